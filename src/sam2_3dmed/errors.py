@@ -1,0 +1,21 @@
+"""The errors a user can cause. The command line prints each as one line and exits with status 2."""
+
+
+class UserError(Exception):
+    """What the user gave cannot be used; the message is one clear line that names the file or key."""
+
+
+class VolumeError(UserError):
+    """An image file or a volume is unusable: missing, truncated, of the wrong shape, with a broken affine."""
+
+
+class DataError(UserError):
+    """A data set is unusable: layout, labels that its description does not name, too few cases."""
+
+
+class ConfigError(UserError):
+    """A configuration is unusable: an unknown key, a value out of range."""
+
+
+class WeightsError(UserError):
+    """Model weights are unusable: not found, or of another model; the message names the keys."""
