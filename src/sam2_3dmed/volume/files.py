@@ -1,0 +1,53 @@
+"""Which files are volumes, what their case is called, and several files of one channel each as one volume."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.volume.nifti import read_volume
+from sam2_3dmed.volume.volume import Volume, describe_difference
+
+ENDINGS = (".nii.gz", ".nii")
+
+
+def case_name(file: Path, *, channel_suffix: bool = False) -> str:
+    """A file's name without its ending, and without nnU-Net's `_0000` if `channel_suffix`."""
+    ending = next((e for e in ENDINGS if file.name.endswith(e)), file.suffix)
+    name = file.name.removesuffix(ending)
+    return name[:-5] if channel_suffix and name[-5:-4] == "_" and name[-4:].isdigit() else name
+
+
+def list_volumes(folder: Path, endings: Sequence[str] = ENDINGS) -> list[Path]:
+    """The image files of a folder, sorted, without hidden ones and macOS's `._` copies.
+
+    Raises:
+        VolumeError: no such folder.
+    """
+    if not folder.is_dir():
+        raise VolumeError(f"{folder}: no such folder")
+    return sorted(f for f in folder.iterdir() if f.name.endswith(tuple(endings)) and not f.name.startswith("."))
+
+
+def read_channels(files: Sequence[Path]) -> Volume:
+    """One volume from one file, (X, Y, Z) or (X, Y, Z, C), or from one file per channel.
+
+    Raises:
+        VolumeError: an unreadable file, files on different grids, or several files of which one has channels itself.
+    """
+    volumes = [read_volume(file) for file in files]
+    if len(volumes) == 1:
+        return volumes[0]
+    for file, volume in zip(files, volumes, strict=True):
+        if volume.num_channels != 1:
+            raise VolumeError(f"{file}: {volume.num_channels} channels, but one file per channel is expected")
+        require_same_grid(volumes[0], files[0], volume, file)
+    return volumes[0].with_array(np.stack([volume.array for volume in volumes], axis=-1))
+
+
+def require_same_grid(a: Volume, file_a: Path, b: Volume, file_b: Path) -> None:
+    """Raise VolumeError, naming both files and how they differ, unless two volumes lie on the same grid."""
+    difference = describe_difference(a, b)
+    if difference:
+        raise VolumeError(f"{file_b}: not on the grid of {file_a}: {difference}")

@@ -1,0 +1,70 @@
+"""A volume becomes slices, and slices become a volume again: axes permute and flip, nothing is resampled."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.volume.volume import Volume, canonical_axes
+
+SlicingAxis = Literal["sagittal", "coronal", "axial"]
+
+# World axes (R = 0, A = 1, S = 2) along D, H and W.
+_WORLD_AXES: dict[SlicingAxis, tuple[int, int, int]] = {
+    "sagittal": (0, 2, 1),
+    "coronal": (1, 2, 0),
+    "axial": (2, 1, 0),
+}
+
+
+def volume_to_slices(volume: Volume, axis: SlicingAxis) -> NDArray[Any]:
+    """The slices of a volume in canonical RAS order, as a view of its array.
+
+    The array's axes are matched to the closest world axes and flipped where they run against them; an
+    oblique volume keeps its own planes. D runs toward R (sagittal), A (coronal) or S (axial); within a
+    slice, (H, W) run toward (S, A), (S, R) or (A, R).
+    Returns: (D, H, W), or (D, C, H, W) if the volume has channels.
+    """
+    axes, flips = _array_axes(volume, axis)
+    if volume.array.ndim == 3:
+        return volume.array.transpose(axes)[flips]
+    return np.moveaxis(volume.array.transpose(*axes, 3)[flips], 3, 1)
+
+
+def slices_to_volume(slices: NDArray[Any], like: Volume, axis: SlicingAxis) -> Volume:
+    """Slices back on the grid they came from: the exact inverse of `volume_to_slices`.
+
+    slices: (D, H, W), one value a voxel.
+    Returns: a volume with `like`'s X, Y, Z and affine whose array is a view of `slices`.
+    Raises: VolumeError if the slices do not have the shape that `like` gives.
+    """
+    axes, flips = _array_axes(like, axis)
+    expected = tuple(like.shape[i] for i in axes)
+    if slices.shape != expected:
+        raise VolumeError(f"{axis} slices of shape {slices.shape} do not fit a volume that gives {expected}")
+    return like.with_array(slices[flips].transpose(np.argsort(axes)))
+
+
+def num_slices(volume: Volume, axis: SlicingAxis) -> int:
+    """D: how many slices the volume has along `axis`."""
+    axes, _ = _array_axes(volume, axis)
+    return volume.shape[axes[0]]
+
+
+def slice_spacing_mm(volume: Volume, axis: SlicingAxis) -> tuple[float, float, float]:
+    """Distances in mm between slices, between their rows (along H) and between their columns (along W)."""
+    axes, _ = _array_axes(volume, axis)
+    d, h, w = (volume.spacing_mm[i] for i in axes)
+    return d, h, w
+
+
+def _array_axes(volume: Volume, axis: SlicingAxis) -> tuple[tuple[int, ...], tuple[slice, ...]]:
+    """The array axes along D, H and W, and the step, forward or backward, along each."""
+    if axis not in _WORLD_AXES:
+        raise VolumeError(f"there is no slicing axis {axis!r}: choose sagittal, coronal or axial")
+    canonical = canonical_axes(volume.affine)
+    chosen = [canonical[world] for world in _WORLD_AXES[axis]]
+    return tuple(i for i, _ in chosen), tuple(slice(None, None, -1 if flipped else 1) for _, flipped in chosen)
