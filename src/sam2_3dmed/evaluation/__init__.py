@@ -1,0 +1,1 @@
+"""Honest numbers: surface distances, metrics, cases to tables."""

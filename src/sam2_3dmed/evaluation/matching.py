@@ -1,0 +1,77 @@
+"""Which prediction belongs to which label file, and what the label values are called."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from sam2_3dmed.errors import DataError
+from sam2_3dmed.volume.files import case_name, list_volumes
+
+_MAX_NAMES = 10
+
+
+def match_files(predictions: Path, labels: Path) -> list[tuple[str, Path, Path]]:
+    """(case name, prediction, label) of two folders, sorted by name; or of two files.
+
+    Raises: DataError if a folder is missing, empty or holds a case twice, or a file has no counterpart.
+    """
+    if predictions.is_file() and labels.is_file():
+        return [(_case_name(predictions), predictions, labels)]
+    predicted, true = _images(predictions), _images(labels)
+    problems = [
+        f"without a {kind} in {folder}: {_listed(names)}"
+        for kind, folder, names in (
+            ("label", labels, sorted(predicted.keys() - true.keys())),
+            ("prediction", predictions, sorted(true.keys() - predicted.keys())),
+        )
+        if names
+    ]
+    if problems:
+        raise DataError(f"predictions and labels do not match by name: {'; '.join(problems)}")
+    return [(name, predicted[name], true[name]) for name in sorted(predicted)]
+
+
+def read_class_names(path: str | Path) -> dict[int, str]:
+    """The foreground classes (value -> name, ascending) of an MSD or nnU-Net dataset.json.
+
+    Raises: DataError if the file cannot be read or its "labels" are not single values with names.
+    """
+    try:
+        labels = json.loads(Path(path).read_text(encoding="utf-8"))["labels"]
+        pairs = [(key, value) if str(key).isdigit() else (value, key) for key, value in labels.items()]
+        names = {int(value): str(name) for value, name in pairs}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f'{path}: no class names ("labels" must give each class one value): {error!r}') from error
+    foreground = {value: names[value] for value in sorted(names) if value > 0}
+    if not foreground:
+        raise DataError(f"{path}: no class names: only the background is named")
+    return foreground
+
+
+def check_unique(names: Iterable[str], where: str) -> None:
+    """Raise DataError, naming `where`, if a case name occurs more than once."""
+    repeated = sorted(name for name, count in Counter(names).items() if count > 1)
+    if repeated:
+        raise DataError(f"{where}: more than one file for {_listed(repeated)}")
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """Case name -> file."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder (both must be folders, or both files)")
+    paths = list_volumes(folder)
+    if not paths:
+        raise DataError(f"{folder}: no .nii or .nii.gz files")
+    check_unique(map(_case_name, paths), str(folder))
+    return {_case_name(path): path for path in paths}
+
+
+def _case_name(path: Path) -> str:
+    """nnU-Net's first channel has the suffix _0000, and a prediction may keep the name of its image."""
+    return case_name(path).removesuffix("_0000")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    return ", ".join(names[:_MAX_NAMES]) + more

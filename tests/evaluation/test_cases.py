@@ -1,0 +1,242 @@
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sam2_3dmed.errors import DataError, VolumeError
+from sam2_3dmed.evaluation.cases import CaseResult, Evaluation, evaluate_cases, evaluate_folders
+from sam2_3dmed.evaluation.metrics import case_metrics, hd95
+from sam2_3dmed.volume.nifti import write_volume
+from sam2_3dmed.volume.volume import Volume
+
+SPACING_MM = (0.75, 0.5, 3.0)
+LABELS = {1: "organ", 2: "tumour"}
+
+
+def label_map(seed):
+    array = np.zeros((6, 8, 5), dtype=np.uint8)
+    array[1:5, 1 + seed : 5 + seed, 1:4] = 1
+    array[2:4, 2 + seed : 4 + seed, 2] = 2
+    return array
+
+
+def save(array, path, affine=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_volume(Volume(array, np.diag([*SPACING_MM, 1.0]) if affine is None else affine), path)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three cases; the first is perfect, in the last the prediction misses the tumour."""
+    for seed, name in enumerate(["a", "b", "c"]):
+        save(label_map(seed), tmp_path / "labels" / f"{name}.nii.gz")
+        prediction = np.roll(label_map(seed), seed, axis=0)
+        if name == "c":
+            prediction[prediction == 2] = 1
+        save(prediction, tmp_path / "predictions" / f"{name}.nii.gz")
+    return tmp_path / "predictions", tmp_path / "labels"
+
+
+def test_rows_are_those_of_the_arrays(folders):
+    evaluation = evaluate_folders(*folders, LABELS, [1, 3])
+    assert [case.name for case in evaluation.cases] == ["a", "b", "c"]
+    assert evaluation.tolerances_mm == (1, 3)
+    second = evaluation.cases[1]
+    assert second.spacing_mm == pytest.approx(SPACING_MM)
+    assert (second.prediction, second.truth) == (folders[0] / "b.nii.gz", folders[1] / "b.nii.gz")
+    expected = case_metrics(np.roll(label_map(1), 1, axis=0), label_map(1), LABELS, SPACING_MM, [1, 3])
+    assert list(second.rows) == expected
+    assert evaluation.cases[0].rows[0].dice == 1
+    assert evaluation.cases[2].rows[1].presence == "missed"
+
+
+def test_written_files(folders, tmp_path):
+    evaluation = evaluate_folders(*folders, LABELS, [1, 2.5])
+    out = tmp_path / "runs" / "evaluation"
+    evaluation.write(out)
+    assert sorted(path.name for path in out.iterdir()) == ["cases.csv", "cases.json", "summary.json"]
+    with (out / "cases.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    columns = "case kind class label dice iou hd95_mm nsd_1mm nsd_2.5mm presence prediction_mm3 truth_mm3"
+    assert " ".join(lines[0]) == columns
+    assert [(line["case"], line["class"]) for line in lines[:5]] == [
+        ("a", "organ"),
+        ("a", "tumour"),
+        ("a", "mean"),
+        ("a", "foreground"),
+        ("b", "organ"),
+    ]
+    organ = evaluation.cases[1].rows[0]
+    assert float(lines[4]["nsd_2.5mm"]) == organ.nsd[2.5]
+    assert float(lines[4]["hd95_mm"]) == organ.hd95_mm
+    assert (lines[2]["label"], lines[2]["presence"]) == ("", "")
+    cases = json.loads((out / "cases.json").read_text())
+    assert cases[1]["rows"][0]["dice"] == organ.dice
+    assert json.loads((out / "summary.json").read_text()) == evaluation.summary()
+
+
+def test_summary_of_numbers_and_misses(folders):
+    evaluation = evaluate_folders(*folders, LABELS, [1])
+    summary = evaluation.summary()
+    tumour = summary["results"][1]
+    dices = [case.rows[1].dice for case in evaluation.cases]
+    assert dices[2] == 0
+    assert tumour["dice"]["mean"] == pytest.approx(sum(dices) / 3)
+    assert tumour["dice"]["median"] == sorted(dices)[1]
+    assert tumour["dice"]["std"] == pytest.approx(np.std(dices, ddof=1))
+    assert (tumour["missed"], tumour["invented"], tumour["absent"]) == (1, 0, 0)
+    assert (summary["cases"], summary["missed"], summary["invented"]) == (3, 1, 0)
+    low, high = tumour["dice"]["interval_95"]
+    assert (low, high) == (min(dices), max(dices))  # of 27 resamples, each extreme is more than 2.5%
+    assert [result["kind"] for result in summary["results"]] == ["class", "class", "mean", "union"]
+    assert summary["results"][2]["nsd_1mm"]["mean"] == pytest.approx(
+        (summary["results"][0]["nsd_1mm"]["mean"] + tumour["nsd_1mm"]["mean"]) / 2
+    )
+
+
+def test_summary_says_what_each_number_is(folders):
+    summary = evaluate_folders(*folders, LABELS, [1]).summary()
+    assert set(summary["metrics"]) == {"dice", "iou", "hd95_mm", "nsd_1mm"}
+    assert summary["metrics"]["nsd_1mm"]["tolerance_mm"] == 1
+    assert summary["metrics"]["hd95_mm"]["unit"] == "mm"
+    assert summary["metrics"]["hd95_mm"]["surface"] == summary["surface"]["definition"] == "surfel"
+    assert "diagonal" in summary["empty_masks"]
+    assert summary["labels"] == {"1": "organ", "2": "tumour"}
+
+
+def test_interval_is_about_that_of_a_normal_mean_and_repeats():
+    """Twelve cases of one class."""
+    rng = np.random.default_rng(3)
+    truth = np.zeros((4, 4, 20), dtype=np.uint8)
+    truth[1:3, 1:3, 2:12] = 1
+    evaluation = one_class_evaluation([np.roll(truth, shift, 2) for shift in rng.integers(0, 6, 12)], truth)
+    iou = evaluation.summary()["results"][0]["iou"]
+    half = 1.96 * iou["std"] / np.sqrt(12)
+    assert iou["interval_95"] == pytest.approx([iou["mean"] - half, iou["mean"] + half], abs=0.25 * half)
+    assert evaluation.summary() == evaluation.summary()
+
+
+def one_class_evaluation(predictions, truth):
+    cases = [
+        CaseResult(
+            name=str(number),
+            prediction=Path("p"),
+            truth=Path("t"),
+            spacing_mm=(1, 1, 1),
+            rows=tuple(case_metrics(prediction, truth, {1: "organ"}, (1, 1, 1), [1])),
+        )
+        for number, prediction in enumerate(predictions)
+    ]
+    return Evaluation(labels={1: "organ"}, tolerances_mm=(1,), cases=tuple(cases))
+
+
+def test_one_case_has_no_spread(folders):
+    predictions, labels = folders
+    summary = evaluate_folders(predictions / "b.nii.gz", labels / "c.nii.gz", LABELS).summary()
+    assert summary["results"][0]["dice"]["std"] is None
+    assert summary["results"][0]["dice"]["interval_95"] is None
+    assert summary["cases"] == 1
+
+
+def test_classes_are_those_found_in_the_labels(folders):
+    evaluation = evaluate_folders(*folders)
+    assert evaluation.labels == {1: "1", 2: "2"}
+    assert evaluation.tolerances_mm == (2, 1)
+
+
+def test_classes_from_dataset_json(folders, tmp_path):
+    (tmp_path / "dataset.json").write_text('{"labels": {"0": "background", "1": "organ", "2": "tumour"}}')
+    assert evaluate_folders(*folders, tmp_path / "dataset.json").labels == LABELS
+
+
+def test_a_value_that_no_label_file_holds_is_refused(folders):
+    save(label_map(0) * 3, folders[0] / "a.nii.gz")
+    with pytest.raises(VolumeError, match=r"predictions.a\.nii\.gz: .*3, 6"):
+        evaluate_folders(*folders)
+
+
+def test_no_classes_to_find(tmp_path):
+    save(np.zeros((3, 3, 3), np.uint8), tmp_path / "x.nii")
+    with pytest.raises(DataError, match="no label file holds a class"):
+        evaluate_folders(tmp_path / "x.nii", tmp_path / "x.nii")
+
+
+def test_no_cases():
+    with pytest.raises(DataError, match="no cases"):
+        evaluate_cases([], LABELS)
+
+
+def test_a_case_twice(folders):
+    pair = ("a", folders[0] / "a.nii.gz", folders[1] / "a.nii.gz")
+    with pytest.raises(DataError, match="more than one file for a"):
+        evaluate_cases([pair, pair], LABELS)
+
+
+def test_other_shape(folders):
+    save(label_map(0)[:-1], folders[0] / "b.nii.gz")
+    with pytest.raises(VolumeError, match=r"b\.nii\.gz: not on the grid of .*: shapes differ"):
+        evaluate_folders(*folders, LABELS)
+
+
+def test_other_affine(folders):
+    save(label_map(1), folders[0] / "b.nii.gz", np.diag([-0.75, 0.5, 3.0, 1.0]))
+    with pytest.raises(VolumeError, match=r"b\.nii\.gz: not on the grid of .*: affines differ"):
+        evaluate_folders(*folders, LABELS)
+
+
+def test_missing_file(folders):
+    with pytest.raises(VolumeError, match=r"nowhere\.nii"):
+        evaluate_cases([("a", folders[0] / "a.nii.gz", folders[1] / "nowhere.nii")], LABELS)
+
+
+def test_empty_prediction_costs_the_whole_diagonal(folders):
+    save(np.zeros((6, 8, 5), np.uint8), folders[0] / "a.nii.gz")
+    organ = evaluate_folders(*folders, LABELS).cases[0].rows[0]
+    assert organ.hd95_mm == pytest.approx(np.linalg.norm(np.multiply(SPACING_MM, (6, 8, 5))))
+    assert organ.hd95_mm == pytest.approx(hd95(np.zeros((6, 8, 5), bool), label_map(0) == 1, SPACING_MM))
+
+
+def test_write_where_no_folder_can_be(folders, tmp_path):
+    evaluation = evaluate_folders(*folders, LABELS)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cases\.csv: cannot be written"):
+        evaluation.write(tmp_path / "file")
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(folders, tmp_path, monkeypatch):
+    evaluation = evaluate_folders(*folders, LABELS)
+    evaluation.write(tmp_path / "out")
+    before = (tmp_path / "out" / "cases.csv").read_bytes()
+
+    def full(self, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(DataError, match=r"cases\.csv: cannot be written: No space left on device"):
+        evaluation.write(tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "cases.csv",
+        "cases.json",
+        "summary.json",
+    ]
+    assert (tmp_path / "out" / "cases.csv").read_bytes() == before
+
+
+def test_hippocampus_labels_against_themselves(shared_data):
+    folder = shared_data / "Task04_Hippocampus"
+    paths = sorted((folder / "labelsTr").glob("[!.]*.nii.gz"))[:3]
+    evaluation = evaluate_cases([(path.name, path, path) for path in paths], tolerances_mm=[1])
+    assert evaluation.labels == {1: "1", 2: "2"}
+    for result in evaluation.summary()["results"]:
+        assert result["dice"]["mean"] == result["nsd_1mm"]["mean"] == 1
+        assert result["hd95_mm"]["mean"] == 0
+
+
+def test_importing_evaluation_loads_neither_torch_nor_nibabel():
+    code = "import sys, sam2_3dmed.evaluation.cases;sys.exit(', '.join({'torch', 'nibabel'} & set(sys.modules)) or 0)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
