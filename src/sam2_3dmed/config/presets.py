@@ -1,0 +1,129 @@
+"""Recipes by name: the presets, and the paper's ablations, each the full method with one thing changed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from sam2_3dmed.config.parsing import parse, parse_yaml, read_yaml
+from sam2_3dmed.config.schema import RunConfig
+from sam2_3dmed.errors import ConfigError
+
+
+def _change(config: RunConfig, section: str, **values: Any) -> RunConfig:
+    part = getattr(config, section)
+    return config.model_copy(update={section: part.model_copy(update=values)})
+
+
+def paper() -> RunConfig:
+    """The recipe of the paper's appendix B, as printed (D comes from the plan or `window_slices`)."""
+    return RunConfig()
+
+
+ABLATIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
+    "without_pretraining": lambda c: _change(c, "model", train_encoder=True),
+    "without_srpp": lambda c: _change(c, "model", srpp=False),
+    "without_shared_context": lambda c: _change(c, "model", share_context=False),
+    "with_srpp_memory": lambda c: _change(c, "model", srpp_memory=True),
+    "without_boundary": lambda c: _change(c, "model", boundary=False),
+    "without_boundary_fusion": lambda c: _change(c, "model", boundary_fusion=False),
+}
+"""The paper's Tables 2-6 and 9, one change each; `without_pretraining` goes with `--weights none`."""
+
+
+def auto() -> RunConfig:
+    """The default: `paper` with what was better on validation cases of real data (see `docs/auto_preset.md`)."""
+    config = _change(paper(), "loss", segmentation="dice_bce")
+    config = _change(config, "model", fusion_residual=True)
+    config = _change(
+        config,
+        "augmentation",
+        rotation_degrees=15.0,
+        shear_degrees=5.0,
+        noise=0.2,
+        blur=0.2,
+        mosaic=0.0,
+    )
+    return _change(
+        config,
+        "training",
+        epochs=30,
+        windows_per_epoch=200,
+        learning_rate=3e-3,
+        warmup_fraction=0.05,
+        validate_every=5,
+        patience=None,
+    )
+
+
+PRESETS: Mapping[str, Callable[[], RunConfig]] = {"auto": auto, "paper": paper}
+
+
+def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
+    """`config` with each `section.key=value` of the command line applied, values read as YAML.
+
+    Raises:
+        ConfigError: a setting is not `key=value`, or what it makes is not valid.
+    """
+    data = config.model_dump()
+    for setting in settings:
+        key, separator, text = setting.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {setting}: expected section.key=value, such as training.epochs=50")
+        *sections, last = key.split(".")
+        target = data
+        for section in sections:
+            target = target.setdefault(section, {})
+            if not isinstance(target, dict):
+                raise ConfigError(f"--set {setting}: {section} has no keys below it")
+        target[last] = parse_yaml(text, f"--set {setting}")
+    changed: RunConfig = parse(data, RunConfig, "--set")
+    return changed
+
+
+def read_recipe(name_or_path: str) -> RunConfig:
+    """A preset by name (`auto`, `paper`), with ablations after plus signs (`paper+without_srpp`), or a YAML file.
+
+    A YAML file may start from a preset with the key `preset`; its other keys replace the preset's.
+
+    Raises:
+        ConfigError: no such preset, ablation or file, or mistakes in the file.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        return _read_recipe_file(Path(name_or_path))
+    return _read_preset(name_or_path)
+
+
+def _read_preset(name_and_ablations: str) -> RunConfig:
+    name, *ablations = name_and_ablations.split("+")
+    config = _named(PRESETS, name, "preset")()
+    for ablation in ablations:
+        config = _named(ABLATIONS, ablation, "ablation")(config)
+    return config
+
+
+def _named(table: Mapping[str, Callable[..., RunConfig]], name: str, kind: str) -> Callable[..., RunConfig]:
+    if name in table:
+        return table[name]
+    near = get_close_matches(name, list(table), n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(table)
+    raise ConfigError(f"no {kind} {name!r}; {hint}")
+
+
+def _read_recipe_file(path: Path) -> RunConfig:
+    data = read_yaml(path)
+    if data is None:
+        data = {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
+    try:
+        base = _read_preset(str(data.pop("preset", "auto"))).model_dump()
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    for key, value in data.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            base[key] = {**base[key], **value}
+        else:
+            base[key] = value
+    config: RunConfig = parse(base, RunConfig, str(path))
+    return config

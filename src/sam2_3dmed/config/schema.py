@@ -1,0 +1,188 @@
+"""Every option of a run, in frozen models that are checked where they are made."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
+from sam2_3dmed.volume.slices import SlicingAxis
+
+Size = Literal["nano", "tiny", "small", "base_plus", "large"]
+Direction = Literal["forward", "backward", "both"]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ChannelPlan(_Frozen):
+    """How one channel's intensities reach [0, 1]: `fixed` bounds, or `percentiles` of each volume (reading 9)."""
+
+    name: str
+    normalisation: Literal["fixed", "percentiles"]
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        if self.normalisation == "percentiles" and not (self.low >= 0 and self.high <= 100):
+            raise ValueError("percentiles lie between 0 and 100")
+        return self
+
+
+class Plan(_Frozen):
+    """What the data set dictates; `fingerprint` proposes it, a person may edit it, `predict` obeys it."""
+
+    dataset: str
+    channels: Annotated[tuple[ChannelPlan, ...], Field(min_length=1, max_length=3)]
+    labels: Annotated[dict[int, str], Field(min_length=1)]
+    slicing_axis: SlicingAxis = "axial"
+    window_slices: Annotated[int, Field(ge=1, le=64)] = 6
+    nsd_tolerance_mm: Positive = 2.0
+
+    @model_validator(mode="after")
+    def _labels_ascend(self) -> Self:
+        values = list(self.labels)
+        if values != sorted(values) or values[0] < 1 or values[-1] > 65535:
+            raise ValueError(f"label values must be ascending, between 1 and 65535, not {values}")
+        return self
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of foreground classes."""
+        return len(self.labels)
+
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """The value in the label files of class 1..K, ascending."""
+        return tuple(self.labels)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """The part that training and prediction share."""
+        return Preprocessing(
+            slicing_axis=self.slicing_axis,
+            normalisation=tuple(Normalisation(c.normalisation, c.low, c.high) for c in self.channels),
+        )
+
+
+class ModelConfig(_Frozen):
+    """The network. The switches are the paper's ablations."""
+
+    size: Literal["auto", Size] = "auto"
+    """`auto`: tiny with pre-trained weights or a GPU, nano from scratch on a CPU."""
+    image_size: Annotated[int, Field(ge=64, le=1024, multiple_of=32)] | None = None
+    """H = W of the slices the network sees; none: 512, and 128 for nano."""
+    srpp: bool = True
+    share_context: bool = True
+    """SRPP's context reaches both memory attentions (reading 1); false is the literal reading."""
+    srpp_memory: bool = False
+    """Table 9: SRPP attends to the slices before only."""
+    boundary: bool = True
+    boundary_fusion: bool = True
+    fusion_residual: bool = False
+    """Z1_bd keeps Z_bd beside the cross-attention (reading 3); the paper's Eq. 3 has no residual."""
+    train_encoder: bool | None = None
+    """None: frozen with pre-trained weights, trained from scratch (reading 15)."""
+
+
+class LossConfig(_Frozen):
+    """Eq. 6: L = L_seg + lambda_srpp * L_srpp + lambda_boundary * L_bd."""
+
+    segmentation: Literal["bce", "dice_bce", "focal_dice"] = "bce"
+    lambda_srpp: Annotated[float, Field(ge=0)] = 0.01
+    lambda_boundary: Annotated[float, Field(ge=0)] = 0.1
+    boundary_normalise: Literal["weight_sum", "mean", "sum"] = "weight_sum"
+
+
+class AugmentationConfig(_Frozen):
+    """Appendix B; one draw for all slices of a window. Angles in degrees."""
+
+    horizontal_flip: Fraction = 0.5
+    affine: Fraction = 1.0
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 25.0
+    shear_degrees: Annotated[float, Field(ge=0, le=60)] = 20.0
+    scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """In-plane zoom uniform in 1 - scale .. 1 + scale; the paper has none."""
+    noise: Fraction = 0.5
+    noise_std: Annotated[float, Field(ge=0)] = 0.1
+    blur: Fraction = 0.5
+    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    """Lowest and highest, in pixels."""
+    mosaic: Fraction = 0.15
+    intensity: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Contrast factor and gamma exponent uniform in 1 - intensity .. 1 + intensity; the paper has none."""
+    reverse: Fraction = 0.5
+    """Chance that a window is fed in reversed order (reading 5)."""
+
+    @field_validator("blur_sigma")
+    @classmethod
+    def _ordered(cls, sigma: tuple[float, float]) -> tuple[float, float]:
+        if sigma[0] > sigma[1]:
+            raise ValueError(f"the lowest ({sigma[0]:g}) must not exceed the highest ({sigma[1]:g})")
+        return sigma
+
+
+class TrainingConfig(_Frozen):
+    """Appendix B's recipe, and how long."""
+
+    epochs: Annotated[int, Field(ge=1)] = 500
+    windows_per_epoch: Annotated[int, Field(ge=1)] | None = None
+    """None: one window of every training case (reading 14)."""
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    learning_rate: Positive = 5e-5
+    final_learning_rate_fraction: Fraction = 0.1
+    warmup_fraction: Fraction = 0.0
+    """Share of all steps over which the rate rises linearly from zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    clip_gradient_norm: Positive | None = 1.0
+    precision: Literal["auto", "32", "bf16"] = "auto"
+    """`auto`: bf16 autocast where the processor or GPU has fast bf16, else 32."""
+    foreground_fraction: Fraction = 0.5
+    validate_every: Annotated[int, Field(ge=1)] = 5
+    """Epochs between validations of whole volumes."""
+    patience: Annotated[int, Field(ge=1)] | None = 20
+    """Validations without a better mean Dice before training stops; none: never."""
+    max_minutes: Positive | None = None
+    weight_average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights, which is then what is validated and kept; none: no average."""
+    seed: Seed = 0
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that prepare windows; none: one less than the processors, at most 8."""
+
+
+class SplitConfig(_Frozen):
+    """Which cases are held out (reading 13)."""
+
+    seed: Seed = 0
+    test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of what is not test."""
+
+
+class InferenceConfig(_Frozen):
+    """How a volume is passed through the network."""
+
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """Share of a window that the next one repeats."""
+    direction: Direction = "both"
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    largest_component: bool = False
+
+
+class RunConfig(_Frozen):
+    """All that a run is told besides the data and the weights."""
+
+    model: ModelConfig = ModelConfig()
+    loss: LossConfig = LossConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    training: TrainingConfig = TrainingConfig()
+    split: SplitConfig = SplitConfig()
+    inference: InferenceConfig = InferenceConfig()
+    window_slices: Annotated[int, Field(ge=1, le=64)] | None = None
+    """D; none: the plan's."""

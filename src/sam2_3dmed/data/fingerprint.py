@@ -1,0 +1,220 @@
+"""What a data set is like: every case read once, checked, and summed up in a few numbers."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from sam2_3dmed.data.catalog import Case, Catalog, read_case
+from sam2_3dmed.data.pool import Progress, map_cases
+from sam2_3dmed.errors import DataError, VolumeError
+from sam2_3dmed.volume.slices import SlicingAxis
+from sam2_3dmed.volume.volume import canonical_axes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Three = tuple[float, float, float]
+AXES: tuple[SlicingAxis, ...] = ("sagittal", "coronal", "axial")
+"""The slicing axes in the order of R, A and S."""
+
+# Of a case with more foreground voxels than this, so many evenly spaced quantiles stand for all.
+_SAMPLE_SIZE = 4096
+
+
+@dataclass(frozen=True)
+class ClassFingerprint:
+    """One class in one case. num_slices: how many slices hold it, cut across R, A and S."""
+
+    volume_ml: float
+    num_slices: tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class CaseFingerprint:
+    """One case. Shape and spacing are along R, A and S, whatever the file's orientation.
+
+    classes: by label value, only those present.
+    intensities: 0.5, 50 and 99.5 percentile of the foreground for every channel; empty without foreground.
+    foreground_sample: (C, n) ascending, all num_foreground voxels or evenly spaced quantiles of them.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    spacing_mm: Three
+    orientation: str
+    num_channels: int
+    classes: dict[int, ClassFingerprint]
+    intensities: tuple[Three, ...]
+    num_foreground: int
+    foreground_sample: NDArray[np.float64]
+
+    def num_slices(self, axis: SlicingAxis) -> int:
+        """D, the number of slices along an axis."""
+        return self.shape[AXES.index(axis)]
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """A data set. channels and labels are complete, also where the layout does not name them."""
+
+    dataset: str
+    channels: tuple[str, ...]
+    labels: dict[int, str]
+    cases: tuple[CaseFingerprint, ...]
+
+    def subset(self, names: Sequence[str]) -> "Fingerprint":
+        """Only the named cases, such as those a plan may be made from.
+
+        Raises:
+            DataError: a name that is not among the cases, or no names.
+        """
+        known = {case.name: case for case in self.cases}
+        missing = sorted(set(names) - set(known))
+        if missing or not names:
+            raise DataError(f"{self.dataset}: " + (f"no case {missing[0]!r}" if missing else "no cases are named"))
+        return Fingerprint(self.dataset, self.channels, self.labels, tuple(known[n] for n in sorted(set(names))))
+
+    def absent_classes(self, case: CaseFingerprint) -> tuple[int, ...]:
+        """The label values that `case` does not hold."""
+        return tuple(value for value in self.labels if value not in case.classes)
+
+
+def fingerprint(catalog: Catalog, *, workers: int | None = None, progress: Progress | None = None) -> Fingerprint:
+    """Read and check every case once.
+
+    workers, progress: see `map_cases`.
+
+    Raises:
+        DataError: unusable cases (all are listed, by file), images with different numbers of channels, or no
+            foreground.
+    """
+    function = partial(_fingerprint_case, labels=tuple(catalog.labels), num_channels=len(catalog.channels))
+    cases = tuple(map_cases(function, catalog.cases, workers=workers, progress=progress))
+    present = sorted({value for case in cases for value in case.classes})
+    if not present:
+        raise DataError(f"{catalog.name}: no label holds any foreground")
+    labels = catalog.labels or {value: f"class {value}" for value in present}
+    return Fingerprint(catalog.name, catalog.channels or _channel_names(catalog.name, cases), labels, cases)
+
+
+def _channel_names(dataset: str, cases: Sequence[CaseFingerprint]) -> tuple[str, ...]:
+    counts = Counter(case.num_channels for case in cases)
+    (usual, _), *others = counts.most_common()
+    if others:
+        odd = next(case for case in cases if case.num_channels != usual)
+        raise DataError(f"{dataset}: {odd.name} has {odd.num_channels} channels, most cases have {usual}")
+    return ("image",) if usual == 1 else tuple(f"channel {i}" for i in range(usual))
+
+
+def _fingerprint_case(case: Case, *, labels: tuple[int, ...], num_channels: int) -> CaseFingerprint:
+    """labels, num_channels: what the data set's description says; empty and 0 where it says nothing."""
+    image, label = read_case(case, labels or None)
+    if num_channels and image.num_channels != num_channels:
+        raise VolumeError(f"{case.images[0]}: {image.num_channels} channels, but the data set names {num_channels}")
+    if label is None:
+        raise DataError(f"{case.images[0]}: has no label")
+    box = _foreground_box(label.array)
+    labels_inside = np.ascontiguousarray(label.array[box])
+    inside = image.array[box].reshape(*labels_inside.shape, image.num_channels)
+    ordered = np.sort(inside[labels_inside > 0].T.astype(np.float64), axis=1)
+    count = ordered.shape[1]
+    axes = [axis for axis, _ in canonical_axes(image.affine)]
+    return CaseFingerprint(
+        name=case.name,
+        shape=(image.shape[axes[0]], image.shape[axes[1]], image.shape[axes[2]]),
+        spacing_mm=image.canonical_spacing_mm,
+        orientation=image.orientation,
+        num_channels=image.num_channels,
+        classes=_measure_classes(labels_inside, float(np.prod(image.spacing_mm)) / 1000, axes),
+        intensities=tuple(_percentiles(channel) for channel in ordered) if count else (),
+        num_foreground=count,
+        foreground_sample=_sample(ordered),
+    )
+
+
+def _foreground_box(labels: NDArray[Any]) -> tuple[slice, ...]:
+    """The smallest box that holds every voxel above 0; empty if there is none."""
+    planes = (np.flatnonzero(labels.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
+    return tuple(slice(held[0], held[-1] + 1) if held.size else slice(0, 0) for held in planes)
+
+
+def _measure_classes(labels: NDArray[Any], voxel_ml: float, axes: Sequence[int]) -> dict[int, ClassFingerprint]:
+    """labels: (X, Y, Z), at least all of its foreground. axes: its axes along R, A and S."""
+    classes = {}
+    boxes: Sequence[tuple[slice, ...] | None] = ndimage.find_objects(labels) if labels.size else []
+    for value, box in enumerate(boxes, start=1):
+        if box is None:  # no voxel has this value
+            continue
+        mask = labels[box] == value
+        slices = [int(mask.any(axis=tuple({0, 1, 2} - {axis})).sum()) for axis in axes]
+        classes[value] = ClassFingerprint(float(mask.sum()) * voxel_ml, (slices[0], slices[1], slices[2]))
+    return classes
+
+
+def _percentiles(values: NDArray[np.float64]) -> Three:
+    low, middle, high = np.percentile(values, [0.5, 50, 99.5]).tolist()
+    return low, middle, high
+
+
+def _sample(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(C, N) ascending -> (C, n), n at most _SAMPLE_SIZE."""
+    count = ordered.shape[1]
+    if count <= _SAMPLE_SIZE:
+        return ordered
+    ranks = (np.arange(_SAMPLE_SIZE) + 0.5) * (count / _SAMPLE_SIZE)
+    return ordered[:, ranks.astype(np.int64)]
+
+
+def foreground_percentiles(cases: Sequence[CaseFingerprint], channel: int, percentiles: Sequence[float]) -> list[float]:
+    """Percentiles of the foreground voxels of all cases together, every voxel with the same weight.
+
+    Raises:
+        DataError: the cases hold no foreground.
+    """
+    counted = [case for case in cases if case.num_foreground]
+    if not counted:
+        raise DataError("no foreground voxel to take intensities from")
+    values = np.concatenate([case.foreground_sample[channel] for case in counted])
+    lengths = [case.foreground_sample.shape[1] for case in counted]
+    weights = np.repeat([case.num_foreground / n for case, n in zip(counted, lengths, strict=True)], lengths)
+    found: list[float] = np.percentile(values, percentiles, weights=weights, method="inverted_cdf").tolist()
+    return found
+
+
+def describe(found: Fingerprint, axis: SlicingAxis) -> "RenderableType":
+    """Two tables for a terminal: the data set, and its classes with slices counted along `axis`."""
+    from rich.console import Group
+    from rich.table import Table
+
+    cases = found.cases
+    overview = Table("", "median (range)", title=f"{found.dataset}: {len(cases)} cases", title_justify="left")
+    for i, letter in enumerate("RAS"):
+        overview.add_row(f"voxels along {letter}", _spread([case.shape[i] for case in cases]))
+    for i, letter in enumerate("RAS"):
+        overview.add_row(f"spacing along {letter} (mm)", _spread([case.spacing_mm[i] for case in cases]))
+    for i, channel in enumerate(found.channels):
+        middles = [case.intensities[i][1] for case in cases if case.intensities]
+        overview.add_row(f"{channel}, median of the foreground", _spread(middles))
+    orientations = Counter(case.orientation for case in cases).most_common()
+    overview.add_row("stored as", ", ".join(f"{name} ({count})" for name, count in orientations))
+    classes = Table("", "class", "ml", f"{axis} slices", "absent in", title="Where present", title_justify="left")
+    for value, name in found.labels.items():
+        present = [case.classes[value] for case in cases if value in case.classes]
+        slices = _spread([entry.num_slices[AXES.index(axis)] for entry in present])
+        absent = f"{len(cases) - len(present)} cases" if len(present) < len(cases) else "-"
+        classes.add_row(str(value), name, _spread([c.volume_ml for c in present]), slices, absent)
+    return Group(overview, classes)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    middle, low, high = (f"{number:.4g}" for number in (median(values), min(values), max(values)))
+    return middle if low == high else f"{middle} ({low} to {high})"

@@ -1,0 +1,226 @@
+"""CT-like phantoms of the abdomen, as a Medical Segmentation Decathlon data set: what the demo trains on.
+
+The targets are those of MSD Task07: a pancreas along a random curve and a tumour in it. Liver, spleen, bowel,
+vessels and muscle share their Hounsfield units, so that no threshold finds them; shape and place do.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from sam2_3dmed.data.anatomy import paint_bowel, paint_pancreas, paint_spine, paint_trunk, paint_upper_organs
+from sam2_3dmed.data.canvas import Canvas, grain, smooth_field
+from sam2_3dmed.errors import DataError
+from sam2_3dmed.volume.volume import Volume
+
+PHANTOM_LABELS = {1: "pancreas", 2: "tumour"}
+PHANTOM_SHAPE = (96, 96, 28)
+ORIENTATIONS = ("RAS", "LPS", "LAS", "ASR")
+"""Used in turn, as scanners and converters leave all kinds; in "ASR" the slices lie along the second axis."""
+
+_SUBSLICES = 3
+_MIN_HU, _MAX_HU = -1024, 3071
+
+
+def make_phantom_case(
+    rng: np.random.Generator,
+    *,
+    shape: tuple[int, int, int] = PHANTOM_SHAPE,
+    orientation: str | None = None,
+) -> tuple[Volume, Volume]:
+    """One abdominal CT and its label (0 background, 1 pancreas, 2 tumour), drawn from rng.
+
+    shape: of the canonical (RAS) grid: columns, rows, axial slices.
+    orientation: axis codes of the returned arrays, such as "LPS"; drawn from ORIENTATIONS if None.
+    Returns: image int16 in HU and label uint8 on one grid: 1.5-2.2 mm in plane, 4-6 mm between slices, tilted
+        by up to 6 degrees about each axis.
+    Raises: DataError if the shape is too small to hold the organs.
+    """
+    _check_shape(shape, 12)
+    codes = orientation or str(rng.choice(ORIENTATIONS))
+    in_plane = rng.uniform(1.5, 2.2)
+    # The height covered follows the body's size, so that the organs are never cut off.
+    between = float(np.clip(rng.uniform(0.66, 0.76) * in_plane * min(shape[:2]) / shape[2], 4.0, 6.0))
+    spacing_mm = np.array([in_plane, in_plane, between])
+    rotation = _small_rotation(rng)
+    canvas = _blank_canvas(rng, shape, spacing_mm, rotation)
+    pancreas, tumour = _paint_patient(canvas, rng)
+    image = _scan(canvas.hu, rng)
+    label = _label(canvas.coverage(pancreas), canvas.coverage(tumour))
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * spacing_mm
+    affine[:3, 3] = rng.uniform(-40, 40, 3) - affine[:3, :3] @ ((np.array(shape) - 1) / 2)
+    return _oriented(image, affine, codes), _oriented(label, affine, codes)
+
+
+def write_phantom_dataset(
+    folder: Path,
+    *,
+    num_cases: int,
+    seed: int,
+    shape: tuple[int, int, int] = PHANTOM_SHAPE,
+    on_case: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write a data set in MSD's layout: dataset.json, imagesTr/phantom_000.nii.gz, ..., labelsTr.
+
+    The same arguments give the same arrays, and a case does not depend on how many follow it. The number of
+    slices varies by up to 2 around shape[2]. A data set that is there, and complete, is not written again.
+    on_case: called with (cases done, num_cases) after each.
+    Returns: folder.
+    Raises: DataError if num_cases < 1, the shape is too small, or the folder holds another data set.
+    """
+    if num_cases < 1:
+        raise DataError(f"a phantom data set needs at least 1 case, not {num_cases}")
+    _check_shape(shape, 14)
+    description = folder / "dataset.json"
+    content = _description(num_cases, seed, shape)
+    if description.exists():
+        if description.read_text(encoding="utf-8") != content:
+            raise DataError(f"{description}: holds another data set; choose an empty folder")
+        return folder
+    for name in ("imagesTr", "labelsTr"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    write = partial(_write_case, folder, seed=seed, shape=shape)
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        for done, _ in enumerate(pool.map(write, range(num_cases)), start=1):
+            if on_case is not None:
+                on_case(done, num_cases)
+    unfinished = description.with_name("dataset.json.part")
+    unfinished.write_text(content, encoding="utf-8")
+    unfinished.replace(description)
+    return folder
+
+
+def _check_shape(shape: tuple[int, int, int], min_slices: int) -> None:
+    """Fewer voxels do not hold the organs."""
+    if min(shape[:2]) < 48 or shape[2] < min_slices:
+        given = " x ".join(str(size) for size in shape)
+        raise DataError(f"a phantom needs a shape of at least 48 x 48 x {min_slices}, not {given}")
+
+
+def _write_case(folder: Path, index: int, *, seed: int, shape: tuple[int, int, int]) -> None:
+    """One image and its label, drawn from the seed and the case's number alone."""
+    rng = np.random.default_rng([seed, index])
+    slices = shape[2] + int(rng.integers(-2, 3))
+    orientation = ORIENTATIONS[index % len(ORIENTATIONS)]
+    image, label = make_phantom_case(rng, shape=(shape[0], shape[1], slices), orientation=orientation)
+    image.write(folder / "imagesTr" / f"{_case_name(index)}.nii.gz")
+    label.write(folder / "labelsTr" / f"{_case_name(index)}.nii.gz")
+
+
+def _case_name(index: int) -> str:
+    return f"phantom_{index:03d}"
+
+
+def _description(num_cases: int, seed: int, shape: tuple[int, int, int]) -> str:
+    """The text of dataset.json, keys as in the Decathlon."""
+    names = [f"{_case_name(index)}.nii.gz" for index in range(num_cases)]
+    content = {
+        "name": "Phantom",
+        "description": f"Simulated abdominal CT, {' x '.join(map(str, shape))} voxels or so, seed {seed}",
+        "reference": "sam2-3dmed",
+        "licence": "Apache-2.0",
+        "release": "1.0",
+        "tensorImageSize": "3D",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", **{str(value): name for value, name in PHANTOM_LABELS.items()}},
+        "numTraining": num_cases,
+        "numTest": 0,
+        "training": [{"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"} for name in names],
+        "test": [],
+    }
+    return json.dumps(content, indent=2) + "\n"
+
+
+def _small_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Up to 6 degrees about each axis; none in a quarter of the cases."""
+    angles = np.deg2rad(np.clip(rng.normal(0, 2.5, 3), -6, 6)) * (rng.random() < 0.75)
+    rotation = np.eye(3)
+    for axis, angle in enumerate(angles):
+        a, b = (axis + 1) % 3, (axis + 2) % 3
+        turn = np.eye(3)
+        turn[a, a] = turn[b, b] = np.cos(angle)
+        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
+        rotation = turn @ rotation
+    return rotation
+
+
+def _blank_canvas(
+    rng: np.random.Generator,
+    shape: tuple[int, int, int],
+    spacing_mm: NDArray[np.float64],
+    rotation: NDArray[np.float64],
+) -> Canvas:
+    """Air, on several thin slices to a thick one; coordinates turned to the patient's and gently warped."""
+    fine = (shape[0], shape[1], shape[2] * _SUBSLICES)
+    fine_spacing_mm = spacing_mm / (1, 1, _SUBSLICES)
+    half_width_mm = 0.5 * min(shape[0] * spacing_mm[0], shape[1] * spacing_mm[1])
+    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(fine, fine_spacing_mm, strict=True)]
+    i, j, k = np.meshgrid(*(axis / half_width_mm for axis in axes), indexing="ij", sparse=True)
+    shift = rng.normal(0, 0.025, 3)
+    scale = rng.uniform(0.94, 1.04)
+    coordinates = []
+    for row, offset in zip(rotation, shift, strict=True):
+        straight = (row[0] * i + row[1] * j + row[2] * k - offset) / scale
+        coordinates.append(straight.astype(np.float32) + 0.022 * smooth_field(rng, fine, (5, 5, 4)))
+    return Canvas(
+        x=coordinates[0],
+        y=coordinates[1],
+        z=coordinates[2],
+        hu=np.full(fine, -1000, dtype=np.float32),
+        fine_grain=grain(rng, fine, 1.2),
+        coarse_grain=grain(rng, fine, 4.0),
+        voxel=2 / min(shape[:2]),
+        half_height=0.5 * shape[2] * float(spacing_mm[2]) / half_width_mm,
+    )
+
+
+def _paint_patient(canvas: Canvas, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """From the outside in, the targets last. Returns the distance fields of pancreas and tumour."""
+    cavity = paint_trunk(canvas, rng)
+    paint_upper_organs(canvas, rng, cavity)
+    paint_spine(canvas, rng)
+    paint_bowel(canvas, rng, cavity)
+    return paint_pancreas(canvas, rng)
+
+
+def _thick(fine: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Thin slices (X, Y, n * _SUBSLICES) averaged to thick ones (X, Y, n): their partial volume."""
+    columns, rows, slices = fine.shape
+    return np.asarray(fine.reshape(columns, rows, slices // _SUBSLICES, _SUBSLICES).mean(axis=3))
+
+
+def _scan(fine_hu: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int16]:
+    """What a scanner makes of it: thick slices, blur in plane, correlated noise, an offset and a gain."""
+    hu = gaussian_filter(_thick(fine_hu), (0.55, 0.55, 0))
+    noise = 0.8 * grain(rng, hu.shape, (0.6, 0.6, 0)) + 0.6 * grain(rng, hu.shape, (1.2, 1.2, 0))
+    # More noise where the rays have crossed more tissue.
+    tissue = gaussian_filter((hu > -300).astype(np.float32), (8, 8, 0))
+    hu = hu + rng.uniform(8, 12) * (0.5 + 0.6 * tissue) * noise
+    hu = hu * rng.uniform(0.98, 1.02) + rng.normal(0, 4)
+    return np.clip(np.rint(hu), _MIN_HU, _MAX_HU).astype(np.int16)
+
+
+def _label(pancreas: NDArray[np.float32], tumour: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """1 where at least half of a voxel is pancreas or tumour, 2 where the tumour is at least half of that."""
+    organ, lesion = _thick(pancreas), _thick(tumour)
+    label = (organ >= 0.5).astype(np.uint8)
+    label[(organ >= 0.5) & (lesion >= 0.5 * organ)] = 2
+    return label
+
+
+def _oriented(array: NDArray[np.int16] | NDArray[np.uint8], affine: NDArray[np.float64], codes: str) -> Volume:
+    """A volume whose RAS array and affine are brought to the given axis codes."""
+    from nibabel import orientations  # slow to import
+
+    wanted = orientations.axcodes2ornt(tuple(codes))
+    change = orientations.ornt_transform(orientations.axcodes2ornt(("R", "A", "S")), wanted)
+    turned = np.ascontiguousarray(orientations.apply_orientation(array, change))
+    return Volume(turned, affine @ orientations.inv_ornt_aff(change, array.shape))

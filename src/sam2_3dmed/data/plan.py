@@ -1,0 +1,141 @@
+"""From the fingerprint to the plan, and the plan as a file that a person can edit."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import yaml
+
+from sam2_3dmed.config import ChannelPlan, Plan, parse, read_yaml
+from sam2_3dmed.data.fingerprint import AXES, Fingerprint, foreground_percentiles
+from sam2_3dmed.errors import DataError
+from sam2_3dmed.volume.preprocess import choose_slicing_axis
+from sam2_3dmed.volume.slices import SlicingAxis
+
+_LOW, _HIGH = 0.5, 99.5
+_CT_NAMES = {"ct", "cta", "cbct", "cect", "ncct", "ldct"}
+# Window of D slices -> the fewest slices a structure must span to get it: the paper's 12 for organs, where
+# two windows fit into them, its 6 for short structures.
+_WINDOWS = {12: 24, 6: 6, 3: 0}
+
+
+def propose_plan(fingerprint: Fingerprint, names: Sequence[str] | None = None) -> Plan:
+    """A plan for a data set, made from the named cases only: the training set, so that nothing leaks.
+
+    Intensities: a channel whose name says CT gets fixed bounds, the 0.5 and 99.5 percentile of all foreground
+    voxels; others the same percentiles of each volume (reading 9). Axis: `choose_slicing_axis` (reading 10).
+    Window: by the median number of slices that hold a class, where present, of the class that spans most: 12
+    from 24 slices on, 6 from 6 on, else 3; never more than the shortest volume has.
+
+    Raises:
+        DataError: a name that is not among the cases, or a CT without foreground or with a constant one.
+    """
+    chosen = fingerprint if names is None else fingerprint.subset(names)
+    axis = choose_slicing_axis([case.spacing_mm for case in chosen.cases])
+    return Plan(
+        dataset=fingerprint.dataset,
+        channels=tuple(_channel(chosen, i, name) for i, name in enumerate(chosen.channels)),
+        labels=fingerprint.labels,
+        slicing_axis=axis,
+        window_slices=_window(chosen, axis),
+    )
+
+
+def _channel(fingerprint: Fingerprint, index: int, name: str) -> ChannelPlan:
+    if _CT_NAMES.isdisjoint(re.split(r"[^a-z]+", name.lower())):
+        return ChannelPlan(name=name, normalisation="percentiles", low=_LOW, high=_HIGH)
+    try:
+        low, high = foreground_percentiles(fingerprint.cases, index, (_LOW, _HIGH))
+    except DataError as error:
+        raise DataError(f"{fingerprint.dataset}: {error}") from None
+    if low >= high:
+        raise DataError(f"{fingerprint.dataset}: the foreground of channel {name!r} is constant ({low:g})")
+    return ChannelPlan(name=name, normalisation="fixed", low=low, high=high)
+
+
+def _window(fingerprint: Fingerprint, axis: SlicingAxis) -> int:
+    along = AXES.index(axis)
+    spans = [
+        median([case.classes[value].num_slices[along] for case in fingerprint.cases if value in case.classes] or [0])
+        for value in fingerprint.labels
+    ]
+    window = next(slices for slices, fewest in _WINDOWS.items() if max(spans) >= fewest)
+    return min(window, *(case.num_slices(axis) for case in fingerprint.cases))
+
+
+def plan_yaml(plan: Plan) -> str:
+    """A plan as YAML with a comment on every key."""
+    channels = "\n".join(
+        f"  - name: {_scalar(c.name)}\n    normalisation: {c.normalisation}\n"
+        f"    low: {_scalar(c.low)}\n    high: {_scalar(c.high)}"
+        for c in plan.channels
+    )
+    return _TEMPLATE.format(
+        dataset=_scalar(plan.dataset),
+        channels=channels,
+        labels="\n".join(f"  {value}: {_scalar(name)}" for value, name in plan.labels.items()),
+        slicing_axis=plan.slicing_axis,
+        window_slices=plan.window_slices,
+        nsd_tolerance_mm=_scalar(plan.nsd_tolerance_mm),
+    )
+
+
+def write_plan_yaml(plan: Plan, path: Path) -> None:
+    """Write a plan; `read_plan_yaml` gives the same plan again.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(plan_yaml(plan), encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def read_plan_yaml(path: Path) -> Plan:
+    """Read a plan.
+
+    Raises:
+        ConfigError: unreadable, or one line per mistake that names the file and the key.
+    """
+    plan: Plan = parse(read_yaml(path), Plan, str(path))
+    return plan
+
+
+def _scalar(value: Any) -> str:
+    """A name or number as YAML, quoted where it must be."""
+    return yaml.safe_dump(value, allow_unicode=True, width=float("inf")).removesuffix("\n").removesuffix("\n...")
+
+
+_TEMPLATE = """\
+# What the data set dictates. Proposed from its fingerprint; edit it where you know better.
+
+# The name of the data set.
+dataset: {dataset}
+
+# The channels of the images, in their order (at most 3). How intensities are brought to [0, 1]:
+#   fixed        low and high are intensities, the same for every volume (CT, in Hounsfield units);
+#   percentiles  low and high are percentiles of each volume (MR and others, whose scale is arbitrary).
+# Intensities beyond low and high are clipped.
+channels:
+{channels}
+
+# The classes: value in the label files, and name. 0 is the background and not listed. Ascending.
+labels:
+{labels}
+
+# The direction in which a volume is cut into slices: sagittal, coronal or axial.
+slicing_axis: {slicing_axis}
+
+# D, how many neighbouring slices the network sees at once. The paper: 12 for organs, 6 for lung tumours.
+window_slices: {window_slices}
+
+# The distance in mm below which two surfaces agree, for the surface Dice (NSD) in the evaluation.
+nsd_tolerance_mm: {nsd_tolerance_mm}
+"""

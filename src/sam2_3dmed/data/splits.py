@@ -1,0 +1,160 @@
+"""Which cases train, which select, which test: by whole volumes, the same for a seed on every machine."""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from sam2_3dmed.errors import DataError
+
+_PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """The names of the cases of each part, ascending; no case is in two parts.
+
+    Raises:
+        DataError: a part is empty, or a case occurs twice.
+    """
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+    test: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        empty = [part for part in _PARTS if not getattr(self, part)]
+        if empty:
+            raise DataError(f"the split has no cases for {' and '.join(empty)}")
+        _require_distinct([*self.train, *self.validation, *self.test])
+
+    def require_known(self, names: Collection[str]) -> None:
+        """Check that a data set has every case of the split.
+
+        Raises:
+            DataError: cases that are not among `names`.
+        """
+        missing = sorted({*self.train, *self.validation, *self.test} - set(names))
+        if missing:
+            raise DataError(f"the data set lacks {len(missing)} cases of the split: {_shortened(missing)}")
+
+    def write(self, path: Path) -> None:
+        """Write `split.json`.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            temporary.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            temporary.replace(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+
+    @classmethod
+    def read(cls, path: Path) -> "Split":
+        """Read `split.json`.
+
+        Raises:
+            DataError: unreadable, other keys than train, validation and test, not lists of names, or an
+                invalid split.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read: {error}") from None
+        if not isinstance(content, dict) or set(content) != set(_PARTS):
+            raise DataError(f"{path}: expected the keys {', '.join(_PARTS)} and no others")
+        for part, names in content.items():
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise DataError(f"{path}: {part}: expected a list of case names")
+        try:
+            return cls(*(tuple(sorted(content[part])) for part in _PARTS))
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from None
+
+
+def make_split(
+    names: Sequence[str], *, seed: int, test_fraction: float = 0.2, validation_fraction: float = 0.1
+) -> Split:
+    """A random split that depends on the names and the seed, not on the order of the names.
+
+    test_fraction: of all cases. validation_fraction: of what is not test (reading 13). Both are rounded to
+    whole cases, at least one.
+
+    Raises:
+        DataError: a name occurs twice, a fraction is not between 0 and 1, or no case is left to train on.
+    """
+    _require_distinct(names)
+    num_test = _share(len(names), test_fraction, "test_fraction")
+    num_validation = _share(len(names) - num_test, validation_fraction, "validation_fraction")
+    if len(names) - num_test - num_validation < 1:
+        raise DataError(
+            f"{len(names)} labelled cases are too few to split: {num_test} for test and {num_validation} for "
+            "validation leave none to train on"
+        )
+    ranked = _shuffled(names, str(seed))
+    return _split(test=ranked[:num_test], validation=ranked[num_test:][:num_validation], names=names)
+
+
+def make_folds(
+    names: Sequence[str], num_folds: int, seed: int, *, validation_fraction: float = 0.1
+) -> tuple[Split, ...]:
+    """Splits for cross-validation: every case is in the test set of exactly one of them.
+
+    Test sets differ in size by at most one case; validation is drawn anew from the rest of each fold.
+
+    Raises:
+        DataError: a name occurs twice, fewer than 2 folds, or too few cases for every fold to train, select
+            and test.
+    """
+    _require_distinct(names)
+    if num_folds < 2:
+        raise DataError(f"cross-validation needs at least 2 folds, not {num_folds}")
+    largest_test = math.ceil(len(names) / num_folds)
+    num_rest = len(names) - largest_test
+    if len(names) < num_folds or num_rest <= _share(num_rest, validation_fraction, "validation_fraction"):
+        raise DataError(
+            f"{len(names)} labelled cases are too few for {num_folds} folds: each needs at least one case to "
+            "train on, one for validation and one for test"
+        )
+    ranked = _shuffled(names, str(seed))
+    folds = []
+    for fold in range(num_folds):
+        test = ranked[fold::num_folds]
+        rest = _shuffled(set(names) - set(test), f"{seed}/fold {fold}")
+        num_validation = _share(len(rest), validation_fraction, "validation_fraction")
+        folds.append(_split(test=test, validation=rest[:num_validation], names=names))
+    return tuple(folds)
+
+
+def _split(*, test: Sequence[str], validation: Sequence[str], names: Sequence[str]) -> Split:
+    train = set(names) - set(test) - set(validation)
+    return Split(*(tuple(sorted(part)) for part in (train, validation, test)))
+
+
+def _shuffled(names: Collection[str], salt: str) -> list[str]:
+    """The names by a hash: the same for ever, where a generator's stream may change with its library."""
+    return sorted(names, key=lambda name: sha256(f"{salt}/{name}".encode()).digest())
+
+
+def _share(count: int, fraction: float, name: str) -> int:
+    """`fraction` of `count`, halves rounded up, at least 1."""
+    if not 0 < fraction < 1:
+        raise DataError(f"{name} must lie between 0 and 1, not {fraction}")
+    return max(1, math.floor(round(count * fraction, 6) + 0.5))
+
+
+def _require_distinct(names: Sequence[str]) -> None:
+    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    if twice:
+        raise DataError(f"a case may occur once in a split: {_shortened(twice)}")
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")

@@ -1,0 +1,140 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sam2_3dmed.data.splits import Split, make_folds, make_split
+from sam2_3dmed.errors import DataError
+
+
+def _names(count: int) -> list[str]:
+    return [f"case_{i:03d}" for i in range(count)]
+
+
+def _all(split: Split) -> list[str]:
+    return sorted([*split.train, *split.validation, *split.test])
+
+
+class TestMakeSplit:
+    @pytest.mark.parametrize(
+        ("count", "train", "validation", "test"),
+        [(200, 144, 16, 40), (63, 45, 5, 13), (41, 30, 3, 8), (10, 7, 1, 2), (3, 1, 1, 1)],
+    )
+    def test_a_fifth_is_test_and_a_tenth_of_the_rest_validation(
+        self, count: int, train: int, validation: int, test: int
+    ) -> None:
+        split = make_split(_names(count), seed=0)
+        assert (len(split.train), len(split.validation), len(split.test)) == (train, validation, test)
+        assert _all(split) == _names(count)
+
+    @given(st.permutations(_names(12)), st.integers(0, 5))
+    def test_the_order_of_the_names_does_not_matter(self, names: list[str], seed: int) -> None:
+        assert make_split(names, seed=seed) == make_split(_names(12), seed=seed)
+
+    def test_the_seed_matters(self) -> None:
+        splits = {make_split(_names(50), seed=seed) for seed in range(5)}
+        assert len(splits) == 5
+
+    def test_it_is_the_same_for_ever(self) -> None:
+        split = make_split(_names(10), seed=0)
+        assert split.test == ("case_005", "case_008")  # the two smallest of sha256("0/NAME")
+
+    def test_every_case_is_tested_about_as_often(self) -> None:
+        tests = [name for seed in range(400) for name in make_split(_names(10), seed=seed).test]
+        assert all(50 <= tests.count(name) <= 110 for name in _names(10))  # 80 expected, 4 deviations
+
+    @pytest.mark.parametrize("count", [0, 1, 2])
+    def test_too_few_cases(self, count: int) -> None:
+        with pytest.raises(DataError, match=f"^{count} labelled cases are too few"):
+            make_split(_names(count), seed=0)
+
+    def test_names_must_differ(self) -> None:
+        with pytest.raises(DataError, match="case_001"):
+            make_split([*_names(5), "case_001"], seed=0)
+
+    @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1])
+    def test_fractions_lie_between_0_and_1(self, fraction: float) -> None:
+        with pytest.raises(DataError, match="test_fraction"):
+            make_split(_names(10), seed=0, test_fraction=fraction)
+        with pytest.raises(DataError, match="validation_fraction"):
+            make_split(_names(10), seed=0, validation_fraction=fraction)
+
+
+class TestMakeFolds:
+    @given(st.integers(3, 40), st.integers(2, 8), st.integers(0, 3))
+    def test_every_case_is_tested_once(self, count: int, num_folds: int, seed: int) -> None:
+        if count < num_folds or (count == 3 and num_folds == 2):
+            return
+        folds = make_folds(_names(count), num_folds, seed)
+        assert len(folds) == num_folds
+        assert sorted(name for fold in folds for name in fold.test) == _names(count)
+        sizes = [len(fold.test) for fold in folds]
+        assert max(sizes) - min(sizes) <= 1
+        assert all(_all(fold) == _names(count) for fold in folds)
+
+    def test_validation_differs_between_folds(self) -> None:
+        folds = make_folds(_names(100), 5, seed=0)
+        assert [len(fold.validation) for fold in folds] == [8] * 5
+        assert len({fold.validation for fold in folds}) == 5
+
+    def test_the_order_of_the_names_does_not_matter(self) -> None:
+        assert make_folds(_names(20), 4, 1) == make_folds(_names(20)[::-1], 4, 1)
+
+    @pytest.mark.parametrize(("count", "num_folds"), [(3, 2), (4, 5), (2, 2), (0, 3)])
+    def test_too_few_cases(self, count: int, num_folds: int) -> None:
+        with pytest.raises(DataError, match=f"^{count} labelled cases are too few for {num_folds} folds"):
+            make_folds(_names(count), num_folds, 0)
+
+    def test_one_fold_is_none(self) -> None:
+        with pytest.raises(DataError, match="at least 2 folds"):
+            make_folds(_names(10), 1, 0)
+
+
+class TestFile:
+    def test_what_is_written_is_read(self, tmp_path: Path) -> None:
+        split = make_split(["ä", *_names(9)], seed=3)
+        split.write(tmp_path / "split.json")
+        assert Split.read(tmp_path / "split.json") == split
+        assert [file.name for file in tmp_path.iterdir()] == ["split.json"]
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("{", "cannot be read"),
+            ("[]", "expected the keys train, validation, test"),
+            ('{"train": ["a"], "validation": ["b"]}', "expected the keys"),
+            ('{"train": ["a"], "validation": ["b"], "test": ["c"], "seed": 1}', "expected the keys"),
+            ('{"train": ["a"], "validation": "b", "test": ["c"]}', "validation: expected a list"),
+            ('{"train": ["a"], "validation": [1], "test": ["c"]}', "validation: expected a list"),
+            ('{"train": ["a"], "validation": [], "test": ["c"]}', "no cases for validation"),
+            ('{"train": ["a"], "validation": ["b"], "test": ["a"]}', "once in a split: a"),
+        ],
+    )
+    def test_a_broken_file_gets_one_line(self, tmp_path: Path, content: str, message: str) -> None:
+        path = tmp_path / "split.json"
+        path.write_text(content)
+        with pytest.raises(DataError) as caught:
+            Split.read(path)
+        assert str(caught.value).startswith(str(path))
+        assert message in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+    def test_missing_file_and_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="cannot be read"):
+            Split.read(tmp_path / "split.json")
+        with pytest.raises(DataError, match="cannot be written"):
+            make_split(_names(5), seed=0).write(tmp_path / "missing" / "split.json")
+
+    def test_the_order_in_the_file_does_not_matter(self, tmp_path: Path) -> None:
+        path = tmp_path / "split.json"
+        path.write_text(json.dumps({"test": ["d"], "train": ["c", "a"], "validation": ["b"]}))
+        assert Split.read(path) == Split(("a", "c"), ("b",), ("d",))
+
+
+def test_cases_the_data_set_lacks_are_named() -> None:
+    split = Split(("a", "c"), ("b",), ("d",))
+    split.require_known(["d", "c", "b", "a", "e"])
+    with pytest.raises(DataError, match="lacks 2 cases of the split: a, d"):
+        split.require_known(["b", "c"])
