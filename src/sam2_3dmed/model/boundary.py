@@ -1,0 +1,77 @@
+"""BD (paper 3.3): a second slice decoder that finds boundaries, with BD-Fusion between its attention and its masks."""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam2_3dmed.model.slice_decoder import MemoryBank, SliceDecoder
+
+
+class BoundaryFusion(nn.Module):
+    """Boundary features look up the raw features once more. Paper: 3.3, Eqs. 3 and 4.
+
+    attention: false leaves Eq. 3 out (the ablation "w/o BD-Fusion": Z1_bd = Z_bd). residual: adds Z_bd to Z1_bd,
+    which the paper's Eq. 3 does not (reading 3).
+    """
+
+    def __init__(
+        self, channels: int, position_encoding: nn.Module, *, attention: bool = True, residual: bool = False
+    ) -> None:
+        super().__init__()
+        self.position_encoding = position_encoding
+        self.residual = residual
+        self.projections = (
+            nn.ModuleDict({name: nn.Linear(channels, channels) for name in ("query", "key", "value")})
+            if attention
+            else None
+        )
+        self.norm = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
+
+    def forward(self, z_boundary: Tensor, z: Tensor) -> Tensor:
+        """Z2_bd of one slice, from (B, C, h, w), the attended and the raw features. Returns: the same shape."""
+        tokens = z_boundary.flatten(2).transpose(1, 2)  # (B, h w, C)
+        if self.projections is not None:
+            tokens = self._attend(tokens, z)
+        tokens = self.mlp(self.norm(tokens)) + tokens  # Eq. 4
+        return tokens.transpose(1, 2).view_as(z_boundary)
+
+    def _attend(self, tokens: Tensor, z: Tensor) -> Tensor:
+        assert self.projections is not None
+        raw = z.flatten(2).transpose(1, 2)
+        position = self.position_encoding(z.shape, z.device, z.dtype).flatten(2).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(  # Eq. 3
+            self.projections["query"](tokens + position),
+            self.projections["key"](raw + position),
+            self.projections["value"](raw),
+        )
+        return attended + tokens if self.residual else attended
+
+
+class BoundaryStep(NamedTuple):
+    """What the boundary branch makes of one slice."""
+
+    features: Tensor
+    """Z2_bd, (B, C, h, w)."""
+    logits: Tensor
+    """P_bd, (B, K, 4h, 4w)."""
+
+
+class BoundaryDetector(nn.Module):
+    """A whole slice decoder of its own, which remembers its own boundaries. Paper: 3.3; reading 3."""
+
+    def __init__(self, decoder: SliceDecoder, fusion: BoundaryFusion) -> None:
+        super().__init__()
+        self.decoder = decoder
+        self.fusion = fusion
+
+    def forward(self, context: Tensor, z: Tensor, stride8: Tensor, stride4: Tensor, bank: MemoryBank) -> BoundaryStep:
+        """The boundaries of one slice; its memory goes into the bank.
+
+        context, z: (B, C, h, w); stride8, stride4: the slice's share of `decoder.project`.
+        """
+        fused = self.fusion(self.decoder.attend(context, bank), z)
+        logits, pointer = self.decoder.decode(fused, stride8, stride4)
+        bank.append(self.decoder.remember(z, logits, pointer))
+        return BoundaryStep(fused, logits)

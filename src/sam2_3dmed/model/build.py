@@ -1,0 +1,115 @@
+"""The network from plain numbers: everything is built here, in one place, and injected."""
+
+import math
+import re
+from typing import Any
+
+import torch
+from torch import nn
+
+from sam2_3dmed.model.boundary import BoundaryDetector, BoundaryFusion
+from sam2_3dmed.model.encoder import ImageEncoder
+from sam2_3dmed.model.mask_decoder import ClassHypernetworks, MaskDecoder
+from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.model.sizes import SIZES, sam2_config
+from sam2_3dmed.model.slice_decoder import SliceDecoder
+from sam2_3dmed.model.srpp import SliceRelativePositionPredictor
+
+
+def build_network(
+    *,
+    size: str,
+    image_size: int,
+    num_classes: int,
+    srpp: bool = True,
+    share_context: bool = True,
+    srpp_memory: bool = False,
+    boundary: bool = True,
+    boundary_fusion: bool = True,
+    fusion_residual: bool = False,
+    pointer_time: bool = True,
+) -> SAM2For3dMed:
+    """A network with fresh weights, made for training from scratch; `weights.load_sam2` puts SAM2's in.
+
+    size: a key of SIZES; image_size: H = W in pixels, a multiple of 32; num_classes: K. The switches are those of the
+    paper's ablations; pointer_time: false for SAM 2.0 weights.
+    """
+    from transformers import Sam2VisionModel
+
+    config = sam2_config(SIZES[size], image_size)
+    channels = SIZES[size].channels
+    encoder = ImageEncoder(Sam2VisionModel(config.vision_config), image_size)
+    segmentation = _slice_decoder(config, num_classes, pointer_time)
+    detector = None
+    if boundary:
+        fusion = BoundaryFusion(channels, _sine(channels), attention=boundary_fusion, residual=fusion_residual)
+        detector = BoundaryDetector(_slice_decoder(config, num_classes, pointer_time), fusion)
+    predictor = (
+        SliceRelativePositionPredictor(channels, share_context=share_context, causal=srpp_memory) if srpp else None
+    )
+    for part in (encoder, segmentation, *([detector.decoder] if detector else [])):
+        initialise(part)
+    return SAM2For3dMed(encoder=encoder, segmentation=segmentation, srpp=predictor, boundary=detector)
+
+
+def _sine(channels: int) -> nn.Module:
+    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoPositionEmbeddingSine
+
+    encoding: nn.Module = Sam2VideoPositionEmbeddingSine(num_position_features=channels // 2, normalize=True)
+    return encoding
+
+
+def _slice_decoder(config: Any, num_classes: int, pointer_time: bool) -> SliceDecoder:
+    from transformers.models.sam2_video import modeling_sam2_video as upstream
+
+    config._attn_implementation = config.mask_decoder_config._attn_implementation = "sdpa"
+    channels = config.memory_attention_hidden_size
+    mask_decoder = MaskDecoder(
+        transformer=upstream.Sam2VideoTwoWayTransformer(config.mask_decoder_config),
+        upscale_layer_norm=upstream.Sam2VideoLayerNorm(channels // 4, data_format="channels_first"),
+        positional_embedding=upstream.Sam2VideoPositionalEmbedding(config.prompt_encoder_config),
+        channels=channels,
+        num_classes=num_classes,
+    )
+    return SliceDecoder(
+        memory_attention=upstream.Sam2VideoMemoryAttention(config),
+        memory_encoder=upstream.Sam2VideoMemoryEncoder(config),
+        mask_decoder=mask_decoder,
+        object_pointer_proj=upstream.Sam2VideoFeedForward(channels, channels, channels, 3),
+        position_encoding=_sine(channels),
+        channels=channels,
+        num_classes=num_classes,
+        pointer_time=pointer_time,
+    )
+
+
+@torch.no_grad()
+def initialise(module: nn.Module) -> None:
+    """Weights to train from: fan-in scaled linear maps and convolutions, small embeddings.
+
+    Upstream draws every weight with standard deviation 0.02, made for width 256 and days of training: at nano's widths
+    the signal fades within a few layers. It also zeroes the position embeddings and the fuser's scale.
+    """
+    for child in module.modules():
+        if isinstance(child, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            _initialise_map(child)
+        elif isinstance(child, nn.Embedding):
+            nn.init.normal_(child.weight, std=0.5)
+        elif isinstance(child, ClassHypernetworks):
+            for weight in child.weights:
+                nn.init.trunc_normal_(weight, std=weight.shape[1] ** -0.5)
+    for name, parameter in module.named_parameters():
+        if name.endswith(("pos_embed", "pos_embed_window", "temporal_positional_encoding", "no_memory_embedding")):
+            nn.init.trunc_normal_(parameter, std=0.02)
+        elif re.search(r"memory_fuser\.layers\.\d\.scale$", name):
+            nn.init.constant_(parameter, 0.1)
+        elif name.endswith("class_memory.weight"):  # the class path of the memory starts at zero (reading 4)
+            nn.init.zeros_(parameter)
+
+
+def _initialise_map(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:
+    # A transposed convolution of stride 2 and kernel 2 has one tap an output pixel; its weight is (in, out, 2, 2).
+    fan_in = layer.weight.shape[0] if isinstance(layer, nn.ConvTranspose2d) else math.prod(layer.weight.shape[1:])
+    nn.init.trunc_normal_(layer.weight, std=fan_in**-0.5)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,66 @@
+"""Nano networks at 64 pixels, windows for them, and a way to move what starts at zero."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sam2_3dmed.model.build import build_network
+from sam2_3dmed.model.network import SAM2For3dMed
+
+IMAGE_SIZE = 64
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def nano() -> Callable[..., SAM2For3dMed]:
+    """Builds a nano network of two classes in eval mode; the same seed and switches give the same weights."""
+
+    def build(*, seed: int = 0, **switches: object) -> SAM2For3dMed:
+        torch.manual_seed(seed)
+        return build_network(**{"size": "nano", "image_size": IMAGE_SIZE, "num_classes": 2} | switches).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def window() -> Callable[..., Tensor]:
+    """Slices (B, D, C, 64, 64) in [0, 1]: coarse blobs, no two slices alike."""
+
+    def make(*, batch: int = 1, depth: int = 4, channels: int = 1, seed: int = 1) -> Tensor:
+        coarse = torch.rand(batch * depth, channels, 8, 8, generator=torch.Generator().manual_seed(seed))
+        return torch.nn.functional.interpolate(coarse, (IMAGE_SIZE, IMAGE_SIZE)).unflatten(0, (batch, depth))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def move() -> Callable[..., None]:
+    """Moves modules that start at zero, as training would."""
+
+    def randomise(*modules: torch.nn.Module | None, std: float = 0.2) -> None:
+        torch.manual_seed(7)
+        for module in modules:
+            if module is not None:
+                for parameter in module.parameters():
+                    torch.nn.init.normal_(parameter, std=std)
+
+    return randomise
+
+
+@pytest.fixture(scope="session")
+def open_paths(move: Callable[..., None]) -> Callable[[SAM2For3dMed], SAM2For3dMed]:
+    """Moves every zero-initialised convolution of a network, so that all its parts touch each other."""
+
+    def open_all(network: SAM2For3dMed) -> SAM2For3dMed:
+        decoders = [network.segmentation] + ([network.boundary.decoder] if network.boundary else [])
+        move(network.srpp and network.srpp.to_context, network.boundary_to_segmentation)
+        move(*(decoder.class_memory for decoder in decoders))
+        return network
+
+    return open_all

@@ -1,0 +1,98 @@
+"""Fresh networks: what repeats, what starts at zero, and that the signal survives the depth."""
+
+import pytest
+import torch
+from torch import nn
+
+from sam2_3dmed.model.build import build_network
+from sam2_3dmed.model.sizes import SIZES
+
+
+def test_the_same_seed_gives_the_same_weights(nano) -> None:
+    one, other, different = nano(), nano(), nano(seed=1)
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name])
+    assert any(not torch.equal(t, different.state_dict()[name]) for name, t in one.state_dict().items())
+
+
+ZERO = {
+    "srpp.to_context.weight",
+    "srpp.to_context.bias",
+    "boundary_to_segmentation.weight",
+    "boundary_to_segmentation.bias",
+    "segmentation.class_memory.weight",
+    "boundary.decoder.class_memory.weight",
+}
+
+
+def test_only_the_new_paths_start_at_zero(nano) -> None:
+    weights = dict(nano().named_parameters())
+    dead = {name for name, tensor in weights.items() if not tensor.any() and not name.split(".")[-1].startswith("bias")}
+    biases = {name for name in ZERO if name.endswith("bias")}
+    assert dead == {name for name in ZERO if not name.endswith("bias")} - {
+        name for name in dead if name.endswith("_bias")
+    }
+    assert not any(weights[name].any() for name in biases)
+
+
+def test_the_two_decoders_share_nothing(nano) -> None:
+    network = nano()
+    first = {tensor.data_ptr() for tensor in network.segmentation.parameters()}
+    second = {tensor.data_ptr() for tensor in network.boundary.parameters()}
+    assert not first & second
+
+
+def test_the_signal_survives_the_depth(nano, window) -> None:
+    """Feature levels of a fresh encoder differ between slices about as much as they vary at all."""
+    features = nano().encoder(window(depth=6))
+    for level in features:
+        assert 0.05 < level.std() < 50
+        assert level.std(dim=1).mean() > 0.1 * level.std()
+
+
+def test_fresh_logits_are_neither_flat_nor_huge(nano, window) -> None:
+    prediction = nano()(window(depth=3))
+    for logits in (prediction.segmentation, prediction.boundary):
+        assert 1e-3 < logits.std() < 30
+
+
+def test_classes_start_apart_from_scratch(nano, window) -> None:
+    logits = nano(num_classes=3)(window(depth=1)).segmentation
+    assert (logits[:, 0] - logits[:, 1]).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_size_builds_with_its_own_widths(name: str) -> None:
+    with torch.device("meta"):
+        network = build_network(size=name, image_size=64, num_classes=2)
+    assert network.segmentation.channels == SIZES[name].channels
+    assert len(network.encoder.vision_encoder.backbone.blocks) == sum(SIZES[name].blocks)
+    assert len(network.segmentation.memory_attention.layers) == SIZES[name].memory_attention_layers
+    projection = network.encoder.vision_encoder.backbone.patch_embed.projection
+    assert projection.weight.shape[0] == SIZES[name].widths[0]
+
+
+def test_parameters_of_tiny_are_sam2s() -> None:
+    """27 M in the encoder, 5.9 M in memory attention, about 1.4 M in the memory encoder."""
+    with torch.device("meta"):
+        network = build_network(size="tiny", image_size=512, num_classes=1)
+
+    def millions(module: nn.Module) -> float:
+        return sum(parameter.numel() for parameter in module.parameters()) / 1e6
+
+    assert millions(network.encoder) == pytest.approx(27, abs=0.5)
+    assert millions(network.segmentation.memory_attention) == pytest.approx(5.9, abs=0.1)
+    assert millions(network.segmentation.memory_encoder) == pytest.approx(1.4, abs=0.1)
+    assert millions(network.segmentation.mask_decoder) == pytest.approx(4.0, abs=0.3)
+
+
+def test_switched_off_parts_do_not_exist(nano) -> None:
+    plain = nano(srpp=False, boundary=False)
+    assert plain.srpp is None
+    assert plain.boundary is None
+    assert plain.boundary_to_segmentation is None
+    assert {name.split(".")[0] for name in plain.state_dict()} == {"encoder", "segmentation"}
+    assert nano(boundary_fusion=False).boundary.fusion.projections is None
+    assert nano(share_context=False).srpp.to_context is None
+    assert nano(srpp_memory=True).srpp.causal
+    assert nano(fusion_residual=True).boundary.fusion.residual

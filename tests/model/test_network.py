@@ -1,0 +1,144 @@
+"""The whole network: what starts neutral, what looks ahead, what a batch is, and every ablation's switch."""
+
+import pytest
+import torch
+
+from sam2_3dmed.model.network import Prediction
+
+ABLATIONS = {
+    "full": {},
+    "without SRPP": {"srpp": False},
+    "context not shared": {"share_context": False},
+    "SRPP with memory": {"srpp_memory": True},
+    "without BD": {"boundary": False},
+    "without BD-Fusion": {"boundary_fusion": False},
+    "residual fusion": {"fusion_residual": True},
+    "SAM2 alone": {"srpp": False, "boundary": False},
+    "SAM 2.0": {"pointer_time": False},
+    "one class": {"num_classes": 1},
+    "five classes": {"num_classes": 5},
+}
+
+
+def assert_same(ours: torch.Tensor, expected: torch.Tensor, atol: float = 1e-4) -> None:
+    torch.testing.assert_close(ours, expected, atol=atol, rtol=1e-4)
+
+
+@pytest.mark.parametrize("switches", ABLATIONS.values(), ids=ABLATIONS.keys())
+def test_every_ablation_runs(nano, window, switches: dict) -> None:
+    network = nano(**switches)
+    with torch.inference_mode():
+        prediction = network(window(batch=2, depth=3))
+    masks = (2, switches.get("num_classes", 2), 3, 16, 16)
+    assert prediction.segmentation.shape == masks
+    assert (prediction.boundary is not None) == switches.get("boundary", True)
+    assert (prediction.relative_position is not None) == switches.get("srpp", True)
+    if prediction.boundary is not None:
+        assert prediction.boundary.shape == masks
+    if prediction.relative_position is not None:
+        assert prediction.relative_position.shape == (2, 3, 3)
+    assert all(part.isfinite().all() for part in prediction if part is not None)
+
+
+@pytest.mark.parametrize("num_classes", [1, 3])
+@pytest.mark.parametrize("training", [False, True])
+def test_fresh_srpp_and_bd_leave_the_segmentation_as_it_was(nano, window, num_classes: int, training: bool) -> None:
+    full = nano(num_classes=num_classes).train(training)
+    plain = nano(num_classes=num_classes, seed=5, srpp=False, boundary=False).train(training)
+    result = plain.load_state_dict(full.state_dict(), strict=False)
+    assert not result.missing_keys
+    assert {name.split(".")[0] for name in result.unexpected_keys} == {"srpp", "boundary", "boundary_to_segmentation"}
+    slices = window(batch=2, depth=4)
+    assert_same(full(slices).segmentation, plain(slices).segmentation, atol=1e-6)
+
+
+def test_moved_srpp_and_bd_change_the_segmentation(nano, window, move) -> None:
+    network, slices = nano(), window(depth=3)
+    before = network(slices).segmentation
+    move(network.boundary_to_segmentation)
+    with_boundary = network(slices).segmentation
+    assert (with_boundary - before).abs().max() > 1e-3
+    move(network.srpp.to_context)
+    assert (network(slices).segmentation - with_boundary).abs().max() > 1e-3
+
+
+def later_change(network, window) -> tuple[Prediction, Prediction]:
+    """A prediction of five slices, and one after the last two of them changed."""
+    slices = window(depth=5)
+    changed = slices.clone()
+    changed[:, 3:] = window(depth=2, seed=9)
+    with torch.inference_mode():
+        return network(slices), network(changed)
+
+
+@pytest.mark.parametrize(
+    "switches", [{"srpp": False}, {"share_context": False}, {"srpp_memory": True}], ids=["off", "unshared", "causal"]
+)
+def test_later_slices_do_not_reach_earlier_ones(nano, window, open_paths, switches: dict) -> None:
+    network = open_paths(nano(**switches))
+    one, other = later_change(network, window)
+    for name in ("segmentation", "boundary"):
+        before, after = getattr(one, name), getattr(other, name)
+        assert_same(after[:, :, :3], before[:, :, :3])
+        assert (after[:, :, 3:] - before[:, :, 3:]).abs().max() > 1e-2
+    if network.srpp is not None and network.srpp.causal:
+        assert_same(other.relative_position[:, :3, :3], one.relative_position[:, :3, :3])
+
+
+def test_the_shared_context_looks_both_ways(nano, window, open_paths) -> None:
+    one, other = later_change(open_paths(nano()), window)
+    assert (other.segmentation[:, :, :3] - one.segmentation[:, :, :3]).abs().max() > 1e-3
+
+
+def test_earlier_slices_reach_later_ones(nano, window) -> None:
+    network = nano(srpp=False, boundary=False)
+    slices = window(depth=3)
+    with torch.inference_mode():
+        alone = network(slices[:, 2:]).segmentation
+        assert (network(slices).segmentation[:, :, 2:] - alone).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("switches", [{}, {"srpp_memory": True}, {"num_classes": 1, "boundary_fusion": False}])
+def test_a_batch_is_its_cases_one_by_one(nano, window, open_paths, switches: dict) -> None:
+    network = open_paths(nano(**switches))
+    slices = window(batch=3, depth=3)
+    with torch.inference_mode():
+        batch = network(slices)
+        for b in range(3):
+            for together, alone in zip(batch, network(slices[b : b + 1]), strict=True):
+                assert_same(together[b : b + 1], alone)
+
+
+def test_training_mode_computes_what_evaluation_does(nano, window, open_paths) -> None:
+    """No dropout and no batch statistics anywhere."""
+    network = open_paths(nano())
+    slices = window(batch=2, depth=3)
+    with torch.no_grad():
+        trained, evaluated = network.train()(slices), network.eval()(slices)
+    for a, b in zip(trained, evaluated, strict=True):
+        assert_same(a, b)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 20])
+def test_any_number_of_slices(nano, window, open_paths, depth: int) -> None:
+    network = open_paths(nano())
+    with torch.inference_mode():
+        prediction = network(window(depth=depth))
+    assert prediction.segmentation.shape[2] == prediction.boundary.shape[2] == depth
+    assert prediction.relative_position.shape == (1, depth, depth)
+    assert all(part.isfinite().all() for part in prediction)
+
+
+def test_the_input_may_have_any_size_in_plane(nano) -> None:
+    with torch.inference_mode():
+        assert nano()(torch.rand(1, 2, 3, 35, 51)).segmentation.shape == (1, 2, 2, 16, 16)
+
+
+def test_training_goes_on_after_validation(nano, window) -> None:
+    """Upstream keeps its last positional code: one made in inference mode must not break the next backward."""
+    network, slices = nano(), window(depth=2)
+    with torch.inference_mode():
+        network.eval()(slices)
+    prediction = network.train()(slices)
+    (prediction.segmentation.mean() + prediction.boundary.mean()).backward()
+    assert network.segmentation.no_memory_embedding.grad is not None
