@@ -70,7 +70,10 @@ def test_the_table_above_names_every_ablation():
 
 def test_ablations_add_up_in_any_order():
     for first, second in product(ABLATIONS, ABLATIONS):
-        expected = {**changed(read_recipe(f"paper+{first}"), paper()), **changed(read_recipe(f"paper+{second}"), paper())}
+        expected = {
+            **changed(read_recipe(f"paper+{first}"), paper()),
+            **changed(read_recipe(f"paper+{second}"), paper()),
+        }
         assert changed(read_recipe(f"paper+{first}+{second}"), paper()) == expected
 
 

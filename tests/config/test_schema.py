@@ -19,7 +19,7 @@ def test_defaults_are_the_papers():
     assert (config.loss.lambda_srpp, config.loss.lambda_boundary, config.loss.segmentation) == (0.01, 0.1, "bce")
     assert (config.augmentation.rotation_degrees, config.augmentation.shear_degrees) == (25, 20)
     assert (config.model.srpp, config.model.boundary, config.model.boundary_fusion) == (True, True, True)
-    assert not (config.model.srpp_memory or config.model.fusion_residual)
+    assert (config.model.srpp_memory, config.model.fusion_residual) == (False, False)
 
 
 @pytest.mark.parametrize("section", list(RunConfig.model_fields))

@@ -222,7 +222,7 @@ class TestWindow:
         """With nothing else on, an unchanged window is one that was spared."""
         image, labels = smooth(64, 64), torch.zeros(1, 64, 64)
         for key in ("horizontal_flip", "affine", "noise", "blur", "mosaic"):
-            changes = [not torch.equal(augment(64, image, labels, seed, **{key: 0.3})[0], image) for seed in range(200)]
+            changes = [not torch.equal(augment(64, image, labels, seed, **{key: 0.3})[0], image) for seed in range(100)]
             assert 0.2 < np.mean(changes) < 0.4, key
 
 

@@ -1,6 +1,7 @@
-"""Nano networks at 64 pixels, windows for them, and a way to move what starts at zero."""
+"""Nano networks at 64 pixels, windows for them, a way to move what starts at zero, and a folder of weights."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.model.sizes import SIZES, sam2_config
 
 IMAGE_SIZE = 64
 
@@ -64,3 +66,25 @@ def open_paths(move: Callable[..., None]) -> Callable[[SAM2For3dMed], SAM2For3dM
         return network
 
     return open_all
+
+
+@pytest.fixture(scope="session")
+def upstream() -> torch.nn.Module:
+    """Upstream's whole model at nano's widths; every weight is random, the ones it zeroes too."""
+    from transformers import Sam2VideoModel
+
+    torch.manual_seed(0)
+    model = Sam2VideoModel(sam2_config(SIZES["nano"], 64))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        shared = model.shared_image_embedding.positional_embedding
+        model.prompt_encoder.shared_embedding.positional_embedding.copy_(shared)
+    return model
+
+
+@pytest.fixture(scope="session")
+def hf_folder(upstream: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hf")
+    upstream.save_pretrained(folder)
+    return folder

@@ -134,6 +134,27 @@ def test_the_input_may_have_any_size_in_plane(nano) -> None:
         assert nano()(torch.rand(1, 2, 3, 35, 51)).segmentation.shape == (1, 2, 2, 16, 16)
 
 
+def test_both_branches_remember_raw_features_and_their_own_masks(nano, window, open_paths) -> None:
+    """Memory encoders take Z, not the context or what fusion made of it, as SAM2's do (reading 3)."""
+    network, slices = open_paths(nano()), window(depth=3)
+    seen = {"segmentation": [], "boundary": []}
+    for name, decoder in (("segmentation", network.segmentation), ("boundary", network.boundary.decoder)):
+
+        def spy(z, logits, pointer, *, name=name, remember=decoder.remember):
+            seen[name].append((z, logits))
+            return remember(z, logits, pointer)
+
+        decoder.remember = spy
+    with torch.inference_mode():
+        features = network.encoder(slices)
+        prediction = network.decode(features)
+    for name, calls in seen.items():
+        assert len(calls) == 3
+        for i, (z, logits) in enumerate(calls):
+            assert torch.equal(z, features.z[:, i])
+            assert torch.equal(logits, getattr(prediction, name)[:, :, i])
+
+
 def test_training_goes_on_after_validation(nano, window) -> None:
     """Upstream keeps its last positional code: one made in inference mode must not break the next backward."""
     network, slices = nano(), window(depth=2)

@@ -2,14 +2,17 @@
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from sam2_3dmed.errors import WeightsError
 from sam2_3dmed.model.build import build_network
-from sam2_3dmed.model.weights import from_meta, load_sam2, read_sam2
+from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.model.weights import Sam2Weights, _detect_size, from_meta, load_sam2, read_sam2
 
 
 def formula_weight(name: str, shape: list[int]) -> torch.Tensor:
@@ -86,11 +89,131 @@ def test_our_loop_is_sam2(meta_tiny: Path, shared_data: Path) -> None:
 
 @pytest.mark.parametrize("size", ["small", "base_plus", "large"])
 def test_the_other_sizes_load_by_name_and_shape(size: str, meta_shapes: dict) -> None:
-    from sam2_3dmed.model.weights import Sam2Weights, _detect_size
-
     with torch.device("meta"):
         meta = {name: torch.empty(shape) for name, shape in meta_shapes[size].items()}
         network = build_network(size=size, image_size=512, num_classes=2)
     state = from_meta(meta)
     assert _detect_size(state, size) == size
     load_sam2(network, Sam2Weights(state=state, size=size, pointer_time=True, source=size))
+
+
+def meta_network(**switches: object) -> SAM2For3dMed:
+    """A tiny network without memory for its weights: names and shapes are all these tests look at."""
+    with torch.device("meta"):
+        return build_network(**{"size": "tiny", "image_size": 512, "num_classes": 2} | switches)
+
+
+def save_meta(path: Path, shapes: dict) -> Path:
+    """A Meta checkpoint of zeros; a tensor that repeats one number is saved as one number."""
+    torch.save({"model": {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}}, path)
+    return path
+
+
+def test_a_sam_2_0_file_loads_without_pointer_time(meta_shapes: dict, tmp_path: Path) -> None:
+    """SAM 2.0 has neither an embedding for absent objects nor a temporal code for pointers."""
+    later = ("no_obj_embed_spatial", "obj_ptr_tpos_proj")
+    shapes = {name: shape for name, shape in meta_shapes["tiny"].items() if not name.startswith(later)}
+    assert len(meta_shapes["tiny"]) - len(shapes) == 3
+    weights = read_sam2(save_meta(tmp_path / "sam2.pt", shapes))
+    assert weights.size == "tiny"
+    assert not weights.pointer_time
+    load_sam2(meta_network(pointer_time=False), weights)
+    with pytest.raises(WeightsError, match=r"missing .*temporal_positional_encoding_projection_layer\.weight"):
+        load_sam2(meta_network(), weights)
+    later_weights = read_sam2(save_meta(tmp_path / "sam2.1.pt", meta_shapes["tiny"]))
+    assert later_weights.pointer_time
+    with pytest.raises(WeightsError, match=r"unexpected temporal_positional_encoding_projection_layer\.bias"):
+        load_sam2(meta_network(pointer_time=False), later_weights)
+
+
+def test_weights_of_another_size_are_refused(meta_shapes: dict, tmp_path: Path) -> None:
+    weights = read_sam2(save_meta(tmp_path / "small.pt", meta_shapes["small"]))
+    assert weights.size == "small"
+    with pytest.raises(WeightsError, match=r"small\.pt: not the weights.*; unexpected .* and \d+ more; wrong"):
+        load_sam2(meta_network(), weights)
+
+
+@pytest.fixture(scope="session")
+def hf_weights(hf_folder: Path) -> Sam2Weights:
+    return read_sam2(hf_folder)
+
+
+def test_a_hugging_face_folder_loads_into_every_part(nano, upstream, hf_weights: Sam2Weights) -> None:
+    assert hf_weights.size == "nano"
+    assert hf_weights.pointer_time
+    network = nano(num_classes=1)
+    load_sam2(network, hf_weights)
+
+    theirs = upstream.state_dict()
+    for name, tensor in network.encoder.vision_encoder.state_dict().items():
+        assert torch.equal(tensor, theirs[f"vision_encoder.{name}"])
+    for decoder in (network.segmentation, network.boundary.decoder):
+        for name, tensor in decoder.state_dict().items():
+            source = name
+            for moved in ("no_mask_embed", "not_a_point_embed"):
+                source = source.replace(f"mask_decoder.{moved}", f"prompt_encoder.{moved}")
+            source = source.replace("mask_decoder.shared_image_embedding", "shared_image_embedding")
+            if "class_hypernetworks" not in name:
+                assert torch.equal(tensor, theirs[source]), name
+        hypernetwork = upstream.mask_decoder.output_hypernetworks_mlps[0]
+        tokens = torch.randn(1, 1, decoder.channels)
+        torch.testing.assert_close(decoder.mask_decoder.class_hypernetworks(tokens), hypernetwork(tokens))
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_further_classes_start_as_copies_of_the_first(nano, window, hf_weights: Sam2Weights, num_classes: int) -> None:
+    network = nano(num_classes=num_classes)
+    load_sam2(network, hf_weights)
+    with torch.inference_mode():
+        prediction = network(window(batch=2, depth=3))
+    for logits in (prediction.segmentation, prediction.boundary):
+        assert logits.std() > 1e-3
+        for k in range(1, num_classes):
+            torch.testing.assert_close(logits[:, k], logits[:, 0], atol=1e-5, rtol=1e-4)
+    classes = network.segmentation.mask_decoder
+    for weight in (*classes.class_hypernetworks.weights, *classes.class_hypernetworks.biases):
+        assert torch.equal(weight, weight[:1].expand_as(weight))
+    assert torch.equal(
+        classes.class_tokens.weight, classes.mask_tokens.weight[:1].expand_as(classes.class_tokens.weight)
+    )
+    assert not network.segmentation.class_memory.weight.any()
+
+
+HYPERNETWORK = "mask_decoder.output_hypernetworks_mlps.0"
+
+
+@pytest.mark.parametrize("boundary", [True, False])
+@pytest.mark.parametrize(
+    ("gone", "added", "message"),
+    [
+        ("memory_encoder.projection.bias", {}, r"missing .*segmentation\.memory_encoder\.projection\.bias"),
+        ("vision_encoder.neck.convs.0.bias", {}, r"missing encoder\.vision_encoder\.neck\.convs\.0\.bias"),
+        ("shared_image_embedding.positional_embedding", {}, "missing .*positional_embedding"),
+        (f"{HYPERNETWORK}.layers.0.bias", {}, rf"missing .*{HYPERNETWORK}\.layers\.0\.bias"),
+        (None, {"surplus.weight": (1,)}, r"unexpected surplus\.weight"),
+        (None, {"vision_encoder.surplus": (1,)}, r"unexpected vision_encoder\.surplus"),
+        (None, {f"{HYPERNETWORK}.layers.1.bias": (1,)}, rf"unexpected {HYPERNETWORK}\.layers\.1\.bias"),
+        (
+            None,
+            {"no_memory_embedding": (1, 1, 7)},
+            r"wrong shape: no_memory_embedding is \(1, 1, 7\), not \(1, 1, \d+\)",
+        ),
+        (
+            None,
+            {f"{HYPERNETWORK}.proj_in.weight": (3, 5)},
+            rf"{HYPERNETWORK}\.proj_in\.weight is \(3, 5\), not",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_loaded(
+    nano, hf_weights: Sam2Weights, boundary: bool, gone: str | None, added: dict, message: str
+) -> None:
+    state = {name: tensor for name, tensor in hf_weights.state.items() if name != gone}
+    state |= {name: torch.zeros(shape) for name, shape in added.items()}
+    network = nano(boundary=boundary)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(WeightsError, match=message) as caught:
+        load_sam2(network, replace(hf_weights, state=state))
+    assert str(caught.value).startswith(f"{hf_weights.source}: not the weights of this model: ")
+    assert "\n" not in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())

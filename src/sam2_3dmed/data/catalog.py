@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,10 @@ class Catalog:
     def names(self) -> tuple[str, ...]:
         """The names of the labelled cases, ascending."""
         return tuple(case.name for case in self.cases)
+
+    def subset(self, names: Collection[str]) -> "Catalog":
+        """The same data set with the named cases only."""
+        return replace(self, cases=tuple(case for case in self.cases if case.name in names))
 
 
 def read_catalog(path: Path | str) -> Catalog:

@@ -23,8 +23,6 @@ class ModelSize:
     memory_attention_layers: int = 4
     memory_fuser_layers: int = 2
     image_size: int = 512
-    top_down_levels: tuple[int, ...] = (2, 3)
-    """Levels of the feature pyramid (0 finest) that receive the coarser one; SAM2 leaves the two finest without."""
 
 
 SIZES: dict[str, ModelSize] = {
@@ -64,11 +62,31 @@ def sam2_config(size: ModelSize, image_size: int) -> Any:
     Every place that holds the image size is set: upstream copies it to none of the others. Dropout is off: in memory
     attention it costs 60% more saved activations.
     """
-    from transformers import Sam2HieraDetConfig, Sam2VideoConfig, Sam2VisionConfig
-    from transformers.models.sam2_video.configuration_sam2_video import (
-        Sam2VideoMaskDecoderConfig,
-        Sam2VideoPromptEncoderConfig,
+    from transformers.models.sam2_video import configuration_sam2_video as upstream
+
+    return upstream.Sam2VideoConfig(
+        image_size=image_size,
+        memory_attention_rope_feat_sizes=[image_size // 16] * 2,
+        memory_attention_hidden_size=size.channels,
+        memory_attention_feed_forward_hidden_size=size.feed_forward,
+        memory_attention_num_layers=size.memory_attention_layers,
+        memory_attention_dropout=0.0,
+        memory_attention_rope_dropout=0.0,
+        memory_encoder_hidden_size=size.channels,
+        mask_downsampler_embed_dim=size.channels,
+        memory_fuser_embed_dim=size.channels,
+        memory_fuser_num_layers=size.memory_fuser_layers,
+        memory_fuser_intermediate_dim=4 * size.channels,
+        vision_config=_vision_config(size, image_size),
+        prompt_encoder_config=upstream.Sam2VideoPromptEncoderConfig(hidden_size=size.channels, image_size=image_size),
+        mask_decoder_config=upstream.Sam2VideoMaskDecoderConfig(
+            hidden_size=size.channels, mlp_dim=size.feed_forward, iou_head_hidden_dim=size.channels
+        ),
     )
+
+
+def _vision_config(size: ModelSize, image_size: int) -> Any:
+    from transformers import Sam2HieraDetConfig, Sam2VisionConfig
 
     grid = image_size // 16
     backbone = Sam2HieraDetConfig(
@@ -82,30 +100,9 @@ def sam2_config(size: ModelSize, image_size: int) -> Any:
         global_attention_blocks=list(size.global_blocks),
         window_positional_embedding_background_size=[size.background] * 2,
     )
-    vision = Sam2VisionConfig(
+    return Sam2VisionConfig(
         backbone_config=backbone,
         fpn_hidden_size=size.channels,
-        fpn_top_down_levels=list(size.top_down_levels),
         backbone_channel_list=list(reversed(size.widths)),
         backbone_feature_sizes=[[4 * grid] * 2, [2 * grid] * 2, [grid] * 2],
-    )
-    mask_decoder = Sam2VideoMaskDecoderConfig(
-        hidden_size=size.channels, mlp_dim=size.feed_forward, iou_head_hidden_dim=size.channels
-    )
-    return Sam2VideoConfig(
-        image_size=image_size,
-        memory_attention_rope_feat_sizes=[grid, grid],
-        memory_attention_hidden_size=size.channels,
-        memory_attention_feed_forward_hidden_size=size.feed_forward,
-        memory_attention_num_layers=size.memory_attention_layers,
-        memory_attention_dropout=0.0,
-        memory_attention_rope_dropout=0.0,
-        memory_encoder_hidden_size=size.channels,
-        mask_downsampler_embed_dim=size.channels,
-        memory_fuser_embed_dim=size.channels,
-        memory_fuser_num_layers=size.memory_fuser_layers,
-        memory_fuser_intermediate_dim=4 * size.channels,
-        vision_config=vision,
-        prompt_encoder_config=Sam2VideoPromptEncoderConfig(hidden_size=size.channels, image_size=image_size),
-        mask_decoder_config=mask_decoder,
     )

@@ -125,32 +125,29 @@ def load_sam2(network: SAM2For3dMed, weights: Sam2Weights) -> None:
     for prefix in decoders:
         sources |= {prefix + name: name for name in state if not name.startswith("vision_encoder.")}
     target = network.state_dict()
-    expected = {name for name in target if name.startswith(("encoder.", *decoders)) and "class_" not in name}
-    ours = {name: source for name, source in sources.items() if "output_hypernetworks" not in name}
+    expected = {name: tensor for name, tensor in target.items() if name.startswith(("encoder.", *decoders))}
+    expected = {name: tensor for name, tensor in expected.items() if "class_" not in name}
+    for prefix, decoder in decoders.items():
+        expected |= {prefix + name: shared[0] for name, shared in _hypernetwork(decoder).items()}
 
-    problems = _differences(weights, target, expected, ours, state)
+    problems = _differences(expected, sources, state)
     if problems:
         raise WeightsError(f"{weights.source}: not the weights of this model: " + "; ".join(problems))
     with torch.no_grad():
-        for name, source in ours.items():
-            target[name].copy_(state[source])
+        for name, source in sources.items():
+            if name in target:
+                target[name].copy_(state[source])
         for decoder in decoders.values():
-            _copy_classes(decoder, state, weights.source)
+            _copy_classes(decoder, state)
 
 
-def _differences(
-    weights: Sam2Weights,
-    target: dict[str, Tensor],
-    expected: set[str],
-    ours: dict[str, str],
-    state: dict[str, Tensor],
-) -> list[str]:
-    missing = sorted(expected - ours.keys())
-    unexpected = sorted(ours[name] for name in ours.keys() - expected)
+def _differences(expected: dict[str, Tensor], ours: dict[str, str], state: dict[str, Tensor]) -> list[str]:
+    missing = sorted(expected.keys() - ours.keys())
+    unexpected = sorted(ours[name] for name in ours.keys() - expected.keys())
     misshapen = [
-        f"{source} is {tuple(state[source].shape)}, not {tuple(target[name].shape)}"
+        f"{source} is {tuple(state[source].shape)}, not {tuple(expected[name].shape)}"
         for name, source in sorted(ours.items())
-        if name in target and target[name].shape != state[source].shape
+        if name in expected and expected[name].shape != state[source].shape
     ]
     listed = []
     if missing:
@@ -173,15 +170,21 @@ def _canonical(name: str) -> str:
     return name.replace("shared_image_embedding.", "mask_decoder.shared_image_embedding.")
 
 
-def _copy_classes(decoder: SliceDecoder, state: dict[str, Tensor], source: str) -> None:
+def _hypernetwork(decoder: SliceDecoder) -> dict[str, Tensor]:
+    """SAM2's name of each part of the single mask's hypernetwork -> views of our K classes', (K, *SAM2's shape)."""
     hypernetworks = decoder.mask_decoder.class_hypernetworks
+    parts = {}
     layers = ("proj_in", "layers.0", "proj_out")
     for layer, weight, bias in zip(layers, hypernetworks.weights, hypernetworks.biases, strict=True):
         name = f"mask_decoder.output_hypernetworks_mlps.0.{layer}"
-        if f"{name}.weight" not in state or f"{name}.bias" not in state:
-            raise WeightsError(f"{source}: not the weights of this model: missing {name}")
-        weight.copy_(state[f"{name}.weight"].T.expand_as(weight))
-        bias.copy_(state[f"{name}.bias"].expand_as(bias))
+        parts[f"{name}.weight"] = weight.transpose(1, 2)
+        parts[f"{name}.bias"] = bias.squeeze(1)
+    return parts
+
+
+def _copy_classes(decoder: SliceDecoder, state: dict[str, Tensor]) -> None:
+    for name, classes in _hypernetwork(decoder).items():
+        classes.copy_(state[name].expand_as(classes))
     if decoder.mask_decoder.class_tokens is not None:
         tokens = decoder.mask_decoder.class_tokens.weight
         tokens.copy_(decoder.mask_decoder.mask_tokens.weight[:1].expand_as(tokens))
@@ -193,11 +196,12 @@ def _read_meta(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except Exception as error:  # torch raises many kinds for broken files
-        reason = str(error).splitlines()[0]
+        # The first sentence: torch goes on to advise loading without `weights_only`, which would run the file's code.
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise WeightsError(f"{path}: not a readable PyTorch checkpoint: {reason}") from None
     state = file.get("model") if isinstance(file, dict) else None
-    if not isinstance(state, dict):
-        raise WeightsError(f"{path}: no 'model' dictionary in it; expected a checkpoint of Meta's SAM2")
+    if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
+        raise WeightsError(f"{path}: no 'model' dictionary of tensors in it; expected a checkpoint of Meta's SAM2")
     return from_meta(state)
 
 

@@ -1,0 +1,1 @@
+"""From a volume to its mask with a trained network."""
