@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -30,12 +30,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip, with the reason, a marked test that this machine cannot run."""
+    reason = _lacking(item)
+    if reason:
+        pytest.skip(reason)
+
+
+def _lacking(item: pytest.Item) -> str | None:
     if item.get_closest_marker("network") and not _network(item.config):
-        pytest.skip("needs the network: --run-network or SAM2_3DMED_NETWORK=1")
+        return "needs the network: --run-network or SAM2_3DMED_NETWORK=1"
     if item.get_closest_marker("browser") and not any(map(shutil.which, BROWSERS)):
-        pytest.skip("needs Chromium")
+        return "needs Chromium"
     if item.get_closest_marker("gpu") and not _cuda():
-        pytest.skip("needs a CUDA device")
+        return "needs a CUDA device"
+    return None
 
 
 def _network(config: pytest.Config) -> bool:
@@ -49,10 +56,11 @@ def _cuda() -> bool:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Where the real data is required, a test that uses it fails instead of being skipped."""
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where the real data is required, a test that uses it fails instead of being skipped for anything but a marker."""
     report = yield
-    if SKIP_IS_FAILURE and report.skipped and not hasattr(report, "wasxfail") and "shared_data" in item.fixturenames:
+    skipped = report.skipped and not hasattr(report, "wasxfail") and not _lacking(item)
+    if SKIP_IS_FAILURE and skipped and "shared_data" in item.fixturenames:
         report.outcome = "failed"
         report.longrepr = f"skipped, but SAM2_3DMED_REQUIRE_DATA=1: {report.longrepr[2]}"
     return report
@@ -64,3 +72,36 @@ def shared_data() -> Path:
     if not DATA.is_dir():
         pytest.skip(f"no real data at {DATA}; set SAM2_3DMED_DATA to its folder")
     return DATA
+
+
+@pytest.fixture(scope="session")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set in MSD layout that a network learns in seconds: 12 volumes with a bright and a dark ball."""
+    import json
+
+    import numpy as np
+
+    from sam2_3dmed.volume.volume import Volume
+
+    root = tmp_path_factory.mktemp("blobs")
+    rng = np.random.default_rng(0)
+    affine = np.diag([-1.5, -1.5, 3.0, 1.0])
+    entries = []
+    for number in range(12):
+        grid = np.stack(np.meshgrid(*map(np.arange, (24, 28, 7)), indexing="ij"), axis=-1)
+        bright, dark = (np.linalg.norm((grid - c) * (1, 1, 2), axis=-1) < 6 for c in ((7, 9, 3), (16, 19, 3)))
+        label = np.where(bright, 1, np.where(dark, 3, 0)).astype(np.uint8)
+        image = (100 * bright - 100 * dark + rng.normal(0, 10, label.shape)).astype(np.int16)
+        name = f"blob_{number:02d}.nii.gz"
+        for folder, array in (("imagesTr", image), ("labelsTr", label)):
+            (root / folder).mkdir(exist_ok=True)
+            Volume(array, affine).write(root / folder / name)
+        entries.append({"image": f"./imagesTr/{name}", "label": f"./labelsTr/{name}"})
+    content = {
+        "name": "Blobs",
+        "modality": {"0": "CT"},
+        "labels": {"0": "background", "1": "bright", "3": "dark"},
+        "training": entries,
+    }
+    (root / "dataset.json").write_text(json.dumps(content))
+    return root

@@ -1,0 +1,212 @@
+"""The command line. Each command imports what it needs only when it is called, so that `--help` is quick."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sam2_3dmed.errors import ConfigError, UserError
+
+app = typer.Typer(
+    help="SAM2-3dMed: SAM2 as a prompt-free segmenter of 3D medical volumes. Not for clinical use.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+def _examples(*lines: str) -> str:
+    return "[b]Examples[/b]\n\n" + "\n\n".join(lines)
+
+
+@app.command(epilog=_examples("sam2-3dmed demo", "sam2-3dmed demo --out my-demo --minutes 2"))
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Stop training after this long instead of after the full demo.", min=0.1),
+    ] = None,
+) -> None:
+    """Make a phantom data set, train the nano model from scratch on it, predict, evaluate, draw; no download."""
+    from sam2_3dmed.demo import run_demo
+
+    typer.echo(run_demo(out, max_minutes=minutes).last_line())
+
+
+@app.command(
+    epilog=_examples("sam2-3dmed fingerprint Task09_Spleen", "sam2-3dmed fingerprint Task09_Spleen --out plan.yaml")
+)
+def fingerprint(
+    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, or a folder with images/ and labels/.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the proposed plan here, as YAML.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read cases.", min=0)] = None,
+) -> None:
+    """Read and check every case once; show spacing, sizes, intensities and labels; propose the plan."""
+    from rich.console import Console
+
+    from sam2_3dmed.data.catalog import read_catalog
+    from sam2_3dmed.data.fingerprint import describe
+    from sam2_3dmed.data.fingerprint import fingerprint as take
+    from sam2_3dmed.data.plan import plan_yaml, propose_plan, write_plan_yaml
+    from sam2_3dmed.data.pool import progress_bar
+
+    with progress_bar("Reading cases") as progress:
+        found = take(read_catalog(data), workers=workers, progress=progress)
+    plan = propose_plan(found)
+    console = Console()
+    console.print(describe(found, plan.slicing_axis))
+    if out is None:
+        console.print("\nProposed plan (intensities from all cases; `train` takes them from its training cases):\n")
+        console.print(plan_yaml(plan), markup=False, highlight=False)
+    else:
+        write_plan_yaml(plan, out)
+        console.print(f"Plan written to {out}; edit it and give it to train with --plan.")
+
+
+@app.command(
+    epilog=_examples(
+        "sam2-3dmed train Task09_Spleen --out runs/spleen --test",
+        "sam2-3dmed train Task09_Spleen --weights sam2.1_hiera_tiny.pt --recipe paper",
+        "sam2-3dmed train Task09_Spleen --weights none --set training.epochs=20 --set model.size=nano",
+        "sam2-3dmed train Task09_Spleen --out runs/spleen --resume",
+    )
+)
+def train(
+    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, or a folder with images/ and labels/.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Run folder; without it runs/NAME of the data.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="auto, paper, either with +ablation (paper+without_srpp), or a YAML file.")
+    ] = "auto",
+    weights: Annotated[
+        str,
+        typer.Option(help="auto (SAM2.1 tiny from the hub), hub id, HF folder, Meta .pt, none, or a run of ours."),
+    ] = "auto",
+    plan: Annotated[
+        Path | None, typer.Option(help="Plan YAML from `fingerprint`, instead of the proposed one.")
+    ] = None,
+    fold: Annotated[str | None, typer.Option(help="i/n: fold i of n is the test set, instead of the 20%.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="One option of the recipe, section.key=value; may be repeated."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Predict and evaluate the test set when training ends.")] = False,
+) -> None:
+    """Fine-tune on a folder of labelled volumes; leaves a run folder that predict, report and compare read."""
+    from sam2_3dmed.config import read_recipe, with_settings
+
+    config, chosen_fold = with_settings(read_recipe(recipe), settings or []), _fold(fold)
+
+    from sam2_3dmed.train import TrainRequest, test_run, train_run  # seconds of imports, so mistakes come first
+
+    request = TrainRequest(data, out, config=config, weights=weights, plan=plan, fold=chosen_fold, resume=resume)
+    folder = train_run(request)
+    typer.echo(f"Model: {folder}")
+    if test:
+        typer.echo(_summary(test_run(folder, data).summary()))
+
+
+@app.command(
+    epilog=_examples(
+        "sam2-3dmed predict ct.nii.gz -o masks --model runs/spleen",
+        "sam2-3dmed predict imagesTs -o masks --model runs/spleen --direction forward",
+    )
+)
+def predict(
+    inputs: Annotated[list[Path], typer.Argument(help="NIfTI files or folders of them.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="Run folder of a trained model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks, each NAME.nii.gz.")],
+    direction: Annotated[str | None, typer.Option(help="forward, backward or both; without it the run's.")] = None,
+    overlap: Annotated[
+        float | None, typer.Option(help="Share of a window the next one repeats.", min=0, max=0.95)
+    ] = None,
+    largest_component: Annotated[
+        bool | None,
+        typer.Option("--largest-component/--all-components", help="Keep each class's largest piece only."),
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; without it a GPU if there is one.")] = None,
+) -> None:
+    """Segment volumes; each mask lies on the grid of its input. One that fails costs only itself."""
+    from sam2_3dmed.data.pool import progress_bar
+    from sam2_3dmed.inference.cohort import find_inputs, predict_cohort
+    from sam2_3dmed.runs import load_predictor
+
+    if direction not in (None, "forward", "backward", "both"):
+        raise ConfigError(f"--direction {direction}: expected forward, backward or both")
+    given = {"direction": direction, "overlap": overlap, "keep_largest": largest_component}
+    predictor = load_predictor(model, device=device, **{k: v for k, v in given.items() if v is not None})
+    found = find_inputs(inputs, len(predictor.preprocessing.normalisation))
+    with progress_bar("Predicting") as progress:
+        outcomes = predict_cohort(predictor, found, out, progress)
+    failed = [outcome for outcome in outcomes if outcome.error]
+    typer.echo(f"{len(outcomes) - len(failed)} of {len(outcomes)} masks written to {out}")
+    if failed:
+        typer.echo(f"{len(failed)} failed:", err=True)
+        for outcome in failed:
+            typer.echo(f"  {outcome.name}: {outcome.error}", err=True)
+        raise typer.Exit(1)
+
+
+@app.command(
+    epilog=_examples(
+        "sam2-3dmed evaluate masks labelsTs -o scores",
+        "sam2-3dmed evaluate masks labelsTs -o scores --labels dataset.json --tolerance 3 --tolerance 1",
+    )
+)
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(help="Folder of masks, or one file.")],
+    truth: Annotated[
+        Path, typer.Argument(metavar="LABELS", help="Folder of label files of the same names, or one file.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for cases.csv, cases.json and summary.json.")],
+    labels: Annotated[Path | None, typer.Option(help="dataset.json that names the classes.")] = None,
+    tolerance: Annotated[
+        list[float] | None, typer.Option(help="NSD tolerance in mm; may be repeated; without it 2 and 1.")
+    ] = None,
+) -> None:
+    """Score masks against labels: Dice, IoU, HD95 and NSD per class and case, in 3D and in mm."""
+    from sam2_3dmed.evaluation.cases import DEFAULT_TOLERANCES_MM, evaluate_folders
+
+    result = evaluate_folders(predictions, truth, labels, tolerance or DEFAULT_TOLERANCES_MM)
+    result.write(out)
+    typer.echo(_summary(result.summary()))
+    typer.echo(f"Written to {out}")
+
+
+def _summary(summary: dict[str, object]) -> str:
+    from sam2_3dmed.evaluation.cases import summary_table
+
+    return summary_table(summary)
+
+
+def _fold(text: str | None) -> tuple[int, int] | None:
+    """`i/n` as numbers, 1 <= i <= n."""
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
+        raise ConfigError(f"--fold {text}: expected i/n with i from 1 to n, such as 1/5")
+    return int(number), int(count)
+
+
+def main() -> None:
+    """Run the command line; what the user got wrong is a line on standard error and exit status 2."""
+    from rich.logging import RichHandler
+
+    handler = RichHandler(show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    logging.getLogger("sam2_3dmed").addHandler(handler)
+    logging.getLogger("sam2_3dmed").setLevel(logging.INFO)
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted.", err=True)
+        sys.exit(130)

@@ -1,0 +1,49 @@
+"""`curves.csv`: a row an epoch with every loss term, the learning rate and the validation metrics."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+
+class CurvesFile(Callback):
+    """Appends a row at the end of every epoch; a resumed run goes on below what its checkpoint had reached."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: list[dict[str, Any]] = []
+        self._validated = False
+
+    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Keep the rows of the epochs before the one that comes."""
+        if self.path.exists():
+            with self.path.open(newline="") as file:
+                self._rows = [row for row in csv.DictReader(file) if int(row["epoch"]) < trainer.current_epoch]
+
+    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Note that this epoch has validation metrics."""
+        self._validated = True
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write the file anew, with this epoch's row."""
+        if not trainer.is_global_zero:
+            return
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self._validated or not name.startswith("validation/")  # those of an earlier epoch stay in there
+        }
+        self._validated = False
+        self._rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **metrics})
+        self._write()
+
+    def _write(self) -> None:
+        columns = list(dict.fromkeys(name for row in self._rows for name in row))
+        temporary = self.path.with_suffix(".tmp")
+        with temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows(self._rows)
+        temporary.replace(self.path)

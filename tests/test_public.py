@@ -1,0 +1,58 @@
+"""The public face: four names, imported when they are asked for."""
+
+import subprocess
+import sys
+
+import pytest
+
+import sam2_3dmed
+
+
+def fresh(code: str) -> str:
+    """What a new interpreter prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_all_is_these_four() -> None:
+    assert set(sam2_3dmed.__all__) == {"Volume", "Predictor", "evaluate", "__version__"}
+    assert len(sam2_3dmed.__all__) == 4
+
+
+def test_each_name_is_what_it_says() -> None:
+    from sam2_3dmed.evaluation.cases import evaluate_folders
+    from sam2_3dmed.inference.predictor import Predictor
+    from sam2_3dmed.volume.volume import Volume
+
+    assert sam2_3dmed.Volume is Volume
+    assert sam2_3dmed.Predictor is Predictor
+    assert sam2_3dmed.evaluate is evaluate_folders
+    assert sam2_3dmed.__version__.count(".") == 2
+
+
+def test_dir_lists_them() -> None:
+    assert set(sam2_3dmed.__all__) <= set(dir(sam2_3dmed))
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'sam2_3dmed' has no attribute 'Predictr'"):
+        _ = sam2_3dmed.Predictr
+
+
+def test_star_import_gives_all() -> None:
+    assert fresh("from sam2_3dmed import *; print(Volume.__name__, Predictor.__name__)") == "Volume Predictor"
+
+
+def test_import_is_light() -> None:
+    heavy = "{'numpy', 'scipy', 'torch', 'transformers', 'lightning', 'nibabel'} & set(sys.modules)"
+    assert fresh(f"import sys, sam2_3dmed; print(*{heavy})") == ""
+
+
+def test_help_of_the_command_line_is_light() -> None:
+    heavy = "{'numpy', 'torch', 'transformers', 'lightning'} & set(sys.modules)"
+    assert fresh(f"import sys, sam2_3dmed.cli; print(*{heavy})") == ""
+
+
+def test_module_runs_as_the_command() -> None:
+    answer = subprocess.run([sys.executable, "-m", "sam2_3dmed", "--help"], capture_output=True, text=True, check=True)
+    for command in ("demo", "fingerprint", "train", "predict", "evaluate"):
+        assert command in answer.stdout

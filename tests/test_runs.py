@@ -1,0 +1,148 @@
+"""The run folder: saved and loaded strictly, started from another run, and one line for whatever is wrong with it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sam2_3dmed.config import ChannelPlan, Plan, RunConfig, paper, with_settings
+from sam2_3dmed.errors import ConfigError, DataError, WeightsError
+from sam2_3dmed.runs import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    RunRecord,
+    load_predictor,
+    log_to,
+    make_model,
+    save_model,
+)
+
+CHANNEL = ChannelPlan(name="CT", normalisation="fixed", low=-100, high=200)
+
+
+def plan(num_classes: int = 2) -> Plan:
+    return Plan(dataset="Test", channels=(CHANNEL,), labels={k: f"organ {k}" for k in range(1, num_classes + 1)})
+
+
+def recipe(*settings: str) -> RunConfig:
+    return with_settings(paper(), ["model.size=nano", "model.image_size=64", *settings])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    save_model(*make_model(recipe("inference.direction=backward", "window_slices=4"), plan(), "none"), folder)
+    return folder
+
+
+def copy(run: Path, to: Path) -> Path:
+    to.mkdir()
+    for name in (CONFIG_FILE, MODEL_FILE):
+        (to / name).write_bytes((run / name).read_bytes())
+    return to
+
+
+def test_what_was_saved_is_loaded(run: Path) -> None:
+    predictor = load_predictor(run)
+    torch.manual_seed(0)
+    original, _ = make_model(recipe(), plan(), "none")
+    for (name, a), b in zip(original.state_dict().items(), predictor.network.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert (predictor.direction, predictor.window_slices) == ("backward", 4)
+    assert predictor.labels == {1: "organ 1", 2: "organ 2"}
+    assert not predictor.network.training
+    assert load_predictor(run, direction="forward").direction == "forward"
+
+
+def test_the_record_survives_its_file(run: Path) -> None:
+    record = RunRecord.read(run)
+    assert record.plan == plan()
+    assert record.recipe == recipe("inference.direction=backward", "window_slices=4")
+    assert record.encoder_trains
+    assert set(record.versions) == {"sam2-3dmed", "torch", "transformers"}
+
+
+def test_from_scratch_the_encoder_trains_unless_told(run: Path) -> None:
+    network, record = make_model(recipe("model.train_encoder=false"), plan(), "none")
+    assert not record.encoder_trains
+    assert not any(p.requires_grad for p in network.encoder.parameters())
+
+
+def test_a_run_starts_from_a_run(run: Path) -> None:
+    torch.manual_seed(1)
+    network, record = make_model(with_settings(paper(), []), plan(), str(run))
+    assert (record.model.size, record.model.image_size) == ("nano", 64)
+    assert torch.equal(
+        network.segmentation.mask_decoder.class_hypernetworks.weights[0],
+        load_predictor(run).network.segmentation.mask_decoder.class_hypernetworks.weights[0],
+    )
+
+
+def test_a_run_with_another_number_of_classes_gives_all_but_the_classes(run: Path) -> None:
+    network, record = make_model(recipe(), plan(3), str(run))
+    old = load_predictor(run).network.state_dict()
+    assert record.model.num_classes == 3
+    kept = {name: tensor for name, tensor in network.state_dict().items() if "class_" not in name}
+    assert len(kept) > 100
+    assert all(torch.equal(tensor, old[name]) for name, tensor in kept.items())
+
+
+def test_a_run_of_another_size_is_refused(run: Path) -> None:
+    with pytest.raises(WeightsError, match=r"this run is of size nano, but model\.size is tiny"):
+        make_model(recipe("model.size=tiny"), plan(), str(run))
+
+
+def test_other_switches_name_the_keys(run: Path) -> None:
+    with pytest.raises(WeightsError, match=r"not the weights of this model: Unexpected key.*srpp\.slice_encoder"):
+        make_model(recipe("model.srpp=false"), plan(), str(run))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "line"),
+    [
+        (lambda f: (f / CONFIG_FILE).unlink(), WeightsError, r"not a run folder \(it has no config\.yaml\)"),
+        (
+            lambda f: (f / MODEL_FILE).unlink(),
+            WeightsError,
+            r"not finished \(it has no model\.safetensors\); train --res",
+        ),
+        (lambda f: (f / MODEL_FILE).write_bytes(b"\0" * 50), WeightsError, r"model\.safetensors: cannot be read"),
+        (lambda f: (f / CONFIG_FILE).write_text("kind: ["), ConfigError, r"config\.yaml: not valid YAML"),
+        (lambda f: (f / CONFIG_FILE).write_text("kind: x"), ConfigError, r"config\.yaml: model: Field required"),
+        (
+            lambda f: (f / CONFIG_FILE).write_text((f / CONFIG_FILE).read_text().replace("kind: sam2", "kind: sam3")),
+            WeightsError,
+            r"unknown kind of model 'sam3_3dmed'; known are sam2_3dmed",
+        ),
+        (
+            lambda f: (f / CONFIG_FILE).write_text((f / CONFIG_FILE).read_text().replace("srpp: true", "srpp: false")),
+            WeightsError,
+            r"not the weights of this model: Unexpected key",
+        ),
+    ],
+    ids=["no record", "no model", "broken model", "broken record", "half a record", "unknown kind", "other model"],
+)
+def test_broken_run_folders(run: Path, tmp_path: Path, change, error, line) -> None:
+    folder = copy(run, tmp_path / "broken")
+    change(folder)
+    with pytest.raises(error, match=line):
+        load_predictor(folder)
+
+
+def test_a_model_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    network, record = make_model(recipe(), plan(), "none")
+    with pytest.raises(DataError, match="the model cannot be written"):
+        save_model(network, record, tmp_path / "file" / "run")
+
+
+def test_log_to(tmp_path: Path) -> None:
+    import logging
+
+    logger = logging.getLogger("sam2_3dmed.something")
+    logger.setLevel(logging.INFO)
+    with log_to(tmp_path / "log.txt"):
+        logger.info("inside")
+    logger.info("outside")
+    assert (tmp_path / "log.txt").read_text().endswith(" inside\n")

@@ -1,0 +1,149 @@
+"""From a data set to a run folder: what it holds, that the test set stays closed, and what cannot be started."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sam2_3dmed.config import RunConfig, auto, with_settings
+from sam2_3dmed.data.splits import Split
+from sam2_3dmed.errors import DataError
+from sam2_3dmed.runs import RunRecord
+from sam2_3dmed.train import SPLIT_FILE, TrainRequest, test_run, train_run
+from sam2_3dmed.volume.nifti import read_label, read_volume
+from sam2_3dmed.volume.volume import same_grid
+
+test_run.__test__ = False  # a function of the package, not a test
+
+QUICK = [
+    "model.size=nano",
+    "model.image_size=64",
+    "window_slices=3",
+    "training.epochs=1",
+    "training.windows_per_epoch=2",
+    "training.batch_size=2",
+    "training.validate_every=1",
+    "training.workers=0",
+]
+
+
+def config(*settings: str) -> RunConfig:
+    return with_settings(auto(), [*QUICK, *settings])
+
+
+@pytest.fixture(scope="module")
+def data(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(shutil.copytree(blobs, tmp_path_factory.mktemp("train") / "blobs"))
+
+
+@pytest.fixture(scope="module")
+def run(data: Path) -> Path:
+    """A finished run, trained while the test cases' files could not be read."""
+    names = [f"blob_{number:02d}" for number in range(12)]
+    from sam2_3dmed.data.splits import make_split
+
+    hidden = make_split(names, seed=0).test
+    originals = {file: file.read_bytes() for name in hidden for file in data.glob(f"*Tr/{name}.nii.gz")}
+    assert len(originals) == 2 * len(hidden)
+    for file in originals:
+        file.write_bytes(b"closed")
+    folder = train_run(TrainRequest(data, data.parent / "run", config=config(), weights="none"))
+    for file, content in originals.items():
+        file.write_bytes(content)
+    return folder
+
+
+def test_the_run_folder_holds_what_it_should(run: Path) -> None:
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "model.safetensors",
+        "config.yaml",
+        "split.json",
+        "curves.csv",
+        "log.txt",
+        "tensorboard",
+        "checkpoints",
+    }
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert "validation Dice" in (run / "log.txt").read_text()
+    record = RunRecord.read(run)
+    assert record.plan.labels == {1: "bright", 3: "dark"}
+    assert record.plan.channels[0].normalisation == "fixed"
+
+
+def test_the_split_is_the_one_that_was_asked_for(run: Path) -> None:
+    split = Split.read(run / SPLIT_FILE)
+    assert (len(split.train), len(split.validation), len(split.test)) == (9, 1, 2)
+
+
+def test_the_test_set_is_predicted_and_scored(run: Path, data: Path) -> None:
+    split = Split.read(run / SPLIT_FILE)
+    evaluation = test_run(run, data)
+    assert tuple(case.name for case in evaluation.cases) == split.test
+    for name in split.test:
+        mask = read_label(run / "predictions" / f"{name}.nii.gz", {1, 3})
+        assert same_grid(mask, read_volume(data / "imagesTr" / f"{name}.nii.gz"))
+    summary = json.loads((run / "evaluation" / "summary.json").read_text())
+    assert [row["class"] for row in summary["results"]] == ["bright", "dark", "mean", "foreground"]
+    assert {"nsd_2mm", "nsd_1mm"} < set(summary["metrics"])
+
+
+def test_a_run_is_not_overwritten_and_a_finished_one_not_resumed(run: Path, data: Path) -> None:
+    request = TrainRequest(data, run, config=config(), weights="none")
+    with pytest.raises(DataError, match="there is a run here already; go on with it by --resume"):
+        train_run(request)
+    with pytest.raises(DataError, match="this run is finished"):
+        train_run(TrainRequest(data, run, resume=True))
+    with pytest.raises(DataError, match="no run to resume here"):
+        train_run(TrainRequest(data, run.parent / "nothing", resume=True))
+
+
+def test_an_interrupted_run_resumes_with_its_own_recipe(run: Path, data: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    (folder / "model.safetensors").unlink()
+    record = RunRecord.read(folder)
+    longer = record.recipe.training.model_copy(update={"epochs": 2})
+    record.model_copy(update={"recipe": record.recipe.model_copy(update={"training": longer})}).write(folder)
+    train_run(TrainRequest(data, folder, resume=True))
+    assert len((folder / "curves.csv").read_text().splitlines()) == 3
+    assert (folder / "model.safetensors").is_file()
+
+
+def test_a_plan_of_ones_own_and_a_fold(data: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "dataset: Mine\nchannels: [{name: CT, normalisation: fixed, low: -150, high: 150}]\n"
+        "labels: {1: bright, 3: dark}\nslicing_axis: coronal\nwindow_slices: 2\n"
+    )
+    request = TrainRequest(
+        data, tmp_path / "run", config=config("window_slices=null"), weights="none", plan=plan, fold=(2, 3)
+    )
+    record = RunRecord.read(train_run(request))
+    assert (record.plan.slicing_axis, record.plan.window_slices) == ("coronal", 2)
+    split = Split.read(tmp_path / "run" / SPLIT_FILE)
+    assert len(split.test) == 4
+    assert set(split.test).isdisjoint({*split.train, *split.validation})
+
+
+def test_a_broken_training_case_is_named(blobs: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(blobs, tmp_path / "blobs"))
+    for file in (data / "labelsTr").iterdir():
+        file.write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"blob_0\d\.nii\.gz"):
+        train_run(TrainRequest(data, tmp_path / "run", config=config(), weights="none"))
+
+
+@pytest.mark.slow
+def test_real_ct_runs_through(shared_data: Path, tmp_path: Path) -> None:
+    """10 cases of a real CT in LPS: the loss falls, and the masks lie on the input grid."""
+    data = shared_data / "Task91_SarcomaCT"
+    settings = ["window_slices=null", "training.epochs=4", "training.windows_per_epoch=16", "training.batch_size=4"]
+    folder = train_run(TrainRequest(data, tmp_path / "run", config=config(*settings), weights="none"))
+    rows = (folder / "curves.csv").read_text().splitlines()
+    column = rows[0].split(",").index("train/total")
+    losses = [float(row.split(",")[column]) for row in rows[1:]]
+    assert losses[-1] < 0.95 * losses[0]
+    for case in test_run(folder, data).cases:
+        image = read_volume(data / "imagesTr" / f"{case.name}.nii.gz")
+        assert same_grid(read_label(case.prediction), image)

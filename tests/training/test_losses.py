@@ -1,0 +1,232 @@
+"""Every loss by hand on tensors small enough for it."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sam2_3dmed.model.network import Prediction
+from sam2_3dmed.training.losses import (
+    SEGMENTATION_LOSSES,
+    TotalLoss,
+    bce,
+    boundary_loss,
+    dice_bce,
+    dice_loss,
+    focal_dice,
+    relative_position_loss,
+)
+
+NORMALISE = ("weight_sum", "mean", "sum")
+
+
+def value(loss: torch.Tensor) -> float:
+    assert loss.shape == ()
+    return loss.item()
+
+
+def volume(*values: float) -> torch.Tensor:
+    """(1, 1, 1, 1, W)."""
+    return torch.tensor(values, dtype=torch.float32).view(1, 1, 1, 1, -1)
+
+
+def logit(probability: float) -> float:
+    return math.log(probability / (1 - probability))
+
+
+def test_eq_2_divides_by_d_times_d_minus_1() -> None:
+    target = torch.tensor([[0.0, 1, 2], [-1, 0, 1], [-2, -1, 0]]).unsqueeze(0)
+    # Predicting zero at D = 3: 4 pairs off by 1 and 2 by 2, so (4 + 8) / 6.
+    assert value(relative_position_loss(torch.zeros(1, 3, 3), target)) == pytest.approx(2)
+    assert value(relative_position_loss(target, target)) == 0
+
+
+def test_eq_2_ignores_the_diagonal() -> None:
+    predicted = torch.tensor([[[100.0, 1.5], [-1.0, -100.0]]])
+    target = torch.tensor([[[0.0, 1.0], [-1.0, 0.0]]])
+    assert value(relative_position_loss(predicted, target)) == pytest.approx(0.25 / 2)
+
+
+def test_eq_2_is_the_mean_over_the_batch() -> None:
+    predicted = torch.stack([torch.full((2, 2), 1.0), torch.full((2, 2), 3.0)])
+    assert value(relative_position_loss(predicted, torch.zeros(2, 2, 2))) == pytest.approx((1 + 9) / 2)
+
+
+def test_eq_2_of_a_lone_slice_is_zero_and_differentiable() -> None:
+    predicted = torch.tensor([[[3.0]]], requires_grad=True)
+    loss = relative_position_loss(predicted, torch.zeros(1, 1, 1))
+    assert value(loss) == 0
+    loss.backward()
+    assert predicted.grad is not None
+    assert predicted.grad.item() == 0
+
+
+# One boundary pixel of four: it weighs N_non / N = 3/4, the three others N_bd / N = 1/4. Probabilities by hand.
+BOUNDARY = volume(1, 0, 0, 0)
+PROBABILITIES = (0.5, 0.5, 0.2, 0.2)
+WEIGHTED = 0.75 * math.log(2) + 0.25 * (math.log(2) - 2 * math.log(0.8))
+
+
+@pytest.mark.parametrize(("normalise", "divisor"), [("weight_sum", 0.75 + 3 * 0.25), ("mean", 4), ("sum", 1)])
+def test_eq_5_by_hand(normalise: str, divisor: float) -> None:
+    logits = volume(*(logit(p) for p in PROBABILITIES))
+    assert value(boundary_loss(logits, BOUNDARY, normalise)) == pytest.approx(WEIGHTED / divisor, rel=1e-5)
+
+
+def test_eq_5_is_divided_by_the_sum_of_weights_unless_told_otherwise() -> None:
+    logits = volume(*(logit(p) for p in PROBABILITIES))
+    assert torch.equal(boundary_loss(logits, BOUNDARY), boundary_loss(logits, BOUNDARY, "weight_sum"))
+
+
+def test_eq_5_balances_the_two_kinds() -> None:
+    """Divided by the sum of weights, it is the mean of the two kinds' mean cross entropies."""
+    torch.manual_seed(0)
+    logits = torch.randn(1, 1, 3, 5, 5)
+    target = (torch.rand(1, 1, 3, 5, 5) < 0.1).float()
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    expected = (entropy[target > 0].mean() + entropy[target == 0].mean()) / 2
+    assert value(boundary_loss(logits, target)) == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("normalise", NORMALISE)
+@pytest.mark.parametrize("depth_of_boundary", [0, 1])
+def test_eq_5_counts_per_sample_and_class_over_the_window(normalise: str, depth_of_boundary: int) -> None:
+    """A batch of two and two classes is the mean of its four volumes, each weighed by its own counts."""
+    torch.manual_seed(0)
+    logits = torch.randn(2, 2, 2, 3, 3)
+    target = (torch.rand(2, 2, 2, 3, 3) < 0.4).float()
+    target[..., depth_of_boundary, :, :] = 0  # all of it in one slice
+    alone = [
+        boundary_loss(logits[b, k][None, None], target[b, k][None, None], normalise) for b in (0, 1) for k in (0, 1)
+    ]
+    assert value(boundary_loss(logits, target, normalise)) == pytest.approx(torch.stack(alone).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("normalise", NORMALISE)
+def test_a_class_without_boundary_contributes_zero(normalise: str) -> None:
+    logits = torch.full((1, 2, 1, 1, 4), 3.0, requires_grad=True)
+    with torch.no_grad():
+        target = torch.cat([BOUNDARY, torch.zeros_like(BOUNDARY)], dim=1)
+    loss = boundary_loss(logits, target, normalise)
+    assert value(loss) == pytest.approx(boundary_loss(logits[:, :1], BOUNDARY, normalise).item() / 2, rel=1e-5)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert not logits.grad[:, 1].any()
+
+
+@pytest.mark.parametrize("normalise", NORMALISE)
+@pytest.mark.parametrize("everywhere", [0.0, 1.0])
+def test_all_or_nothing_boundaries_are_finite(normalise: str, everywhere: float) -> None:
+    """Eq. 5 gives the only kind there is the weight 0."""
+    logits = torch.randn(1, 1, 1, 2, 2, requires_grad=True)
+    loss = boundary_loss(logits, torch.full((1, 1, 1, 2, 2), everywhere), normalise)
+    assert value(loss) == 0
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_bce_by_hand() -> None:
+    logits = volume(logit(0.8), logit(0.1), 0.0)
+    expected = -(math.log(0.8) + math.log(0.9) + math.log(0.5)) / 3
+    assert value(bce(logits, volume(1, 0, 1))) == pytest.approx(expected, rel=1e-5)
+
+
+def test_dice_by_hand() -> None:
+    """Probabilities 0.8 and 0.4 against 1 and 0: overlap 0.8, sizes 1.2 and 1, both smoothed by 1."""
+    logits = volume(logit(0.8), logit(0.4))
+    assert value(dice_loss(logits, volume(1, 0))) == pytest.approx(1 - 2.6 / 3.2, rel=1e-5)
+
+
+def test_dice_counts_each_sample_and_class_over_the_whole_window() -> None:
+    """(B, K) = (1, 2), D = 2: class 1 perfect, class 2 missed whole, its four voxels in both slices."""
+    logits = torch.full((1, 2, 2, 1, 2), 100.0)
+    logits[:, 1] = -100
+    target = torch.ones(1, 2, 2, 1, 2)
+    assert value(dice_loss(logits, target)) == pytest.approx((0 + (1 - 1 / 5)) / 2)
+
+
+def test_dice_of_an_absent_class_that_is_not_found_is_perfect() -> None:
+    assert value(dice_loss(volume(-100, -100), volume(0, 0))) == pytest.approx(0, abs=1e-6)
+
+
+def test_dice_bce_is_the_sum() -> None:
+    logits, target = volume(0.3, -1, 2), volume(1, 0, 0)
+    assert value(dice_bce(logits, target)) == pytest.approx(
+        value(dice_loss(logits, target)) + value(bce(logits, target))
+    )
+
+
+def test_focal_dice_by_hand() -> None:
+    """20 parts focal (alpha 1/4, gamma 2), one part Dice."""
+    logits, target = volume(logit(0.8), logit(0.4)), volume(1, 0)
+    foreground = 0.25 * 0.2**2 * -math.log(0.8)
+    background = 0.75 * 0.4**2 * -math.log(0.6)
+    expected = 20 * (foreground + background) / 2 + 1 - 2.6 / 3.2
+    assert value(focal_dice(logits, target)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["bce", "dice_bce", "focal_dice"])
+def test_a_better_segmentation_costs_less(name: str) -> None:
+    loss = SEGMENTATION_LOSSES[name]
+    target = volume(1, 1, 0, 0)
+    sign = target * 2 - 1
+    costs = [value(loss(scale * sign, target)) for scale in (-3.0, 0.0, 3.0, 30.0)]
+    assert costs == sorted(costs, reverse=True)
+    assert costs[-1] < 1e-3
+
+
+def batch() -> tuple[Prediction, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    masks = torch.zeros(2, 2, 3, 16, 16)
+    masks[:, 0, :, 4:9, 3:11] = 1
+    masks[:, 1, 1, 2:5, 8:12] = 1
+    logits, boundary = torch.randn(2, 2, 3, 4, 4), torch.randn(2, 2, 3, 4, 4)
+    return Prediction(logits, boundary, torch.randn(2, 3, 3)), masks, torch.tensor([[5, 6, 7], [9, 8, 7]])
+
+
+@given(lambdas=st.tuples(st.floats(0, 10), st.floats(0, 10)))
+def test_eq_6_weighs_the_terms(lambdas: tuple[float, float]) -> None:
+    terms = TotalLoss(segmentation="bce", lambda_srpp=lambdas[0], lambda_boundary=lambdas[1])(*batch())
+    expected = terms.segmentation + lambdas[0] * terms.relative_position + lambdas[1] * terms.boundary
+    torch.testing.assert_close(terms.total, expected)
+
+
+@pytest.mark.parametrize("name", ["bce", "dice_bce", "focal_dice"])
+@pytest.mark.parametrize("normalise", NORMALISE)
+def test_eq_6s_terms_are_the_losses_at_full_resolution(name: str, normalise: str) -> None:
+    from sam2_3dmed.training.targets import boundary_masks, relative_positions
+
+    prediction, masks, positions = batch()
+
+    def full(logits: torch.Tensor) -> torch.Tensor:
+        planes = [torch.nn.functional.interpolate(x, (16, 16), mode="bilinear") for x in logits.unbind(2)]
+        return torch.stack(planes, dim=2)
+
+    total = TotalLoss(segmentation=name, lambda_srpp=0.01, lambda_boundary=0.1, boundary_normalise=normalise)
+    terms = total(prediction, masks, positions)
+    torch.testing.assert_close(terms.segmentation, SEGMENTATION_LOSSES[name](full(prediction.segmentation), masks))
+    expected = boundary_loss(full(prediction.boundary), boundary_masks(masks), normalise)
+    torch.testing.assert_close(terms.boundary, expected)
+    expected = relative_position_loss(prediction.relative_position, relative_positions(positions))
+    torch.testing.assert_close(terms.relative_position, expected)
+
+
+@pytest.mark.parametrize("gone", ["boundary", "relative_position"])
+def test_a_part_that_is_off_costs_nothing(gone: str) -> None:
+    prediction, masks, positions = batch()
+    total = TotalLoss(segmentation="bce", lambda_srpp=2, lambda_boundary=3)
+    whole, without = total(prediction, masks, positions), total(prediction._replace(**{gone: None}), masks, positions)
+    assert value(getattr(without, gone)) == 0
+    weight = {"boundary": 3, "relative_position": 2}[gone]
+    torch.testing.assert_close(without.total, whole.total - weight * getattr(whole, gone))
+
+
+def test_half_precision_logits_are_compared_in_full() -> None:
+    prediction, masks, positions = batch()
+    halves = Prediction(*(part.bfloat16() for part in prediction))
+    terms = TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1)(halves, masks, positions)
+    assert all(term.dtype == torch.float32 for term in terms)
