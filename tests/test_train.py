@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed.config import RunConfig, auto, with_settings
+from sam2_3dmed.config import RunConfig, scratch, with_settings
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.runs import RunRecord
@@ -29,7 +29,7 @@ QUICK = [
 
 
 def config(*settings: str) -> RunConfig:
-    return with_settings(auto(), [*QUICK, *settings])
+    return with_settings(scratch(), [*QUICK, *settings])
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def train(
         Path | None, typer.Option("--out", "-o", help="Run folder; without it runs/NAME of the data.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(help="auto, paper, either with +ablation (paper+without_srpp), or a YAML file.")
+        str, typer.Option(help="auto, paper or scratch, with +ablation if wanted (paper+without_srpp), or a YAML file.")
     ] = "auto",
     weights: Annotated[
         str,
@@ -101,7 +101,8 @@ def train(
     """Fine-tune on a folder of labelled volumes; leaves a run folder that predict, report and compare read."""
     from sam2_3dmed.config import read_recipe, with_settings
 
-    config, chosen_fold = with_settings(read_recipe(recipe), settings or []), _fold(fold)
+    config = with_settings(read_recipe(recipe, from_scratch=weights == "none"), settings or [])
+    chosen_fold = _fold(fold)
 
     from sam2_3dmed.train import TrainRequest, test_run, train_run  # seconds of imports, so mistakes come first
 

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam2_3dmed.config import RunConfig, auto
+from sam2_3dmed.config import RunConfig, scratch
 from sam2_3dmed.data.catalog import Case, read_case, read_catalog
 from sam2_3dmed.data.phantom import write_phantom_dataset
 from sam2_3dmed.data.pool import progress_bar
@@ -44,8 +44,8 @@ class DemoResult:
 
 
 def demo_recipe(max_minutes: float | None = None) -> RunConfig:
-    """`auto`, with the nano model and as long as a demo may take."""
-    config = auto()
+    """`scratch`, with the nano model and as long as a demo may take."""
+    config = scratch()
     training = config.training.model_copy(update={"epochs": 20, "validate_every": 5, "max_minutes": max_minutes})
     model = config.model.model_copy(update={"size": "nano"})
     return config.model_copy(update={"training": training, "model": model})

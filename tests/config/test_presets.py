@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed.config import ABLATIONS, PRESETS, RunConfig, auto, paper, read_recipe, with_settings
+from sam2_3dmed.config import ABLATIONS, PRESETS, RunConfig, auto, paper, read_recipe, scratch, with_settings
 from sam2_3dmed.errors import ConfigError
 
 
@@ -36,7 +36,7 @@ def recipe(tmp_path: Path):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_valid_and_found_by_name(name):
     config = read_recipe(name)
-    assert config == PRESETS[name]()
+    assert config == PRESETS[name](False)
     assert RunConfig.model_validate(config.model_dump()) == config
 
 
@@ -58,7 +58,7 @@ def test_paper_is_all_defaults():
 @pytest.mark.parametrize("base", PRESETS)
 def test_an_ablation_changes_one_option(base, ablation, key, value):
     config = read_recipe(f"{base}+{ablation}")
-    assert changed(config, PRESETS[base]()) == {key: value}
+    assert changed(config, PRESETS[base](False)) == {key: value}
     assert RunConfig.model_validate(config.model_dump()) == config
 
 
@@ -81,10 +81,10 @@ def test_ablations_add_up_in_any_order():
     ("name", "message"),
     [
         ("papr", "no preset 'papr'; did you mean 'paper'?"),
-        ("zzz", "no preset 'zzz'; known are auto, paper"),
+        ("zzz", "no preset 'zzz'; known are auto, paper, scratch"),
         ("paper+without_srp", "no ablation 'without_srp'; did you mean 'without_srpp'?"),
         ("paper+", "no ablation ''; known are without_pretraining, "),
-        ("without_srpp", "no preset 'without_srpp'; known are auto, paper"),
+        ("without_srpp", "no preset 'without_srpp'; known are auto, paper, scratch"),
     ],
 )
 def test_an_unknown_name_gets_the_nearest(name, message):
@@ -96,14 +96,14 @@ def test_an_unknown_name_gets_the_nearest(name, message):
 class TestFiles:
     def test_starts_from_auto(self, recipe):
         config = read_recipe(recipe("training: {epochs: 7}\nwindow_slices: 4\n"))
-        assert changed(config, auto()) == {"training.epochs": 7, "window_slices.": 4}
+        assert changed(config, auto(from_scratch=False)) == {"training.epochs": 7, "window_slices.": 4}
 
     def test_starts_from_the_preset_it_names(self, recipe):
         config = read_recipe(recipe("preset: paper+without_srpp\nloss:\n  segmentation: dice_bce\n"))
         assert changed(config, paper()) == {"model.srpp": False, "loss.segmentation": "dice_bce"}
 
     def test_an_empty_file_is_auto(self, recipe):
-        assert read_recipe(recipe("# nothing yet\n")) == auto()
+        assert read_recipe(recipe("# nothing yet\n")) == auto(from_scratch=False)
 
     def test_yml_will_do(self, tmp_path: Path):
         (tmp_path / "a.yml").write_text("preset: paper")
@@ -118,7 +118,7 @@ class TestFiles:
             ("training:\n", "training: Input should be a valid dictionary"),
             ("training: [\n", "not valid YAML: "),
             ("preset: papr\n", "no preset 'papr'; did you mean 'paper'?"),
-            ("preset: mine.yaml\n", "no preset 'mine.yaml'; known are auto, paper"),
+            ("preset: mine.yaml\n", "no preset 'mine.yaml'; known are auto, paper, scratch"),
         ],
     )
     def test_a_mistake_is_named_with_the_file(self, recipe, text, message):
@@ -161,7 +161,7 @@ class TestSettings:
         assert changed(config, paper()) == {"training.epochs": 3, "loss.segmentation": "dice_bce"}
 
     def test_none_changes_nothing(self):
-        assert with_settings(auto(), []) == auto()
+        assert with_settings(scratch(), []) == scratch()
 
     @pytest.mark.parametrize(
         ("setting", "message"),
@@ -180,11 +180,17 @@ class TestSettings:
     )
     def test_a_mistake_is_one_line(self, setting, message):
         with pytest.raises(ConfigError) as caught:
-            with_settings(auto(), [setting])
+            with_settings(scratch(), [setting])
         assert str(caught.value).startswith(message)
         assert "\n" not in str(caught.value)
 
     def test_all_wrong_values_at_once(self):
         with pytest.raises(ConfigError) as caught:
-            with_settings(auto(), ["training.epochs=0", "model.sise=tiny"])
+            with_settings(scratch(), ["training.epochs=0", "model.sise=tiny"])
         assert len(str(caught.value).split("\n")) == 2
+
+
+def test_auto_is_scratch_without_pretrained_weights_and_paper_with_them():
+    assert read_recipe("auto", from_scratch=True) == scratch()
+    assert read_recipe("auto") == paper()
+    assert read_recipe("paper", from_scratch=True) == paper()

@@ -147,12 +147,12 @@ def test_the_detector_remembers_its_own_boundaries(nano, window) -> None:
     detector = network.boundary
     features_of = network.encoder(window(batch=2, depth=2))
     fine = detector.decoder.project(features_of)
-    bank = MemoryBank(2)
+    bank = MemoryBank(3)
     for i in range(2):
         z = features_of.z[:, i]
         step = detector(z, z, fine.stride8[:, i], fine.stride4[:, i], bank)
         assert step.features.shape == z.shape
         assert step.logits.shape == (2, 3, 16, 16)
         assert bank.count == i + 1
-    again = detector(z, z, fine.stride8[:, 1], fine.stride4[:, 1], MemoryBank(2))
+    again = detector(z, z, fine.stride8[:, 1], fine.stride4[:, 1], MemoryBank(3))
     assert (again.logits - step.logits).abs().max() > 1e-4  # the memory of the first slice mattered

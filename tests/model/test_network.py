@@ -149,7 +149,7 @@ def test_both_branches_remember_raw_features_and_their_own_masks(nano, window, o
         features = network.encoder(slices)
         prediction = network.decode(features)
     for name, calls in seen.items():
-        assert len(calls) == 3
+        assert len(calls) == 2  # nobody would read the last slice's memory
         for i, (z, logits) in enumerate(calls):
             assert torch.equal(z, features.z[:, i])
             assert torch.equal(logits, getattr(prediction, name)[:, :, i])

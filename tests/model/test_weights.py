@@ -63,20 +63,19 @@ def test_our_loop_is_sam2(meta_tiny: Path, shared_data: Path) -> None:
     network = build_network(size="tiny", image_size=512, num_classes=1, srpp=False, boundary=False).eval()
     load_sam2(network, weights)
 
-    pointers, memories = [], []
-    remember = network.segmentation.remember
+    decode, found = network.segmentation.decode, []
 
-    def spy(z, logits, pointer):
-        memory = remember(z, logits, pointer)
-        pointers.append(memory.pointer)
-        memories.append(memory.spatial)
-        return memory
+    def spy(*arguments):
+        found.append(decode(*arguments))
+        return found[-1]
 
-    network.segmentation.remember = spy
+    network.segmentation.decode = spy
     with torch.inference_mode():
         features = network.encoder.encode(oracle_input().unsqueeze(0))
         prediction = network.decode(features)
         fine = network.segmentation.project(features)
+        memories = [network.segmentation.remember(features.z[:, i], *found[i]).spatial for i in (0, 8)]
+    pointers = [pointer for _, pointer in found]
 
     np.testing.assert_allclose(features.z[0, 0].numpy(), reference["z_first"], atol=1e-3)
     spread = [fine.stride4.std().item(), fine.stride8.std().item(), features.z.std().item()]

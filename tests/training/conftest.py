@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed.config import RunConfig, auto, with_settings
+from sam2_3dmed.config import RunConfig, scratch, with_settings
 
 QUICK = [
     "model.size=nano",
@@ -23,8 +23,8 @@ QUICK = [
 
 @pytest.fixture(scope="session")
 def quick() -> Callable[..., RunConfig]:
-    """The recipe `auto` cut down; more settings as arguments."""
-    return lambda *settings: with_settings(auto(), [*QUICK, *settings])
+    """The recipe `scratch` cut down; more settings as arguments."""
+    return lambda *settings: with_settings(scratch(), [*QUICK, *settings])
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sam2_3dmed.config import auto
+from sam2_3dmed.config import scratch
 from sam2_3dmed.data.windows import Windows, collate
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
@@ -42,7 +42,7 @@ def module() -> TrainingModule:
         loss=TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1),
         predictor=Predictor(network, preprocessing=preprocessing, labels={1: "organ"}, window_slices=3),
         validation=[],
-        config=auto().training,
+        config=scratch().training,
         total_steps=10,
     )
 

@@ -5,7 +5,7 @@ loss, training). Presets are functions, and an ablation is a preset with one thi
 """
 
 from sam2_3dmed.config.parsing import parse, read_yaml
-from sam2_3dmed.config.presets import ABLATIONS, PRESETS, auto, paper, read_recipe, with_settings
+from sam2_3dmed.config.presets import ABLATIONS, PRESETS, auto, paper, read_recipe, scratch, with_settings
 from sam2_3dmed.config.schema import (
     AugmentationConfig,
     ChannelPlan,
@@ -35,5 +35,6 @@ __all__ = [
     "parse",
     "read_recipe",
     "read_yaml",
+    "scratch",
     "with_settings",
 ]

@@ -31,19 +31,14 @@ ABLATIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
 """The paper's Tables 2-6 and 9, one change each; `without_pretraining` goes with `--weights none`."""
 
 
-def auto() -> RunConfig:
-    """The default: `paper` with what was better on validation cases of real data (see `docs/auto_preset.md`)."""
+def scratch() -> RunConfig:
+    """For training without pre-trained weights: `paper` with what was better on validation cases of real data.
+
+    What each difference brought is measured in `docs/auto_preset.md`.
+    """
     config = _change(paper(), "loss", segmentation="dice_bce")
     config = _change(config, "model", fusion_residual=True)
-    config = _change(
-        config,
-        "augmentation",
-        rotation_degrees=15.0,
-        shear_degrees=5.0,
-        noise=0.2,
-        blur=0.2,
-        mosaic=0.0,
-    )
+    config = _change(config, "augmentation", rotation_degrees=15.0, shear_degrees=5.0, noise=0.2, blur=0.2, mosaic=0.0)
     return _change(
         config,
         "training",
@@ -56,7 +51,20 @@ def auto() -> RunConfig:
     )
 
 
-PRESETS: Mapping[str, Callable[[], RunConfig]] = {"auto": auto, "paper": paper}
+def auto(from_scratch: bool) -> RunConfig:
+    """The default: `scratch` without pre-trained weights, and `paper` with them.
+
+    Nothing could be measured with pre-trained weights so far, and runs from scratch must not decide for those.
+    """
+    return scratch() if from_scratch else paper()
+
+
+PRESETS: Mapping[str, Callable[[bool], RunConfig]] = {
+    "auto": auto,
+    "paper": lambda from_scratch: paper(),
+    "scratch": lambda from_scratch: scratch(),
+}
+"""By name; each is told whether training starts from scratch, which only `auto` needs to know."""
 
 
 def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
@@ -81,22 +89,23 @@ def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
     return changed
 
 
-def read_recipe(name_or_path: str) -> RunConfig:
-    """A preset by name (`auto`, `paper`), with ablations after plus signs (`paper+without_srpp`), or a YAML file.
+def read_recipe(name_or_path: str, *, from_scratch: bool = False) -> RunConfig:
+    """A preset by name, with ablations after plus signs (`paper+without_srpp`), or a YAML file.
 
-    A YAML file may start from a preset with the key `preset`; its other keys replace the preset's.
+    A YAML file starts from the preset that its key `preset` names, or from `auto`; its other keys replace the preset's.
+    from_scratch: whether there are no pre-trained weights.
 
     Raises:
         ConfigError: no such preset, ablation or file, or mistakes in the file.
     """
     if name_or_path.endswith((".yaml", ".yml")):
-        return _read_recipe_file(Path(name_or_path))
-    return _read_preset(name_or_path)
+        return _read_recipe_file(Path(name_or_path), from_scratch)
+    return _read_preset(name_or_path, from_scratch)
 
 
-def _read_preset(name_and_ablations: str) -> RunConfig:
+def _read_preset(name_and_ablations: str, from_scratch: bool) -> RunConfig:
     name, *ablations = name_and_ablations.split("+")
-    config = _named(PRESETS, name, "preset")()
+    config = _named(PRESETS, name, "preset")(from_scratch)
     for ablation in ablations:
         config = _named(ABLATIONS, ablation, "ablation")(config)
     return config
@@ -110,14 +119,14 @@ def _named(table: Mapping[str, Callable[..., RunConfig]], name: str, kind: str) 
     raise ConfigError(f"no {kind} {name!r}; {hint}")
 
 
-def _read_recipe_file(path: Path) -> RunConfig:
+def _read_recipe_file(path: Path, from_scratch: bool) -> RunConfig:
     data = read_yaml(path)
     if data is None:
         data = {}
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(data).__name__}")
     try:
-        base = _read_preset(str(data.pop("preset", "auto"))).model_dump()
+        base = _read_preset(str(data.pop("preset", "auto")), from_scratch).model_dump()
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     for key, value in data.items():

@@ -73,5 +73,6 @@ class BoundaryDetector(nn.Module):
         """
         fused = self.fusion(self.decoder.attend(context, bank), z)
         logits, pointer = self.decoder.decode(fused, stride8, stride4)
-        bank.append(self.decoder.remember(z, logits, pointer))
+        if bank.will_be_read:
+            bank.append(self.decoder.remember(z, logits, pointer))
         return BoundaryStep(fused, logits)

@@ -69,8 +69,9 @@ class SAM2For3dMed(nn.Module):
                 z_seg = z_seg + self.boundary_to_segmentation(found.features)
                 boundaries.append(found.logits)
             logits, pointer = self.segmentation.decode(z_seg, fine.stride8[:, i], fine.stride4[:, i])
-            bank.append(self.segmentation.remember(z, logits, pointer))
             masks.append(logits)
+            if bank.will_be_read:
+                bank.append(self.segmentation.remember(z, logits, pointer))
         return Prediction(
             segmentation=torch.stack(masks, dim=2),
             boundary=torch.stack(boundaries, dim=2) if boundaries else None,

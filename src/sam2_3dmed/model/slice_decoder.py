@@ -52,6 +52,11 @@ class MemoryBank:
         self._spatial: deque[Tensor] = deque(maxlen=NUM_MEMORIES - 1)
         self._pointers: deque[Tensor] = deque(maxlen=NUM_POINTERS)
 
+    @property
+    def will_be_read(self) -> bool:
+        """Whether a slice comes after the next one to be added: the memory of the last slice would be made for nobody."""
+        return self.count + 1 < self.num_slices
+
     def append(self, memory: Memory) -> None:
         """Add the next slice's memory."""
         if self.first is None:
