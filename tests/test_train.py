@@ -1,6 +1,8 @@
 """From a data set to a run folder: what it holds, that the test set stays closed, and what cannot be started."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -132,6 +134,24 @@ def test_a_broken_training_case_is_named(blobs: Path, tmp_path: Path) -> None:
         file.write_bytes(b"broken")
     with pytest.raises(DataError, match=r"blob_0\d\.nii\.gz"):
         train_run(TrainRequest(data, tmp_path / "run", config=config(), weights="none"))
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_no_more(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int) -> None:
+    """While a checkpoint is written, long after everything was checked."""
+
+    def full(*arguments: object, **options: object) -> None:
+        raise OSError(reason, os.strerror(reason))
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
+    with pytest.raises(DataError, match=f"cannot be written: {os.strerror(reason)}; what is there stays"):
+        train_run(TrainRequest(data, tmp_path / "run", config=config(), weights="none"))
+
+
+def test_a_run_folder_that_cannot_be_made(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file/run: cannot be written"):
+        train_run(TrainRequest(data, tmp_path / "file" / "run", config=config(), weights="none"))
 
 
 @pytest.mark.slow

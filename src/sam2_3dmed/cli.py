@@ -198,9 +198,8 @@ def _fold(text: str | None) -> tuple[int, int] | None:
 
 def main() -> None:
     """Run the command line; what the user got wrong is a line on standard error and exit status 2."""
-    from rich.logging import RichHandler
-
-    handler = RichHandler(show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logging.getLogger("sam2_3dmed").addHandler(handler)
     logging.getLogger("sam2_3dmed").setLevel(logging.INFO)
     try:

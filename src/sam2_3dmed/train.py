@@ -1,5 +1,6 @@
 """From a folder of labelled volumes to a run folder: what the `train` command does, step by step."""
 
+import errno
 import logging
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -30,6 +31,7 @@ from sam2_3dmed.runs import (
 from sam2_3dmed.training.fit import fit, seed_everything, use_bf16
 
 SPLIT_FILE = "split.json"
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}
 
 logger = logging.getLogger(__name__)
 
@@ -64,9 +66,16 @@ def train_run(request: TrainRequest) -> Path:
     catalog = read_catalog(request.data)
     folder = request.out or Path("runs") / catalog.name
     _check_folder(folder, request.resume)
-    folder.mkdir(parents=True, exist_ok=True)
-    with log_to(folder / "log.txt"):
-        _train(request, catalog, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with log_to(folder / "log.txt"):
+            _train(request, catalog, folder)
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE:
+            raise
+        raise DataError(
+            f"{folder}: cannot be written: {error.strerror}; what is there stays, and --resume goes on from it"
+        ) from None
     return folder
 
 

@@ -120,6 +120,15 @@ class TestPredictCohort:
         (outcome,) = predict_cohort(refuse, [Input("good", (Path("good.nii.gz"),))], tmp_path / "out")
         assert outcome.error == "good.nii.gz: there is no 0.5."
 
+    def test_what_is_no_fault_of_the_user_costs_only_itself_too(self, inputs, tmp_path):
+        def too_large(volume):
+            raise MemoryError("no 64 GB here")
+
+        outcomes = predict_cohort(too_large, inputs[1:2], tmp_path / "out")
+        assert [outcome.error for outcome in outcomes] == [
+            f"{tmp_path / 'in' / 'good.nii.gz'}: MemoryError: no 64 GB here"
+        ]
+
     def test_errors_are_logged(self, inputs, tmp_path, caplog):
         predict_cohort(threshold, inputs, tmp_path / "out")
         assert len(caplog.records) == 2

@@ -42,11 +42,12 @@ def scratch() -> RunConfig:
     return _change(
         config,
         "training",
-        epochs=30,
-        windows_per_epoch=200,
-        learning_rate=3e-3,
+        epochs=24,
+        windows_per_epoch=400,
+        batch_size=8,
+        learning_rate=2e-3,
         warmup_fraction=0.05,
-        validate_every=5,
+        validate_every=6,
         patience=None,
     )
 

@@ -77,7 +77,7 @@ class ModelConfig(_Frozen):
     size: Literal["auto", Size] = "auto"
     """`auto`: tiny with pre-trained weights or a GPU, nano from scratch on a CPU."""
     image_size: Annotated[int, Field(ge=64, le=1024, multiple_of=32)] | None = None
-    """H = W of the slices the network sees; none: 512, and 128 for nano."""
+    """H = W of the slices the network sees; none: 512, and 96 for nano."""
     srpp: bool = True
     share_context: bool = True
     """SRPP's context reaches both memory attentions (reading 1); false is the literal reading."""

@@ -101,10 +101,15 @@ def predict_cohort(
         try:
             predictor(item.read()).write(output)
             outcomes.append(Outcome(item.name, output, None))
-        except UserError as error:
-            named = any(str(file) in str(error) for file in item.files)
-            message = str(error) if named else f"{item.files[0]}: {error}"
+        except Exception as error:  # a volume too large for the memory, too, costs only itself
+            message = _explain(error, item)
             logger.error("%s", message)
             outcomes.append(Outcome(item.name, None, message))
         progress(done, len(inputs))
     return outcomes
+
+
+def _explain(error: Exception, item: Input) -> str:
+    """The error in a line that names the input, and its kind where it is none of ours."""
+    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    return text if any(str(file) in text for file in item.files) else f"{item.files[0]}: {text}"

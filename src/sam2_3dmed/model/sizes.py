@@ -35,7 +35,7 @@ SIZES: dict[str, ModelSize] = {
         feed_forward=256,
         memory_attention_layers=1,
         memory_fuser_layers=1,
-        image_size=128,
+        image_size=96,
     ),
     "tiny": ModelSize(),
     "small": ModelSize(blocks=(1, 2, 11, 2), global_blocks=(7, 10, 13)),

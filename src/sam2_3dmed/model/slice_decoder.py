@@ -54,7 +54,7 @@ class MemoryBank:
 
     @property
     def will_be_read(self) -> bool:
-        """Whether a slice comes after the next one to be added: the memory of the last slice would be made for nobody."""
+        """Whether a slice comes after the next one to be added; the last slice's memory would be made for nobody."""
         return self.count + 1 < self.num_slices
 
     def append(self, memory: Memory) -> None:

@@ -76,8 +76,8 @@ def fit(
         total_steps=len(loader) * config.training.epochs,
     )
     best = ModelCheckpoint(folder / "checkpoints", "best", monitor=MONITORED, mode="max", enable_version_counter=False)
-    trainer = _trainer(config, folder, best, len(loader))
     with _quiet_lightning():
+        trainer = _trainer(config, folder, best, len(loader))
         trainer.fit(
             module,
             loader,

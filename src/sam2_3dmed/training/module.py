@@ -84,7 +84,9 @@ class TrainingModule(lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW; the rate rises linearly, then falls as a cosine to a fraction of itself (appendix B)."""
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            trained, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
+        )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
             lambda step: learning_rate_factor(
