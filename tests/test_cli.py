@@ -114,6 +114,8 @@ def bad_commands(root: Path) -> dict[str, tuple[list[object], str]]:
         "no value": ([*train, "--set", "epochs"], "--set epochs: expected section.key=value"),
         "unknown recipe": ([*train, "--recipe", "papper"], "no preset 'papper'; did you mean 'paper'?"),
         "unknown ablation": ([*train, "--recipe", "paper+without_srp"], "did you mean 'without_srpp'?"),
+        "resume with options": (["train", root / "blobs", "--resume", "--fold", "1/5"], "it takes no --fold"),
+        "ablation that is none": (["train", root / "blobs", "--recipe", "paper+without_pretraining"], "--weights none"),
         "bad fold": ([*train, "--fold", "6/5"], "--fold 6/5: expected i/n"),
         "too many folds": ([*train, "--fold", "1/50"], "12"),
         "no such weights": ([*train[:-1], root / "w.pt"], "w.pt: no such file"),

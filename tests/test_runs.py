@@ -14,6 +14,7 @@ from sam2_3dmed.runs import (
     load_predictor,
     log_to,
     make_model,
+    rebuild,
     save_model,
 )
 
@@ -86,6 +87,21 @@ def test_a_run_with_another_number_of_classes_gives_all_but_the_classes(run: Pat
     kept = {name: tensor for name, tensor in network.state_dict().items() if "class_" not in name}
     assert len(kept) > 100
     assert all(torch.equal(tensor, old[name]) for name, tensor in kept.items())
+
+
+def test_a_run_from_sam_2_0_stays_one(tmp_path: Path) -> None:
+    """Its pointers carry no distance; a run that starts from it has none either."""
+    _, record = make_model(recipe(), plan(), "none")
+    spec = record.model.model_copy(update={"pointer_time": False})
+    old = record.model_copy(update={"model": spec})
+    save_model(rebuild(old), old, tmp_path / "old")
+    _, record = make_model(recipe(), plan(), str(tmp_path / "old"))
+    assert not record.model.pointer_time
+
+
+def test_a_device_that_is_not_here(run: Path) -> None:
+    with pytest.raises(ConfigError, match="device quantum: "):
+        load_predictor(run, device="quantum")
 
 
 def test_a_run_of_another_size_is_refused(run: Path) -> None:

@@ -95,8 +95,9 @@ def test_a_run_is_not_overwritten_and_a_finished_one_not_resumed(run: Path, data
     request = TrainRequest(data, run, config=config(), weights="none")
     with pytest.raises(DataError, match="there is a run here already; go on with it by --resume"):
         train_run(request)
-    with pytest.raises(DataError, match="this run is finished"):
-        train_run(TrainRequest(data, run, resume=True))
+    before = (run / "model.safetensors").stat().st_mtime_ns
+    assert train_run(TrainRequest(data, run, resume=True)) == run
+    assert (run / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(DataError, match="no run to resume here"):
         train_run(TrainRequest(data, run.parent / "nothing", resume=True))
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sam2_3dmed.errors import ConfigError, UserError
+from sam2_3dmed.errors import ConfigError, DataError, UserError
 
 app = typer.Typer(
     help="SAM2-3dMed: SAM2 as a prompt-free segmenter of 3D medical volumes. Not for clinical use.",
@@ -53,14 +53,20 @@ def fingerprint(
     from sam2_3dmed.data.fingerprint import fingerprint as take
     from sam2_3dmed.data.plan import plan_yaml, propose_plan, write_plan_yaml
     from sam2_3dmed.data.pool import progress_bar
+    from sam2_3dmed.data.splits import make_split
 
+    catalog = read_catalog(data)
     with progress_bar("Reading cases") as progress:
-        found = take(read_catalog(data), workers=workers, progress=progress)
-    plan = propose_plan(found)
+        found = take(catalog, workers=workers, progress=progress)
+    try:  # the training cases that `train` would choose: a plan that is given back leaks nothing of the others
+        names = make_split(catalog.names, seed=0).train
+    except DataError:  # too few cases for a split
+        names = catalog.names
+    plan = propose_plan(found, names)
     console = Console()
     console.print(describe(found, plan.slicing_axis))
     if out is None:
-        console.print("\nProposed plan (intensities from all cases; `train` takes them from its training cases):\n")
+        console.print(f"\nProposed plan, from {len(names)} cases, the training cases of the default split:\n")
         console.print(plan_yaml(plan), markup=False, highlight=False)
     else:
         write_plan_yaml(plan, out)
@@ -95,12 +101,19 @@ def train(
         list[str] | None,
         typer.Option("--set", help="One option of the recipe, section.key=value; may be repeated."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, as it began.")] = False,
     test: Annotated[bool, typer.Option("--test", help="Predict and evaluate the test set when training ends.")] = False,
 ) -> None:
     """Fine-tune on a folder of labelled volumes; leaves a run folder that predict, report and compare read."""
     from sam2_3dmed.config import read_recipe, with_settings
 
+    given = {"--recipe": recipe != "auto", "--weights": weights != "auto"}
+    given |= {"--plan": bool(plan), "--fold": bool(fold), "--set": bool(settings)}
+    if resume and any(given.values()):
+        ignored = ", ".join(option for option, value in given.items() if value)
+        raise ConfigError(f"--resume goes on as the run began; it takes no {ignored}")
+    if "without_pretraining" in recipe and weights != "none":
+        raise ConfigError(f"--recipe {recipe}: without pre-training means --weights none")
     config = with_settings(read_recipe(recipe, from_scratch=weights == "none"), settings or [])
     chosen_fold = _fold(fold)
 

@@ -64,9 +64,10 @@ def run_demo(out: Path, *, num_cases: int = NUM_CASES, max_minutes: float | None
     with progress_bar("Making phantoms") as progress:
         data = write_phantom_dataset(out / "data", num_cases=num_cases, seed=_SEED, on_case=progress)
     folder = out / "run"
-    if (folder / CONFIG_FILE).is_file():
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if CONFIG_FILE in found or found == {"log.txt"}:  # the latter: one that was stopped before it trained
         shutil.rmtree(folder)
-    elif folder.exists() and any(folder.iterdir()):
+    elif found:
         raise DataError(f"{folder}: holds something that is not a run; choose another --out")
     train_run(TrainRequest(data, folder, config=demo_recipe(max_minutes), weights="none"))
     evaluation = test_run(folder, data)

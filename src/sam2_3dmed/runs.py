@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from sam2_3dmed.config import Plan, RunConfig, parse, read_yaml
-from sam2_3dmed.errors import DataError, WeightsError
+from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
@@ -92,7 +92,7 @@ def make_model(config: RunConfig, plan: Plan, weights: str) -> tuple[SAM2For3dMe
     """
     source = DEFAULT_HUB_ID if weights == "auto" else weights
     if source == "none":
-        return _build(config, plan, "none", size=_size_from_scratch(config), fill=None)
+        return _build(config, plan, "none", size=_size_from_scratch(config))
     if (Path(source) / CONFIG_FILE).is_file():
         return _from_run(config, plan, Path(source))
     found = read_sam2(source)
@@ -115,9 +115,10 @@ def _build(
     source: str,
     *,
     size: str,
-    fill: Sam2Weights | None,
-    encoder_trains: bool | None = None,
+    fill: Sam2Weights | None = None,
+    base: "RunRecord | None" = None,
 ) -> tuple[SAM2For3dMed, RunRecord]:
+    """fill: SAM2's weights to start from; base: the run to start from, whose weights the caller loads."""
     model = config.model
     spec = ModelSpec(
         size=size,
@@ -129,12 +130,14 @@ def _build(
         boundary=model.boundary,
         boundary_fusion=model.boundary_fusion,
         fusion_residual=model.fusion_residual,
-        pointer_time=fill.pointer_time if fill else True,
+        pointer_time=fill.pointer_time if fill else base.model.pointer_time if base else True,
     )
     network = build_network(**spec.model_dump())
     if fill is not None:
         load_sam2(network, fill)
-    trains = next(t for t in (model.train_encoder, encoder_trains, fill is None) if t is not None)
+    trains = model.train_encoder
+    if trains is None:
+        trains = base.encoder_trains if base else fill is None
     if not trains:
         network.encoder.freeze()
     return network, RunRecord(
@@ -155,9 +158,7 @@ def _from_run(config: RunConfig, plan: Plan, folder: Path) -> tuple[SAM2For3dMed
         raise WeightsError(f"{folder}: this run is of size {old.model.size}, but model.size is {config.model.size}")
     image_size = config.model.image_size or old.model.image_size
     config = config.model_copy(update={"model": config.model.model_copy(update={"image_size": image_size})})
-    network, record = _build(
-        config, plan, str(folder), size=old.model.size, fill=None, encoder_trains=old.encoder_trains
-    )
+    network, record = _build(config, plan, str(folder), size=old.model.size, base=old)
     state = read_weights(folder / MODEL_FILE)
     if old.model.num_classes != plan.num_classes:
         logger.info(
@@ -170,6 +171,14 @@ def _from_run(config: RunConfig, plan: Plan, folder: Path) -> tuple[SAM2For3dMed
         state |= {name: tensor for name, tensor in network.state_dict().items() if "class_" in name}
     fill_network(network, state, folder / MODEL_FILE)
     return network, record
+
+
+def rebuild(record: RunRecord) -> SAM2For3dMed:
+    """The network of a record, with fresh weights: what a checkpoint of that run fits into."""
+    network = build_network(**record.model.model_dump())
+    if not record.encoder_trains:
+        network.encoder.freeze()
+    return network
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -241,7 +250,7 @@ def make_predictor(network: SAM2For3dMed, record: RunRecord, *, bf16: bool = Fal
 
 
 def _load_sam2_3dmed(folder: Path, record: RunRecord, device: torch.device, **options: Any) -> Predictor:
-    network = build_network(**record.model.model_dump())
+    network = rebuild(record)
     fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
     return make_predictor(network.to(device).eval(), record, **options)
 
@@ -263,8 +272,21 @@ def load_predictor(folder: Path, *, device: str | torch.device | None = None, **
         raise WeightsError(
             f"{folder}: this run is not finished (it has no {MODEL_FILE}); train --resume goes on with it"
         )
-    chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return LOADERS[record.kind](folder, record, chosen, **options)
+    return LOADERS[record.kind](folder, record, _device(device), **options)
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    """A device that works here.
+
+    Raises:
+        ConfigError: torch does not know it, or this machine does not have it.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch raises either, by how it was built
+        raise ConfigError(f"device {name}: {str(error).splitlines()[0]}") from None
+    return device
 
 
 @contextmanager

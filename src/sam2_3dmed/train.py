@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import re
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -26,6 +27,7 @@ from sam2_3dmed.runs import (
     log_to,
     make_model,
     make_predictor,
+    rebuild,
     save_model,
 )
 from sam2_3dmed.training.fit import fit, seed_everything, use_bf16
@@ -64,8 +66,11 @@ def train_run(request: TrainRequest) -> Path:
         UserError: data, plan or weights that cannot be used; a run folder that is there already, or, to resume, is not.
     """
     catalog = read_catalog(request.data)
-    folder = request.out or Path("runs") / catalog.name
+    folder = request.out or default_folder(catalog)
     _check_folder(folder, request.resume)
+    if request.resume and (folder / MODEL_FILE).is_file():
+        logger.info("%s: this run is finished", folder)
+        return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with log_to(folder / "log.txt"):
@@ -77,6 +82,11 @@ def train_run(request: TrainRequest) -> Path:
             f"{folder}: cannot be written: {error.strerror}; what is there stays, and --resume goes on from it"
         ) from None
     return folder
+
+
+def default_folder(catalog: Catalog) -> Path:
+    """runs/NAME, NAME being that of the data set without what has a meaning in paths."""
+    return Path("runs") / (re.sub(r"[^\w.-]+", "_", catalog.name).strip("._") or "run")
 
 
 def _train(request: TrainRequest, catalog: Catalog, folder: Path) -> None:
@@ -93,15 +103,16 @@ def _train(request: TrainRequest, catalog: Catalog, folder: Path) -> None:
     )
     # Weights first: they fail in seconds, the cache takes minutes.
     seed_everything(config.training.seed)
-    network, record = make_model(config, plan, old.weights if old else request.weights)
+    network, record = (rebuild(old), old) if old else make_model(config, plan, request.weights)
     logger.info(
         "model: size %s at %d pixels, K = %d, weights %s, encoder %s",
         *(record.model.size, record.model.image_size, plan.num_classes, record.weights),
         "trains" if record.encoder_trains else "frozen",
     )
     cache = _cache(request, opened, plan, folder)
-    record.write(folder)
-    split.write(folder / SPLIT_FILE)
+    if old is None:
+        split.write(folder / SPLIT_FILE)
+        record.write(folder)  # last: it is what makes the folder a run
     device = "cuda" if torch.cuda.is_available() else "cpu"
     result = fit(
         network,
@@ -148,8 +159,6 @@ def test_run(folder: Path, data: Path) -> Evaluation:
 def _check_folder(folder: Path, resume: bool) -> None:
     if resume and not (folder / CONFIG_FILE).is_file():
         raise DataError(f"{folder}: no run to resume here")
-    if resume and (folder / MODEL_FILE).is_file():
-        raise DataError(f"{folder}: this run is finished; there is nothing to resume")
     if not resume and (folder / CONFIG_FILE).is_file():
         raise DataError(f"{folder}: there is a run here already; go on with it by --resume, or choose another --out")
 
@@ -178,7 +187,8 @@ def _plan(catalog: Catalog, split: Split, path: Path | None) -> Plan:
 
 
 def _cache(request: TrainRequest, catalog: Catalog, plan: Plan, folder: Path) -> CaseCache:
-    where = sha256(str(request.data.resolve()).encode()).hexdigest()[:8]
-    cache = request.cache or folder.parent / ".cache" / f"{catalog.name}-{where}"
+    # Runs that prepare the same files in the same way share them; any other run keeps its own.
+    key = sha256(f"{request.data.resolve()} {plan.preprocessing} {plan.label_values}".encode()).hexdigest()[:12]
+    cache = request.cache or folder.parent / ".cache" / key
     with progress_bar("Preparing cases") as progress:
         return build_cache(catalog, plan, cache, progress=progress)

@@ -74,9 +74,11 @@ class TestWindow:
         assert propose_plan(_fingerprint(*cases, _case("c", slices={2: 2}))).window_slices == 12
         assert propose_plan(_fingerprint(cases[0], *(_case(n, slices={1: 5}) for n in "cd"))).window_slices == 3
 
-    def test_it_is_no_longer_than_the_shortest_volume(self) -> None:
-        cases = (_case("a", slices={1: 40}), _case("b", slices={1: 4}, depth=4), _case("c", slices={1: 40}))
-        assert propose_plan(_fingerprint(*cases)).window_slices == 4
+    def test_it_is_no_longer_than_most_volumes(self) -> None:
+        long, short = (_case("a", slices={1: 40}), _case("c", slices={1: 40})), _case("b", slices={1: 4}, depth=4)
+        assert propose_plan(_fingerprint(*long, short)).window_slices == 12  # the short one gives shorter windows
+        shallow = [_case(name, slices={1: 8}, depth=8) for name in "bde"]
+        assert propose_plan(_fingerprint(*long[:1], *shallow)).window_slices == 6
 
 
 def test_the_axis_crosses_thick_slices() -> None:

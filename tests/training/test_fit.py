@@ -1,9 +1,11 @@
 """The training contract: it learns, it repeats, it resumes exactly, and what is frozen stays frozen."""
 
 import csv
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +14,7 @@ from sam2_3dmed.data.cache import CaseCache, build_cache
 from sam2_3dmed.data.catalog import read_catalog
 from sam2_3dmed.data.fingerprint import fingerprint
 from sam2_3dmed.data.plan import propose_plan
-from sam2_3dmed.errors import DataError
+from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.runs import make_model, make_predictor
 from sam2_3dmed.training.fit import FitResult, fit, seed_everything, use_bf16
@@ -122,9 +124,40 @@ def test_early_stopping(prepared: tuple, quick: Quick, tmp_path: Path) -> None:
     assert result.epochs == 3
 
 
-def test_resume_needs_a_checkpoint(prepared: tuple, quick: Quick, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"last\.ckpt: no checkpoint to resume from"):
-        run(prepared, quick(), tmp_path, resume=True)
+def test_a_run_that_stopped_before_its_first_checkpoint_starts_anew(
+    prepared: tuple, quick: Quick, tmp_path: Path
+) -> None:
+    config = quick("training.epochs=1")
+    one, _ = run(prepared, config, tmp_path / "one")
+    other, _ = run(prepared, config, tmp_path / "other", resume=True)
+    assert_same(one, other)
+
+
+def test_the_last_epochs_are_validated_too(prepared: tuple, quick: Quick, tmp_path: Path) -> None:
+    """Two of three epochs lie before the only regular validation; what comes after it is scored as well."""
+    scores: list[float] = []
+    config = quick("training.epochs=3", "training.validate_every=2", "training.learning_rate=1e-3")
+    network, result = run(prepared, config, tmp_path)
+    regular = max(float(row["validation/dice"]) for row in rows(tmp_path) if row["validation/dice"])
+    plan, cache = prepared
+    predictor = make_predictor(network, make_model(config, plan, "none")[1])
+    for case in cache.cases[6:8]:
+        classes = predictor.predict_slices(case.image)
+        scores += [dice(classes == k, np.asarray(case.label) == k) for k in (1, 2)]
+    assert result.best_dice >= regular
+    assert result.best_dice == pytest.approx(np.mean(scores), abs=1e-6)  # of the very weights it left
+
+
+def test_ctrl_c_is_an_interruption(
+    prepared: tuple, quick: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(self: TrainingModule) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingModule, "on_train_epoch_start", pressed)
+    with pytest.raises(KeyboardInterrupt):
+        run(prepared, quick(), tmp_path)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_bf16_is_chosen_by_hand_or_by_the_processor() -> None:

@@ -34,7 +34,7 @@ ABLATIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
 def scratch() -> RunConfig:
     """For training without pre-trained weights: `paper` with what was better on validation cases of real data.
 
-    What each difference brought is measured in `docs/auto_preset.md`.
+    `docs/auto_preset.md` has the figures, and says which differences were chosen without a comparison.
     """
     config = _change(paper(), "loss", segmentation="dice_bce")
     config = _change(config, "model", fusion_residual=True)
@@ -69,7 +69,7 @@ PRESETS: Mapping[str, Callable[[bool], RunConfig]] = {
 
 
 def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
-    """`config` with each `section.key=value` of the command line applied, values read as YAML.
+    """`config` with each `section.key=value` of the command line applied, values read as YAML, or `none`.
 
     Raises:
         ConfigError: a setting is not `key=value`, or what it makes is not valid.
@@ -85,7 +85,7 @@ def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
             target = target.setdefault(section, {})
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {setting}: {section} has no keys below it")
-        target[last] = parse_yaml(text, f"--set {setting}")
+        target[last] = None if text.strip().lower() == "none" else parse_yaml(text, f"--set {setting}")
     changed: RunConfig = parse(data, RunConfig, "--set")
     return changed
 

@@ -20,6 +20,8 @@ _CT_NAMES = {"ct", "cta", "cbct", "cect", "ncct", "ldct"}
 # Window of D slices -> the fewest slices a structure must span to get it: the paper's 12 for organs, where
 # two windows fit into them, its 6 for short structures.
 _WINDOWS = {12: 24, 6: 6, 3: 0}
+# The NSD tolerance in mm that the Decathlon uses, by what its tasks segment (reading 11); 2 mm for all else.
+_TOLERANCES_MM = {"pancreas": 5.0, "spleen": 3.0, "lung": 2.0}
 
 
 def propose_plan(fingerprint: Fingerprint, names: Sequence[str] | None = None) -> Plan:
@@ -28,7 +30,8 @@ def propose_plan(fingerprint: Fingerprint, names: Sequence[str] | None = None) -
     Intensities: a channel whose name says CT gets fixed bounds, the 0.5 and 99.5 percentile of all foreground
     voxels; others the same percentiles of each volume (reading 9). Axis: `choose_slicing_axis` (reading 10).
     Window: by the median number of slices that hold a class, where present, of the class that spans most: 12
-    from 24 slices on, 6 from 6 on, else 3; never more than the shortest volume has.
+    from 24 slices on, 6 from 6 on, else 3; never more than the median volume has
+    (a shorter one gives shorter windows).
 
     Raises:
         DataError: a name that is not among the cases, or a CT without foreground or with a constant one.
@@ -41,6 +44,7 @@ def propose_plan(fingerprint: Fingerprint, names: Sequence[str] | None = None) -
         labels=fingerprint.labels,
         slicing_axis=axis,
         window_slices=_window(chosen, axis),
+        nsd_tolerance_mm=_tolerance_mm(fingerprint),
     )
 
 
@@ -56,6 +60,11 @@ def _channel(fingerprint: Fingerprint, index: int, name: str) -> ChannelPlan:
     return ChannelPlan(name=name, normalisation="fixed", low=low, high=high)
 
 
+def _tolerance_mm(fingerprint: Fingerprint) -> float:
+    words = " ".join([fingerprint.dataset, *fingerprint.labels.values()]).lower()
+    return next((mm for organ, mm in _TOLERANCES_MM.items() if organ in words), 2.0)
+
+
 def _window(fingerprint: Fingerprint, axis: SlicingAxis) -> int:
     along = AXES.index(axis)
     spans = [
@@ -63,7 +72,7 @@ def _window(fingerprint: Fingerprint, axis: SlicingAxis) -> int:
         for value in fingerprint.labels
     ]
     window = next(slices for slices, fewest in _WINDOWS.items() if max(spans) >= fewest)
-    return min(window, *(case.num_slices(axis) for case in fingerprint.cases))
+    return min(window, int(median(case.num_slices(axis) for case in fingerprint.cases)))
 
 
 def plan_yaml(plan: Plan) -> str:

@@ -40,7 +40,8 @@ class Outcome:
 
 
 def find_inputs(paths: Sequence[Path], num_channels: int) -> list[Input]:
-    """The volumes among files and folders, by name; for a model of several channels, NAME_0000, NAME_0001, ... are one.
+    """The volumes among files and folders, by name; NAME_0000, NAME_0001, ... are one if the model has as many
+    channels.
 
     Raises:
         DataError: a path is missing, a folder has no volume, or two volumes have one name.
@@ -58,7 +59,7 @@ def find_inputs(paths: Sequence[Path], num_channels: int) -> list[Input]:
             raise DataError(f"{path}: no such file or folder")
     grouped: dict[str, list[Path]] = {}
     for file in files:
-        name = case_name(file, channel_suffix=num_channels > 1)
+        name = case_name(file, channel_suffix=True)
         grouped.setdefault(name, []).append(file)
     inputs = [item for name, group in grouped.items() for item in _inputs(name, group, num_channels)]
     for name, count in Counter(item.name for item in inputs).items():

@@ -255,8 +255,8 @@ def _download(hub_id: str) -> Path:
     except Exception as error:  # offline, unknown id, gated, no space: the hub has an exception for each
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(
-            f"{hub_id}: cannot be downloaded from the Hugging Face hub ({reason}). Offline: give --weights a folder "
-            "or a .pt file that you downloaded elsewhere, or --weights none to train from scratch"
+            f"{hub_id}: no such folder, and it cannot be downloaded from the hub ({reason}). Offline: give --weights "
+            "a folder or a .pt file that you downloaded elsewhere, or --weights none to train from scratch"
         ) from None
 
 

@@ -2,11 +2,13 @@
 
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
@@ -24,7 +26,6 @@ from sam2_3dmed.config import RunConfig
 from sam2_3dmed.data.augment import WindowAugmentation
 from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.data.windows import EpochSampler, WindowDataset, Windows, collate
-from sam2_3dmed.errors import DataError
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.training.curves import CurvesFile
@@ -33,6 +34,7 @@ from sam2_3dmed.training.module import MONITORED, TrainingModule
 
 logger = logging.getLogger(__name__)
 
+BEST_CHECKPOINT = "best.ckpt"
 LAST_CHECKPOINT = "last.ckpt"
 
 
@@ -61,11 +63,12 @@ def fit(
     interrupted.
 
     Raises:
-        DataError: `resume` without a checkpoint, or no space left on the device.
+        KeyboardInterrupt: the user stopped it; `resume` goes on from the last whole epoch.
     """
     checkpoint = folder / "checkpoints" / LAST_CHECKPOINT
     if resume and not checkpoint.exists():
-        raise DataError(f"{checkpoint}: no checkpoint to resume from")
+        logger.info("%s: no checkpoint yet, so the run starts anew", checkpoint)
+        resume = False
     loader = _loader(network, predictor, training, config)
     module = TrainingModule(
         network,
@@ -76,21 +79,34 @@ def fit(
         total_steps=len(loader) * config.training.epochs,
     )
     best = ModelCheckpoint(folder / "checkpoints", "best", monitor=MONITORED, mode="max", enable_version_counter=False)
+    cases = DataLoader(_Numbers(len(validation)), batch_size=None)
     with _quiet_lightning():
         trainer = _trainer(config, folder, best, len(loader))
-        trainer.fit(
-            module,
-            loader,
-            DataLoader(_Numbers(len(validation)), batch_size=None),
-            ckpt_path=checkpoint if resume else None,
-        )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    if best.best_model_path:
-        state = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state)
-    score = float("nan") if best.best_model_score is None else float(best.best_model_score)
-    return FitResult(score, trainer.current_epoch, trainer.global_step)
+        _fit(trainer, module, loader, cases, checkpoint if resume else None)
+        epochs, steps = trainer.current_epoch, trainer.global_step
+        last_score = None if module.validated_step == steps else _validate(trainer, module, cases)
+    best_score = -1.0 if best.best_model_score is None else float(best.best_model_score)
+    if last_score is not None and last_score > best_score:
+        return FitResult(last_score, epochs, steps)
+    state = torch.load(folder / "checkpoints" / BEST_CHECKPOINT, map_location="cpu", weights_only=True)["state_dict"]
+    module.load_state_dict(state)
+    return FitResult(best_score, epochs, steps)
+
+
+def _fit(trainer: lightning.Trainer, module: TrainingModule, loader: Any, cases: Any, checkpoint: Path | None) -> None:
+    try:
+        trainer.fit(module, loader, cases, ckpt_path=checkpoint)
+    except SystemExit:  # Lightning's answer to Ctrl-C, after which it ignores the next one
+        if not trainer.interrupted:
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        raise KeyboardInterrupt from None
+
+
+def _validate(trainer: lightning.Trainer, module: TrainingModule, cases: Any) -> float:
+    """The score of the weights as they are: the last epochs may lie beyond the last regular validation."""
+    (metrics,) = trainer.validate(module, cases, verbose=False)
+    return float(metrics[MONITORED])
 
 
 def _loss(config: RunConfig) -> TotalLoss:
@@ -128,6 +144,7 @@ def _loader(network: SAM2For3dMed, predictor: Predictor, cases: CaseCache, confi
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
+        multiprocessing_context="forkserver" if workers else None,  # a fork of a process with threads can hang
         pin_memory=torch.cuda.is_available(),
     )
 
@@ -142,14 +159,15 @@ def _trainer(config: RunConfig, folder: Path, best: ModelCheckpoint, num_batches
         max_epochs=training.epochs,
         max_time=None if training.max_minutes is None else {"seconds": round(training.max_minutes * 60)},
         gradient_clip_val=training.clip_gradient_norm,
-        check_val_every_n_epoch=training.validate_every,
+        check_val_every_n_epoch=min(training.validate_every, training.epochs),
         num_sanity_val_steps=0,
         logger=TensorBoardLogger(folder, name="tensorboard", version=""),
         log_every_n_steps=min(10, num_batches),
         callbacks=_callbacks(config, folder, best),
         enable_model_summary=False,
         use_distributed_sampler=False,
-        deterministic=True,
+        # On a GPU some backward passes (of bicubic resizing, for one) have no deterministic form at all.
+        deterministic=True if device == "cpu" else "warn",
     )
 
 

@@ -46,6 +46,8 @@ class TrainingModule(lightning.LightningModule):
         self.validation = validation
         self.config = config
         self.total_steps = total_steps
+        self.validated_step: int | None = None
+        """The number of steps at the last validation."""
         self._dice: list[list[float]] = []
 
     def training_step(self, batch: Sequence[Windows], batch_idx: int) -> Tensor:
@@ -77,6 +79,7 @@ class TrainingModule(lightning.LightningModule):
         """Means over cases, per class and over classes."""
         per_class = np.mean(self._dice, axis=0)
         self._dice.clear()
+        self.validated_step = self.global_step
         for name, value in zip(self.predictor.labels.values(), per_class, strict=True):
             self.log(f"validation/dice_{name}", float(value))
         self.log(MONITORED, float(per_class.mean()), prog_bar=True)
