@@ -67,7 +67,7 @@ def fingerprint(
     console.print(describe(found, plan.slicing_axis))
     if out is None:
         console.print(f"\nProposed plan, from {len(names)} cases, the training cases of the default split:\n")
-        console.print(plan_yaml(plan), markup=False, highlight=False)
+        typer.echo(plan_yaml(plan))
     else:
         write_plan_yaml(plan, out)
         console.print(f"Plan written to {out}; edit it and give it to train with --plan.")
@@ -213,13 +213,16 @@ def main() -> None:
     """Run the command line; what the user got wrong is a line on standard error and exit status 2."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.getLogger("sam2_3dmed").addHandler(handler)
-    logging.getLogger("sam2_3dmed").setLevel(logging.INFO)
+    logger = logging.getLogger("sam2_3dmed")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
     try:
         app()
     except UserError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("Interrupted.", err=True)
+        typer.echo("Interrupted; train --resume goes on from the last whole epoch.", err=True)
         sys.exit(130)
+    finally:
+        logger.removeHandler(handler)

@@ -18,6 +18,7 @@ from sam2_3dmed.data.pool import progress_bar
 from sam2_3dmed.data.splits import Split, make_folds, make_split
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
+from sam2_3dmed.first_weights import make_model
 from sam2_3dmed.inference.cohort import Input, predict_cohort
 from sam2_3dmed.runs import (
     CONFIG_FILE,
@@ -25,7 +26,6 @@ from sam2_3dmed.runs import (
     RunRecord,
     load_predictor,
     log_to,
-    make_model,
     make_predictor,
     rebuild,
     save_model,

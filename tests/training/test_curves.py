@@ -41,6 +41,6 @@ def test_a_resumed_run_cuts_what_its_checkpoint_had_not_reached(tmp_path: Path) 
     for epoch in range(3):
         first.on_train_epoch_end(trainer(epoch, train__total=float(epoch)), None)
     second = CurvesFile(path)
-    second.on_fit_start(trainer(2), None)
+    second.on_train_start(trainer(2), None)
     second.on_train_epoch_end(trainer(2, train__total=9.0), None)
     assert [row["train/total"] for row in rows(path)] == ["0.0", "1.0", "9.0"]

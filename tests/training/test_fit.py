@@ -15,8 +15,9 @@ from sam2_3dmed.data.catalog import read_catalog
 from sam2_3dmed.data.fingerprint import fingerprint
 from sam2_3dmed.data.plan import propose_plan
 from sam2_3dmed.evaluation.metrics import dice
+from sam2_3dmed.first_weights import make_model
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.runs import make_model, make_predictor
+from sam2_3dmed.runs import make_predictor
 from sam2_3dmed.training.fit import FitResult, fit, seed_everything, use_bf16
 from sam2_3dmed.training.module import TrainingModule
 

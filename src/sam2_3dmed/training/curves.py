@@ -16,7 +16,7 @@ class CurvesFile(Callback):
         self._rows: list[dict[str, Any]] = []
         self._validated = False
 
-    def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Keep the rows of the epochs before the one that comes."""
         if self.path.exists():
             with self.path.open(newline="") as file:

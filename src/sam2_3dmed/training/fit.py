@@ -233,6 +233,8 @@ def _quiet_lightning() -> Iterator[None]:
             ".*does not have many workers.*",
             ".*Checkpoint directory .* exists and is not empty.*",
             ".*treespec, LeafSpec.*",
+            ".*module\\(s\\) in eval mode.*",  # the frozen encoder is
+            ".*The dirpath has changed from.*",  # a run folder may be moved
         ):
             warnings.filterwarnings("ignore", text)
         for adviser in advisers:
