@@ -1,4 +1,4 @@
-"""Where training starts: from scratch, or strictly from a run of ours (for SAM2's weights see model/test_weights.py)."""
+"""Where training starts: from scratch, or strictly from a run of ours (SAM2's weights: model/test_weights.py)."""
 
 from pathlib import Path
 

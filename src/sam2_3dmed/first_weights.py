@@ -1,4 +1,4 @@
-"""The network a recipe asks for, with the weights that training starts from: SAM2's, none, or those of a run of ours."""
+"""The network a recipe asks for, with the weights training starts from: SAM2's, none, or those of a run of ours."""
 
 import logging
 from importlib.metadata import version
