@@ -175,7 +175,7 @@ def test_mistakes_get_a_line_and_status_2(mistake: str, broken: Path, capsys, mo
     [
         (np.zeros((4, 4, 4, 5), np.int16), "channels"),
         (np.full((4, 4, 4), np.nan, np.float32), "NaN"),
-        (np.zeros((4, 4, 4, 2), np.int16), "the volume has 2 channels, the plan has 1 channel"),
+        (np.zeros((4, 4, 4, 2), np.int16), "the volume has 2 channels, the plan has 1"),
     ],
     ids=["4D", "NaN", "two channels"],
 )

@@ -46,7 +46,7 @@ class DemoResult:
 def demo_recipe(max_minutes: float | None = None) -> RunConfig:
     """`scratch`, with the nano model and as long as a demo may take."""
     config = scratch()
-    training = config.training.model_copy(update={"epochs": 8, "validate_every": 4, "max_minutes": max_minutes})
+    training = config.training.model_copy(update={"epochs": 6, "validate_every": 3, "max_minutes": max_minutes})
     model = config.model.model_copy(update={"size": "nano", "image_size": 128})  # thin organs: 96 pixels are too few
     return config.model_copy(update={"training": training, "model": model})
 
