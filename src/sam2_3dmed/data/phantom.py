@@ -205,7 +205,8 @@ def _scan(fine_hu: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     tissue = gaussian_filter((hu > -300).astype(np.float32), (8, 8, 0))
     hu = hu + rng.uniform(8, 12) * (0.5 + 0.6 * tissue) * noise
     hu = hu * rng.uniform(0.98, 1.02) + rng.normal(0, 4)
-    return np.clip(np.rint(hu), _MIN_HU, _MAX_HU).astype(np.int16)
+    scanned: NDArray[np.int16] = np.clip(np.rint(hu), _MIN_HU, _MAX_HU).astype(np.int16)
+    return scanned
 
 
 def _label(pancreas: NDArray[np.float32], tumour: NDArray[np.float32]) -> NDArray[np.uint8]:
