@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "sam2_3dmed"
-BELOW_RUNS = {"errors", "volume", "config", "data", "model", "evaluation", "inference", "training"}
+BELOW_RUNS = {"atomic", "errors", "volume", "config", "data", "model", "evaluation", "inference", "training"}
 MAY_IMPORT = {
     "errors": set(),
-    "volume": {"errors"},
+    "atomic": {"errors"},
+    "volume": {"atomic", "errors"},
     "config": {"errors", "volume"},
-    "evaluation": {"errors", "volume"},
+    "evaluation": {"atomic", "errors", "volume"},
     "model": {"errors"},
-    "data": {"errors", "config", "volume"},
+    "data": {"atomic", "errors", "config", "volume"},
     "inference": {"errors", "model", "volume"},
-    "training": {"errors", "config", "volume", "data", "model", "inference", "evaluation"},
+    "training": {"atomic", "errors", "config", "volume", "data", "model", "inference", "evaluation"},
     "runs": BELOW_RUNS,
     "report": {"errors", "volume", "evaluation", "runs"},
     "first_weights": BELOW_RUNS | {"runs"},

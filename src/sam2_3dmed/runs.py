@@ -8,7 +8,7 @@ runs/NAME/
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict
 
+from sam2_3dmed.atomic import replacing, write_text
 from sam2_3dmed.config import Plan, RunConfig, parse, read_yaml
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.inference.predictor import Predictor
@@ -62,9 +63,7 @@ class RunRecord(BaseModel):
     def write(self, folder: Path) -> None:
         """Write `config.yaml`, whole or not at all."""
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        temporary = folder / f".{CONFIG_FILE}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / CONFIG_FILE)
+        write_text(folder / CONFIG_FILE, text)
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
@@ -124,16 +123,12 @@ def save_model(network: SAM2For3dMed, record: RunRecord, folder: Path) -> None:
     """
     from safetensors.torch import save
 
-    temporary = folder / f".{MODEL_FILE}.tmp"
+    record.write(folder)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        record.write(folder)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-        temporary.write_bytes(save(state))
-        temporary.replace(folder / MODEL_FILE)
+        with replacing(folder / MODEL_FILE) as file:
+            file.write(save(state))
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise DataError(f"{folder}: the model cannot be written: {error.strerror or error}") from None
 
 

@@ -147,8 +147,9 @@ class TestFile:
         with pytest.raises(ConfigError, match="cannot be read"):
             read_plan_yaml(tmp_path / "plan.yaml")
         plan = propose_plan(_fingerprint(_case("a", slices={1: 9})))
+        (tmp_path / "file").write_text("")
         with pytest.raises(DataError, match="cannot be written"):
-            write_plan_yaml(plan, tmp_path / "missing" / "plan.yaml")
+            write_plan_yaml(plan, tmp_path / "file" / "plan.yaml")
 
 
 def test_real_ct(shared_data: Path) -> None:

@@ -124,8 +124,9 @@ class TestFile:
     def test_missing_file_and_folder(self, tmp_path: Path) -> None:
         with pytest.raises(DataError, match="cannot be read"):
             Split.read(tmp_path / "split.json")
+        (tmp_path / "file").write_text("")
         with pytest.raises(DataError, match="cannot be written"):
-            make_split(_names(5), seed=0).write(tmp_path / "missing" / "split.json")
+            make_split(_names(5), seed=0).write(tmp_path / "file" / "split.json")
 
     def test_the_order_in_the_file_does_not_matter(self, tmp_path: Path) -> None:
         path = tmp_path / "split.json"

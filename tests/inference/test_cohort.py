@@ -129,7 +129,7 @@ class TestPredictCohort:
             f"{tmp_path / 'in' / 'good.nii.gz'}: MemoryError: no 64 GB here"
         ]
 
-    def test_errors_are_logged(self, inputs, tmp_path, caplog):
+    def test_failures_are_logged(self, inputs, tmp_path, caplog):
         predict_cohort(threshold, inputs, tmp_path / "out")
         assert len(caplog.records) == 2
 

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sam2_3dmed.atomic import replacing
 from sam2_3dmed.config import Plan
 from sam2_3dmed.data.catalog import Case, Catalog, read_case
 from sam2_3dmed.data.pool import Progress, map_cases
@@ -201,13 +201,6 @@ def _write_array(array: NDArray[Any], file: Path) -> None:
 
 
 def _write(file: Path, *parts: bytes | memoryview) -> None:
-    """Write to a temporary name, then rename: whole or not at all."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            for part in parts:
-                stream.write(part)
-        temporary.replace(file)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(file) as stream:
+        for part in parts:
+            stream.write(part)

@@ -1,6 +1,5 @@
 """From the fingerprint to the plan, and the plan as a file that a person can edit."""
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from sam2_3dmed.atomic import write_text
 from sam2_3dmed.config import ChannelPlan, Plan, parse, read_yaml
 from sam2_3dmed.data.fingerprint import AXES, Fingerprint, foreground_percentiles
 from sam2_3dmed.errors import DataError
@@ -98,13 +98,7 @@ def write_plan_yaml(plan: Plan, path: Path) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(plan_yaml(plan), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+    write_text(path, plan_yaml(plan))
 
 
 def read_plan_yaml(path: Path) -> Plan:

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from sam2_3dmed.atomic import write_text
 from sam2_3dmed.errors import DataError
 
 _PARTS = ("train", "validation", "test")
@@ -48,13 +48,7 @@ class Split:
         Raises:
             DataError: the file cannot be written.
         """
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise DataError(f"{path}: cannot be written: {error.strerror}") from None
+        write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
     def read(cls, path: Path) -> "Split":

@@ -3,9 +3,7 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sam2_3dmed.atomic import write_text
 from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.evaluation.matching import check_unique, match_files, read_class_names
 from sam2_3dmed.evaluation.metrics import (
@@ -102,9 +101,9 @@ class Evaluation:
             }
             for case in self.cases
         ]
-        _write(Path(folder) / "cases.csv", table.getvalue())
-        _write(Path(folder) / "cases.json", _json(details))
-        _write(Path(folder) / "summary.json", _json(self.summary()))
+        write_text(Path(folder) / "cases.csv", table.getvalue())
+        write_text(Path(folder) / "cases.json", _json(details))
+        write_text(Path(folder) / "summary.json", _json(self.summary()))
 
 
 def evaluate_cases(
@@ -241,18 +240,6 @@ def _metric_definitions(tolerances_mm: Iterable[float]) -> dict[str, dict[str, A
 
 def _json(content: object) -> str:
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            unfinished.unlink()
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:

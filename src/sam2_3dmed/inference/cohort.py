@@ -103,9 +103,8 @@ def predict_cohort(
             predictor(item.read()).write(output)
             outcomes.append(Outcome(item.name, output, None))
         except Exception as error:  # a volume too large for the memory, too, costs only itself
-            message = _explain(error, item)
-            logger.error("%s", message)
-            outcomes.append(Outcome(item.name, None, message))
+            logger.warning("%s failed; the reason follows at the end", item.name)
+            outcomes.append(Outcome(item.name, None, _explain(error, item)))
         progress(done, len(inputs))
     return outcomes
 

@@ -1,11 +1,14 @@
 """`curves.csv`: a row an epoch with every loss term, the learning rate and the validation metrics."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
 import lightning
 from lightning.pytorch.callbacks import Callback
+
+from sam2_3dmed.atomic import write_text
 
 
 class CurvesFile(Callback):
@@ -41,9 +44,8 @@ class CurvesFile(Callback):
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(name for row in self._rows for name in row))
-        temporary = self.path.with_suffix(".tmp")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, restval="")
-            writer.writeheader()
-            writer.writerows(self._rows)
-        temporary.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns, restval="")
+        writer.writeheader()
+        writer.writerows(self._rows)
+        write_text(self.path, text.getvalue())

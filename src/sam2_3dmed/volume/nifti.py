@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import math
-import uuid
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from isal import igzip, igzip_lib
 from numpy.typing import NDArray
 
+from sam2_3dmed.atomic import replacing
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.volume.label import as_label
 from sam2_3dmed.volume.volume import Volume, same_grid
@@ -88,7 +88,7 @@ def write_volume(volume: Volume, path: str | Path) -> None:
     if max(volume.array.shape) > _MAX_AXIS:
         raise VolumeError(f"{path}: NIfTI has no room for the shape {volume.array.shape}")
     try:
-        with _replacing(path) as file:
+        with replacing(path) as file:
             if path.suffix != ".gz":
                 _write(volume, file)
                 return
@@ -246,20 +246,6 @@ def _check_finite(array: NDArray[Any]) -> None:
     num_bad = array.size - int(np.count_nonzero(np.isfinite(array)))
     if num_bad:
         raise VolumeError(f"{num_bad} of {array.size} voxels are NaN or infinite")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file under a temporary name beside `path`, which takes its place at the end or vanishes."""
-    partial = path.with_name(f".{uuid.uuid4().hex}.partial")
-    file = partial.open("xb")
-    try:
-        with file:
-            yield file
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def _write(volume: Volume, stream: Any) -> None:
