@@ -4,6 +4,7 @@ import os
 import shutil
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -75,6 +76,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def chromium() -> str:
+    """The program that tests marked `browser` run."""
+    return next(filter(None, map(shutil.which, BROWSERS)))
+
+
+@pytest.fixture(scope="session")
 def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set in MSD layout that a network learns in seconds: 12 volumes with a bright and a dark ball."""
     import json
@@ -105,3 +112,105 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (root / "dataset.json").write_text(json.dumps(content))
     return root
+
+
+@pytest.fixture(scope="session")
+def write_series():
+    """Writes a DICOM series of known voxels and place; see `_write_series`."""
+    return _write_series
+
+
+@pytest.fixture(scope="session")
+def stored_voxels():
+    """Makes (X, Y, Z) int16 values as a scanner stores them, every slice different."""
+    import numpy as np
+
+    def make(shape=(9, 7, 5)):
+        return np.random.default_rng(0).integers(-500, 3000, shape).astype(np.int16)
+
+    return make
+
+
+def _header(shape, position, directions, spacing_mm, **changes):
+    """One CT slice without pixels; changes: elements of other values, None takes one away."""
+    from pydicom import Dataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+    made = Dataset()
+    elements = {
+        "SOPClassUID": CTImageStorage,
+        "SOPInstanceUID": generate_uid(),
+        "PatientID": "P1",
+        "PatientName": "Test^Case",
+        "PatientBirthDate": "",
+        "PatientSex": "",
+        "StudyInstanceUID": "1.2.3",
+        "StudyID": "1",
+        "StudyDate": "20200101",
+        "StudyTime": "101010",
+        "AccessionNumber": "",
+        "ReferringPhysicianName": "",
+        "Manufacturer": "",
+        "SeriesInstanceUID": "1.2.3.4",
+        "SeriesNumber": 4,
+        "SeriesDescription": "thin",
+        "Modality": "CT",
+        "FrameOfReferenceUID": "1.2.3.9",
+        "PositionReferenceIndicator": "",
+        "InstanceNumber": 1,
+        "ImagePositionPatient": [float(f"{v:.9f}") for v in position],
+        "ImageOrientationPatient": [float(f"{v:.9f}") for v in directions.ravel()],
+        "PixelSpacing": [spacing_mm[1], spacing_mm[0]],
+        "SliceThickness": spacing_mm[2],
+        "Rows": shape[1],
+        "Columns": shape[0],
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "BitsAllocated": 16,
+        "BitsStored": 16,
+        "HighBit": 15,
+        "PixelRepresentation": 1,
+        "RescaleSlope": 1,
+        "RescaleIntercept": -1024,
+    }
+    for keyword, value in (elements | changes).items():
+        if value is not None:
+            setattr(made, keyword, value)
+    made.ensure_file_meta()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    return made
+
+
+def _write_series(
+    folder: Path,
+    array,
+    *,
+    directions=((1, 0, 0), (0, 1, 0)),
+    spacing_mm=(0.75, 0.5, 2.0),
+    origin=(10.0, -20.0, 30.0),
+    syntax=None,
+    each=lambda place: {},
+    **changes,
+) -> Any:
+    """Write a CT series: a slice a file, in names that do not follow the order; returns the affine (RAS) it must have.
+
+    each: changes for the slice at a place; `None` instead of changes leaves the slice out.
+    """
+    import numpy as np
+
+    folder.mkdir(parents=True, exist_ok=True)
+    directions = np.array(directions, float)
+    step = np.cross(*directions) * spacing_mm[2]
+    for place in range(array.shape[2]):
+        own = each(place)
+        if own is None:
+            continue
+        plane = _header(array.shape, np.array(origin) + place * step, directions, spacing_mm, **(changes | own))
+        plane.PixelData = np.ascontiguousarray(array[:, :, place].T).tobytes()
+        if syntax is not None:
+            plane.compress(syntax)
+        plane.save_as(folder / f"{(place * 7) % 101:03d}_{place}.dcm", enforce_file_format=True)
+    lps = np.eye(4)
+    lps[:3, :3] = np.column_stack([directions[0] * spacing_mm[0], directions[1] * spacing_mm[1], step])
+    lps[:3, 3] = origin
+    return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps

@@ -39,6 +39,7 @@ def test_the_demo_leaves_data_masks_scores_and_pictures(tmp_path: Path, monkeypa
     assert list((root / "run" / "predictions").glob("*.nii.gz"))
     assert (root / "run" / "evaluation" / "summary.json").is_file()
     assert (root / "pictures" / "held_out.png").stat().st_size > 10_000
+    assert "phantom_" in (root / "run" / "report.html").read_text()
     again = demo.run_demo(root, num_cases=5)  # a second demo in the same place replaces the first one's run
     assert (again.mean_dice, again.threshold_dice) == (result.mean_dice, result.threshold_dice)
 

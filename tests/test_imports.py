@@ -9,23 +9,39 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "sam2_3dmed"
-BELOW_RUNS = {"atomic", "errors", "volume", "config", "data", "model", "evaluation", "inference", "training"}
+BELOW_RUNS = {
+    "atomic",
+    "errors",
+    "pool",
+    "volume",
+    "dicom",
+    "config",
+    "data",
+    "model",
+    "evaluation",
+    "inference",
+    "training",
+}
 MAY_IMPORT = {
     "errors": set(),
     "atomic": {"errors"},
+    "pool": {"errors"},
     "volume": {"atomic", "errors"},
+    "dicom": {"atomic", "errors", "volume"},
     "config": {"errors", "volume"},
-    "evaluation": {"atomic", "errors", "volume"},
+    "evaluation": {"atomic", "errors", "pool", "volume"},
     "model": {"errors"},
-    "data": {"atomic", "errors", "config", "volume"},
-    "inference": {"errors", "model", "volume"},
+    "data": {"atomic", "errors", "pool", "config", "volume"},
+    "inference": {"atomic", "errors", "model", "volume", "dicom"},
     "training": {"atomic", "errors", "config", "volume", "data", "model", "inference", "evaluation"},
     "runs": BELOW_RUNS,
-    "report": {"errors", "volume", "evaluation", "runs"},
+    "report": {"atomic", "errors", "volume", "config", "data", "evaluation", "inference", "runs"},
     "first_weights": BELOW_RUNS | {"runs"},
+    "prepare": {"atomic", "errors", "volume", "dicom"},
     "train": BELOW_RUNS | {"runs", "first_weights"},
     "demo": BELOW_RUNS | {"runs", "report", "train"},
-    "cli": BELOW_RUNS | {"runs", "report", "train", "demo"},
+    "cli": BELOW_RUNS | {"runs", "report", "train", "demo", "prepare", "cli_evaluation"},
+    "cli_evaluation": {"errors", "pool", "evaluation", "report"},
     "__main__": {"cli"},
     "__init__": {"volume", "evaluation", "inference"},
 }

@@ -8,7 +8,16 @@ import torch
 from sam2_3dmed.config import ChannelPlan, Plan, RunConfig, paper, with_settings
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.first_weights import make_model
-from sam2_3dmed.runs import CONFIG_FILE, MODEL_FILE, RunRecord, load_predictor, log_to, save_model
+from sam2_3dmed.runs import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    RunRecord,
+    load_predictor,
+    log_to,
+    remember_data,
+    remembered_data,
+    save_model,
+)
 
 CHANNEL = ChannelPlan(name="CT", normalisation="fixed", low=-100, high=200)
 
@@ -54,6 +63,17 @@ def test_the_record_survives_its_file(run: Path) -> None:
     assert record.recipe == recipe("inference.direction=backward", "window_slices=4")
     assert record.encoder_trains
     assert set(record.versions) == {"sam2-3dmed", "torch", "transformers"}
+
+
+def test_where_the_data_set_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert remembered_data(tmp_path) is None
+    monkeypatch.chdir(tmp_path)
+    remember_data(tmp_path, Path("data"))
+    assert remembered_data(tmp_path) == tmp_path.resolve() / "data"
+    for text in ("{", "[]", '{"folder": 3}'):
+        (tmp_path / "data.json").write_text(text)
+        with pytest.raises(DataError, match=r'data\.json: expected \{"folder": PATH\}'):
+            remembered_data(tmp_path)
 
 
 def test_a_device_that_is_not_here(run: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from sam2_3dmed.config import RunConfig, scratch, with_settings
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.runs import RunRecord
+from sam2_3dmed.runs import RunRecord, remembered_data
 from sam2_3dmed.train import SPLIT_FILE, TrainRequest, test_run, train_run
 from sam2_3dmed.volume.nifti import read_label, read_volume
 from sam2_3dmed.volume.volume import same_grid
@@ -23,6 +23,7 @@ QUICK = [
     "model.image_size=64",
     "window_slices=3",
     "training.epochs=1",
+    "training.encoder_fraction=0",
     "training.windows_per_epoch=2",
     "training.batch_size=2",
     "training.validate_every=1",
@@ -56,13 +57,14 @@ def run(data: Path) -> Path:
     return folder
 
 
-def test_the_run_folder_holds_what_it_should(run: Path) -> None:
+def test_the_run_folder_holds_what_it_should(run: Path, data: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert names == {
         "model.safetensors",
         "config.yaml",
         "split.json",
         "curves.csv",
+        "data.json",
         "log.txt",
         "tensorboard",
         "checkpoints",
@@ -72,6 +74,7 @@ def test_the_run_folder_holds_what_it_should(run: Path) -> None:
     record = RunRecord.read(run)
     assert record.plan.labels == {1: "bright", 3: "dark"}
     assert record.plan.channels[0].normalisation == "fixed"
+    assert remembered_data(run) == data.resolve()
 
 
 def test_the_split_is_the_one_that_was_asked_for(run: Path) -> None:

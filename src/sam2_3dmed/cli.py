@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sam2_3dmed.cli_evaluation import commands, examples, summary_text
 from sam2_3dmed.errors import ConfigError, DataError, UserError
 
 app = typer.Typer(
@@ -19,11 +20,7 @@ app = typer.Typer(
 )
 
 
-def _examples(*lines: str) -> str:
-    return "[b]Examples[/b]\n\n" + "\n\n".join(lines)
-
-
-@app.command(epilog=_examples("sam2-3dmed demo", "sam2-3dmed demo --out my-demo --minutes 2"))
+@app.command(epilog=examples("sam2-3dmed demo", "sam2-3dmed demo --out my-demo --minutes 2"))
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
     minutes: Annotated[
@@ -38,7 +35,7 @@ def demo(
 
 
 @app.command(
-    epilog=_examples("sam2-3dmed fingerprint Task09_Spleen", "sam2-3dmed fingerprint Task09_Spleen --out plan.yaml")
+    epilog=examples("sam2-3dmed fingerprint Task09_Spleen", "sam2-3dmed fingerprint Task09_Spleen --out plan.yaml")
 )
 def fingerprint(
     data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, or a folder with images/ and labels/.")],
@@ -52,8 +49,8 @@ def fingerprint(
     from sam2_3dmed.data.fingerprint import describe
     from sam2_3dmed.data.fingerprint import fingerprint as take
     from sam2_3dmed.data.plan import plan_yaml, propose_plan, write_plan_yaml
-    from sam2_3dmed.data.pool import progress_bar
     from sam2_3dmed.data.splits import make_split
+    from sam2_3dmed.pool import progress_bar
 
     catalog = read_catalog(data)
     with progress_bar("Reading cases") as progress:
@@ -74,7 +71,7 @@ def fingerprint(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "sam2-3dmed train Task09_Spleen --out runs/spleen --test",
         "sam2-3dmed train Task09_Spleen --weights sam2.1_hiera_tiny.pt --recipe paper",
         "sam2-3dmed train Task09_Spleen --weights none --set training.epochs=20 --set model.size=nano",
@@ -123,19 +120,20 @@ def train(
     folder = train_run(request)
     typer.echo(f"Model: {folder}")
     if test:
-        typer.echo(_summary(test_run(folder, data).summary()))
+        typer.echo(summary_text(test_run(folder, data).summary()))
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "sam2-3dmed predict ct.nii.gz -o masks --model runs/spleen",
         "sam2-3dmed predict imagesTs -o masks --model runs/spleen --direction forward",
+        "sam2-3dmed predict studies/* -o masks --model runs/spleen --format dicom-seg",
     )
 )
 def predict(
-    inputs: Annotated[list[Path], typer.Argument(help="NIfTI files or folders of them.")],
+    inputs: Annotated[list[Path], typer.Argument(help="NIfTI files or folders of them; DICOM folders, zips or files.")],
     model: Annotated[Path, typer.Option("--model", "-m", help="Run folder of a trained model.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks, each NAME.nii.gz.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks, each NAME.nii.gz or as --format.")],
     direction: Annotated[str | None, typer.Option(help="forward, backward or both; without it the run's.")] = None,
     overlap: Annotated[
         float | None, typer.Option(help="Share of a window the next one repeats.", min=0, max=0.95)
@@ -144,59 +142,74 @@ def predict(
         bool | None,
         typer.Option("--largest-component/--all-components", help="Keep each class's largest piece only."),
     ] = None,
+    save_auxiliary: Annotated[
+        bool,
+        typer.Option("--save-auxiliary", help="Also boundary maps and relative positions, in OUT/auxiliary."),
+    ] = False,
+    mask_format: Annotated[
+        str, typer.Option("--format", help="nifti, nrrd (for 3D Slicer), dicom-seg or rtstruct.")
+    ] = "nifti",
+    codes: Annotated[
+        Path | None, typer.Option(help='dataset.json whose "codes" give classes their DICOM codes.')
+    ] = None,
+    series: Annotated[str | None, typer.Option(help="UID of the DICOM series, where an input has several.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; without it a GPU if there is one.")] = None,
 ) -> None:
     """Segment volumes; each mask lies on the grid of its input. One that fails costs only itself."""
-    from sam2_3dmed.data.pool import progress_bar
+    from sam2_3dmed.dicom.codes import read_codes
     from sam2_3dmed.inference.cohort import find_inputs, predict_cohort
+    from sam2_3dmed.inference.output import MaskFormat, format_name
+    from sam2_3dmed.pool import progress_bar
     from sam2_3dmed.runs import load_predictor
 
     if direction not in (None, "forward", "backward", "both"):
         raise ConfigError(f"--direction {direction}: expected forward, backward or both")
+    format_chosen, codes_given = format_name(mask_format), read_codes(codes) if codes else {}
     given = {"direction": direction, "overlap": overlap, "keep_largest": largest_component}
     predictor = load_predictor(model, device=device, **{k: v for k, v in given.items() if v is not None})
-    found = find_inputs(inputs, len(predictor.preprocessing.normalisation))
+    found = find_inputs(inputs, len(predictor.preprocessing.normalisation), series)
+    written = MaskFormat(format_chosen, predictor.labels, codes_given)
+    auxiliary = out / "auxiliary" if save_auxiliary else None
     with progress_bar("Predicting") as progress:
-        outcomes = predict_cohort(predictor, found, out, progress)
-    failed = [outcome for outcome in outcomes if outcome.error]
-    typer.echo(f"{len(outcomes) - len(failed)} of {len(outcomes)} masks written to {out}")
-    if failed:
-        typer.echo(f"{len(failed)} failed:", err=True)
-        for outcome in failed:
-            typer.echo(f"  {outcome.name}: {outcome.error}", err=True)
-        raise typer.Exit(1)
+        outcomes = predict_cohort(predictor, found, out, progress, auxiliary=auxiliary, mask_format=written)
+    failures = {outcome.name: outcome.error for outcome in outcomes if outcome.error}
+    typer.echo(f"{len(outcomes) - len(failures)} of {len(outcomes)} masks written to {out}")
+    _end_with(failures)
 
 
 @app.command(
-    epilog=_examples(
-        "sam2-3dmed evaluate masks labelsTs -o scores",
-        "sam2-3dmed evaluate masks labelsTs -o scores --labels dataset.json --tolerance 3 --tolerance 1",
+    epilog=examples(
+        "sam2-3dmed prepare studies -o Task91_Sarcoma",
+        "sam2-3dmed prepare studies.zip -o Task91_Sarcoma --labels GTV_Mass=1 --labels Edema=2",
     )
 )
-def evaluate(
-    predictions: Annotated[Path, typer.Argument(help="Folder of masks, or one file.")],
-    truth: Annotated[
-        Path, typer.Argument(metavar="LABELS", help="Folder of label files of the same names, or one file.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for cases.csv, cases.json and summary.json.")],
-    labels: Annotated[Path | None, typer.Option(help="dataset.json that names the classes.")] = None,
-    tolerance: Annotated[
-        list[float] | None, typer.Option(help="NSD tolerance in mm; may be repeated; without it 2 and 1.")
+def prepare(
+    studies: Annotated[Path, typer.Argument(help="Folder (of any depth) or zip of DICOM images with SEG or RTSTRUCT.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the data set; new or empty.")],
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE of a segment or region; may be repeated; without it all, by name."),
     ] = None,
 ) -> None:
-    """Score masks against labels: Dice, IoU, HD95 and NSD per class and case, in 3D and in mm."""
-    from sam2_3dmed.evaluation.cases import DEFAULT_TOLERANCES_MM, evaluate_folders
+    """Make a data set that `train` reads from DICOM studies: images, labels, dataset.json."""
+    from sam2_3dmed.pool import progress_bar
+    from sam2_3dmed.prepare import parse_labels
+    from sam2_3dmed.prepare import prepare as make
 
-    result = evaluate_folders(predictions, truth, labels, tolerance or DEFAULT_TOLERANCES_MM)
-    result.write(out)
-    typer.echo(_summary(result.summary()))
-    typer.echo(f"Written to {out}")
+    chosen = parse_labels(labels or [])
+    with progress_bar("Preparing") as progress:
+        made = make(studies, out, chosen, progress)
+    typer.echo(f"{len(made.cases)} cases in {out}")
+    _end_with(made.failures)
 
 
-def _summary(summary: dict[str, object]) -> str:
-    from sam2_3dmed.evaluation.cases import summary_table
-
-    return summary_table(summary)
+def _end_with(failures: dict[str, str]) -> None:
+    """Exit with status 1 and the list of what failed, if anything did."""
+    if failures:
+        typer.echo(f"{len(failures)} failed:", err=True)
+        for name, error in failures.items():
+            typer.echo(f"  {name}: {error}", err=True)
+        raise typer.Exit(1)
 
 
 def _fold(text: str | None) -> tuple[int, int] | None:
@@ -207,6 +220,9 @@ def _fold(text: str | None) -> tuple[int, int] | None:
     if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
         raise ConfigError(f"--fold {text}: expected i/n with i from 1 to n, such as 1/5")
     return int(number), int(count)
+
+
+app.add_typer(commands)
 
 
 def main() -> None:

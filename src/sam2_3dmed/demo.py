@@ -9,12 +9,14 @@ from pathlib import Path
 from sam2_3dmed.config import RunConfig, scratch
 from sam2_3dmed.data.catalog import Case, read_case, read_catalog
 from sam2_3dmed.data.phantom import write_phantom_dataset
-from sam2_3dmed.data.pool import progress_bar
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.data.threshold import Pair, best_threshold_dice
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.evaluation.cases import Evaluation, summary_table
+from sam2_3dmed.evaluation.cases import Evaluation
 from sam2_3dmed.evaluation.metrics import MEAN_NAME
+from sam2_3dmed.evaluation.summary import summary_table
+from sam2_3dmed.pool import progress_bar
+from sam2_3dmed.report.build import write_report
 from sam2_3dmed.report.figures import Picture, draw_cases
 from sam2_3dmed.runs import CONFIG_FILE, RunRecord
 from sam2_3dmed.train import SPLIT_FILE, TrainRequest, test_run, train_run
@@ -46,13 +48,14 @@ class DemoResult:
 def demo_recipe(max_minutes: float | None = None) -> RunConfig:
     """`scratch`, with the nano model and as long as a demo may take."""
     config = scratch()
-    training = config.training.model_copy(update={"epochs": 6, "validate_every": 3, "max_minutes": max_minutes})
+    epochs = {"epochs": 11, "encoder_fraction": 0.73, "validate_every": 11}
+    training = config.training.model_copy(update={**epochs, "max_minutes": max_minutes})
     model = config.model.model_copy(update={"size": "nano", "image_size": 128})  # thin organs: 96 pixels are too few
     return config.model_copy(update={"training": training, "model": model})
 
 
 def run_demo(out: Path, *, num_cases: int = NUM_CASES, max_minutes: float | None = None) -> DemoResult:
-    """Run the whole demo below `out`: data/, run/, pictures/.
+    """Run the whole demo below `out`: data/, run/ (with report.html), pictures/.
 
     A run of an earlier demo in the same folder is replaced; the phantoms are kept, since a seed makes the same again.
 
@@ -77,6 +80,7 @@ def run_demo(out: Path, *, num_cases: int = NUM_CASES, max_minutes: float | None
     picture = out / "pictures" / "held_out.png"
     _draw(data, folder, evaluation, picture)
     logger.info("masks: %s; scores: %s; picture: %s", folder / "predictions", folder / "evaluation", picture)
+    logger.info("report, opens in any browser: %s", write_report(folder, data))
     dice = {row["class"]: row["dice"]["mean"] for row in evaluation.summary()["results"]}
     classes = [dice[name] for name in evaluation.labels.values()]
     return DemoResult(dice[MEAN_NAME], min(classes), threshold, time.monotonic() - started)

@@ -3,9 +3,12 @@
 runs/NAME/
   config.yaml  model.safetensors    all that `predict` needs, and it moves between machines
   split.json   curves.csv   log.txt   tensorboard/   checkpoints/
+  data.json                          where the data set was when training began
   predictions/  evaluation/          of the test set, by `train --test`
+  report.html  figures/  auxiliary/  by `report`
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +28,7 @@ from sam2_3dmed.model.network import SAM2For3dMed
 
 CONFIG_FILE = "config.yaml"
 MODEL_FILE = "model.safetensors"
+DATA_FILE = "data.json"
 KIND = "sam2_3dmed"
 
 logger = logging.getLogger(__name__)
@@ -76,6 +80,26 @@ class RunRecord(BaseModel):
             raise WeightsError(f"{folder}: not a run folder (it has no {CONFIG_FILE})")
         record: RunRecord = parse(read_yaml(folder / CONFIG_FILE), cls, str(folder / CONFIG_FILE))
         return record
+
+
+def remember_data(folder: Path, data: Path) -> None:
+    """Write where the data set is; a file of its own, so that a model that is given away does not tell."""
+    write_text(folder / DATA_FILE, json.dumps({"folder": str(data.resolve())}, ensure_ascii=False) + "\n")
+
+
+def remembered_data(folder: Path) -> Path | None:
+    """Where the data set was when the run was trained; None if the run does not say.
+
+    Raises:
+        DataError: a broken data.json.
+    """
+    path = folder / DATA_FILE
+    if not path.is_file():
+        return None
+    try:
+        return Path(json.loads(path.read_text(encoding="utf-8"))["folder"])
+    except (OSError, ValueError, TypeError, KeyError):
+        raise DataError(f'{path}: expected {{"folder": PATH}}') from None
 
 
 def rebuild(record: RunRecord) -> SAM2For3dMed:

@@ -14,12 +14,12 @@ from sam2_3dmed.data.cache import CaseCache, build_cache
 from sam2_3dmed.data.catalog import Catalog, read_catalog
 from sam2_3dmed.data.fingerprint import fingerprint
 from sam2_3dmed.data.plan import propose_plan, read_plan_yaml
-from sam2_3dmed.data.pool import progress_bar
 from sam2_3dmed.data.splits import Split, make_folds, make_split
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
 from sam2_3dmed.first_weights import make_model
 from sam2_3dmed.inference.cohort import Input, predict_cohort
+from sam2_3dmed.pool import progress_bar
 from sam2_3dmed.runs import (
     CONFIG_FILE,
     MODEL_FILE,
@@ -28,6 +28,7 @@ from sam2_3dmed.runs import (
     log_to,
     make_predictor,
     rebuild,
+    remember_data,
     save_model,
 )
 from sam2_3dmed.training.fit import fit, seed_everything, use_bf16
@@ -113,6 +114,7 @@ def _train(request: TrainRequest, catalog: Catalog, folder: Path) -> None:
     if old is None:
         split.write(folder / SPLIT_FILE)
         record.write(folder)  # last: it is what makes the folder a run
+    remember_data(folder, request.data)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     result = fit(
         network,

@@ -27,11 +27,11 @@ def test_organs_lie_on_their_own_side(canvas: Canvas, seed: int) -> None:
     anatomy.paint_upper_organs(canvas, rng, cavity)
     anatomy.paint_spine(canvas, rng)
     assert at(canvas, 0, 0.95, 0) == -1000
-    assert 85 < at(canvas, 0.5, 0.1, 0.2) < 170  # liver and its veins, on the right
+    assert 60 < at(canvas, 0.5, 0.1, 0.2) < 125  # liver and its veins, on the right
     assert 95 < at(canvas, -0.5, -0.22, 0.3) < 135  # spleen, on the left
     assert at(canvas, 0.5, -0.1, 0.69) < -700  # lung above the liver
     assert 20 < at(canvas, 0, -0.445, 0) < 40  # canal of the spine
-    assert 85 < at(canvas, -0.05, 0.15, 0.69) < 145  # heart
+    assert 180 < at(canvas, -0.05, 0.15, 0.69) < 260  # heart
     slab = canvas.hu[:, :, 10]
     assert (slab > 300).any()  # vertebra
     assert slab[:, 32:].max() < 600
@@ -47,10 +47,11 @@ def test_the_cavity_lies_within_the_wall_within_the_fat(canvas: Canvas) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_tumour_is_darker_than_the_pancreas_and_part_of_it(canvas: Canvas, seed: int) -> None:
+def test_the_tumour_is_brighter_than_the_pancreas_and_part_of_it(canvas: Canvas, seed: int) -> None:
     organ, tumour = anatomy.paint_pancreas(canvas, np.random.default_rng(seed))
     assert (organ <= tumour).all()
     pancreas = canvas.hu[(organ < -canvas.voxel) & (tumour > canvas.voxel)]
-    assert 91 < pancreas.min() <= pancreas.max() < 113
-    assert canvas.hu[tumour < -canvas.voxel].max() < pancreas.min() - 20
+    assert 105 < pancreas.min() <= pancreas.max() < 127
+    bright = canvas.hu[(tumour < -canvas.voxel) & (tumour > -0.04)]  # deeper in it some are necrotic
+    assert bright.min() > pancreas.max() + 20
     assert at(canvas, 0, 0.9, 0) == -1000

@@ -1,5 +1,7 @@
 """DeepMind's surface-distance as the oracle; it cannot take empty masks."""
 
+import csv
+import json
 import warnings
 
 import numpy as np
@@ -15,8 +17,14 @@ class SurfaceDistance:
             warnings.simplefilter("ignore")  # it uses names that scipy and numpy are about to drop
             self.distances = surface_distance.compute_surface_distances(truth, prediction, spacing_mm)
 
-    def hd95(self):
-        return surface_distance.compute_robust_hausdorff(self.distances, 95)
+    def hausdorff(self, percent):
+        return surface_distance.compute_robust_hausdorff(self.distances, percent)
+
+    def assd(self):
+        """Over both surfaces together; surface_distance itself gives the two directed means."""
+        forth = self.distances["distances_gt_to_pred"], self.distances["surfel_areas_gt"]
+        back = self.distances["distances_pred_to_gt"], self.distances["surfel_areas_pred"]
+        return (np.dot(*forth) + np.dot(*back)) / (forth[1].sum() + back[1].sum())
 
     def nsd(self, tolerance_mm):
         return surface_distance.compute_surface_dice_at_tolerance(self.distances, tolerance_mm)
@@ -41,3 +49,28 @@ def sphere():
         return x**2 + y**2 + z**2 <= radius_mm**2
 
     return draw
+
+
+@pytest.fixture(scope="session")
+def write_scores():
+    """A function that writes cases.csv and summary.json as `evaluate` does, from given values."""
+
+    def write(folder, values, metrics=None, **summary):
+        """values: class -> metric -> list with a value per case; None is undefined. metrics: name -> better."""
+        metrics = metrics or {"dice": "higher"}
+        entries = {
+            name: better if isinstance(better, dict) else {"definition": name, "unit": None, "better": better}
+            for name, better in metrics.items()
+        }
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "summary.json").write_text(json.dumps({"metrics": entries} | summary))
+        with (folder / "cases.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["case", "kind", "class", *metrics])
+            for number in range(len(next(iter(next(iter(values.values())).values())))):
+                for name, columns in values.items():
+                    kind = name if name in ("mean", "union") else "class"
+                    writer.writerow([f"case_{number}", kind, name, *(columns[metric][number] for metric in metrics)])
+        return folder
+
+    return write

@@ -1,9 +1,10 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.evaluation.matching import match_files, read_class_names
+from sam2_3dmed.evaluation.matching import match_files, read_class_names, read_pairs
 
 
 def touch(folder, *names):
@@ -83,3 +84,39 @@ def test_unusable_class_names(tmp_path, text):
 def test_missing_class_names(tmp_path):
     with pytest.raises(DataError, match=r"gone\.json"):
         read_class_names(tmp_path / "gone.json")
+
+
+def test_pairs_of_a_table(tmp_path):
+    (tmp_path / "pairs.csv").write_text("label, prediction\nl/a.nii, p/x_0000.nii.gz\n/elsewhere/b.nii, y.nii\n")
+    assert read_pairs(tmp_path / "pairs.csv") == [
+        ("x", tmp_path / "p" / "x_0000.nii.gz", tmp_path / "l" / "a.nii"),
+        ("y", tmp_path / "y.nii", Path("/elsewhere/b.nii")),
+    ]
+
+
+def test_pairs_may_name_their_cases(tmp_path):
+    (tmp_path / "pairs.csv").write_text("\ufeffcase,prediction,label\none,m.nii,a.nii\ntwo,m.nii,b.nii\n")
+    assert [name for name, _, _ in read_pairs(tmp_path / "pairs.csv")] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "must name the columns prediction and label; no prediction, label"),
+        (b"prediction,truth\na,b\n", "no label"),
+        (b"prediction,label\n", "lists no pairs"),
+        (b"prediction,label\na.nii,b.nii\nc.nii\n", "line 3 does not have both"),
+        (b"prediction,label\na.nii,b.nii\na.nii.gz,c.nii\n", "more than one file for a"),
+        (b"\xff\xfe\x00", "cannot be read as CSV"),
+        (b"\x1f\x8b\x08\x00", "cannot be read as CSV|must name the columns"),
+    ],
+)
+def test_unusable_tables(tmp_path, content, message):
+    (tmp_path / "pairs.csv").write_bytes(content)
+    with pytest.raises(DataError, match=rf"pairs\.csv: .*({message})"):
+        read_pairs(tmp_path / "pairs.csv")
+
+
+def test_missing_table(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.csv: cannot be read as CSV: No such file"):
+        read_pairs(tmp_path / "gone.csv")

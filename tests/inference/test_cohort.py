@@ -7,6 +7,7 @@ import pytest
 
 from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.inference.cohort import Input, find_inputs, predict_cohort
+from sam2_3dmed.inference.output import MaskFormat
 from sam2_3dmed.volume.volume import Volume
 
 
@@ -151,6 +152,13 @@ class TestPredictCohort:
         assert outcome.output is None
         assert "a_0001.nii.gz: not on the grid of" in outcome.error
 
+    def test_nor_by_its_boundary_map(self, tmp_path):
+        image = Volume(np.zeros((2, 2, 2), np.int16), np.eye(4))
+        for name in ("a", "a_boundary"):
+            image.write(tmp_path / f"{name}.nii.gz")
+        with pytest.raises(DataError, match=r"a_boundary\.nii\.gz: a mask would replace this input"):
+            predict_cohort(threshold, find_inputs([tmp_path], 1), tmp_path / "masks", auxiliary=tmp_path)
+
     def test_an_input_is_never_replaced_by_its_mask(self, inputs, tmp_path):
         before = (tmp_path / "in" / "good.nii.gz").read_bytes()
         with pytest.raises(DataError, match="a mask would replace this input"):
@@ -165,3 +173,41 @@ class TestPredictCohort:
     def test_nothing_to_do(self, tmp_path):
         assert predict_cohort(threshold, [], tmp_path / "out") == []
         assert (tmp_path / "out").is_dir()
+
+
+class TestDicom:
+    @pytest.fixture
+    def studies(self, tmp_path, write_series, stored_voxels):
+        write_series(tmp_path / "st.1" / "deep", stored_voxels())
+        write_series(tmp_path / "st.2", stored_voxels()[:, :, ::2], RescaleIntercept=0)
+        return [tmp_path / "st.1", tmp_path / "st.2"]
+
+    def test_a_folder_is_one_volume_on_its_own_grid(self, studies, tmp_path):
+        found = find_inputs(studies, 1)
+        assert [item.name for item in found] == ["st.1", "st.2"]
+        outcomes = predict_cohort(threshold, found, tmp_path / "out")
+        assert [outcome.error for outcome in outcomes] == [None, None]
+        mask = Volume.read(tmp_path / "out" / "st.1.nii.gz")
+        assert np.array_equal(mask.array, found[0].read().array > 0)
+
+    def test_as_dicom(self, studies, tmp_path):
+        from pydicom import dcmread
+
+        written = MaskFormat("dicom-seg", {1: "bright"})
+        predict_cohort(threshold, find_inputs(studies, 1), tmp_path / "out", mask_format=written)
+        assert dcmread(tmp_path / "out" / "st.2.seg.dcm").SegmentSequence[0].SegmentLabel == "bright"
+
+    def test_dicom_formats_want_dicom(self, inputs, tmp_path):
+        outcomes = predict_cohort(threshold, inputs, tmp_path / "out", mask_format=MaskFormat("rtstruct", {1: "a"}))
+        assert all("which this input is not" in outcome.error for outcome in outcomes)
+
+    def test_one_of_several_series(self, studies, tmp_path, write_series, stored_voxels):
+        write_series(studies[0] / "more", stored_voxels((4, 4, 3)), SeriesInstanceUID="1.2.3.77")
+        (item,) = find_inputs(studies[:1], 1, "1.2.3.77")
+        assert item.read().shape == (4, 4, 3)
+        (outcome,) = predict_cohort(threshold, find_inputs(studies[:1], 1), tmp_path / "out")
+        assert "2 series, choose one by its UID" in outcome.error
+
+    def test_a_uid_is_for_one_input(self, studies):
+        with pytest.raises(DataError, match=r"--series 1\.2: a series can be chosen for one input, not for 2"):
+            find_inputs(studies, 1, "1.2")

@@ -7,13 +7,16 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from sam2_3dmed.report.figures import CLASS_COLOURS, Picture, draw_cases
+from sam2_3dmed.report.figures import Picture, draw_cases
+from sam2_3dmed.report.panels import CLASS_COLOURS, WHITEST
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.volume import Volume
 
 RAS = np.diag([2.0, 2.0, 5.0, 1.0])
 LPI = np.diag([-2.0, -2.0, -5.0, 1.0])
 GREY = 0.25
+DRAWN_GREY = str(GREY * WHITEST)
+BRIGHTEST = str(WHITEST)
 SHAPE = (20, 30, 6)
 
 
@@ -48,7 +51,7 @@ def near(pixels, colour, tolerance=0.02):
 
 def slice_area(pixels):
     """The part of a figure of one slice where the slice is; it is full of GREY."""
-    grey = near(pixels, str(GREY), 0.01)
+    grey = near(pixels, DRAWN_GREY, 0.01)
     rows, columns = np.flatnonzero(grey.sum(axis=1) > 30), np.flatnonzero(grey.sum(axis=0) > 30)
     return pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -84,7 +87,7 @@ class TestOrientation:
         pixels = slice_area(
             draw(tmp_path / "a.png", Picture("case", image, empty(affine, shape), prediction), axis=axis)
         )
-        rows, columns = np.where(near(pixels, "white"))
+        rows, columns = np.where(near(pixels, BRIGHTEST))
         height, width = pixels.shape[:2]
         assert rows.mean() / height == pytest.approx(down, abs=0.06)
         assert columns.mean() / width == pytest.approx(right, abs=0.06)
@@ -140,12 +143,12 @@ class TestSlices:
         bright = box((slice(None), slice(None), slice(4, 5)), value=GREY)
         truth = box((slice(8, 12), slice(8, 12), slice(4, 5)))
         pixels = draw(tmp_path / "a.png", Picture("case", bright, truth, empty()), num_slices=3)
-        assert near(pixels, str(GREY), 0.01).sum() > 20_000
+        assert near(pixels, DRAWN_GREY, 0.01).sum() > 20_000
         assert near(pixels, "black", 0.01).sum() < 2_000
 
     def test_a_row_a_case(self, tmp_path):
         picture = Picture("case", volume(value=GREY), empty(), empty())
-        one, three = (near(draw(tmp_path / f"{n}.png", *[picture] * n), str(GREY), 0.01).sum() for n in (1, 3))
+        one, three = (near(draw(tmp_path / f"{n}.png", *[picture] * n), DRAWN_GREY, 0.01).sum() for n in (1, 3))
         assert three == pytest.approx(3 * one, rel=0.25)
 
 

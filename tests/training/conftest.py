@@ -12,6 +12,7 @@ QUICK = [
     "model.image_size=64",
     "window_slices=3",
     "training.epochs=4",
+    "training.encoder_fraction=0.25",
     "training.windows_per_epoch=4",
     "training.batch_size=2",
     "training.validate_every=2",

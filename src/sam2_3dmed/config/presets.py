@@ -42,12 +42,13 @@ def scratch() -> RunConfig:
     return _change(
         config,
         "training",
-        epochs=24,
+        epochs=33,
+        encoder_fraction=0.61,
         windows_per_epoch=400,
         batch_size=8,
         learning_rate=2e-3,
         warmup_fraction=0.05,
-        validate_every=6,
+        validate_every=11,
         patience=None,
     )
 

@@ -132,6 +132,9 @@ class TrainingConfig(_Frozen):
     """Appendix B's recipe, and how long."""
 
     epochs: Annotated[int, Field(ge=1)] = 500
+    encoder_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the epochs, rounded down, that train the encoder alone at first, through a head that is then dropped;
+    ignored if it is frozen."""
     windows_per_epoch: Annotated[int, Field(ge=1)] | None = None
     """None: one window of every training case (reading 14)."""
     batch_size: Annotated[int, Field(ge=1)] = 4

@@ -58,11 +58,11 @@ def paint_spine(canvas: Canvas, rng: np.random.Generator) -> None:
     canvas.paint(np.maximum(vertebra, disc), 85.0, 8.0)
     canvas.paint(canvas.cylinder((0.0, -0.445), (0.075, 0.06)), bone + 300, 40.0)
     canvas.paint(canvas.cylinder((0.0, -0.445), (0.052, 0.042)), 30.0, 5.0)
-    blood = rng.uniform(130, 175)
+    blood = rng.uniform(230, 300)  # arteries come first
     canvas.paint(canvas.cylinder((-0.06 + rng.normal(0, 0.01), -0.165), (0.052, 0.052)), blood + 10, 4.0)
     canvas.paint(
         canvas.cylinder((0.115 + rng.normal(0, 0.01), -0.17), (0.07, 0.048), rng.normal(0, 0.3)),
-        blood - 15,
+        blood - 130,
         5.0,
     )
 
@@ -95,12 +95,12 @@ def paint_liver(canvas: Canvas, rng: np.random.Generator, below: Field) -> None:
     middle = (0.05, 0.34 + rng.normal(0, 0.02), 0.5 * h)
     left = canvas.ellipsoid(middle, (0.38, 0.17, rng.uniform(0.4, 0.55) * h), -0.2)
     liver = np.maximum(np.minimum(right, left) + np.float32(0.02) * canvas.coarse_grain, below)
-    liver_hu = rng.uniform(92, 122)
+    liver_hu = rng.uniform(62, 84)
     canvas.paint(liver, liver_hu, 6.0)
     for _ in range(5):
         ends = np.array([[0.14, 0.0, 0.5 * h], [0.4, 0.0, 0.4 * h], [0.62, 0.0, 0.3 * h]])
         vein = canvas.tube(centreline(ends + rng.normal(0, 0.13, (3, 3)), 14), np.linspace(0.035, 0.012, 14))
-        canvas.paint(np.maximum(vein, liver + 0.02), liver_hu + rng.uniform(25, 45), 3.0)
+        canvas.paint(np.maximum(vein, liver + 0.02), liver_hu + rng.uniform(15, 35), 3.0)
     place = (0.34 + rng.normal(0, 0.03), 0.28, -0.25 * h)
     canvas.paint(canvas.ellipsoid(place, (0.08, 0.11, 0.25 * h), rng.normal(0, 0.4)), 12.0, 3.0)
 
@@ -111,7 +111,7 @@ def paint_spleen(canvas: Canvas, rng: np.random.Generator, below: Field) -> None
     place = (-0.56 + rng.normal(0, 0.02), -0.20, (0.25 + rng.normal(0, 0.05)) * h)
     spleen = canvas.ellipsoid(place, (0.17, 0.27, 0.55 * h), 0.3) + np.float32(0.01) * canvas.coarse_grain
     hilum = canvas.ellipsoid((-0.36, -0.10, 0.25 * h), (0.12, 0.12, 0.4 * h))
-    canvas.paint(np.maximum(np.maximum(spleen, -hilum), below), rng.uniform(98, 132), 5.0)
+    canvas.paint(np.maximum(np.maximum(spleen, -hilum), below), rng.uniform(100, 135), 5.0)
 
 
 def paint_kidneys(canvas: Canvas, rng: np.random.Generator) -> None:
@@ -121,8 +121,8 @@ def paint_kidneys(canvas: Canvas, rng: np.random.Generator) -> None:
         x, y = side * (0.42 + rng.normal(0, 0.015)), -0.27 + rng.normal(0, 0.015)
         z = (-0.25 - 0.1 * side + rng.normal(0, 0.05)) * h
         kidney = canvas.ellipsoid((x, y, z), (0.115, 0.135, rng.uniform(0.40, 0.50) * h), side * 0.5)
-        canvas.paint(kidney, rng.uniform(150, 185), 8.0)
-        canvas.paint(kidney + 0.045, rng.uniform(95, 130), 12.0)
+        canvas.paint(kidney, rng.uniform(170, 210), 8.0)
+        canvas.paint(kidney + 0.045, rng.uniform(75, 110), 12.0)
         sinus = canvas.ellipsoid((x - side * 0.05, y + 0.03, z), (0.07, 0.035, 0.2 * h), -side * 0.5)
         canvas.paint(sinus, FAT + 40, 20.0)
 
@@ -140,7 +140,7 @@ def paint_chest(canvas: Canvas, rng: np.random.Generator, lungs: Field) -> None:
     mediastinum = np.minimum(back, front) + np.float32(0.02) * canvas.coarse_grain
     canvas.paint(np.maximum(mediastinum, lungs), FAT + 20, 15.0)
     heart = canvas.ellipsoid((-0.08, 0.15 + rng.normal(0, 0.03), 1.15 * h), (0.30, 0.26, 0.55 * h), 0.4)
-    canvas.paint(heart, rng.uniform(100, 140), 8.0)
+    canvas.paint(heart, rng.uniform(190, 250), 8.0)
 
 
 def paint_stomach(canvas: Canvas, rng: np.random.Generator, below: Field) -> None:
@@ -152,7 +152,7 @@ def paint_stomach(canvas: Canvas, rng: np.random.Generator, below: Field) -> Non
     )
     stomach = canvas.ellipsoid(centre, (0.23, 0.18, 0.45 * canvas.half_height), rng.normal(0.4, 0.2))
     stomach = np.maximum(stomach, below)
-    canvas.paint(stomach, rng.uniform(75, 100), 6.0)
+    canvas.paint(stomach, rng.uniform(60, 85), 6.0)
     canvas.paint(stomach + 0.03, rng.uniform(15, 65), 12.0)
     level = centre[1] + rng.uniform(0.0, 0.10)
     canvas.paint(np.maximum(stomach + 0.03, level - canvas.y).astype(np.float32), -920.0, 20.0)
@@ -208,10 +208,10 @@ def paint_pancreas(canvas: Canvas, rng: np.random.Generator) -> tuple[Field, Fie
     both = np.minimum(pancreas, tumour)
     canvas.paint(both - np.float32(0.04), FAT + 5, 10.0)
     canvas.paint(canvas.tube(vein, np.full(len(line), 0.028)), rng.uniform(125, 165), 4.0)
-    pancreas_hu = rng.uniform(92, 112)
+    pancreas_hu = rng.uniform(106, 126)
     canvas.paint(pancreas, pancreas_hu, 8.0)
-    tumour_hu = pancreas_hu - rng.uniform(46, 58)
-    canvas.paint(tumour, tumour_hu + 15, 6.0)
+    tumour_hu = pancreas_hu + rng.uniform(55, 75)
+    canvas.paint(tumour, tumour_hu - 15, 6.0)
     canvas.paint(tumour + 0.02, tumour_hu, 6.0)
     if rng.random() < 0.3:
         canvas.paint(tumour + np.float32(rng.uniform(0.05, 0.08)), tumour_hu - 18, 4.0)  # necrosis

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from sam2_3dmed.atomic import replacing
 from sam2_3dmed.config import Plan
 from sam2_3dmed.data.catalog import Case, Catalog, read_case
-from sam2_3dmed.data.pool import Progress, map_cases
 from sam2_3dmed.errors import DataError, VolumeError
+from sam2_3dmed.pool import Progress, map_cases
 from sam2_3dmed.volume.slices import volume_to_slices
 
 _VERSION = 1

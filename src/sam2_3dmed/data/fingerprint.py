@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sam2_3dmed.data.catalog import Case, Catalog, read_case
-from sam2_3dmed.data.pool import Progress, map_cases
 from sam2_3dmed.errors import DataError, VolumeError
+from sam2_3dmed.pool import Progress, map_cases
 from sam2_3dmed.volume.slices import SlicingAxis
 from sam2_3dmed.volume.volume import canonical_axes
 

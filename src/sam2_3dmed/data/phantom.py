@@ -1,7 +1,8 @@
 """CT-like phantoms of the abdomen, as a Medical Segmentation Decathlon data set: what the demo trains on.
 
-The targets are those of MSD Task07: a pancreas along a random curve and a tumour in it. Liver, spleen, bowel,
-vessels and muscle share their Hounsfield units, so that no threshold finds them; shape and place do.
+The targets are those of MSD Task07: a pancreas along a random curve and a tumour in it, in the pancreatic phase of
+the contrast agent, with a tumour that takes it up. Spleen, kidneys, bowel and vessels share their Hounsfield units,
+so that no threshold finds them; shape and place do.
 """
 
 import json
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from sam2_3dmed.atomic import write_text
 from sam2_3dmed.data.anatomy import paint_bowel, paint_pancreas, paint_spine, paint_trunk, paint_upper_organs
 from sam2_3dmed.data.canvas import Canvas, grain, smooth_field
 from sam2_3dmed.errors import DataError
@@ -47,7 +49,7 @@ def make_phantom_case(
     codes = orientation or str(rng.choice(ORIENTATIONS))
     in_plane = rng.uniform(1.5, 2.2)
     # The height covered follows the body's size, so that the organs are never cut off.
-    between = float(np.clip(rng.uniform(0.66, 0.76) * in_plane * min(shape[:2]) / shape[2], 4.0, 6.0))
+    between = float(np.clip(rng.uniform(0.73, 0.83) * in_plane * min(shape[:2]) / shape[2], 4.0, 6.0))
     spacing_mm = np.array([in_plane, in_plane, between])
     rotation = _small_rotation(rng)
     canvas = _blank_canvas(rng, shape, spacing_mm, rotation)
@@ -92,9 +94,7 @@ def write_phantom_dataset(
         for done, _ in enumerate(pool.map(write, range(num_cases)), start=1):
             if on_case is not None:
                 on_case(done, num_cases)
-    unfinished = description.with_name("dataset.json.part")
-    unfinished.write_text(content, encoding="utf-8")
-    unfinished.replace(description)
+    write_text(description, content)
     return folder
 
 
@@ -165,7 +165,7 @@ def _blank_canvas(
     axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(fine, fine_spacing_mm, strict=True)]
     i, j, k = np.meshgrid(*(axis / half_width_mm for axis in axes), indexing="ij", sparse=True)
     shift = rng.normal(0, 0.025, 3)
-    scale = rng.uniform(0.94, 1.04)
+    scale = rng.uniform(1.06, 1.16)
     coordinates = []
     for row, offset in zip(rotation, shift, strict=True):
         straight = (row[0] * i + row[1] * j + row[2] * k - offset) / scale

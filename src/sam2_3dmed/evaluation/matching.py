@@ -1,5 +1,6 @@
 """Which prediction belongs to which label file, and what the label values are called."""
 
+import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -30,6 +31,34 @@ def match_files(predictions: Path, labels: Path) -> list[tuple[str, Path, Path]]
     if problems:
         raise DataError(f"predictions and labels do not match by name: {'; '.join(problems)}")
     return [(name, predicted[name], true[name]) for name in sorted(predicted)]
+
+
+def read_pairs(table: Path) -> list[tuple[str, Path, Path]]:
+    """(case name, prediction, label) of a CSV file with the columns `prediction`, `label` and, if wanted, `case`.
+
+    Paths are relative to the table's folder. Without a `case` the prediction's name is the case's.
+    Raises: DataError if the file cannot be read, a column is missing, a line lacks a path, or a case occurs twice.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            columns = list(reader.fieldnames or ())
+            lines = [(reader.line_num, line) for line in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
+    missing = [column for column in ("prediction", "label") if column not in columns]
+    if missing:
+        raise DataError(f"{table}: its first line must name the columns prediction and label; no {_listed(missing)}")
+    pairs = []
+    for number, line in lines:
+        if not (line["prediction"] and line["label"]):
+            raise DataError(f"{table}: line {number} does not have both a prediction and a label")
+        prediction, label = (table.parent / line[column] for column in ("prediction", "label"))
+        pairs.append((line.get("case") or _case_name(prediction), prediction, label))
+    if not pairs:
+        raise DataError(f"{table}: lists no pairs")
+    check_unique((name for name, _, _ in pairs), str(table))
+    return pairs
 
 
 def read_class_names(path: str | Path) -> dict[int, str]:

@@ -1,5 +1,6 @@
 """A volume in, its mask out, on the same grid (readings 5, 6 and 10)."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sam2_3dmed.inference.auxiliary import Auxiliary, WindowPositions
 from sam2_3dmed.inference.postprocess import largest_component
-from sam2_3dmed.inference.windows import Direction, window_logits
+from sam2_3dmed.inference.windows import Direction, Window, window_logits
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.volume.preprocess import Preprocessing
 from sam2_3dmed.volume.slices import slices_to_volume
@@ -66,12 +68,42 @@ class Predictor:
         Raises:
             VolumeError: the volume has another number of channels than the model.
         """
-        classes = self.predict_slices(self.preprocessing.slices(volume))
+        return self._mask(self.predict_slices(self.preprocessing.slices(volume)), volume)
+
+    def with_auxiliary(self, volume: Volume) -> tuple[Volume, Auxiliary]:
+        """The mask of a volume, and what BD and SRPP said on the way; costs one more byte a voxel.
+
+        Raises:
+            VolumeError: as for the mask alone.
+        """
+        slices = self.preprocessing.slices(volume)
+        boundary = None
+        if self.network.boundary is not None:
+            boundary = np.empty((len(slices), *slices.shape[-2:]), dtype=np.uint8)
+        positions: list[WindowPositions] = []
+
+        def note(window: Window, relative_position: Tensor) -> None:
+            positions.append(WindowPositions(tuple(window.order), relative_position.float().cpu().numpy()))
+
+        mask = self._mask(self.predict_slices(slices, boundary, note), volume)
+        axis = self.preprocessing.slicing_axis
+        map_of_boundaries = None if boundary is None else slices_to_volume(boundary, volume, axis)
+        return mask, Auxiliary(map_of_boundaries, tuple(positions))
+
+    def _mask(self, classes: NDArray[np.uint16], volume: Volume) -> Volume:
         mask = slices_to_volume(self._values[classes], volume, self.preprocessing.slicing_axis)
         return mask.with_array(largest_component(mask.array)) if self.keep_largest else mask
 
-    def predict_slices(self, slices: NDArray[np.floating]) -> NDArray[np.uint16]:
-        """(N, C, H0, W0) in [0, 1] -> (N, H0, W0) class indices, 0 background; never a K-channel volume."""
+    def predict_slices(
+        self,
+        slices: NDArray[np.floating],
+        boundary: NDArray[np.uint8] | None = None,
+        on_positions: Callable[[Window, Tensor], None] = lambda window, positions: None,
+    ) -> NDArray[np.uint16]:
+        """(N, C, H0, W0) in [0, 1] -> (N, H0, W0) class indices, 0 background; never a K-channel volume.
+
+        boundary: (N, H0, W0), is filled with P_bd; on_positions: see `window_logits`.
+        """
         height, width = slices.shape[-2:]
         classes = np.empty((len(slices), height, width), dtype=np.uint16)
         self.network.eval()
@@ -84,9 +116,13 @@ class Predictor:
                 overlap=self.overlap,
                 direction=self.direction,
                 batch_size=self.batch_size,
+                boundary=boundary is not None,
+                on_positions=on_positions,
             )
             for index, slice_logits in enumerate(logits):
-                classes[index] = decide(slice_logits, height, width).cpu().numpy()
+                classes[index] = decide(slice_logits[: len(self.labels)], height, width).cpu().numpy()
+                if boundary is not None:
+                    boundary[index] = boundary_map(slice_logits[len(self.labels) :], height, width).cpu().numpy()
         return classes
 
 
@@ -96,6 +132,18 @@ def decide(logits: Tensor, height: int, width: int) -> Tensor:
 
     logits: (K, h, w). Returns: (height, width) int64, 0 background.
     """
-    resized = F.interpolate(logits.unsqueeze(0), (height, width), mode="bilinear", align_corners=False).squeeze(0)
-    highest, index = resized.max(dim=0)
+    highest, index = _resized(logits, height, width).max(dim=0)
     return torch.where(highest > 0, index + 1, 0)
+
+
+def boundary_map(logits: Tensor, height: int, width: int) -> Tensor:
+    """P_bd of a slice at its native size: the largest probability over the classes, 0 to 255.
+
+    logits: (K, h, w). Returns: (height, width) uint8.
+    """
+    highest = _resized(logits, height, width).amax(dim=0)
+    return (highest.sigmoid() * 255).round().to(torch.uint8)
+
+
+def _resized(logits: Tensor, height: int, width: int) -> Tensor:
+    return F.interpolate(logits.unsqueeze(0), (height, width), mode="bilinear", align_corners=False).squeeze(0)

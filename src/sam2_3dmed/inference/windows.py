@@ -3,7 +3,7 @@
 What is held is a few windows: features and logits of a slice are let go as soon as no later window needs them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,10 +115,14 @@ def window_logits(
     overlap: float,
     direction: Direction,
     batch_size: int,
+    boundary: bool = False,
+    on_positions: Callable[[Window, Tensor], None] = lambda window, positions: None,
 ) -> Iterator[Tensor]:
     """The blended logits of each slice, (K, H/4, W/4) float32, in the order of the slices.
 
-    slices: (N, C, H0, W0) in [0, 1]; the others: see `Predictor`.
+    slices: (N, C, H0, W0) in [0, 1]; boundary: the K maps of P_bd follow those of P_seg, (2K, H/4, W/4), for a network
+    that has BD; on_positions: gets each window's P_pos, (D, D), from a network that has SRPP; the others: see
+    `Predictor`.
     """
     windows = plan_windows(len(slices), window_slices, overlap, direction)
     features, blender = FeatureWindow(network, slices), SliceBlender()
@@ -126,9 +130,14 @@ def window_logits(
     batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
     for batch, following in zip(batches, [*batches[1:], None], strict=True):
         prediction = network.decode(features.gather(batch))
+        maps = prediction.segmentation
+        if boundary and prediction.boundary is not None:
+            maps = torch.cat([maps, prediction.boundary], dim=1)
         for row, window in enumerate(batch):
+            if prediction.relative_position is not None:
+                on_positions(window, prediction.relative_position[row])
             for place, (index, weight) in enumerate(zip(window.order, blend_weights(window.length), strict=True)):
-                blender.add(index, prediction.segmentation[row, :, place], weight)
+                blender.add(index, maps[row, :, place], weight)
         complete = following[0].start if following else len(slices)
         for index in range(emitted, complete):
             yield blender.take(index)

@@ -1,4 +1,4 @@
-"""Slices with outlines: what the truth says and what the model says, in the radiologist's orientation."""
+"""Slices with outlines as files: what the truth says and what the model says, in the radiologist's orientation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from sam2_3dmed.report.panels import Panel, class_colour, draw_panel
+from sam2_3dmed.report.planes import CaseVolumes, case_volumes, overlay
 from sam2_3dmed.volume.preprocess import Preprocessing
-from sam2_3dmed.volume.slices import slice_spacing_mm, volume_to_slices
+from sam2_3dmed.volume.slices import WORLD_AXES
 from sam2_3dmed.volume.volume import Volume
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; the truth is always white and dashed.
-CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
-_TRUTH_COLOUR = "white"
+_SHOWN_ON_GREY = "0.5"  # the truth is white on a slice, which nobody sees in a legend on white
 
 
 @dataclass(frozen=True)
@@ -38,51 +37,49 @@ def draw_cases(
 
     Patient's right is on the left, anterior (or superior) is up. path: a PNG, or any format matplotlib writes.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-
-    figure = Figure(figsize=(2.4 * num_slices, 2.6 * len(pictures) + 0.5), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(pictures), num_slices, squeeze=False)
-    for row, picture in zip(axes, pictures, strict=True):
-        _draw_row(row, picture, labels, preprocessing)
-    legend = [Line2D([], [], color=_colour(i), label=name) for i, name in enumerate(labels.values())]
-    legend.append(Line2D([], [], color="0.5", linestyle="--", label="truth"))
-    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
+    rows = []
+    for picture in pictures:
+        case = case_volumes(picture.truth, picture.prediction, labels, preprocessing, picture.image)
+        rows.append([overlay(case, index) for index in _slices_to_show(case, num_slices)])
+    figure = panel_rows(rows, labels, [picture.title for picture in pictures])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
 
 
-def _draw_row(row: Sequence[Any], picture: Picture, labels: Mapping[int, str], preprocessing: Preprocessing) -> None:
-    axis = preprocessing.slicing_axis
-    image = preprocessing.slices(picture.image)[:, 0]
-    truth, prediction = (volume_to_slices(v, axis) for v in (picture.truth, picture.prediction))
-    _, height_mm, width_mm = slice_spacing_mm(picture.image, axis)
-    for place, index in zip(row, _slices_to_show(truth, prediction, len(row)), strict=True):
-        place.imshow(image[index, :, ::-1], cmap="gray", vmin=0, vmax=1, origin="lower", aspect=height_mm / width_mm)
-        for number, value in enumerate(labels):
-            _outline(place, prediction[index, :, ::-1] == value, _colour(number), "-")
-            _outline(place, truth[index, :, ::-1] == value, _TRUTH_COLOUR, "--")
-        place.set_axis_off()
-        title = f"{picture.title}, slice {index}" if place is row[0] else f"slice {index}"
-        place.set_title(title, fontsize=8, loc="left")
+def panel_rows(
+    rows: Sequence[Sequence[Panel]],
+    labels: Mapping[int, str],
+    titles: Sequence[str],
+    areas: Mapping[str, str] | None = None,
+) -> Any:
+    """A figure with a row of panels for each title, and what the colours mean below.
+
+    areas: name -> colour of what is filled and not outlined.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(2.4 * columns, 2.6 * len(rows) + 0.5), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    places = figure.subplots(len(rows), columns, squeeze=False)
+    for row, panels, title in zip(places, rows, titles, strict=True):
+        for place, panel in zip(row, panels, strict=True):
+            draw_panel(place, panel)
+        row[0].set_title(f"{title}\n{panels[0].title}", fontsize=8, loc="left")
+    legend: list[Any] = [Line2D([], [], color=class_colour(i), label=name) for i, name in enumerate(labels.values())]
+    legend.append(Line2D([], [], color=_SHOWN_ON_GREY, linestyle="--", label="truth"))
+    legend += [Patch(color=colour, label=name) for name, colour in (areas or {}).items()]
+    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
+    return figure
 
 
-def _slices_to_show(truth: NDArray[Any], prediction: NDArray[Any], count: int) -> list[int]:
+def _slices_to_show(case: CaseVolumes, count: int) -> list[int]:
     """Slices evenly through what truth or prediction call foreground; through everything if neither does."""
-    used = np.flatnonzero(((truth > 0) | (prediction > 0)).any(axis=(1, 2)))
-    used = used if len(used) else np.arange(len(truth))
+    along, *within = WORLD_AXES[case.axis]
+    used = np.flatnonzero(((case.truth > 0) | (case.prediction > 0)).any(axis=tuple(within)))
+    used = used if len(used) else np.arange(case.truth.shape[along])
     shares = (np.arange(count) + 0.5) / count
     return [int(used[int(share * len(used))]) for share in shares]
-
-
-def _outline(place: Any, mask: NDArray[np.bool_], colour: str, style: str) -> None:
-    if mask.any():
-        padded = np.pad(mask.astype(float), 1)  # so that an outline closes at the picture's edge
-        rows, columns = (np.arange(-1, n + 1) for n in mask.shape)
-        place.contour(columns, rows, padded, levels=[0.5], colors=colour, linewidths=1, linestyles=style)
-
-
-def _colour(number: int) -> str:
-    return CLASS_COLOURS[number % len(CLASS_COLOURS)]

@@ -76,7 +76,7 @@ def fit(
         predictor=predictor,
         validation=list(validation),
         config=config.training,
-        total_steps=len(loader) * config.training.epochs,
+        steps_per_epoch=len(loader),
     )
     best = ModelCheckpoint(folder / "checkpoints", "best", monitor=MONITORED, mode="max", enable_version_counter=False)
     cases = DataLoader(_Numbers(len(validation)), batch_size=None)

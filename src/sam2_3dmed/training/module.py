@@ -15,6 +15,7 @@ from sam2_3dmed.data.windows import Windows
 from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.training.encoder_head import EncoderHead
 from sam2_3dmed.training.losses import LossTerms, TotalLoss
 from sam2_3dmed.training.targets import class_masks
 
@@ -26,7 +27,7 @@ class TrainingModule(lightning.LightningModule):
     """Trains a network on windows and validates it on volumes with the real predictor and the real metric.
 
     predictor: wraps the same network. validation: the cases that the validation loader's numbers stand for.
-    total_steps: optimiser steps of the whole run, which the schedule needs.
+    steps_per_epoch: optimiser steps, which the schedule needs.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class TrainingModule(lightning.LightningModule):
         predictor: Predictor,
         validation: Sequence[CachedCase],
         config: TrainingConfig,
-        total_steps: int,
+        steps_per_epoch: int,
     ) -> None:
         super().__init__()
         self.network = network
@@ -45,7 +46,13 @@ class TrainingModule(lightning.LightningModule):
         self.predictor = predictor
         self.validation = validation
         self.config = config
-        self.total_steps = total_steps
+        encoder_trains = any(p.requires_grad for p in network.encoder.parameters())
+        encoder_epochs = int(config.encoder_fraction * config.epochs) if encoder_trains else 0
+        self.encoder_steps = encoder_epochs * steps_per_epoch
+        self.joint_steps = (config.epochs - encoder_epochs) * steps_per_epoch
+        self.encoder_head = (
+            EncoderHead(network.segmentation.channels, len(predictor.labels)) if encoder_epochs else None
+        )
         self.validated_step: int | None = None
         """The number of steps at the last validation."""
         self._dice: list[list[float]] = []
@@ -68,8 +75,16 @@ class TrainingModule(lightning.LightningModule):
         self.log("learning_rate", rate, on_step=False, on_epoch=True, batch_size=1)
         return mean.total
 
+    @property
+    def encoder_trains_alone(self) -> bool:
+        """Whether the decoders are still waiting."""
+        return self.encoder_head is not None and self.global_step < self.encoder_steps
+
     def validation_step(self, number: int, batch_idx: int) -> None:
-        """One whole volume."""
+        """One whole volume; while the decoders wait they find nothing, and are not asked."""
+        if self.encoder_trains_alone:
+            self._dice.append([0.0] * len(self.predictor.labels))
+            return
         case = self.validation[number]
         classes = self.predictor.predict_slices(case.image)
         truth = case.label
@@ -86,21 +101,33 @@ class TrainingModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW; the rate rises linearly, then falls as a cosine to a fraction of itself (appendix B)."""
-        trained = [p for p in self.network.parameters() if p.requires_grad]
+        trained = [p for p in self.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(
             trained, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
-            lambda step: learning_rate_factor(
-                step, self.total_steps, self.config.warmup_fraction, self.config.final_learning_rate_fraction
-            ),
+            self._rate_factor,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def _rate_factor(self, step: int) -> float:
+        """The encoder's epochs and the others each have a schedule of their own."""
+        joint = step >= self.encoder_steps
+        return learning_rate_factor(
+            step - self.encoder_steps if joint else step,
+            self.joint_steps if joint else self.encoder_steps,
+            self.config.warmup_fraction,
+            self.config.final_learning_rate_fraction,
+        )
+
     def _terms(self, windows: Windows, share: float) -> LossTerms:
         masks = class_masks(windows.labels, len(self.predictor.labels))
-        terms = self.loss(self.network(windows.slices), masks, windows.positions)
+        if self.encoder_head is not None and self.encoder_trains_alone:
+            loss = self.loss.of_segmentation(self.encoder_head(self.network.encoder(windows.slices)), masks)
+            terms = LossTerms(loss, loss, torch.zeros_like(loss), torch.zeros_like(loss))
+        else:
+            terms = self.loss(self.network(windows.slices), masks, windows.positions)
         return LossTerms(*(term * share for term in terms))
 
 

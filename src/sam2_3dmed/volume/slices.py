@@ -13,7 +13,7 @@ from sam2_3dmed.volume.volume import Volume, canonical_axes
 SlicingAxis = Literal["sagittal", "coronal", "axial"]
 
 # World axes (R = 0, A = 1, S = 2) along D, H and W.
-_WORLD_AXES: dict[SlicingAxis, tuple[int, int, int]] = {
+WORLD_AXES: dict[SlicingAxis, tuple[int, int, int]] = {
     "sagittal": (0, 2, 1),
     "coronal": (1, 2, 0),
     "axial": (2, 1, 0),
@@ -63,8 +63,8 @@ def slice_spacing_mm(volume: Volume, axis: SlicingAxis) -> tuple[float, float, f
 
 def _array_axes(volume: Volume, axis: SlicingAxis) -> tuple[tuple[int, ...], tuple[slice, ...]]:
     """The array axes along D, H and W, and the step, forward or backward, along each."""
-    if axis not in _WORLD_AXES:
+    if axis not in WORLD_AXES:
         raise VolumeError(f"there is no slicing axis {axis!r}: choose sagittal, coronal or axial")
     canonical = canonical_axes(volume.affine)
-    chosen = [canonical[world] for world in _WORLD_AXES[axis]]
+    chosen = [canonical[world] for world in WORLD_AXES[axis]]
     return tuple(i for i, _ in chosen), tuple(slice(None, None, -1 if flipped else 1) for _, flipped in chosen)

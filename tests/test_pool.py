@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from sam2_3dmed.data.catalog import Case
-from sam2_3dmed.data.pool import map_cases, progress_bar
 from sam2_3dmed.errors import DataError, VolumeError
+from sam2_3dmed.pool import map_cases, progress_bar
 
 CASES = [Case(name, (Path(f"{name}.nii.gz"),), None) for name in "abcd"]
 
@@ -58,7 +58,7 @@ def test_a_dead_worker_is_told_in_one_line() -> None:
 
 
 def test_small_data_sets_start_no_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sam2_3dmed.data.pool as pool
+    import sam2_3dmed.pool as pool
 
     def no_pool(*_: object, **__: object) -> None:
         raise AssertionError("a pool was started")
@@ -80,3 +80,39 @@ def test_the_bar_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Reading" in printed.err
     assert "4/4" in printed.err
     assert printed.out == ""
+
+
+def test_cases_are_handed_out_as_they_are_worked_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, memory holds a few of them."""
+    import sam2_3dmed.pool as pool
+
+    waiting, most = set(), [0]
+    submit = pool.ProcessPoolExecutor.submit
+
+    def counting(self: Any, *arguments: Any) -> Any:
+        future = submit(self, *arguments)
+        waiting.add(future)
+        most[0] = max(most[0], sum(not seen.done() for seen in waiting))
+        return future
+
+    monkeypatch.setattr(pool.ProcessPoolExecutor, "submit", counting)
+    many = [Case(str(number), (Path(f"{number}.nii.gz"),), None) for number in range(30)]
+    assert map_cases(attrgetter("name"), many, workers=2) == [case.name for case in many]
+    assert len(waiting) == 30
+    assert most[0] <= 4
+
+
+def test_what_is_small_is_for_the_caller_to_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import sam2_3dmed.pool as pool
+
+    def no_pool(*_: object, **__: object) -> None:
+        raise AssertionError("a pool was started")
+
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", no_pool)
+    monkeypatch.setattr(pool.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(bytes(100))
+    cases = [Case("a", (path,), None)]
+    map_cases(attrgetter("name"), cases, worth_a_pool_bytes=101)
+    with pytest.raises(AssertionError, match="a pool was started"):
+        map_cases(attrgetter("name"), cases, worth_a_pool_bytes=100)

@@ -3,22 +3,33 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import TypeVar
+from itertools import islice
+from typing import Protocol, TypeVar
 
-from sam2_3dmed.data.catalog import Case
 from sam2_3dmed.errors import DataError, UserError
+
+
+class HasFiles(Protocol):
+    """A case: it knows how much there is to read."""
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of its files."""
+
 
 Progress = Callable[[int, int], None]
 """Called with the number of finished cases and of all cases, after each."""
 
+Case = TypeVar("Case", bound=HasFiles)
 Result = TypeVar("Result")
 
 # Processes take a second or two to start, in which one reads about this much compressed image.
 _WORTH_A_POOL_BYTES = 128 * 2**20
 _MAX_WORKERS = 8
+_WAITING_PER_WORKER = 2  # cases handed out ahead: enough to keep it busy, and memory does not grow with their number
 
 
 def map_cases(
@@ -27,18 +38,19 @@ def map_cases(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
+    worth_a_pool_bytes: int = _WORTH_A_POOL_BYTES,
 ) -> list[Result]:
     """The results of `function`, in the order of `cases`.
 
     function: can be pickled: a function at a module's top level, or a `functools.partial` of one.
-    workers: processes; 0: none but this one; None: none for a small data set, else one per processor, at most
-    8.
+    workers: processes; 0: none but this one; None: none for a small data set, else one per processor, at most 8.
+    worth_a_pool_bytes: a data set with less than this in its files is small.
 
     Raises:
         DataError: `function` raised a UserError for some cases; the message lists all of them, one a line.
         Other exceptions of `function` end the work at once.
     """
-    count = min(_choose_workers(cases) if workers is None else workers, len(cases))
+    count = min(_choose_workers(cases, worth_a_pool_bytes) if workers is None else workers, len(cases))
     results: dict[int, Result] = {}
     failures: dict[int, str] = {}
     outcomes = _in_processes(function, cases, count) if count > 0 else _in_process(function, cases)
@@ -73,8 +85,8 @@ def progress_bar(title: str) -> Iterator[Progress]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _choose_workers(cases: Sequence[Case]) -> int:
-    if sum(case.num_bytes for case in cases) < _WORTH_A_POOL_BYTES:
+def _choose_workers(cases: Sequence[HasFiles], worth_a_pool_bytes: int) -> int:
+    if sum(case.num_bytes for case in cases) < worth_a_pool_bytes:
         return 0
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(processors, _MAX_WORKERS) if processors > 1 else 0
@@ -99,9 +111,15 @@ def _in_processes(
     method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context(method))
     try:
-        futures = {executor.submit(_attempt, function, case): index for index, case in enumerate(cases)}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        waiting: dict[Future[Result | UserError], int] = {}
+        numbered = iter(enumerate(cases))
+        while True:
+            for index, case in islice(numbered, _WAITING_PER_WORKER * workers - len(waiting)):
+                waiting[executor.submit(_attempt, function, case)] = index
+            if not waiting:
+                return
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                yield waiting.pop(future), future.result()
     except BrokenProcessPool:
         raise DataError(
             f"one of {workers} worker processes died: out of memory, or a script whose calls are not below "

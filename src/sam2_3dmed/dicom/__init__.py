@@ -1,0 +1,1 @@
+"""Masks and contours as DICOM: SEG and RTSTRUCT, in and out."""

@@ -1,0 +1,67 @@
+"""What a class is called in DICOM: a code that other programs know, or a general one beside its name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sam2_3dmed.errors import DataError
+
+
+@dataclass(frozen=True)
+class Code:
+    """A coded concept: `Code("78961009", "SCT", "Spleen")`."""
+
+    value: str
+    scheme: str
+    meaning: str
+
+
+UNKNOWN = Code("85756007", "SCT", "Tissue")
+_CATEGORIES = {
+    True: Code("49755003", "SCT", "Morphologically Altered Structure"),
+    False: Code("123037004", "SCT", "Anatomical Structure"),
+}
+_MORPHOLOGIES = {"tumor", "tumour", "cancer", "neoplasm", "lesion", "mass", "edema", "necrosis", "cyst", "metastasis"}
+_SPELLED = {"tumour": "Tumor", "cancer": "Neoplasm"}
+
+
+def read_codes(path: Path) -> dict[str, Code]:
+    """The codes that a `dataset.json` gives to class names: "codes": {"spleen": ["78961009", "SCT", "Spleen"]}.
+
+    Raises:
+        DataError: unreadable, or codes of another form. A file without "codes" is fine: then there are none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        given = content.get("codes", {})
+        codes = {name: Code(*code) for name, code in given.items()}
+        if not all(isinstance(code, list) and all(isinstance(p, str) and p for p in code) for code in given.values()):
+            raise TypeError
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: broken JSON: {error}") from None
+    except (TypeError, AttributeError):
+        raise DataError(f'{path}: "codes" must be like {{"spleen": ["78961009", "SCT", "Spleen"]}}') from None
+    return codes
+
+
+def code_of(name: str, given: Mapping[str, Code]) -> Code:
+    """The code of a class: the one given, else SNOMED's for a name such as "left atrium", else a general one."""
+    from pydicom.sr.codedict import codes
+
+    if name in given:
+        return given[name]
+    words = re.findall(r"[A-Za-z]+", name)
+    keyword = _SPELLED.get(name.strip().lower(), "".join(word.capitalize() for word in words))
+    found = getattr(codes.SCT, keyword, None) if keyword else None
+    return Code(found.value, found.scheme_designator, found.meaning) if found is not None else UNKNOWN
+
+
+def category_of(name: str) -> Code:
+    """Anatomy, or what grows in it."""
+    return _CATEGORIES[bool(_MORPHOLOGIES & set(re.findall(r"[a-z]+", name.lower())))]

@@ -1,0 +1,199 @@
+"""DICOM-SEG: segments as masks on the grid of their series, and masks as segments that name the series."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam2_3dmed.atomic import replacing
+from sam2_3dmed.dicom.codes import Code, category_of, code_of
+from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.volume.colours import colour_of
+from sam2_3dmed.volume.dicom import DicomSeries
+from sam2_3dmed.volume.dicom_files import NEEDS_THE_EXTRA, DicomFile, quiet
+from sam2_3dmed.volume.dicom_geometry import LPS_TO_RAS, Plane, planes_of
+from sam2_3dmed.volume.volume import Volume
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+MAKER = "SAM2-3dMed"
+_OFF_THE_GRID = 0.05  # of a voxel
+
+
+def read_segments(
+    file: DicomFile, dataset: Dataset, series: DicomSeries, wanted: Collection[str] | None = None
+) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """The segments of a DICOM-SEG on a series' grid, one at a time; slices that it leaves out are empty.
+
+    dataset: with its pixels. wanted: labels of segments; None: all. Yields: label, mask (X, Y, Z).
+
+    Raises:
+        VolumeError: damaged, or its voxels are not those of the series.
+    """
+    planes = planes_of(file, dataset)
+    for number, name in segment_names(dataset).items():
+        if wanted is not None and name not in wanted:
+            continue
+        mask = np.zeros(series.shape, bool)
+        places = _places(dataset, number, len(planes))
+        for place, pixels in zip(places, _pixels(file, dataset, places), strict=True):
+            mask[_voxels(file, planes[place], series, _inside(pixels, number, dataset))] = True
+        yield name, mask
+
+
+def segment_names(dataset: Dataset) -> dict[int, str]:
+    """The label of each segment by its number."""
+    return {int(item.SegmentNumber): str(item.get("SegmentLabel", "")) for item in dataset.get("SegmentSequence", [])}
+
+
+def segment_codes(dataset: Dataset) -> dict[str, Code]:
+    """The code of each segment's type by its label."""
+    codes = {}
+    for item in dataset.get("SegmentSequence", []):
+        for kind in item.get("SegmentedPropertyTypeCodeSequence", []):
+            parts = (kind.get("CodeValue"), kind.get("CodingSchemeDesignator"), kind.get("CodeMeaning"))
+            if all(parts):
+                codes[str(item.get("SegmentLabel", ""))] = Code(*map(str, parts))
+    return codes
+
+
+def write_segmentation(
+    mask: Volume, series: DicomSeries, path: Path, labels: Mapping[int, str], codes: Mapping[str, Code]
+) -> None:
+    """Write a mask as a DICOM-SEG that refers to the slices it was made from.
+
+    mask: on the series' grid, as `series.read()` gives it. labels: the name of each value above 0. codes: by name.
+
+    Raises:
+        VolumeError: it cannot be written, or the extra is missing.
+    """
+    try:
+        from highdicom.seg import Segmentation
+    except ImportError:
+        raise VolumeError(NEEDS_THE_EXTRA) from None
+    from pydicom.uid import generate_uid
+
+    sources = series.headers()
+    numbers = np.zeros(max(labels) + 1, np.uint8 if len(labels) < 256 else np.uint16)
+    numbers[list(labels)] = np.arange(1, len(labels) + 1)
+    in_file = np.argsort([plane.index for plane in series.planes], kind="stable") if len(sources) == 1 else slice(None)
+    try:
+        with quiet(), replacing(path) as stream:
+            Segmentation(
+                source_images=sources,
+                pixel_array=numbers[mask.array.T][in_file],
+                segmentation_type="BINARY",
+                segment_descriptions=[_description(n, name, codes) for n, name in enumerate(labels.values(), 1)],
+                series_instance_uid=generate_uid(),
+                series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+                sop_instance_uid=generate_uid(),
+                instance_number=1,
+                manufacturer=MAKER,
+                manufacturer_model_name=MAKER,
+                software_versions=version("sam2-3dmed"),
+                device_serial_number="0",
+                content_label="SEGMENTATION",
+                series_description=f"{MAKER} segmentation",
+            ).save_as(stream, enforce_file_format=True)
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except (AttributeError, TypeError, ValueError) as error:  # a source without what the standard demands
+        raise VolumeError(f"{path}: no DICOM-SEG can refer to series {series.uid}: {error}") from None
+
+
+def _description(number: int, name: str, codes: Mapping[str, Code]) -> Any:
+    from highdicom import AlgorithmIdentificationSequence
+    from highdicom.color import CIELabColor
+    from highdicom.seg import SegmentDescription
+    from highdicom.sr import CodedConcept
+
+    def concept(code: Code) -> Any:
+        return CodedConcept(code.value, code.scheme, code.meaning)
+
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=name[:64],
+        segmented_property_category=concept(category_of(name)),
+        segmented_property_type=concept(code_of(name, codes)),
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=AlgorithmIdentificationSequence(
+            name=MAKER,
+            family=CodedConcept("123109", "DCM", "Artificial Intelligence"),
+            version=version("sam2-3dmed"),
+        ),
+        display_color=CIELabColor.from_rgb(*colour_of(number)),
+    )
+
+
+def _places(dataset: Dataset, number: int, count: int) -> list[int]:
+    """Which of the stored slices belong to a segment; in a label map all of them may."""
+    if dataset.get("SegmentationType") == "LABELMAP":
+        return list(range(count))
+    shared = _segment_of(dataset.get("SharedFunctionalGroupsSequence", [None])[0])
+    groups = dataset.get("PerFrameFunctionalGroupsSequence", [])
+    owners = [_segment_of(group) or shared for group in groups]
+    return [place for place, owner in enumerate(owners) if owner == number]
+
+
+def _segment_of(group: Dataset | None) -> int | None:
+    items = group.get("SegmentIdentificationSequence") if group is not None else None
+    return int(items[0].ReferencedSegmentNumber) if items else None
+
+
+def _pixels(file: DicomFile, dataset: Dataset, places: list[int]) -> Iterator[NDArray[Any]]:
+    """The stored slices at these places, (rows, columns), one at a time."""
+    from pydicom.pixels.utils import iter_pixels
+
+    size = dataset.Rows * dataset.Columns
+    try:
+        if dataset.BitsAllocated != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed:
+            with quiet():
+                yield from iter_pixels(dataset, indices=places, raw=True) if places else []
+            return
+        # Single bits run on from slice to slice, which pydicom takes apart only for whole bytes.
+        packed = np.frombuffer(dataset.PixelData, np.uint8)
+        for first in (place * size for place in places):
+            bits = np.unpackbits(packed[first // 8 : (first + size + 7) // 8], bitorder="little")
+            yield bits[first % 8 :][:size].reshape(dataset.Rows, dataset.Columns)
+    except Exception as error:  # whatever the codec raises
+        raise VolumeError(f"{file}: its pixels are truncated or damaged: {error}") from None
+
+
+def _inside(pixels: NDArray[Any], number: int, dataset: Dataset) -> NDArray[np.bool_]:
+    kind = dataset.get("SegmentationType")
+    if kind == "LABELMAP":
+        return np.asarray(pixels == number)
+    if kind == "FRACTIONAL":  # half of what counts as certain
+        return np.asarray(2 * pixels.astype(np.int64) >= int(dataset.get("MaximumFractionalValue", 255)))
+    return np.asarray(pixels > 0)
+
+
+def _voxels(
+    file: DicomFile, plane: Plane, series: DicomSeries, inside: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], ...]:
+    """The series' voxels that the pixels of a segment's slice are; the slice may be turned or mirrored."""
+    lps = np.eye(4)[:, :3]
+    lps[:3, 0] = plane.directions[0] * plane.spacing_mm[0]
+    lps[:3, 1] = plane.directions[1] * plane.spacing_mm[1]
+    lps[:, 2] = (*plane.position_mm, 1)
+    to_voxels = (np.linalg.inv(series.affine) @ LPS_TO_RAS @ lps)[:3]
+    rows, columns = np.nonzero(inside)
+    corners = to_voxels @ [[0, plane.size[0] - 1, 0], [0, 0, plane.size[1] - 1], [1, 1, 1]]
+    if np.abs(corners - np.rint(corners)).max() > _OFF_THE_GRID or not _keeps_steps(to_voxels):
+        raise VolumeError(f"{file}: its voxels are not those of series {series.uid}")
+    voxels = np.rint(to_voxels @ np.stack([columns, rows, np.ones_like(rows)])).astype(np.int64)
+    if voxels.size and ((voxels < 0).any() or (voxels.max(axis=1) >= series.shape).any()):
+        raise VolumeError(f"{file}: it reaches beyond series {series.uid}")
+    return tuple(voxels)
+
+
+def _keeps_steps(to_voxels: NDArray[np.float64]) -> bool:
+    """Whether the next pixel is the next voxel along some axis, so that none is left out or taken twice."""
+    steps = np.abs(to_voxels[:, :2])
+    return bool(np.allclose(np.sort(steps, axis=0), [[0, 0], [0, 0], [1, 1]], atol=1e-2))

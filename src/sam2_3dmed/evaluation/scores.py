@@ -1,0 +1,216 @@
+"""What `evaluate` and `train --test` wrote, read back: the values of one run, and whether runs may be compared."""
+
+import csv
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam2_3dmed.errors import DataError
+
+_FOLDER = "evaluation"  # of a run
+_DIRECTIONS = ("higher", "lower", "zero")
+_TRUTH = "truth_mm3"
+
+Row = tuple[str, str]
+"""What is scored: kind (class, mean or union) and name."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One evaluated run.
+
+    name: what tables call it. folder: where cases.csv and summary.json lie.
+    metrics: column -> its entry of summary.json: definition, unit, better, and what else defines it.
+    empty_masks: every entry of summary.json on masks without a voxel.
+    values: (row, column) -> (cases,) values, NaN where undefined; also of `truth_mm3` if the table has it.
+    """
+
+    name: str
+    folder: Path
+    metrics: Mapping[str, Mapping[str, Any]]
+    empty_masks: Mapping[str, Any]
+    cases: tuple[str, ...]
+    rows: tuple[Row, ...]
+    values: Mapping[tuple[Row, str], NDArray[np.float64]]
+
+
+def read_runs(paths: Iterable[str | Path]) -> list[Scores]:
+    """Read run folders, or folders of an evaluation; each gets a name that no other has.
+
+    Raises: DataError if there are fewer than two, one occurs twice, or one is unusable.
+    """
+    given = list(paths)
+    folders = [_evaluation_folder(Path(path)) for path in given]
+    if len(folders) < 2:
+        raise DataError(f"{len(folders)} run to compare: at least two are needed")
+    seen: dict[Path, str | Path] = {}
+    for path, folder in zip(given, folders, strict=True):
+        if folder in seen:
+            raise DataError(f"{path}: is the same evaluation as {seen[folder]}")
+        seen[folder] = path
+    names = _names(folders)
+    return [replace(read_scores(folder), name=name) for folder, name in zip(folders, names, strict=True)]
+
+
+def read_scores(path: str | Path) -> Scores:
+    """Read the evaluation of a run folder, or of a folder that holds cases.csv and summary.json.
+
+    Raises: DataError if a file is missing, broken, or lacks what its partner names.
+    """
+    folder = _evaluation_folder(Path(path))
+    summary_file, cases_file = folder / "summary.json", folder / "cases.csv"
+    summary = _read_summary(summary_file)
+    lines = _read_lines(cases_file, ["case", "kind", "class", *summary["metrics"]])
+    columns = [*summary["metrics"], *([_TRUTH] if _TRUTH in lines[0] else [])]
+    cases = tuple(dict.fromkeys(line["case"] for line in lines))
+    rows = tuple(dict.fromkeys((line["kind"], line["class"]) for line in lines))
+    place = {case: number for number, case in enumerate(cases)}
+    if not any(kind == "class" for kind, _ in rows):
+        raise DataError(f"{cases_file}: has no line of kind class")
+    values = {(row, column): np.full(len(cases), np.nan) for row in rows for column in columns}
+    found: set[tuple[str, Row]] = set()
+    for line in lines:
+        row = (line["kind"], line["class"])
+        if (line["case"], row) in found:
+            raise DataError(f"{cases_file}: case {line['case']} has {row[1]} twice")
+        found.add((line["case"], row))
+        for column in columns:
+            values[row, column][place[line["case"]]] = _number(line[column], f"{cases_file}: case {line['case']}")
+    if len(found) < len(cases) * len(rows):
+        case, row = next((case, row) for case in cases for row in rows if (case, row) not in found)
+        raise DataError(f"{cases_file}: case {case} has no line for {row[1]}")
+    empty_masks = {key: value for key, value in summary.items() if key.startswith("empty")}
+    return Scores(_names([folder])[0], folder, summary["metrics"], empty_masks, cases, rows, values)
+
+
+def check_comparable(runs: Sequence[Scores], metrics: Sequence[str]) -> None:
+    """Raises: DataError if a run differs from the first in cases, classes, labels, or the definition of a metric."""
+    first = runs[0]
+    for run in runs[1:]:
+        for metric in metrics:
+            _check_alike(run.metrics[metric], first.metrics[metric], f"{metric} of {run.name}", first.name)
+        _check_alike(run.empty_masks, first.empty_masks, run.name, first.name)
+        _check_same_members(run, first, "cases", lambda scores: scores.cases)
+        _check_same_members(run, first, "classes", lambda scores: [" ".join(row) for row in scores.rows])
+        _check_same_truth(run, first)
+
+
+def aligned(run: Scores, cases: Sequence[str]) -> Scores:
+    """The same scores with the cases in another order."""
+    order = [run.cases.index(case) for case in cases]
+    return replace(run, cases=tuple(cases), values={key: array[order] for key, array in run.values.items()})
+
+
+def choose_metrics(runs: Sequence[Scores], wanted: Sequence[str] | None) -> list[str]:
+    """The columns to compare: those wanted, or else all, which every run must have then.
+
+    Raises: DataError if a run lacks one.
+    """
+    chosen = list(dict.fromkeys(wanted or (metric for run in runs for metric in run.metrics)))
+    for run in runs:
+        lacking = [metric for metric in chosen if metric not in run.metrics]
+        if lacking and wanted:
+            raise DataError(f"{run.folder}: has no metric {lacking[0]}; it has {', '.join(run.metrics)}")
+        if lacking:
+            others = ", ".join(lacking)
+            raise DataError(f"{run.folder}: lacks {others}; evaluate all runs alike, or choose metrics that all have")
+    return chosen
+
+
+def _evaluation_folder(path: Path) -> Path:
+    for folder in (path, path / _FOLDER):
+        if (folder / "cases.csv").is_file() and (folder / "summary.json").is_file():
+            return folder.resolve()
+    if not path.exists():
+        raise DataError(f"{path}: no such folder")
+    raise DataError(f"{path}: no cases.csv and summary.json in it or its {_FOLDER}/; evaluate or train --test first")
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' own names, with as many of their parents before them as it takes to tell them apart."""
+    runs = [folder.parent if folder.name == _FOLDER else folder for folder in folders]
+    if len(set(runs)) < len(runs):  # a run's own folder and its evaluation/ hold one evaluation each
+        runs = list(folders)
+    names = [run.name for run in runs]
+    length = 1
+    while len(set(names)) < len(names):
+        length += 1
+        shared = {name for name in names if names.count(name) > 1}
+        names = [
+            "/".join(run.parts[-length:]) if name in shared else name for run, name in zip(runs, names, strict=True)
+        ]
+    return names
+
+
+def _read_summary(path: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: is no JSON that can be read: {error}") from error
+    metrics = summary.get("metrics") if isinstance(summary, dict) else None
+    if not isinstance(metrics, dict) or not metrics:
+        raise DataError(f"{path}: names no metrics; evaluate again")
+    for metric, entry in metrics.items():
+        better = entry.get("better") if isinstance(entry, dict) else None
+        if better not in _DIRECTIONS:
+            raise DataError(f"{path}: metric {metric}: better is {better!r}, expected {', '.join(_DIRECTIONS)}")
+    return dict(summary)
+
+
+def _read_lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, restval="")
+            lines = list(reader)
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path}: is no CSV that can be read: {error}") from error
+    lacking = [column for column in columns if column not in (reader.fieldnames or ())]
+    if lacking:
+        raise DataError(f"{path}: has no column {lacking[0]}")
+    if not lines:
+        raise DataError(f"{path}: has no cases")
+    return lines
+
+
+def _number(text: str, place: str) -> float:
+    """A cell of the table; an empty one is undefined."""
+    try:
+        value = float(text) if text.strip() else math.nan
+    except ValueError:
+        value = math.inf
+    if math.isinf(value):
+        raise DataError(f"{place}: {text!r} is no finite number")
+    return value
+
+
+def _check_alike(found: Mapping[str, Any], expected: Mapping[str, Any], what: str, other: str) -> None:
+    for key in dict.fromkeys([*expected, *found]):
+        if found.get(key) != expected.get(key):
+            values = f"{json.dumps(found.get(key))}, but {json.dumps(expected.get(key))} in {other}"
+            raise DataError(f"{what}: other definition: {key} is {values}; evaluate all runs alike")
+
+
+def _check_same_members(run: Scores, first: Scores, what: str, members: Callable[[Scores], Iterable[str]]) -> None:
+    for having, lacking in ((first, run), (run, first)):
+        missing = sorted(set(members(having)) - set(members(lacking)))
+        if missing:
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise DataError(f"{lacking.folder}: not the {what} of {having.name}: {shown} missing")
+
+
+def _check_same_truth(run: Scores, first: Scores) -> None:
+    """The volumes of the truth tell whether both were scored against the same labels."""
+    for row in first.rows:
+        if (row, _TRUTH) not in first.values or (row, _TRUTH) not in run.values:
+            continue
+        volumes = dict(zip(run.cases, run.values[row, _TRUTH], strict=True))
+        for case, volume in zip(first.cases, first.values[row, _TRUTH], strict=True):
+            if not np.isclose(volumes[case], volume, equal_nan=True):
+                found = f"{row[1]} has {volumes[case]:g} mm3 in {run.name}, {volume:g} in {first.name}"
+                raise DataError(f"{run.folder}: case {case}: other labels: {found}")

@@ -1,0 +1,90 @@
+"""What the network says besides the mask: where boundaries are (P_bd) and how far apart slices lie (P_pos)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam2_3dmed.atomic import write_text
+from sam2_3dmed.errors import DataError
+from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.volume import Volume
+
+
+@dataclass(frozen=True)
+class WindowPositions:
+    """P_pos of one window.
+
+    slices: the slices' places in the volume, in the order in which the network saw them. relative_position: (D, D)
+    float32, entry [i, j] the predicted place of slice j minus that of slice i, in slices.
+    """
+
+    slices: tuple[int, ...]
+    relative_position: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """The auxiliary outputs for one volume.
+
+    boundary: on the volume's grid, uint8: 255 times the largest boundary probability over the classes; None without
+    BD. positions: one a window; none without SRPP.
+    """
+
+    boundary: Volume | None
+    positions: tuple[WindowPositions, ...]
+
+    def write(self, folder: Path, name: str) -> None:
+        """Write NAME_boundary.nii.gz and NAME_positions.json, as far as there is something; the folder is made.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        windows = [
+            {
+                "slices": list(window.slices),
+                "relative_position": window.relative_position.astype(float).round(4).tolist(),
+            }
+            for window in self.positions
+        ]
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
+        if self.boundary is not None:
+            self.boundary.write(boundary_file(folder, name))
+        # Last: it is what `read` asks for.
+        write_text(positions_file(folder, name), json.dumps({"unit": "slices", "windows": windows}) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> "Auxiliary | None":
+        """What `write` left; None if it was never there.
+
+        Raises:
+            UserError: broken files.
+        """
+        path = positions_file(folder, name)
+        if not path.is_file():
+            return None
+        try:
+            windows = json.loads(path.read_text(encoding="utf-8"))["windows"]
+            positions = tuple(
+                WindowPositions(tuple(window["slices"]), np.array(window["relative_position"], dtype=np.float32))
+                for window in windows
+            )
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise DataError(f"{path}: cannot be read: {error}") from None
+        file = boundary_file(folder, name)
+        return cls(read_label(file) if file.is_file() else None, positions)
+
+
+def boundary_file(folder: Path, name: str) -> Path:
+    """Where the boundary map of a case stands."""
+    return folder / f"{name}_boundary.nii.gz"
+
+
+def positions_file(folder: Path, name: str) -> Path:
+    """Where the relative positions of a case stand."""
+    return folder / f"{name}_positions.json"

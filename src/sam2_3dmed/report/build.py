@@ -1,0 +1,131 @@
+"""From a run folder to report.html and figures/."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sam2_3dmed.atomic import write_text
+from sam2_3dmed.errors import UserError
+from sam2_3dmed.inference.auxiliary import Auxiliary
+from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.report import charts
+from sam2_3dmed.report.case_report import CaseReport, Chart, case_report, distance_limit_mm, stills
+from sam2_3dmed.report.contents import CaseEntry, RunContents, chosen_cases, read_run
+from sam2_3dmed.report.page import Page, page_html
+from sam2_3dmed.runs import load_predictor
+from sam2_3dmed.volume.volume import Volume
+
+REPORT_FILE = "report.html"
+_PREFERRED_METRIC = "dice"
+# A triangle and its share of the vertices take about 21 bytes in the page.
+_MAX_TRIANGLES = 400_000
+_MAX_TRIANGLES_A_MESH = 30_000
+
+logger = logging.getLogger(__name__)
+
+
+def write_report(run: Path, data: Path | None = None, out: Path | None = None) -> Path:
+    """Make the report of a run: one HTML file, and its figures as PNG and SVG in RUN/figures.
+
+    data: the data set's folder; without it where it was when training began. out: the file, none for RUN/report.html.
+    What is missing (evaluation, images, a case that cannot be read) is noted on the page, and the rest is made.
+    Boundary maps and relative positions come from RUN/auxiliary; for cases that are not there the model computes
+    them once and they are kept there.
+
+    Returns: the file.
+    Raises:
+        UserError: not a run folder, a broken file in it, `data` that is no data set, a file that cannot be written.
+    """
+    contents = read_run(run, data)
+    figures = run / "figures"
+    metrics = contents.metrics
+    ranked_by = _PREFERRED_METRIC if _PREFERRED_METRIC in metrics else next(iter(metrics), "")
+    cases = _cases(contents, ranked_by, figures) if metrics else []
+    limit_mm = distance_limit_mm(cases)
+    drawn = {case.rank: stills(case, limit_mm, figures) for case in cases}
+    page = Page(
+        contents=contents,
+        curves=_curves(contents, figures),
+        distributions=_distributions(contents, figures),
+        cases=cases,
+        stills={rank: chart for rank, chart in drawn.items() if chart},
+        ranked_by=ranked_by,
+        limit_mm=limit_mm,
+    )
+    for note in contents.notes:
+        logger.warning("%s", note)
+    path = out or run / REPORT_FILE
+    write_text(path, page_html(page))
+    return path
+
+
+def _cases(contents: RunContents, ranked_by: str, figures: Path) -> list[CaseReport]:
+    chosen = chosen_cases(contents.cases, ranked_by, contents.metrics[ranked_by]["better"])
+    lost = sum(not (case.prediction and case.truth) for case in contents.cases)
+    if lost:
+        contents.notes.append(f"{lost} of {len(contents.cases)} cases: mask or label file is no longer where it was")
+    num_meshes = 2 * len(chosen) * contents.record.plan.num_classes
+    max_triangles = min(_MAX_TRIANGLES_A_MESH, _MAX_TRIANGLES // max(num_meshes, 1))
+    source = _auxiliary_source(contents)
+    reports = []
+    for rank, entry in chosen.items():
+        try:
+            reports.append(case_report(rank, entry, contents.record.plan, figures, source, max_triangles))
+        except UserError as error:
+            contents.notes.append(f"{entry.name} is not shown: {error}")
+    return reports
+
+
+def _auxiliary_source(contents: RunContents) -> Callable[[CaseEntry, Volume], Auxiliary | None]:
+    """A function that gives a case's auxiliary outputs: kept ones, else computed by the model, which is loaded once."""
+    folder = contents.folder / "auxiliary"
+    predictors: list[Predictor] = []
+
+    def auxiliary(entry: CaseEntry, image: Volume) -> Auxiliary | None:
+        try:
+            kept = Auxiliary.read(folder, entry.name)
+            if kept is not None:
+                return kept
+            if not predictors:
+                predictors.append(load_predictor(contents.folder))
+            _, computed = predictors[0].with_auxiliary(image)
+            computed.write(folder, entry.name)
+            return Auxiliary.read(folder, entry.name)  # as every later report sees it
+        except UserError as error:
+            contents.notes.append(f"{entry.name}: no boundary map and relative positions: {error}")
+            return None
+
+    return auxiliary
+
+
+def _curves(contents: RunContents, figures: Path) -> list[Chart]:
+    curves = {name: column for name, column in contents.curves.items() if any(v is not None for v in column)}
+    epochs = [epoch or 0.0 for epoch in curves.pop("epoch", ())]
+    curves.pop("step", None)
+    groups: defaultdict[str, dict[str, list[float | None]]] = defaultdict(dict)
+    for name, column in curves.items():
+        group, _, short = name.rpartition("/")
+        groups[group or name][short.replace("_", " ")] = list(column)
+    found = []
+    for group, series in groups.items():
+        text = group.replace("_", " ")
+        positive = all(value is None or value > 0 for column in series.values() for value in column)
+        # Loss terms differ by orders of magnitude.
+        figure = charts.lines_chart(text, epochs, series, logarithmic=group == "train" and positive)
+        chart = Chart(f"{text} over the epochs", charts.save_figure(figure, figures, f"curves_{group}"))
+        found.append(chart)
+    return found
+
+
+def _distributions(contents: RunContents, figures: Path) -> list[Chart]:
+    found = []
+    for metric, definition in contents.metrics.items():
+        values: Mapping[str, list[float | None]] = defaultdict(list)
+        for case in contents.cases:
+            for row in case.rows:
+                values[row["class"]].append(row.get(metric))
+        figure = charts.distribution_chart(metric, values, definition["unit"])
+        text = f"{metric} of each test case by class: box of the quartiles, a dot a case"
+        found.append(Chart(text, charts.save_figure(figure, figures, f"distribution_{metric}")))
+    return found

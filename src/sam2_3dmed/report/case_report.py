@@ -1,0 +1,176 @@
+"""The pictures of one case: slices, Dice along the axis, relative positions, surfaces."""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam2_3dmed.config import Plan
+from sam2_3dmed.data.catalog import Case, read_case
+from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.inference.auxiliary import Auxiliary
+from sam2_3dmed.report import charts
+from sam2_3dmed.report.contents import CaseEntry
+from sam2_3dmed.report.figures import panel_rows
+from sam2_3dmed.report.meshes import Floats, Mesh, surface_meshes
+from sam2_3dmed.report.panels import Panel, class_colour
+from sam2_3dmed.report.planes import ERROR_COLOURS, case_panels, case_volumes, class_numbers, largest_error, slice_dice
+from sam2_3dmed.report.render import bounds, render
+from sam2_3dmed.volume.files import require_same_grid
+from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.slices import WORLD_AXES
+from sam2_3dmed.volume.volume import Volume
+
+_STILL_PIXELS = 360
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure for the page.
+
+    text: what it shows, for the caption and for those who cannot see it. wide: too wide for a phone, which scrolls it.
+    """
+
+    text: str
+    svg: str
+    wide: bool = False
+
+    @property
+    def address(self) -> str:
+        """The SVG as a data: address."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode("utf-8")).decode("ascii")
+
+
+@dataclass(frozen=True)
+class Surfaces:
+    """The meshes of one class of one case."""
+
+    label: str
+    colour: str
+    truth: Mesh | None
+    prediction: Mesh | None
+
+
+@dataclass(frozen=True)
+class CaseReport:
+    """What the page shows of a case. rank: best, median, worst or only."""
+
+    rank: str
+    name: str
+    panels: Sequence[Panel]
+    charts: Sequence[Chart]
+    surfaces: Sequence[Surfaces]
+
+
+def case_report(
+    rank: str,
+    entry: CaseEntry,
+    plan: Plan,
+    figures: Path,
+    auxiliary: Callable[[CaseEntry, Volume], Auxiliary | None],
+    max_triangles: int,
+) -> CaseReport:
+    """Draw a case whose masks are there; figures are written below `figures`.
+
+    auxiliary: gives the boundary map and relative positions of a case, given its image.
+
+    Raises:
+        UserError: a file that cannot be used, or files of the case on different grids.
+    """
+    image, truth, prediction = _read(entry, plan.labels)
+    extra = auxiliary(entry, image) if image is not None else None
+    boundary = extra.boundary if extra else None
+    case = case_volumes(truth, prediction, plan.labels, plan.preprocessing, image, boundary)
+    panels = case_panels(case)
+    slices = panel_rows([panels], plan.labels, [f"{rank}: {entry.name}"], ERROR_COLOURS)
+    charts.save_figure(slices, figures, f"slices_{rank}")
+    names = list(plan.labels.values())
+    shown = largest_error(case)[WORLD_AXES[case.axis][0]]
+    dice = charts.slice_dice_chart(f"Dice along the axis ({case.axis})", slice_dice(case), names, shown)
+    drawn = [
+        Chart(f"Dice of each {case.axis} slice of {entry.name}", charts.save_figure(dice, figures, f"dice_{rank}"))
+    ]
+    if extra and extra.positions:
+        drawn.append(_positions(extra, entry.name, figures, rank))
+    return CaseReport(rank, entry.name, panels, drawn, _surfaces(truth, prediction, plan.labels, max_triangles))
+
+
+def _read(entry: CaseEntry, labels: Mapping[int, str]) -> tuple[Volume | None, Volume, Volume]:
+    assert entry.truth is not None
+    assert entry.prediction is not None
+    prediction = read_label(entry.prediction, labels)
+    if entry.images:
+        image, truth = read_case(Case(entry.name, entry.images, entry.truth), labels)
+    else:
+        image, truth = None, read_label(entry.truth, labels)
+    if truth is None:
+        raise VolumeError(f"{entry.name}: has no label")
+    require_same_grid(truth, entry.truth, prediction, entry.prediction)
+    return image, truth, prediction
+
+
+def _positions(extra: Auxiliary, name: str, figures: Path, rank: str) -> Chart:
+    # Windows as long as the first: a shorter one has another matrix.
+    depth = len(extra.positions[0].slices)
+    windows = [(w.slices, w.relative_position) for w in extra.positions if len(w.slices) == depth]
+    error, nothing = charts.position_errors(windows)
+    text = (
+        f"Relative positions in {name}: mean error {error:.2f} slices over {len(windows)} windows of {depth}; "
+        f"saying 0 for every pair would give {nothing:.2f}"
+    )
+    figure = charts.positions_chart("Does SRPP know where a slice is?", windows)
+    return Chart(text, charts.save_figure(figure, figures, f"positions_{rank}"), wide=True)
+
+
+def _surfaces(truth: Volume, prediction: Volume, labels: Mapping[int, str], max_triangles: int) -> list[Surfaces]:
+    numbers = [class_numbers(volume, labels).array for volume in (truth, prediction)]
+    found = []
+    for index, label in enumerate(labels.values()):
+        masks = [array == index + 1 for array in numbers]
+        meshes = surface_meshes(masks[0], masks[1], truth.affine, max_triangles)
+        found.append(Surfaces(label, class_colour(index), *meshes))
+    return found
+
+
+def distance_limit_mm(reports: Sequence[CaseReport]) -> float:
+    """Where the scale of distances ends: half of the surfaces have nine tenths of themselves below it.
+
+    Rounded up to 1, 2 or 5 times a power of 10, and at least 1.
+    """
+    reached = []
+    for surfaces in (surfaces for report in reports for surfaces in report.surfaces):
+        for mesh in (surfaces.truth, surfaces.prediction):
+            if mesh is not None and np.isfinite(mesh.distances_mm).all():
+                reached.append(float(np.percentile(mesh.distances_mm, 90)))
+    middle = max(1.0, float(np.median(reached)) if reached else 0.0)
+    power = 10 ** np.floor(np.log10(middle))
+    return float(next(step * power for step in (1, 2, 5, 10) if step * power >= middle * 0.999))
+
+
+def distance_colours(distances_mm: Floats, limit_mm: float) -> Floats:
+    """(n, 3) in [0, 1]: the map of distances from 0 to the limit, and the limit's colour beyond."""
+    colours: Floats = charts.distance_map()(np.clip(distances_mm / limit_mm, 0, 1))[:, :3]
+    return colours
+
+
+def stills(report: CaseReport, limit_mm: float, figures: Path) -> Chart | None:
+    """Truth, prediction, and the prediction coloured by its distance to the truth. Paper: Figures 3 and 8."""
+    truth = [(s.truth, _rgb(s.colour)) for s in report.surfaces if s.truth]
+    prediction = [(s.prediction, _rgb(s.colour)) for s in report.surfaces if s.prediction]
+    coloured = [(mesh, distance_colours(mesh.distances_mm, limit_mm)) for mesh, _ in prediction]
+    meshes = [mesh for mesh, _ in (*truth, *prediction)]
+    if not meshes:
+        return None
+    view = bounds(meshes)
+    titles = ("truth", "prediction", "prediction: mm to the truth")
+    pictures = [render(group, _STILL_PIXELS, *view) for group in (truth, prediction, coloured)]
+    figure = charts.pictures_chart(report.name, dict(zip(titles, pictures, strict=True)), limit_mm)
+    text = f"Surfaces of {report.name}: truth, prediction, and the prediction coloured by its distance to the truth"
+    return Chart(text, charts.save_figure(figure, figures, f"surfaces_{report.rank}"), wide=True)
+
+
+def _rgb(colour: str) -> NDArray[np.float64]:
+    return np.frombuffer(bytes.fromhex(colour[1:]), dtype=np.uint8) / 255

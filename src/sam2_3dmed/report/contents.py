@@ -1,0 +1,155 @@
+"""What a run folder holds for a report, and where the images are now; what is missing is said and costs only itself."""
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sam2_3dmed.data.catalog import Case, read_catalog
+from sam2_3dmed.errors import DataError
+from sam2_3dmed.runs import RunRecord, remembered_data
+
+_MEAN = "mean"
+
+
+@dataclass(frozen=True)
+class CaseEntry:
+    """A test case: its files as far as they were found, and its rows of the evaluation (column -> value)."""
+
+    name: str
+    prediction: Path | None
+    truth: Path | None
+    images: tuple[Path, ...]
+    rows: tuple[Mapping[str, Any], ...]
+
+    def score(self, metric: str) -> float | None:
+        """The metric's mean over the classes; None where it is not defined."""
+        return next((row.get(metric) for row in self.rows if row["kind"] == _MEAN), None)
+
+
+@dataclass(frozen=True)
+class RunContents:
+    """All that a report is made from.
+
+    curves: column of curves.csv -> a value an epoch, None where there is none. summary: of the evaluation; empty if
+    there is none. notes: what is missing and what helps, a line each.
+    """
+
+    folder: Path
+    record: RunRecord
+    curves: Mapping[str, Sequence[float | None]]
+    summary: Mapping[str, Any]
+    cases: tuple[CaseEntry, ...]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> Mapping[str, Mapping[str, Any]]:
+        """Column -> definition, unit and which way is better."""
+        metrics: Mapping[str, Mapping[str, Any]] = self.summary.get("metrics", {})
+        return metrics
+
+
+def read_run(folder: Path, data: Path | None = None) -> RunContents:
+    """Read a run folder. data: the data set's folder; without it where it was when training began.
+
+    Raises:
+        UserError: not a run folder, a broken file in it, or `data` that is no data set.
+    """
+    record = RunRecord.read(folder)
+    notes: list[str] = []
+    curves = _read_curves(folder / "curves.csv", notes)
+    evaluation = folder / "evaluation"
+    summary = _read_json(evaluation / "summary.json", dict)
+    details = _read_json(evaluation / "cases.json", list)
+    if not summary or not details:
+        notes.append(f"{evaluation}: no evaluation here; train --test writes one of the test cases")
+        return RunContents(folder, record, curves, {}, (), notes)
+    catalogued = _catalogued(folder, data, notes)
+    try:
+        cases = tuple(_entry(folder, detail, catalogued) for detail in details)
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{evaluation / 'cases.json'}: not what an evaluation writes: {error!r}") from None
+    return RunContents(folder, record, curves, summary, cases, notes)
+
+
+def chosen_cases(cases: Sequence[CaseEntry], metric: str, better: str) -> dict[str, CaseEntry]:
+    """The best, median and worst case by a metric's mean over the classes; fewer if there are fewer.
+
+    better: "higher", "lower" or "zero". Cases without a value, or without their masks, are left out.
+    """
+    ranked = []
+    for case in cases:
+        value = case.score(metric)
+        if value is not None and case.prediction and case.truth:
+            key = {"higher": -value, "lower": value, "zero": abs(value)}[better]
+            ranked.append((key, case.name, case))
+    ranked.sort(key=lambda item: item[:2])
+    found = [case for _, _, case in ranked]
+    if not found:
+        return {}
+    if len(found) == 1:
+        return {"only": found[0]}
+    middle = {"median": found[len(found) // 2]} if len(found) > 2 else {}
+    return {"best": found[0], **middle, "worst": found[-1]}
+
+
+def _catalogued(folder: Path, data: Path | None, notes: list[str]) -> Mapping[str, Case]:
+    if data is not None:
+        return {case.name: case for case in read_catalog(data).cases}
+    remembered = remembered_data(folder)
+    if remembered is None:
+        notes.append(f"{folder}: the run does not say where its data set is; report --data DATA shows the images")
+        return {}
+    try:
+        return {case.name: case for case in read_catalog(remembered).cases}
+    except DataError as error:
+        notes.append(f"{error}; report --data DATA shows the images")
+        return {}
+
+
+def _entry(folder: Path, detail: Mapping[str, Any], catalogued: Mapping[str, Case]) -> CaseEntry:
+    known = catalogued.get(detail["case"])
+    written = Path(detail["prediction"])
+    prediction = _first_file(folder / "predictions" / written.name, written)
+    truth = _first_file(*([known.label] if known and known.label else []), Path(detail["truth"]))
+    rows = tuple(detail["rows"])
+    if not all("kind" in row and "class" in row for row in rows):
+        raise KeyError("kind")
+    return CaseEntry(detail["case"], prediction, truth, known.images if known else (), rows)
+
+
+def _first_file(*paths: Path) -> Path | None:
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _read_json(path: Path, kind: type) -> Any:
+    """The content of a file, which is of that kind; an empty one if there is no file."""
+    if not path.is_file():
+        return kind()
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, kind):
+        raise DataError(f"{path}: not what an evaluation writes")
+    return content
+
+
+def _read_curves(path: Path, notes: list[str]) -> dict[str, list[float | None]]:
+    if not path.is_file():
+        notes.append(f"{path}: no such file, so there are no training curves")
+        return {}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {name: [_number(row[name]) for row in rows] for name in (rows[0] if rows else {})}
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
+
+
+def _number(text: str) -> float | None:
+    value = float(text) if text else math.nan
+    return value if math.isfinite(value) else None

@@ -1,0 +1,107 @@
+"""RTSTRUCT there and back, against the supplied masks of a real study, and rasterised by matplotlib instead of us."""
+
+import numpy as np
+import pytest
+from matplotlib.path import Path as Outline
+from pydicom import dcmread
+
+from sam2_3dmed.dicom.structures import read_structures, structure_names, write_structures
+from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.volume.dicom import choose_series
+from sam2_3dmed.volume.dicom_files import DicomFile
+from sam2_3dmed.volume.nifti import read_label
+
+
+@pytest.fixture
+def file(tmp_path, mask, series, labels):
+    path = tmp_path / "mask.rtstruct.dcm"
+    write_structures(mask, series, path, labels)
+    return path
+
+
+@pytest.mark.parametrize("case", ["CT", "MR_T1"])
+def test_real_contours_give_the_supplied_mask_exactly(shared_data, case):
+    folder = shared_data / "dicom" / "sarcoma_019" / case
+    file = folder / "rtstruct" / "RS.dcm"
+    ((_, mask),) = read_structures(DicomFile(file), dcmread(file), choose_series(folder / "image"))
+    assert mask.any()
+    assert np.array_equal(mask, read_label(folder / "label.nii.gz").array > 0)
+
+
+def test_the_same_voxels_by_ours(file, series, mask, labels):
+    read = dict(read_structures(DicomFile(file), dcmread(file), series))
+    assert list(read) == list(labels.values())
+    for value, name in labels.items():
+        assert np.array_equal(read[name], mask.array == value)
+
+
+def test_the_same_voxels_by_another_rasteriser(file, series, mask, labels):
+    """Each contour is put on the slice whose image it names, by that image's own position and orientation."""
+    dataset, sources = dcmread(file), series.headers()
+    images = [header.SOPInstanceUID for header in sources]
+    columns, rows, _ = series.shape
+    centres = np.stack(np.meshgrid(np.arange(columns), np.arange(rows), indexing="ij"), axis=-1).reshape(-1, 2)
+    for item, value in zip(dataset.ROIContourSequence, labels, strict=True):
+        read = np.zeros(series.shape, bool)
+        for contour in item.ContourSequence:
+            place = images.index(contour.ContourImageSequence[0].ReferencedSOPInstanceUID)
+            header = sources[place]
+            along = np.array(header.ImageOrientationPatient, float).reshape(2, 3)
+            offsets = np.array(contour.ContourData, float).reshape(-1, 3) - np.array(header.ImagePositionPatient, float)
+            corners = offsets @ along.T / np.array(header.PixelSpacing, float)[::-1]
+            assert np.abs(offsets @ np.cross(*along)).max() < 1e-3
+            closed = Outline(np.vstack([corners, corners[:1]]), closed=True)
+            read[:, :, place] ^= closed.contains_points(centres).reshape(columns, rows)
+        assert np.array_equal(read, mask.array == value)
+
+
+def test_it_refers_to_its_source(file, series):
+    dataset, sources = dcmread(file), series.headers()
+    space = dataset.ReferencedFrameOfReferenceSequence[0]
+    referred = space.RTReferencedStudySequence[0].RTReferencedSeriesSequence[0]
+    assert referred.SeriesInstanceUID == series.uid
+    assert {i.ReferencedSOPInstanceUID for i in referred.ContourImageSequence} == {s.SOPInstanceUID for s in sources}
+    assert space.FrameOfReferenceUID == sources[0].FrameOfReferenceUID
+    assert (dataset.PatientID, dataset.StudyInstanceUID) == (sources[0].PatientID, sources[0].StudyInstanceUID)
+    assert structure_names(dataset) == {1: "left kidney", 2: "tumour", 3: "spleen"}
+    numbers = [item.ROINumber for item in dataset.StructureSetROISequence]
+    assert [item.ReferencedROINumber for item in dataset.ROIContourSequence] == numbers
+    assert [item.ReferencedROINumber for item in dataset.RTROIObservationsSequence] == numbers
+
+
+def _moved(voxels):
+    def move(contour, series):
+        points = np.array(contour.ContourData, float).reshape(-1, 3)
+        step = (np.diag([-1, -1, 1, 1]) @ series.affine)[:3, 2] * voxels
+        contour.ContourData = [f"{v:.4f}" for v in (points + step).ravel()]
+
+    return move
+
+
+BROKEN = {
+    "between slices": (_moved(0.5), "a contour lies across or between the slices"),
+    "beyond": (_moved(50), "a contour lies beyond the slices"),
+    "two numbers": (lambda contour, series: setattr(contour, "ContourData", [1, 2]), "is not a list of points"),
+    "no points": (lambda contour, series: setattr(contour, "ContourData", []), "a contour has no points"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
+def test_contours_that_cannot_be_used(file, series, change, message):
+    dataset = dcmread(file)
+    change(dataset.ROIContourSequence[0].ContourSequence[0], series)
+    with pytest.raises(VolumeError, match=message) as caught:
+        list(read_structures(DicomFile(file), dataset, series))
+    assert str(caught.value).startswith(f"{file}: region 'left kidney': ")
+
+
+def test_points_are_no_regions(file, series, mask):
+    dataset = dcmread(file)
+    dataset.ROIContourSequence[0].ContourSequence[0].ContourGeometricType = "POINT"
+    read = dict(read_structures(DicomFile(file), dataset, series, ["left kidney"]))
+    assert 0 < read["left kidney"].sum() < (mask.array == 1).sum()
+
+
+def test_a_folder_that_is_not_there(tmp_path, mask, series, labels):
+    with pytest.raises(VolumeError, match=r"a\.dcm: cannot be written"):
+        write_structures(mask, series, tmp_path / "gone" / "a.dcm", labels)
