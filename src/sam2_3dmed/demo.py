@@ -48,7 +48,7 @@ class DemoResult:
 def demo_recipe(max_minutes: float | None = None) -> RunConfig:
     """`scratch`, with the nano model and as long as a demo may take."""
     config = scratch()
-    epochs = {"epochs": 11, "encoder_fraction": 0.73, "validate_every": 11}
+    epochs = {"epochs": 10, "single_slice_fraction": 0.8, "validate_every": 10}
     training = config.training.model_copy(update={**epochs, "max_minutes": max_minutes})
     model = config.model.model_copy(update={"size": "nano", "image_size": 128})  # thin organs: 96 pixels are too few
     return config.model_copy(update={"training": training, "model": model})

@@ -32,19 +32,17 @@ def test_learning_rate(step: int, warmup: float, final: float, expected: float) 
     assert learning_rate_factor(step, 100, warmup, final) == pytest.approx(expected)
 
 
-def make_module(encoder_fraction: float = 0, frozen: bool = False) -> TrainingModule:
+def make_module(single_slice_fraction: float = 0, window_rate: float = 1) -> TrainingModule:
     torch.manual_seed(0)
     network = build_network(size="nano", image_size=64, num_classes=1)
-    if frozen:
-        network.encoder.freeze()
     preprocessing = Preprocessing("axial", (Normalisation("fixed", 0, 1),))
-    config = scratch().training.model_copy(update={"epochs": 4, "encoder_fraction": encoder_fraction})
+    changes = {"epochs": 4, "single_slice_fraction": single_slice_fraction, "window_rate": window_rate}
     return TrainingModule(
         network,
         loss=TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1),
         predictor=Predictor(network, preprocessing=preprocessing, labels={1: "organ"}, window_slices=3),
         validation=[],
-        config=config,
+        config=scratch().training.model_copy(update=changes),
         steps_per_epoch=5,
     )
 
@@ -70,40 +68,45 @@ def test_windows_of_unequal_length_weigh_alike(module: TrainingModule, monkeypat
     assert together.item() == pytest.approx(sum(loss.item() for loss in alone) / 3, rel=1e-5)
 
 
-def test_the_encoder_learns_alone_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = make_module(encoder_fraction=0.8)
+def learn(module: TrainingModule, monkeypatch: pytest.MonkeyPatch, step: int) -> torch.Tensor:
+    """The loss of one step, whose gradients are left in the module."""
     monkeypatch.setattr(module, "log", lambda *args, **options: None)
     monkeypatch.setattr(module, "optimizers", lambda: torch.optim.SGD(module.parameters(), lr=1.0))
-    module.training_step(collate([window(3, 0)]), 0).backward()
-    reached = {
-        name.split(".")[0] + "." + name.split(".")[1] for name, p in module.named_parameters() if p.grad is not None
-    }
-    assert reached == {"network.encoder", "encoder_head.levels", "encoder_head.classes"}
-    assert all(p.grad is not None for p in module.encoder_head.parameters())
-    module.validation_step(0, 0)  # there is no case 0: the decoders are not asked
-    assert module._dice == [[0.0]]
+    monkeypatch.setattr(TrainingModule, "global_step", step)
+    module.zero_grad()
+    loss = module.training_step(collate([window(3, 0)]), 0)
+    loss.backward()
+    return loss
 
 
-def test_then_all_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = make_module(encoder_fraction=0.8)
-    monkeypatch.setattr(module, "log", lambda *args, **options: None)
-    monkeypatch.setattr(module, "optimizers", lambda: torch.optim.SGD(module.parameters(), lr=1.0))
-    monkeypatch.setattr(TrainingModule, "global_step", 15)
-    module.training_step(collate([window(3, 0)]), 0).backward()
-    assert all(p.grad is None for p in module.encoder_head.parameters())
+def of_memory(module: TrainingModule) -> list[torch.Tensor | None]:
+    branch = module.network.segmentation
+    parameters = [*branch.memory_attention.parameters(), *branch.memory_encoder.parameters()]
+    return [parameter.grad for parameter in parameters]
+
+
+def test_single_slices_need_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(single_slice_fraction=0.8)
+    loss = learn(module, monkeypatch, step=14)
+    assert all(grad is None for grad in of_memory(module))
+    network = module.network
+    for part in (network.encoder, network.segmentation.mask_decoder, network.boundary.decoder.mask_decoder):
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+    slices = window(3, 0).single_slices()
+    assert [tuple(part.shape) for part in slices] == [(3, 1, 1, 64, 64), (3, 1, 64, 64), (3, 1)]
+    assert loss.item() == pytest.approx(module.training_step(collate([slices]), 0).item(), rel=1e-5)
+
+
+def test_then_windows_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(single_slice_fraction=0.8)
+    learn(module, monkeypatch, step=15)
+    assert all(grad is not None for grad in of_memory(module))
     assert all(p.grad is not None for p in module.network.encoder.parameters())
-    assert all(p.grad is not None for p in module.network.segmentation.memory_attention.parameters())
 
 
 def test_each_part_of_the_run_has_its_own_schedule() -> None:
-    module = make_module(encoder_fraction=0.8)  # 15 steps, then 5
+    module = make_module(single_slice_fraction=0.8, window_rate=0.25)  # 15 steps, then 5
     rate = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
-    assert rate(14) == pytest.approx(learning_rate_factor(14, 15, 0.05, 0.1))
-    assert [rate(15 + step) for step in range(5)] == [learning_rate_factor(step, 5, 0.05, 0.1) for step in range(5)]
-
-
-def test_a_frozen_encoder_needs_no_epochs_of_its_own() -> None:
-    module = make_module(encoder_fraction=0.8, frozen=True)
-    assert module.encoder_head is None
-    assert (module.encoder_steps, module.joint_steps) == (0, 20)
-    assert not module.encoder_trains_alone
+    assert [rate(step) for step in range(15)] == [learning_rate_factor(step, 15, 0.05, 0.1) for step in range(15)]
+    windows = [0.25 * learning_rate_factor(step, 5, 0.05, 0.1) for step in range(5)]
+    assert [rate(15 + step) for step in range(5)] == windows

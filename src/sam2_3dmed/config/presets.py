@@ -42,13 +42,14 @@ def scratch() -> RunConfig:
     return _change(
         config,
         "training",
-        epochs=33,
-        encoder_fraction=0.61,
+        epochs=44,
+        single_slice_fraction=0.82,
+        window_rate=0.25,
         windows_per_epoch=400,
         batch_size=8,
         learning_rate=2e-3,
         warmup_fraction=0.05,
-        validate_every=11,
+        validate_every=22,
         patience=None,
     )
 

@@ -132,9 +132,11 @@ class TrainingConfig(_Frozen):
     """Appendix B's recipe, and how long."""
 
     epochs: Annotated[int, Field(ge=1)] = 500
-    encoder_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the epochs, rounded down, that train the encoder alone at first, through a head that is then dropped;
-    ignored if it is frozen."""
+    single_slice_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the epochs, rounded down, that come first and make every slice a window of its own: no memory, and all
+    slices of a batch in one go. SAM2, too, learnt images before videos."""
+    window_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """What the learning rate is multiplied with in the epochs of windows that follow."""
     windows_per_epoch: Annotated[int, Field(ge=1)] | None = None
     """None: one window of every training case (reading 14)."""
     batch_size: Annotated[int, Field(ge=1)] = 4

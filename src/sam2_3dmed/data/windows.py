@@ -29,6 +29,10 @@ class Windows(NamedTuple):
     positions: Tensor
     """(B, D), each slice's index in its volume; descending where the window is fed in reverse."""
 
+    def single_slices(self) -> "Windows":
+        """Every slice as a window of its own: (B D, 1, ...)."""
+        return Windows(*(part.flatten(0, 1).unsqueeze(1) for part in self))
+
 
 class WindowDataset(Dataset[Windows]):
     """Windows of the training cases; the same key gives the same window in any process.

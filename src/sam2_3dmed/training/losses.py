@@ -106,10 +106,6 @@ class TotalLoss:
         self.lambda_boundary = lambda_boundary
         self.boundary_normalise = boundary_normalise
 
-    def of_segmentation(self, logits: Tensor, masks: Tensor) -> Tensor:
-        """L_seg of logits (B, K, D, h, w), at the resolution of masks (B, K, D, H, W)."""
-        return self.segmentation(_upsample(logits, (masks.shape[-2], masks.shape[-1])), masks)
-
     def __call__(self, prediction: Prediction, masks: Tensor, positions: Tensor) -> LossTerms:
         """The loss of a batch.
 
@@ -118,7 +114,7 @@ class TotalLoss:
         """
         size = (masks.shape[-2], masks.shape[-1])
         zero = masks.new_zeros(())
-        segmentation = self.of_segmentation(prediction.segmentation, masks)
+        segmentation = self.segmentation(_upsample(prediction.segmentation, size), masks)
         srpp = boundary = zero
         if prediction.relative_position is not None:
             srpp = relative_position_loss(prediction.relative_position.float(), relative_positions(positions))

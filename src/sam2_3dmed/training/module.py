@@ -15,7 +15,6 @@ from sam2_3dmed.data.windows import Windows
 from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.training.encoder_head import EncoderHead
 from sam2_3dmed.training.losses import LossTerms, TotalLoss
 from sam2_3dmed.training.targets import class_masks
 
@@ -46,13 +45,9 @@ class TrainingModule(lightning.LightningModule):
         self.predictor = predictor
         self.validation = validation
         self.config = config
-        encoder_trains = any(p.requires_grad for p in network.encoder.parameters())
-        encoder_epochs = int(config.encoder_fraction * config.epochs) if encoder_trains else 0
-        self.encoder_steps = encoder_epochs * steps_per_epoch
-        self.joint_steps = (config.epochs - encoder_epochs) * steps_per_epoch
-        self.encoder_head = (
-            EncoderHead(network.segmentation.channels, len(predictor.labels)) if encoder_epochs else None
-        )
+        single_slice_epochs = int(config.single_slice_fraction * config.epochs)
+        self.single_slice_steps = single_slice_epochs * steps_per_epoch
+        self.window_steps = (config.epochs - single_slice_epochs) * steps_per_epoch
         self.validated_step: int | None = None
         """The number of steps at the last validation."""
         self._dice: list[list[float]] = []
@@ -76,15 +71,12 @@ class TrainingModule(lightning.LightningModule):
         return mean.total
 
     @property
-    def encoder_trains_alone(self) -> bool:
-        """Whether the decoders are still waiting."""
-        return self.encoder_head is not None and self.global_step < self.encoder_steps
+    def sees_single_slices(self) -> bool:
+        """Whether each slice is still a window of its own, without a memory."""
+        return self.global_step < self.single_slice_steps
 
     def validation_step(self, number: int, batch_idx: int) -> None:
-        """One whole volume; while the decoders wait they find nothing, and are not asked."""
-        if self.encoder_trains_alone:
-            self._dice.append([0.0] * len(self.predictor.labels))
-            return
+        """One whole volume, by the real predictor."""
         case = self.validation[number]
         classes = self.predictor.predict_slices(case.image)
         truth = case.label
@@ -105,29 +97,24 @@ class TrainingModule(lightning.LightningModule):
         optimizer = torch.optim.AdamW(
             trained, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer,
-            self._rate_factor,
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _rate_factor(self, step: int) -> float:
-        """The encoder's epochs and the others each have a schedule of their own."""
-        joint = step >= self.encoder_steps
-        return learning_rate_factor(
-            step - self.encoder_steps if joint else step,
-            self.joint_steps if joint else self.encoder_steps,
-            self.config.warmup_fraction,
-            self.config.final_learning_rate_fraction,
+        """The epochs of single slices and those of windows each have a schedule of their own."""
+        if step < self.single_slice_steps:
+            scale, total = 1.0, self.single_slice_steps
+        else:
+            scale, total, step = self.config.window_rate, self.window_steps, step - self.single_slice_steps
+        return scale * learning_rate_factor(
+            step, total, self.config.warmup_fraction, self.config.final_learning_rate_fraction
         )
 
     def _terms(self, windows: Windows, share: float) -> LossTerms:
+        if self.sees_single_slices:
+            windows = windows.single_slices()
         masks = class_masks(windows.labels, len(self.predictor.labels))
-        if self.encoder_head is not None and self.encoder_trains_alone:
-            loss = self.loss.of_segmentation(self.encoder_head(self.network.encoder(windows.slices)), masks)
-            terms = LossTerms(loss, loss, torch.zeros_like(loss), torch.zeros_like(loss))
-        else:
-            terms = self.loss(self.network(windows.slices), masks, windows.positions)
+        terms = self.loss(self.network(windows.slices), masks, windows.positions)
         return LossTerms(*(term * share for term in terms))
 
 

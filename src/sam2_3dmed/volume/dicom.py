@@ -181,7 +181,7 @@ def _pixels(file: DicomFile, stream: BinaryIO, indices: list[int]) -> Iterator[N
     syntax = read_dataset(file, stream, ["Rows"]).file_meta.get("TransferSyntaxUID")
     try:
         available = get_decoder(syntax).is_available
-    except (NotImplementedError, ValueError, TypeError):
+    except (NotImplementedError, ValueError, TypeError):  # a syntax that pydicom does not know, or none in the file
         name = getattr(syntax, "name", syntax)
         raise VolumeError(f"{file}: pixels stored as {name!r} cannot be read") from None
     if not available:
