@@ -115,6 +115,57 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_exported(tmp_path_factory: pytest.TempPathFactory):
+    """Run folders and their ONNX exports, made once each; see `_write_random_run`. Windows of 3 slices, and of 2."""
+    made: dict[tuple[int, bool], tuple[Path, Path]] = {}
+
+    def make(num_classes: int = 2, parts: bool = True) -> tuple[Path, Path]:
+        from sam2_3dmed.export.run import export_run
+
+        if (num_classes, parts) not in made:
+            folder = tmp_path_factory.mktemp("onnx")
+            run = _write_random_run(folder / "run", num_classes=num_classes, parts=parts)
+            export_run(run, folder / "exported", lengths=[2] if parts else [])
+            made[num_classes, parts] = run, folder / "exported"
+        return made[num_classes, parts]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_random_run():
+    """See `_write_random_run`."""
+    return _write_random_run
+
+
+def _write_random_run(folder: Path, *, num_classes: int = 2, parts: bool = True, seed: int = 0) -> Path:
+    """A run folder of a nano network with random weights, 64 pixels, D = 3. parts: with SRPP and BD.
+
+    What is zero in a new network is random, too, so that every part has its say.
+    """
+    import torch
+
+    from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
+    from sam2_3dmed.first_weights import make_model
+    from sam2_3dmed.runs import save_model
+
+    channel = ChannelPlan(name="MRI", normalisation="fixed", low=-100, high=200)
+    labels = {value: f"organ {value}" for value in range(1, num_classes + 1)}
+    settings = ["model.size=nano", "model.image_size=64", "window_slices=3"]
+    settings += [] if parts else ["model.srpp=false", "model.boundary=false"]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        plan = Plan(dataset="Random", channels=(channel,), labels=labels)
+        network, record = make_model(with_settings(paper(), settings), plan, "none")
+        with torch.no_grad():
+            for parameter in network.parameters():
+                if not parameter.any():
+                    parameter.normal_(std=0.05)
+    save_model(network, record, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def write_series():
     """Writes a DICOM series of known voxels and place; see `_write_series`."""
     return _write_series
@@ -214,3 +265,23 @@ def _write_series(
     lps[:3, :3] = np.column_stack([directions[0] * spacing_mm[0], directions[1] * spacing_mm[1], step])
     lps[:3, 3] = origin
     return np.diag([-1.0, -1.0, 1.0, 1.0]) @ lps
+
+
+@pytest.fixture(scope="session")
+def blob_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run folder for volumes as in `blobs`: the nano model with random weights, for 64 x 64 pixels."""
+    import torch
+
+    from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
+    from sam2_3dmed.first_weights import make_model
+    from sam2_3dmed.runs import save_model
+
+    folder = tmp_path_factory.mktemp("blob_run") / "run"
+    folder.mkdir()
+    channel = ChannelPlan(name="CT", normalisation="fixed", low=-130, high=130)
+    plan = Plan(dataset="Blobs", channels=(channel,), labels={1: "bright", 3: "dark"}, window_slices=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        recipe = with_settings(paper(), ["model.size=nano", "model.image_size=64", "window_slices=3"])
+        save_model(*make_model(recipe, plan, "none"), folder)
+    return folder

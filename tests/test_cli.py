@@ -100,7 +100,7 @@ def test_a_failing_case_costs_only_itself(trained: tuple[Path, Path], tmp_path: 
     assert "1 of 2 masks written" in output
     assert "1 failed:" in errors
     assert errors.count("bad.nii.gz") == 1
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"good.nii.gz", "manifest.jsonl"}
 
 
 def bad_commands(root: Path) -> dict[str, tuple[list[object], str]]:

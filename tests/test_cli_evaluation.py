@@ -62,7 +62,7 @@ def test_predict_saves_what_else_the_network_said(run: Path, blobs: Path, tmp_pa
     arguments = ["predict", str(image), "-o", str(tmp_path), "-m", str(run), "--save-auxiliary"]
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
-    assert {path.name for path in tmp_path.iterdir()} == {"blob_00.nii.gz", "auxiliary"}
+    assert {path.name for path in tmp_path.iterdir()} == {"blob_00.nii.gz", "auxiliary", "manifest.jsonl"}
     assert same_grid(read_volume(tmp_path / "auxiliary" / "blob_00_boundary.nii.gz"), read_volume(image))
     assert (tmp_path / "auxiliary" / "blob_00_positions.json").is_file()
 

@@ -52,8 +52,8 @@ def test_a_dead_worker_is_told_in_one_line() -> None:
         def __reduce__(self) -> Any:
             return os._exit, (1,)
 
-    cases: Any = [Deadly()]
-    with pytest.raises(DataError, match="worker processes died"):
+    cases: Any = [CASES[0], Deadly(), CASES[1]]
+    with pytest.raises(DataError, match=r"^case 2 of 3: worker processes died of it twice: .*; workers=0 does without"):
         map_cases(attrgetter("name"), cases, workers=1)
 
 
@@ -63,7 +63,7 @@ def test_small_data_sets_start_no_process(monkeypatch: pytest.MonkeyPatch, tmp_p
     def no_pool(*_: object, **__: object) -> None:
         raise AssertionError("a pool was started")
 
-    monkeypatch.setattr(pool, "ProcessPoolExecutor", no_pool)
+    monkeypatch.setattr(pool, "share_out", no_pool)
     monkeypatch.setattr(pool.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     map_cases(attrgetter("name"), CASES)
     large = tmp_path / "large.nii.gz"
@@ -82,33 +82,13 @@ def test_the_bar_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.out == ""
 
 
-def test_cases_are_handed_out_as_they_are_worked_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many there are, memory holds a few of them."""
-    import sam2_3dmed.pool as pool
-
-    waiting, most = set(), [0]
-    submit = pool.ProcessPoolExecutor.submit
-
-    def counting(self: Any, *arguments: Any) -> Any:
-        future = submit(self, *arguments)
-        waiting.add(future)
-        most[0] = max(most[0], sum(not seen.done() for seen in waiting))
-        return future
-
-    monkeypatch.setattr(pool.ProcessPoolExecutor, "submit", counting)
-    many = [Case(str(number), (Path(f"{number}.nii.gz"),), None) for number in range(30)]
-    assert map_cases(attrgetter("name"), many, workers=2) == [case.name for case in many]
-    assert len(waiting) == 30
-    assert most[0] <= 4
-
-
 def test_what_is_small_is_for_the_caller_to_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sam2_3dmed.pool as pool
 
     def no_pool(*_: object, **__: object) -> None:
         raise AssertionError("a pool was started")
 
-    monkeypatch.setattr(pool, "ProcessPoolExecutor", no_pool)
+    monkeypatch.setattr(pool, "share_out", no_pool)
     monkeypatch.setattr(pool.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     path = tmp_path / "a.nii.gz"
     path.write_bytes(bytes(100))

@@ -1,6 +1,7 @@
 """The run folder: saved and loaded strictly, and one line for whatever is wrong with it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,12 +9,15 @@ import torch
 from sam2_3dmed.config import ChannelPlan, Plan, RunConfig, paper, with_settings
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.first_weights import make_model
+from sam2_3dmed.inference.passes import PassOptions
+from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.runs import (
     CONFIG_FILE,
     MODEL_FILE,
     RunRecord,
     load_predictor,
     log_to,
+    make_predictor,
     remember_data,
     remembered_data,
     save_model,
@@ -51,10 +55,35 @@ def test_what_was_saved_is_loaded(run: Path) -> None:
     original, _ = make_model(recipe(), plan(), "none")
     for (name, a), b in zip(original.state_dict().items(), predictor.network.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    assert (predictor.direction, predictor.window_slices) == ("backward", 4)
+    assert (predictor.passes.direction, predictor.passes.window_slices) == ("backward", 4)
     assert predictor.labels == {1: "organ 1", 2: "organ 2"}
     assert not predictor.network.training
-    assert load_predictor(run, direction="forward").direction == "forward"
+    assert load_predictor(run, direction="forward").passes.direction == "forward"
+
+
+def test_options_go_where_they_belong(run: Path) -> None:
+    predictor = load_predictor(run, batch_size=3, bf16=True, fill_holes=("organ 2",), min_volume_ml=0.5)
+    assert predictor.passes == PassOptions(4, direction="backward", batch_size=3, bf16=True)
+    assert predictor.post == PostProcessing(fill_holes=("organ 2",), min_volume_ml=0.5)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"keep_biggest": True}, "no option 'keep_biggest'; there are batch_size, bf16, "),
+        ({"fill_holes": ("liver",)}, "fill_holes: no class 'liver'; there are organ 1, organ 2"),
+    ],
+)
+def test_options_that_are_none(run: Path, options: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        load_predictor(run, **options)
+
+
+def test_post_processing_of_the_recipe(run: Path) -> None:
+    changed = recipe("inference.largest_component=[organ 1]", "inference.min_volume_ml={organ 2: 0.3}")
+    network, record = make_model(changed, plan(), "none")
+    expected = PostProcessing(largest_component=("organ 1",), min_volume_ml={"organ 2": 0.3})
+    assert make_predictor(network, record).post == expected
 
 
 def test_the_record_survives_its_file(run: Path) -> None:

@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
-from sam2_3dmed.cli_evaluation import commands, examples, summary_text
+from sam2_3dmed.cli_evaluation import commands as evaluation
+from sam2_3dmed.cli_evaluation import examples, summary_text
+from sam2_3dmed.cli_export import commands as exporting
+from sam2_3dmed.cli_inference import commands as inference
+from sam2_3dmed.cli_inference import end_with
 from sam2_3dmed.errors import ConfigError, DataError, UserError
 
 app = typer.Typer(
@@ -125,60 +129,6 @@ def train(
 
 @app.command(
     epilog=examples(
-        "sam2-3dmed predict ct.nii.gz -o masks --model runs/spleen",
-        "sam2-3dmed predict imagesTs -o masks --model runs/spleen --direction forward",
-        "sam2-3dmed predict studies/* -o masks --model runs/spleen --format dicom-seg",
-    )
-)
-def predict(
-    inputs: Annotated[list[Path], typer.Argument(help="NIfTI files or folders of them; DICOM folders, zips or files.")],
-    model: Annotated[Path, typer.Option("--model", "-m", help="Run folder of a trained model.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks, each NAME.nii.gz or as --format.")],
-    direction: Annotated[str | None, typer.Option(help="forward, backward or both; without it the run's.")] = None,
-    overlap: Annotated[
-        float | None, typer.Option(help="Share of a window the next one repeats.", min=0, max=0.95)
-    ] = None,
-    largest_component: Annotated[
-        bool | None,
-        typer.Option("--largest-component/--all-components", help="Keep each class's largest piece only."),
-    ] = None,
-    save_auxiliary: Annotated[
-        bool,
-        typer.Option("--save-auxiliary", help="Also boundary maps and relative positions, in OUT/auxiliary."),
-    ] = False,
-    mask_format: Annotated[
-        str, typer.Option("--format", help="nifti, nrrd (for 3D Slicer), dicom-seg or rtstruct.")
-    ] = "nifti",
-    codes: Annotated[
-        Path | None, typer.Option(help='dataset.json whose "codes" give classes their DICOM codes.')
-    ] = None,
-    series: Annotated[str | None, typer.Option(help="UID of the DICOM series, where an input has several.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...; without it a GPU if there is one.")] = None,
-) -> None:
-    """Segment volumes; each mask lies on the grid of its input. One that fails costs only itself."""
-    from sam2_3dmed.dicom.codes import read_codes
-    from sam2_3dmed.inference.cohort import find_inputs, predict_cohort
-    from sam2_3dmed.inference.output import MaskFormat, format_name
-    from sam2_3dmed.pool import progress_bar
-    from sam2_3dmed.runs import load_predictor
-
-    if direction not in (None, "forward", "backward", "both"):
-        raise ConfigError(f"--direction {direction}: expected forward, backward or both")
-    format_chosen, codes_given = format_name(mask_format), read_codes(codes) if codes else {}
-    given = {"direction": direction, "overlap": overlap, "keep_largest": largest_component}
-    predictor = load_predictor(model, device=device, **{k: v for k, v in given.items() if v is not None})
-    found = find_inputs(inputs, len(predictor.preprocessing.normalisation), series)
-    written = MaskFormat(format_chosen, predictor.labels, codes_given)
-    auxiliary = out / "auxiliary" if save_auxiliary else None
-    with progress_bar("Predicting") as progress:
-        outcomes = predict_cohort(predictor, found, out, progress, auxiliary=auxiliary, mask_format=written)
-    failures = {outcome.name: outcome.error for outcome in outcomes if outcome.error}
-    typer.echo(f"{len(outcomes) - len(failures)} of {len(outcomes)} masks written to {out}")
-    _end_with(failures)
-
-
-@app.command(
-    epilog=examples(
         "sam2-3dmed prepare studies -o Task91_Sarcoma",
         "sam2-3dmed prepare studies.zip -o Task91_Sarcoma --labels GTV_Mass=1 --labels Edema=2",
     )
@@ -200,16 +150,7 @@ def prepare(
     with progress_bar("Preparing") as progress:
         made = make(studies, out, chosen, progress)
     typer.echo(f"{len(made.cases)} cases in {out}")
-    _end_with(made.failures)
-
-
-def _end_with(failures: dict[str, str]) -> None:
-    """Exit with status 1 and the list of what failed, if anything did."""
-    if failures:
-        typer.echo(f"{len(failures)} failed:", err=True)
-        for name, error in failures.items():
-            typer.echo(f"  {name}: {error}", err=True)
-        raise typer.Exit(1)
+    end_with(made.failures)
 
 
 def _fold(text: str | None) -> tuple[int, int] | None:
@@ -222,7 +163,9 @@ def _fold(text: str | None) -> tuple[int, int] | None:
     return int(number), int(count)
 
 
-app.add_typer(commands)
+app.add_typer(inference)
+app.add_typer(exporting)
+app.add_typer(evaluation)
 
 
 def main() -> None:
@@ -238,7 +181,7 @@ def main() -> None:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        typer.echo("Interrupted; train --resume goes on from the last whole epoch.", err=True)
+        typer.echo("Interrupted; train --resume and predict go on from what is whole.", err=True)
         sys.exit(130)
     finally:
         logger.removeHandler(handler)

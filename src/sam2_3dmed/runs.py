@@ -2,18 +2,21 @@
 
 runs/NAME/
   config.yaml  model.safetensors    all that `predict` needs, and it moves between machines
+               *.onnx               instead of model.safetensors, in what `export` wrote
   split.json   curves.csv   log.txt   tensorboard/   checkpoints/
   data.json                          where the data set was when training began
   predictions/  evaluation/          of the test set, by `train --test`
   report.html  figures/  auxiliary/  by `report`
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 import yaml
@@ -22,6 +25,9 @@ from pydantic import BaseModel, ConfigDict
 from sam2_3dmed.atomic import replacing, write_text
 from sam2_3dmed.config import Plan, RunConfig, parse, read_yaml
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
+from sam2_3dmed.inference.manifest import checksum
+from sam2_3dmed.inference.passes import PassOptions
+from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
@@ -30,6 +36,7 @@ CONFIG_FILE = "config.yaml"
 MODEL_FILE = "model.safetensors"
 DATA_FILE = "data.json"
 KIND = "sam2_3dmed"
+Backend = Literal["pytorch", "onnxruntime"]
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +75,11 @@ class RunRecord(BaseModel):
         """Write `config.yaml`, whole or not at all."""
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         write_text(folder / CONFIG_FILE, text)
+
+    def sha256(self) -> str:
+        """The checksum of what a model's outputs mean: how it is built, and the plan."""
+        meaning = self.model_dump_json(include={"kind", "model", "plan"})
+        return hashlib.sha256(meaning.encode("utf-8")).hexdigest()
 
     @classmethod
     def read(cls, folder: Path) -> "RunRecord":
@@ -156,22 +168,24 @@ def save_model(network: SAM2For3dMed, record: RunRecord, folder: Path) -> None:
         raise DataError(f"{folder}: the model cannot be written: {error.strerror or error}") from None
 
 
-def make_predictor(network: SAM2For3dMed, record: RunRecord, *, bf16: bool = False, **options: Any) -> Predictor:
-    """A predictor with what the run was told; `options` go before that."""
-    inference = record.recipe.inference
-    told: dict[str, Any] = {
-        "window_slices": record.recipe.window_slices or record.plan.window_slices,
-        "overlap": inference.overlap,
-        "direction": inference.direction,
-        "batch_size": inference.batch_size,
-        "keep_largest": inference.largest_component,
-    }
+def make_predictor(network: SAM2For3dMed, record: RunRecord, **options: Any) -> Predictor:
+    """A predictor with what the run was told; `options`, of `PassOptions` and `PostProcessing`, go before that.
+
+    Raises:
+        ConfigError: there is no such option.
+    """
+    told = record.recipe.inference.model_dump()
+    told["window_slices"] = record.recipe.window_slices or record.plan.window_slices
+    told |= options
+    of_passes, of_post = ({field.name for field in fields(kind)} for kind in (PassOptions, PostProcessing))
+    if unknown := told.keys() - of_passes - of_post:
+        raise ConfigError(f"no option {min(unknown)!r}; there are {', '.join(sorted(of_passes | of_post))}")
     return Predictor(
         network,
         preprocessing=record.plan.preprocessing,
         labels=record.plan.labels,
-        bf16=bf16,
-        **(told | options),
+        passes=PassOptions(**{name: value for name, value in told.items() if name in of_passes}),
+        post=PostProcessing(**{name: value for name, value in told.items() if name in of_post}),
     )
 
 
@@ -181,12 +195,33 @@ def _load_sam2_3dmed(folder: Path, record: RunRecord, device: torch.device, **op
     return make_predictor(network.to(device).eval(), record, **options)
 
 
+def _load_onnx(folder: Path, record: RunRecord, device: str | torch.device | None, **options: Any) -> Predictor:
+    from sam2_3dmed.inference.onnx_network import OnnxNetwork
+
+    if device is not None and str(device) != "cpu":
+        raise ConfigError(f"device {device}: --backend onnxruntime runs on the CPU")
+    network = OnnxNetwork(
+        folder,
+        run_sha256=record.sha256(),
+        model_sha256=checksum([folder / MODEL_FILE]) if (folder / MODEL_FILE).is_file() else None,
+        window_slices=record.recipe.window_slices or record.plan.window_slices,
+    )
+    # It has what windows mode uses of a network, and `require` lets nothing else pass.
+    predictor = make_predictor(cast(SAM2For3dMed, network), record, **options)
+    network.require(predictor.passes)
+    return predictor
+
+
 LOADERS: Mapping[str, Callable[..., Predictor]] = {KIND: _load_sam2_3dmed}
 """From the kind of model in a run's record to the function that loads it."""
 
 
-def load_predictor(folder: Path, *, device: str | torch.device | None = None, **options: Any) -> Predictor:
-    """The model of a run folder, ready to predict. device: none takes the GPU if there is one.
+def load_predictor(
+    folder: Path, *, device: str | torch.device | None = None, backend: Backend = "pytorch", **options: Any
+) -> Predictor:
+    """The model of a run folder, or with `onnxruntime` of what `export` wrote, ready to predict.
+
+    device: none takes the GPU if there is one.
 
     Raises:
         WeightsError: not a finished run folder. ConfigError: a broken record.
@@ -194,11 +229,32 @@ def load_predictor(folder: Path, *, device: str | torch.device | None = None, **
     record = RunRecord.read(folder)
     if record.kind not in LOADERS:
         raise WeightsError(f"{folder}: unknown kind of model {record.kind!r}; known are {', '.join(LOADERS)}")
+    model_files(folder, backend)
+    if backend == "onnxruntime":
+        return _load_onnx(folder, record, device, **options)
+    return LOADERS[record.kind](folder, record, _device(device), **options)
+
+
+def model_files(folder: Path, backend: Backend = "pytorch") -> tuple[Path, ...]:
+    """The files that decide what a finished run, or its export, predicts.
+
+    Raises:
+        ConfigError: no such backend. WeightsError: the run is not finished, or not exported.
+    """
+    if backend not in get_args(Backend):
+        raise ConfigError(f"--backend {backend}: expected {' or '.join(get_args(Backend))}")
+    exported = sorted(folder.glob("*.onnx"))
+    if backend == "onnxruntime":
+        if not exported:
+            raise WeightsError(f"{folder}: has no ONNX files; sam2-3dmed export --model {folder} -o FOLDER makes them")
+        return folder / CONFIG_FILE, *exported
     if not (folder / MODEL_FILE).is_file():
+        if exported:
+            raise WeightsError(f"{folder}: holds ONNX files and no {MODEL_FILE}; --backend onnxruntime runs them")
         raise WeightsError(
             f"{folder}: this run is not finished (it has no {MODEL_FILE}); train --resume goes on with it"
         )
-    return LOADERS[record.kind](folder, record, _device(device), **options)
+    return folder / CONFIG_FILE, folder / MODEL_FILE
 
 
 def _device(name: str | torch.device | None) -> torch.device:

@@ -18,7 +18,8 @@ from sam2_3dmed.data.splits import Split, make_folds, make_split
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
 from sam2_3dmed.first_weights import make_model
-from sam2_3dmed.inference.cohort import Input, predict_cohort
+from sam2_3dmed.inference.cohort import Results, predict_cohort
+from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.pool import progress_bar
 from sam2_3dmed.runs import (
     CONFIG_FILE,
@@ -146,7 +147,7 @@ def test_run(folder: Path, data: Path) -> Evaluation:
     predictor = load_predictor(folder)
     with progress_bar("Predicting the test set") as progress:
         outcomes = predict_cohort(
-            predictor, [Input(case.name, case.images) for case in cases], folder / "predictions", progress
+            predictor, [Input(case.name, case.images) for case in cases], Results(folder / "predictions"), progress
         )
     failed = [outcome.error for outcome in outcomes if outcome.error]
     if failed:

@@ -63,6 +63,7 @@ def test_nothing_can_be_assigned(section):
         ("inference", "overlap", 1),
         ("inference", "direction", "sideways"),
         ("inference", "batch_size", 0),
+        ("inference", "mode", "memory"),
     ],
 )
 def test_a_value_out_of_range_is_refused_at_its_place(section, key, value):

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.inference.auxiliary import Auxiliary, WindowPositions, boundary_file, positions_file
+from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
@@ -18,9 +19,9 @@ LAS = np.diag([-1.0, 1.0, 2.0, 1.0])
 
 
 def predictor(network, **options) -> Predictor:
-    options = {"window_slices": 3, "direction": "forward", **options}
+    passes = PassOptions(**{"window_slices": 3, "direction": "forward", **options})
     preprocessing = Preprocessing("axial", (Normalisation("fixed", 0, 1),))
-    return Predictor(network, preprocessing=preprocessing, labels={1: "a", 2: "b"}, **options)
+    return Predictor(network, preprocessing=preprocessing, labels={1: "a", 2: "b"}, passes=passes)
 
 
 @pytest.fixture(scope="module")

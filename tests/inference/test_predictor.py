@@ -9,8 +9,11 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.inference.predictor import Predictor, decide
+from sam2_3dmed.errors import ConfigError, VolumeError
+from sam2_3dmed.inference.passes import PassOptions
+from sam2_3dmed.inference.postprocess import PostProcessing
+from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.volume.nifti import read_volume
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.volume import Volume
 
@@ -37,11 +40,12 @@ def stored(volume, axes, flips):
 
 @pytest.fixture(scope="session")
 def make(make_network):
-    def predictor(labels=None, channels=1, axis="axial", **options):
+    def predictor(labels=None, channels=1, axis="axial", post=None, **options):
         labels = labels or {1: "a", 2: "b"}
         preprocessing = Preprocessing(axis, (Normalisation("fixed", 0, 200),) * channels)
-        options = {"window_slices": 3, "direction": "forward", **options}
-        return Predictor(make_network(len(labels)), preprocessing=preprocessing, labels=labels, **options)
+        passes = PassOptions(**{"window_slices": 3, "direction": "forward", **options})
+        network = make_network(len(labels))
+        return Predictor(network, preprocessing=preprocessing, labels=labels, passes=passes, post=post)
 
     return predictor
 
@@ -149,14 +153,19 @@ class TestLabels:
         mask = make({5: "only"})(Volume(body((17, 14, 2)), np.eye(4)))
         assert set(np.unique(mask.array)) <= {0, 5}
 
-    def test_the_largest_component_of_each_class(self, make):
+    def test_post_processing(self, make):
         volume = Volume(body((30, 28, 2), seed=3), np.eye(4))
-        everything, largest = (make(keep_largest=keep)(volume).array for keep in (False, True))
+        everything = make()(volume).array
+        largest = make(post=PostProcessing(largest_component=True))(volume).array
         whole = np.ones((3, 3, 3))
         pieces = [ndimage.label(everything == k, whole)[1] for k in (1, 2)]
         assert max(pieces) > 1  # or nothing is shown
         assert [ndimage.label(largest == k, whole)[1] for k in (1, 2)] == [min(p, 1) for p in pieces]
         assert (largest[largest > 0] == everything[largest > 0]).all()
+
+    def test_post_processing_of_a_class_that_is_not_there(self, make):
+        with pytest.raises(ConfigError, match="fill_holes: no class 'c'; there are a, b"):
+            make(post=PostProcessing(fill_holes=("c",)))
 
 
 class TestChannels:
@@ -186,7 +195,7 @@ class TestDirection:
             kept = seen.setdefault(direction, [])
             monkeypatch.setattr(
                 "sam2_3dmed.inference.predictor.decide",
-                lambda logits, height, width, kept=kept: kept.append(logits) or torch.zeros(height, width),
+                lambda logits, height, width, kept=kept: kept.append(logits) or torch.zeros(height, width).byte(),
             )
             make(direction=direction).predict_slices(slices)
         forward, backward, both = (torch.stack(seen[d]) for d in ("forward", "backward", "both"))
@@ -199,22 +208,34 @@ class TestDirection:
         assert np.array_equal(backward, make().predict_slices(slices[::-1])[::-1])
 
 
-class TestDecide:
-    def test_by_hand(self):
-        logits = torch.tensor([[[1.0, -1.0], [2.0, 0.0]], [[0.5, -0.5], [3.0, -1.0]]])
-        assert decide(logits, 2, 2).tolist() == [[1, 0], [2, 0]]
+@pytest.mark.parametrize("axis", ["axial", "coronal"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_probabilities_agree_with_the_mask(make, tmp_path, axis, direction):
+    volume = Volume(body((17, 14, 5)), OBLIQUE)
+    predictor = make(axis=axis, direction=direction)
+    mask = predictor(volume, tmp_path / "new" / "case")
+    assert np.array_equal(mask.array, predictor(volume).array)
+    found = [read_volume(tmp_path / "new" / f"case_{name}.nii.gz") for name in "ab"]
+    for probability in found:
+        np.testing.assert_allclose(probability.affine, volume.affine, atol=1e-4)
+    stacked = np.stack([np.full(volume.shape, 0.5), *(probability.array for probability in found)])
+    likely = np.sort(stacked, axis=0)
+    plain = likely[-1] - likely[-2] > 1.5 / 255  # rounding may decide the others
+    assert plain.mean() > 0.5
+    assert np.array_equal(stacked.argmax(axis=0)[plain], mask.array[plain])
 
-    def test_one_class_is_a_threshold_at_zero(self):
-        logits = torch.linspace(-1, 1, 16).view(1, 4, 4)
-        assert torch.equal(decide(logits, 4, 4), (logits[0] > 0).long())
 
-    def test_logits_are_resized_not_classes(self):
-        """Between a pixel of 3 and one of -1 the border lies nearer to the second."""
-        logits = torch.tensor([[[3.0, -1.0]]])
-        assert decide(logits, 1, 8).tolist() == [[1, 1, 1, 1, 1, 0, 0, 0]]
+def test_auxiliary_outputs_beside_probabilities(make, tmp_path):
+    volume = Volume(body((17, 14, 2)), np.eye(4))
+    mask, auxiliary = make().with_auxiliary(volume, tmp_path / "case")
+    assert np.array_equal(mask.array, make()(volume).array)
+    assert auxiliary.boundary.shape == volume.shape
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["case_a.nii.gz", "case_b.nii.gz"]
 
-    def test_shape(self):
-        assert decide(torch.randn(3, 16, 16), 21, 7).shape == (21, 7)
+
+def test_the_mask_lies_in_memory_as_the_volume_does(make):
+    for array in (body((9, 8, 2)), np.asfortranarray(body((9, 8, 2)))):
+        assert make()(Volume(array, OBLIQUE)).array.flags.f_contiguous == array.flags.f_contiguous
 
 
 def test_predicting_leaves_no_gradients_and_eval_mode(make):

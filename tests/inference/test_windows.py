@@ -1,5 +1,7 @@
 """Windows cover every slice, blend as told, and hold no more than they must."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sam2_3dmed.inference import windows as windows_module
+from sam2_3dmed.inference.forward import Forward
 from sam2_3dmed.inference.windows import (
     FeatureWindow,
     SliceBlender,
@@ -15,28 +18,49 @@ from sam2_3dmed.inference.windows import (
     blend_weights,
     plan_windows,
     window_logits,
+    windows_that_fit,
 )
 from sam2_3dmed.model.encoder import Features
-from sam2_3dmed.model.network import Prediction
+from sam2_3dmed.model.network import DecoderFeatures, Prediction
 
 
-class Told(nn.Module):
-    """In place of a network: a slice's features are its mean, and its logits what `say` makes of features (B, D)."""
+class Means:
+    """In place of an encoder: a slice's features are its mean."""
 
-    def __init__(self, say=lambda values: values) -> None:
-        super().__init__()
-        self.parameter = nn.Parameter(torch.zeros(1))
-        self.say = say
+    image_size = 256  # two of them at once
+
+    def __init__(self) -> None:
         self.encoded: list[int] = []
-        self.decoded: list[list[int]] = []
 
-    def encoder(self, slices):
+    def __call__(self, slices):
         values = slices.mean(dim=(2, 3, 4))
         self.encoded += values.flatten().round().int().tolist()
         level = values[..., None, None, None]
         return Features(level, level * 10, level * 100)
 
-    def decode(self, features):
+
+class Told(nn.Module):
+    """In place of a network: a slice's logits are what `say` makes of features (B, D)."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, say=lambda values: values, most_windows=1000) -> None:
+        super().__init__()
+        self.encoder = Means()
+        self.say = say
+        self.most_windows = most_windows
+        self.decoded: list[list[int]] = []
+
+    @property
+    def encoded(self):
+        return self.encoder.encoded
+
+    def project(self, features):
+        return DecoderFeatures(*features)
+
+    def decode_projected(self, features):
+        if len(features.z) > self.most_windows:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
         assert torch.equal(features.stride8, features.z * 10)
         assert torch.equal(features.stride4, features.z * 100)
         values = features.z[..., 0, 0, 0]
@@ -53,14 +77,15 @@ def stack(depth, dtype=np.float32):
 def blended(network, depth, *, window_slices=4, overlap=0.5, direction="both", batch_size=4):
     """(N,) the logits of a network that says the same everywhere in a slice."""
     found = window_logits(
-        network,
-        stack(depth),
+        Forward(network, stack(depth)),
         window_slices=window_slices,
         overlap=overlap,
         direction=direction,
         batch_size=batch_size,
     )
-    logits = torch.stack(list(found))
+    indices, slices = zip(*found, strict=True)
+    assert indices == tuple(range(depth))
+    logits = torch.stack(slices)
     assert logits.shape[1:] == (2, 3, 3)
     assert torch.equal(logits, logits[:, :1, :1, :1].expand_as(logits))
     return logits[:, 0, 0, 0]
@@ -148,7 +173,7 @@ class TestBlending:
         assert not torch.allclose(one, two)
         torch.testing.assert_close(both, (one + two) / 2)
 
-    @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100])
+    @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 100, None])
     def test_any_batch_gives_the_same(self, batch_size):
         place = Told(lambda values: values + torch.arange(values.shape[1]))
         expected = blended(place, 17, overlap=0.7, batch_size=1)
@@ -171,23 +196,23 @@ class TestFeatures:
         assert network.encoded == list(range(depth))
 
     def test_gather_follows_each_windows_order(self):
-        features = FeatureWindow(Told(), stack(9), chunk=2)
-        z, stride8, stride4 = features.gather([Window(1, 3, reverse=False), Window(4, 3, reverse=True)])
-        assert z[..., 0, 0, 0].tolist() == [[1, 2, 3], [6, 5, 4]]
-        assert torch.equal(stride8, 10 * z)
-        assert torch.equal(stride4, 100 * z)
+        features = FeatureWindow(Forward(Told(), stack(9)), chunk=2)
+        gathered = features.gather([Window(1, 3, reverse=False), Window(4, 3, reverse=True)])
+        assert [[int(x.z) for x in window] for window in gathered] == [[1, 2, 3], [6, 5, 4]]
+        assert int(gathered[1][0].stride4) == 600
 
     def test_a_read_only_memory_map_will_do(self, tmp_path):
         np.save(tmp_path / "slices.npy", stack(5))
         slices = np.load(tmp_path / "slices.npy", mmap_mode="r")
-        features = FeatureWindow(Told(), slices).gather([Window(0, 5, reverse=False)])
-        assert features.z.flatten().tolist() == [0, 1, 2, 3, 4]
+        (features,) = FeatureWindow(Forward(Told(), slices), chunk=8).gather([Window(0, 5, reverse=False)])
+        assert [int(x.z) for x in features] == [0, 1, 2, 3, 4]
 
     @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.uint8])
     def test_other_types_and_views_will_do(self, dtype):
-        features = FeatureWindow(Told(), stack(5, dtype)[::-1]).gather([Window(0, 5, reverse=False)])
-        assert features.z.flatten().tolist() == [4, 3, 2, 1, 0]
-        assert features.z.dtype == torch.float32
+        forward = Forward(Told(), stack(5, dtype)[::-1])
+        (features,) = FeatureWindow(forward, chunk=3).gather([Window(0, 5, reverse=False)])
+        assert [int(x.z) for x in features] == [4, 3, 2, 1, 0]
+        assert features[0].z.dtype == torch.float32
 
 
 class TestMemory:
@@ -211,15 +236,14 @@ class TestMemory:
     def test_finished_slices_are_let_go(self, parts, direction, batch_size):
         window_slices, stride = 6, 3
         logits = window_logits(
-            Told(),
-            stack(200),
+            Forward(Told(), stack(200)),
             window_slices=window_slices,
             overlap=0.5,
             direction=direction,
             batch_size=batch_size,
         )
         reach = window_slices + stride * batch_size  # a batch and what the one before it left
-        for index, _ in enumerate(logits):
+        for index, _ in logits:
             features, blender = parts["FeatureWindow"], parts["SliceBlender"]
             assert len(features._features) <= reach
             assert len(blender._sums) == len(blender._weights) <= reach
@@ -229,7 +253,8 @@ class TestMemory:
 
     def test_slices_come_as_soon_as_no_window_needs_them(self):
         network = Told()
-        logits = window_logits(network, stack(100), window_slices=4, overlap=0.5, direction="forward", batch_size=1)
+        forward = Forward(network, stack(100))
+        logits = window_logits(forward, window_slices=4, overlap=0.5, direction="forward", batch_size=1)
         next(logits)
         assert max(network.encoded) == 3
         next(logits)
@@ -237,30 +262,36 @@ class TestMemory:
         assert max(network.encoded) == 5
 
 
-class TestRealNetwork:
-    @pytest.mark.parametrize("depth", [1, 3, 7])
-    def test_batches_change_nothing(self, network, depth):
-        slices = np.random.default_rng(0).random((depth, 1, 20, 30), dtype=np.float32)
-        one, many = (self._run(network, slices, batch_size) for batch_size in (1, 5))
-        assert one.shape == (depth, 2, 16, 16)
-        torch.testing.assert_close(many, one, atol=1e-4, rtol=1e-4)
+class TestBatchSize:
+    """How many windows go at once, and what happens if they do not fit."""
 
-    def test_one_window_is_the_network_itself(self, network):
-        slices = np.random.default_rng(1).random((3, 1, 20, 30), dtype=np.float32)
-        with torch.inference_mode():
-            expected = network(torch.from_numpy(slices).unsqueeze(0)).segmentation[0].transpose(0, 1)
-        found = self._run(network, slices, 1, direction="forward", window_slices=8)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    def test_what_does_not_fit_goes_on_one_by_one_after_one_line(self, caplog):
+        place = Told(lambda values: values + torch.arange(values.shape[1]), most_windows=2)
+        expected = blended(Told(place.say), 17, batch_size=1)
+        with caplog.at_level(logging.WARNING):
+            torch.testing.assert_close(blended(place, 17, batch_size=5), expected)
+        (record,) = caplog.records
+        assert record.getMessage() == "a batch of 5 windows does not fit in memory: going on one by one"
 
-    @staticmethod
-    def _run(network, slices, batch_size, direction="both", window_slices=4):
-        with torch.inference_mode():
-            found = window_logits(
-                network,
-                slices,
-                window_slices=window_slices,
-                overlap=0.5,
-                direction=direction,
-                batch_size=batch_size,
-            )
-            return torch.stack(list(found))
+    def test_one_window_that_does_not_fit_is_an_error(self):
+        with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+            blended(Told(most_windows=0), 5, batch_size=3)
+
+    def test_another_error_is_not_taken_for_a_lack_of_memory(self):
+        def broken(values):
+            raise RuntimeError("shapes do not match")
+
+        with pytest.raises(RuntimeError, match="shapes"):
+            blended(Told(broken), 9, batch_size=3)
+
+    @pytest.mark.parametrize(("free", "expected"), [(10**12, 8), (2 * 1_000_000 * 3, 3), (0, 1)])
+    def test_as_many_as_half_of_the_free_memory_holds_and_as_pay(self, monkeypatch, free, expected):
+        """Windows of 100,000 bytes of features and 100,000 of maps, on a grid of 8 x 8."""
+        monkeypatch.setattr(windows_module, "BYTES_A_BYTE", 5)
+        monkeypatch.setattr(windows_module, "PLACES_AT_ONCE", (8 * 64, 0))
+        monkeypatch.setattr(windows_module, "free_bytes", lambda device: free)
+        one = DecoderFeatures(*(torch.zeros(1, channels, 8, 8) for channels in (25, 25, 28)))
+        assert one.z.nbytes == 6400
+        window = [one] * 5  # 5 x 78 x 256 = 99,840 bytes
+        fitting = windows_that_fit(Forward(Told(), stack(5)), window, torch.zeros(25_040))  # 100,160 bytes
+        assert fitting == expected

@@ -10,23 +10,10 @@ from sam2_3dmed.model.boundary import BoundaryFusion
 from sam2_3dmed.model.slice_decoder import MemoryBank
 
 
-class NoPosition(nn.Module):
-    """A positional encoding of zeros, so that numbers can be done by hand."""
-
-    def forward(self, shape, device, dtype):
-        return torch.zeros(shape, device=device, dtype=dtype)
-
-
-class Ramp(nn.Module):
-    """A positional encoding that counts the places."""
-
-    def forward(self, shape, device, dtype):
-        return torch.arange(shape[-1] * shape[-2], dtype=dtype).view(1, 1, *shape[-2:]).expand(shape)
-
-
-def fusion_of(channels: int = 8, position: nn.Module | None = None, **switches) -> BoundaryFusion:
+def fusion_of(channels: int = 8, position: torch.Tensor | None = None, **switches) -> BoundaryFusion:
+    """Without a position by default, so that numbers can be done by hand."""
     torch.manual_seed(0)
-    return BoundaryFusion(channels, position or NoPosition(), **switches)
+    return BoundaryFusion(channels, torch.zeros(1, 1, channels) if position is None else position, **switches)
 
 
 def features(channels: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,7 +104,8 @@ def test_the_position_goes_to_queries_and_keys_not_to_values() -> None:
     """A constant image: every value is the same, so attention over any positions returns it."""
     boundary, _ = features()
     constant = torch.full((2, 8, 3, 4), 0.7)
-    plain, placed = fusion_of(), fusion_of(position=Ramp())
+    ramp = torch.arange(12.0).view(1, 12, 1).expand(1, 12, 8)
+    plain, placed = fusion_of(), fusion_of(position=ramp)
     torch.testing.assert_close(plain(boundary, constant), placed(boundary, constant))
     _, z = features()
     assert (plain(boundary, z) - placed(boundary, z)).abs().max() > 1e-3

@@ -14,7 +14,7 @@ POINTERS = {i: ([0, *range(i - 1, max(i - 16, 0), -1)] if i else []) for i in ra
 
 def memory_of(number: int, *, places: int = 1, channels: int = 64) -> Memory:
     """A memory in which every value is the slice's number."""
-    return Memory(torch.full((places, 1, 64), float(number)), torch.full((1, channels), float(number)))
+    return Memory(torch.full((1, places, 64), float(number)), (), torch.full((1, channels), float(number)))
 
 
 def numbers(tensors: list[Tensor]) -> list[int]:
@@ -37,7 +37,7 @@ def test_the_bank_holds_the_first_and_the_latest() -> None:
         spatial, rows = bank.spatial()
         pointers, distances = bank.pointers()
         assert bank.count == i
-        assert numbers(spatial) == SPATIAL[i]
+        assert numbers([memory.spatial for memory in spatial]) == SPATIAL[i]
         assert numbers(pointers) == POINTERS[i]
         assert rows == ([6, *(i - j - 1 for j in SPATIAL[i][1:])] if i else [])
         assert distances == [i - j for j in POINTERS[i]]
@@ -53,73 +53,91 @@ def test_the_bank_is_bounded() -> None:
     assert bank.pointers()[1] == [1000, *range(1, 16)]
 
 
-class Recorder(nn.Module):
-    """Stands for memory attention; keeps what it was asked."""
+@pytest.fixture(scope="module", params=[True, False], ids=["SAM 2.1", "SAM 2.0"])
+def decoders(nano, request) -> tuple[SliceDecoder, nn.Module]:
+    """A slice decoder of two layers, and upstream's memory attention with the same weights."""
+    from dataclasses import replace
 
-    def forward(self, queries, memory, query_position, memory_position, num_pointer_tokens):
-        self.asked = (memory, memory_position, num_pointer_tokens)
-        self.shapes = (queries.shape, query_position.shape)
-        return queries.transpose(0, 1).unsqueeze(0)
+    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoMemoryAttention
+
+    from sam2_3dmed.model import build, sizes
+
+    size = replace(sizes.SIZES["nano"], memory_attention_layers=2, channels=128)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sizes.SIZES, "nano", size)
+        decoder = nano(srpp=False, boundary=False, num_classes=1, pointer_time=request.param).segmentation
+    config = sizes.sam2_config(size, 64)
+    config._attn_implementation = "sdpa"
+    theirs = Sam2VideoMemoryAttention(config).eval()
+    theirs.load_state_dict(decoder.memory_attention.state_dict())
+    with torch.no_grad():
+        for parameter in (decoder.no_memory_embedding, decoder.memory_temporal_positional_encoding):
+            nn.init.normal_(parameter)
+        for mine, their in zip(decoder.memory_attention.parameters(), theirs.parameters(), strict=True):
+            their.copy_(nn.init.normal_(mine, std=0.2))
+    assert build  # the size is read there
+    return decoder, theirs
 
 
-@pytest.fixture
-def recorded(nano) -> tuple[SliceDecoder, Recorder]:
-    decoder = nano(srpp=False, boundary=False, num_classes=1).segmentation
-    decoder.memory_attention = Recorder()
-    with torch.no_grad():  # row r of the temporal encoding reads 10 r, far above the in-plane code's -1..1
-        decoder.memory_temporal_positional_encoding.copy_(torch.arange(7.0).view(7, 1, 1, 1) * 10)
-    return decoder, decoder.memory_attention
+def random_memory(decoder: SliceDecoder, number: int) -> Memory:
+    generator = torch.Generator().manual_seed(number)
+    spatial = torch.randn(2, 16, 64, generator=generator).requires_grad_()
+    read = decoder.memory_attention.of_places(spatial, decoder.memory_code)
+    return Memory(spatial, read, torch.randn(2, decoder.channels, generator=generator))
 
 
-@pytest.mark.parametrize("i", [1, 2, 6, 7, 8, 15, 16, 17, 19])
-def test_slice_i_reads_the_bank_in_sam2s_order(recorded, i: int) -> None:
-    """Spatial memories with their temporal row, then pointers last, each as C / 64 tokens."""
-    decoder, recorder = recorded
+def pointer_position(decoder: SliceDecoder, distance: int, length: int) -> Tensor:
+    """By hand: sin and cos of share / 10000^(2 floor(k / 2) / half), through the projection; (C / 64, 1, 64)."""
     each = decoder.channels // 64
-    bank = MemoryBank(LENGTH)
-    for j in range(i):
-        bank.append(memory_of(j, places=4, channels=decoder.channels))
-    context = torch.randn(1, decoder.channels, 2, 2)
-    torch.testing.assert_close(decoder.attend(context, bank), context)  # the recorder hands the query back
-
-    memory, position, num_pointer_tokens = recorder.asked
-    assert recorder.shapes == ((4, 1, decoder.channels), (4, 1, decoder.channels))
-    assert num_pointer_tokens == len(POINTERS[i]) * each
-    assert memory.shape == position.shape == (4 * len(SPATIAL[i]) + num_pointer_tokens, 1, 64)
-    split = 4 * len(SPATIAL[i])
-    assert memory[:split:4, 0, 0].tolist() == SPATIAL[i]
-    assert memory[split::each, 0, 0].tolist() == POINTERS[i]
-    rows = [6, *(i - j - 1 for j in SPATIAL[i][1:])]
-    assert (position[:split].mean(dim=(1, 2)).view(-1, 4).mean(dim=1) / 10).round().tolist() == rows
-
-
-@pytest.mark.parametrize(("length", "scale"), [(20, 15), (16, 15), (6, 5), (2, 1), (1, 1)])
-def test_pointers_carry_their_distance_as_a_share_of_the_window(recorded, length: int, scale: int) -> None:
-    """By hand: sin and cos of share / 10000^(2 floor(k / 2) / half), through the projection."""
-    decoder, recorder = recorded
-    bank = MemoryBank(length)
-    for j in range(4):
-        bank.append(memory_of(j, places=4, channels=decoder.channels))
-    decoder.attend(torch.randn(1, decoder.channels, 2, 2), bank)
-    _, position, num_pointer_tokens = recorder.asked
-
+    if decoder.temporal_positional_encoding_projection_layer is None:
+        return torch.zeros(each, 1, 64)
     half = decoder.channels // 2
-    share = torch.tensor([4.0, 1, 2, 3]).view(4, 1) / scale
+    share = distance / max(min(length, 16) - 1, 1)
     angles = share / 10_000 ** (torch.tensor([2 * (k // 2) / half for k in range(half)]))
-    code = decoder.temporal_positional_encoding_projection_layer(torch.cat([angles.sin(), angles.cos()], dim=1))
-    expected = code.repeat_interleave(decoder.channels // 64, dim=0)
-    torch.testing.assert_close(position[-num_pointer_tokens:, 0], expected)
+    code = decoder.temporal_positional_encoding_projection_layer(torch.cat([angles.sin(), angles.cos()]))
+    return code.expand(each, 1, 64)
 
 
-def test_without_pointer_time_pointers_have_no_position(nano) -> None:
-    decoder = nano(srpp=False, boundary=False, pointer_time=False).segmentation
-    assert decoder.temporal_positional_encoding_projection_layer is None
-    decoder.memory_attention = Recorder()
-    bank = MemoryBank(3)
-    bank.append(memory_of(1, places=4, channels=decoder.channels))
-    decoder.attend(torch.randn(1, decoder.channels, 2, 2), bank)
-    _, position, num_pointer_tokens = decoder.memory_attention.asked
-    assert position[-num_pointer_tokens:].abs().max() == 0
+@pytest.mark.parametrize(("i", "length"), [(i, LENGTH) for i in (1, 2, 6, 7, 8, 15, 16, 17, 19)] + [(1, 2), (4, 6)])
+def test_slice_i_reads_the_bank_as_upstream_does(decoders, i: int, length: int) -> None:
+    """Upstream's attention, fed as SAM2 does: spatial memories with their temporal row, then the pointers' tokens."""
+    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoPositionEmbeddingSine
+
+    decoder, theirs = decoders
+    bank = MemoryBank(length)
+    memories = [random_memory(decoder, j) for j in range(i)]
+    for memory in memories:
+        bank.append(memory)
+    context = torch.randn(2, decoder.channels, 4, 4, generator=torch.Generator().manual_seed(99)).requires_grad_()
+
+    def sine(channels: int) -> Tensor:
+        encoding = Sam2VideoPositionEmbeddingSine(num_position_features=channels // 2, normalize=True)
+        return encoding(torch.Size((1, channels, 4, 4)), "cpu", torch.float32).flatten(2).permute(2, 0, 1)
+
+    rows = [6, *(i - j - 1 for j in SPATIAL[i][1:])]
+    tokens = [memories[j].spatial.transpose(0, 1) for j in SPATIAL[i]]
+    positions = [sine(64) + decoder.memory_temporal_positional_encoding[row] for row in rows]
+    for j in POINTERS[i]:
+        tokens.append(memories[j].pointer.unflatten(-1, (-1, 64)).transpose(0, 1))
+        positions.append(pointer_position(decoder, i - j, length))
+    num_pointer_tokens = len(POINTERS[i]) * decoder.channels // 64
+    (expected,) = theirs(
+        context.flatten(2).permute(2, 0, 1),
+        torch.cat(tokens),
+        sine(decoder.channels),
+        torch.cat([position.expand(-1, 2, -1) for position in positions]),
+        num_pointer_tokens,
+    )
+    found = decoder.attend(context, bank).flatten(2).transpose(1, 2)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+    weight = torch.randn_like(found)
+    sources = [context, decoder.memory_temporal_positional_encoding, *(memories[j].spatial for j in SPATIAL[i])]
+    ours, others = (torch.autograd.grad((x * weight).sum(), sources, retain_graph=True) for x in (found, expected))
+    for gradient, other in zip(ours, others, strict=True):
+        assert other.abs().max() > 1e-3
+        torch.testing.assert_close(gradient, other, atol=1e-3 * other.abs().max().item(), rtol=1e-3)
 
 
 def test_the_first_slice_gets_the_no_memory_embedding(nano) -> None:
@@ -140,7 +158,7 @@ def test_the_memory_takes_the_union_of_the_classes(nano, move) -> None:
     decoder = nano(srpp=False, boundary=False, num_classes=3).segmentation
     z, logits, pointer = memory_inputs(decoder, 3)
     union = decoder.remember(z, logits, pointer)
-    assert union.spatial.shape == (16, 2, 64)
+    assert union.spatial.shape == (2, 16, 64)
     one_map = logits.amax(dim=1, keepdim=True).expand(-1, 3, -1, -1)
     torch.testing.assert_close(union.spatial, decoder.remember(z, one_map, pointer).spatial)
     move(decoder.class_memory)

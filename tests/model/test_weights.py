@@ -83,7 +83,7 @@ def test_our_loop_is_sam2(meta_tiny: Path, shared_data: Path) -> None:
     np.testing.assert_allclose(prediction.segmentation[0, 0].numpy(), reference["mask_logits"], atol=1e-3)
     np.testing.assert_allclose(torch.cat(pointers).numpy(), reference["object_pointers"], atol=1e-3)
     for memory, expected in ((memories[0], "memory_first"), (memories[-1], "memory_last")):
-        np.testing.assert_allclose(memory.squeeze(1).T.reshape(64, 32, 32).numpy(), reference[expected], atol=1e-3)
+        np.testing.assert_allclose(memory.squeeze(0).T.reshape(64, 32, 32).numpy(), reference[expected], atol=1e-3)
 
 
 @pytest.mark.parametrize("size", ["small", "base_plus", "large"])

@@ -7,6 +7,7 @@ import torch
 
 from sam2_3dmed.config import scratch
 from sam2_3dmed.data.windows import Windows, collate
+from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.training.losses import TotalLoss
@@ -40,7 +41,7 @@ def make_module(single_slice_fraction: float = 0, window_rate: float = 1) -> Tra
     return TrainingModule(
         network,
         loss=TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1),
-        predictor=Predictor(network, preprocessing=preprocessing, labels={1: "organ"}, window_slices=3),
+        predictor=Predictor(network, preprocessing=preprocessing, labels={1: "organ"}, passes=PassOptions(3)),
         validation=[],
         config=scratch().training.model_copy(update=changes),
         steps_per_epoch=5,

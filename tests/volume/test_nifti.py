@@ -101,9 +101,16 @@ def test_the_same_volume_gives_the_same_bytes_under_any_name(tmp_path, voxels, o
 @pytest.mark.parametrize(
     ("stored", "slope", "intercept", "expected"),
     [
-        ("i2", 2, -1024, np.float32),
+        ("i2", 2, -1024, np.int16),
+        ("i2", 1000, 0, np.uint16),
+        ("i2", -40000, 1, np.int32),
+        ("i4", 1, -1024, np.int32),
+        ("i8", 1, 2**31, np.uint32),
+        ("i8", 2**33, 0, np.float64),
+        ("i2", 0.5, -1024, np.float32),
+        ("i2", 1, 0.5, np.float32),
         ("u2", 0.5, 0, np.float32),
-        ("u1", 1, -10, np.float32),
+        ("u1", 1, -10, np.int8),
         ("i4", 0.5, 3, np.float64),
         ("f8", 2, 0, np.float64),
         ("i2", 1, 0, np.int16),

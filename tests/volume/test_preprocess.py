@@ -1,5 +1,7 @@
 """What the network sees: intensities in [0, 1], channels, the slicing axis."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from sam2_3dmed.volume.preprocess import (
     Preprocessing,
     choose_slicing_axis,
 )
+from sam2_3dmed.volume.slices import volume_to_slices
 
 HU = Normalisation("fixed", -100, 300)
 PERCENTILES = Normalisation("percentiles", 0.5, 99.5)
@@ -91,6 +94,50 @@ def test_percentiles_do_not_care_about_the_intensity_scale():
     np.testing.assert_allclose(
         preprocessed(array, PERCENTILES), preprocessed(array * 1e5 + 3e6, PERCENTILES), atol=1e-6
     )
+
+
+@given(
+    array=hnp.arrays(
+        st.sampled_from([np.int16, np.uint8, np.int32, np.float32, ">f8"]),
+        st.sampled_from([(3, 4, 5), (3, 4, 5, 2)]),
+        elements=st.integers(0, 120),
+    ),
+    axis=st.sampled_from(["axial", "coronal", "sagittal"]),
+    signs=st.tuples(*[st.sampled_from((1, -1))] * 3),
+    kind=st.sampled_from([Normalisation("fixed", 3, 97.3), PERCENTILES]),
+    start=st.integers(0, 5),
+    stop=st.integers(0, 7),
+)
+def test_slices_on_demand_are_the_same_to_the_last_bit(array, axis, signs, kind, start, stop):
+    volume = Volume(array, np.diag([*signs, 1.0]))
+    plan = Preprocessing(axis, (kind,) * volume.num_channels)
+    slices, stack = plan.slices(volume), plan.stack(volume)
+    assert (stack.shape, len(stack)) == (slices.shape, len(slices))
+    found = stack[start:stop]
+    assert (found.dtype, found.flags.writeable) == (np.float32, True)
+    np.testing.assert_array_equal(found, slices[start:stop])
+    # What they are, in one formula.
+    one = volume_to_slices(volume, axis).reshape(slices.shape)
+    for channel in range(volume.num_channels):
+        low, high = kind.bounds(one[:, channel])
+        if low < high:
+            exact = (np.clip(one[:, channel].astype(np.float64), low, high) - low) / (high - low)
+            np.testing.assert_array_equal(slices[:, channel], exact.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", [HU, PERCENTILES])
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_a_stack_costs_less_than_a_copy_of_the_volume(kind, dtype):
+    volume = Volume(np.random.default_rng(0).integers(-500, 500, (100, 100, 1600)).astype(dtype).T.copy().T, np.eye(4))
+    tracemalloc.start()
+    try:
+        stack = Preprocessing("axial", (kind,)).stack(volume)
+        for start in range(0, len(stack), 8):
+            stack[start : start + 8]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16e6  # the volume has 32 or 64 MB
 
 
 @pytest.mark.parametrize("normalisation", [PERCENTILES, Normalisation("fixed", 7, 7)])

@@ -12,6 +12,7 @@ Direction = Literal["forward", "backward", "both"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
+Volume = Annotated[float, Field(ge=0)]
 
 
 class _Frozen(BaseModel):
@@ -171,13 +172,23 @@ class SplitConfig(_Frozen):
 
 
 class InferenceConfig(_Frozen):
-    """How a volume is passed through the network."""
+    """How a volume is passed through the network, and what is done to its mask then."""
 
+    mode: Literal["windows", "stream"] = "windows"
+    """Overlapping windows, or one stream through the volume (reading 6)."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """Share of a window that the next one repeats."""
     direction: Direction = "both"
-    batch_size: Annotated[int, Field(ge=1)] = 4
-    largest_component: bool = False
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Windows at once; none: from free memory."""
+    flips: bool = False
+    """The mean with the mirrored slices', at twice the time."""
+    largest_component: bool | tuple[str, ...] = False
+    """Of all classes or of those named, only the largest piece."""
+    min_volume_ml: Volume | dict[str, Volume] = 0.0
+    """Smaller pieces go; for all classes or by name."""
+    fill_holes: bool | tuple[str, ...] = False
+    """Of all classes or of those named, background that they enclose."""
 
 
 class RunConfig(_Frozen):

@@ -88,7 +88,8 @@ def write_structures(mask: Volume, series: DicomSeries, path: Path, labels: Mapp
 
     sources = series.headers()
     now = datetime.now()
-    structures = _same_patient(sources[0])
+    with quiet():  # values of the source that its scanner wrote loosely
+        structures = _same_patient(sources[0])
     _set(
         structures,
         SOPClassUID=RTStructureSetStorage,

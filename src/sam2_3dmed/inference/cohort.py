@@ -1,163 +1,209 @@
-"""Many volumes: find them, predict each, and let a broken one cost only itself."""
+"""Many volumes, one after the other: while one is computed the next is read and the last written; a broken one costs
+only itself."""
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 
 from sam2_3dmed.errors import DataError, UserError
-from sam2_3dmed.inference.auxiliary import boundary_file
+from sam2_3dmed.inference.auxiliary import Auxiliary, boundary_file, positions_file
+from sam2_3dmed.inference.inputs import Input
+from sam2_3dmed.inference.manifest import Manifest
 from sam2_3dmed.inference.output import MaskFormat
 from sam2_3dmed.inference.predictor import Predictor
-from sam2_3dmed.volume.dicom import DicomSeries, choose_series
-from sam2_3dmed.volume.dicom_files import holds_dicom
-from sam2_3dmed.volume.files import ENDINGS, case_name, list_volumes, read_channels
+from sam2_3dmed.inference.probabilities import probability_files
+from sam2_3dmed.volume.dicom import DicomSeries
+from sam2_3dmed.volume.files import read_channels
 from sam2_3dmed.volume.volume import Volume
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Input:
-    """One volume to predict: its name, and its file, a file per channel, or the folder, zip or file of a DICOM series.
-
-    series_uid: which series; none takes the only one that makes a volume.
-    """
-
-    name: str
-    files: tuple[Path, ...]
-    series_uid: str | None = None
-
-    def series(self) -> DicomSeries | None:
-        """The DICOM series, if it is one.
-
-        Raises:
-            VolumeError: as `choose_series`.
-        """
-        if self.files[0].name.endswith(ENDINGS) or not holds_dicom(self.files[0]):
-            return None
-        return choose_series(self.files[0], self.series_uid)
-
-    def read(self) -> Volume:
-        """The volume; several files become channels.
-
-        Raises:
-            VolumeError: a file is unusable, or the files lie on different grids.
-        """
-        series = self.series()
-        return read_channels(self.files) if series is None else series.read()
-
-
-@dataclass(frozen=True)
 class Outcome:
-    """What became of an input: its mask's file, or why there is none."""
+    """What became of an input: its mask's file, or why there is none. earlier: it was finished before this run."""
 
     name: str
     output: Path | None
     error: str | None
+    earlier: bool = False
 
 
-def find_inputs(paths: Sequence[Path], num_channels: int, series_uid: str | None = None) -> list[Input]:
-    """The volumes among files and folders, by name; NAME_0000, NAME_0001, ... are one if the model has as many
-    channels. A folder without NIfTI files but with DICOM files is one volume.
+@dataclass(frozen=True)
+class Results:
+    """Where results go and as what.
 
-    series_uid: of the DICOM series, for a single path.
-
-    Raises:
-        DataError: a path is missing, a folder has no volume, two volumes have one name, or a UID for several paths.
+    auxiliary, probabilities: folders for boundary maps and relative positions, and for the classes' probabilities; none
+    writes masks only. manifest: where each finished case is noted; none keeps no record.
     """
-    if series_uid is not None and len(paths) != 1:
-        raise DataError(f"--series {series_uid}: a series can be chosen for one input, not for {len(paths)}")
-    grouped: dict[str, list[Path]] = {}
-    inputs: list[Input] = []
-    for path in paths:
-        files = _files(path)
-        if files == [path] and path.is_dir():
-            inputs.append(Input(path.resolve().name, (path,), series_uid))
-            continue
-        for file in files:
-            grouped.setdefault(case_name(file, channel_suffix=True), []).append(file)
-    for name, group in grouped.items():
-        inputs += [replace(item, series_uid=series_uid) for item in _inputs(name, group, num_channels)]
-    for name, count in Counter(item.name for item in inputs).items():
-        if count > 1:
-            shared = next(item for item in inputs if item.name == name)
-            raise DataError(f"{shared.files[0]}: {count} inputs have the name {name!r}")
-    return inputs
 
+    folder: Path
+    mask_format: MaskFormat = field(default_factory=MaskFormat)
+    auxiliary: Path | None = None
+    manifest: Manifest | None = None
+    probabilities: Path | None = None
 
-def _files(path: Path) -> list[Path]:
-    """The NIfTI files of a folder; else the path itself, a file or a folder with DICOM files."""
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder")
-    found = list_volumes(path) if path.is_dir() else [path]
-    if not found and not holds_dicom(path):
-        raise DataError(f"{path}: no .nii or .nii.gz file in this folder, and no DICOM file below it")
-    return found or [path]
+    def mask_file(self, item: Input) -> Path:
+        """Where an input's mask goes."""
+        return self.folder / f"{item.name}{self.mask_format.ending}"
 
+    def files(self, item: Input) -> list[Path]:
+        """All that was written for an input."""
+        files = [self.mask_file(item)]
+        if self.auxiliary is not None:
+            files += [boundary_file(self.auxiliary, item.name), positions_file(self.auxiliary, item.name)]
+        files += self._probability_files(item)
+        return [file for file in files if file.is_file()]
 
-def _inputs(name: str, group: Sequence[Path], num_channels: int) -> list[Input]:
-    """The files that are called `name`, as the channels of one volume if they are just these, else each on its own."""
-    files = sorted(group, key=lambda file: file.name)
-    if [case_name(file) for file in files] == [f"{name}_{channel:04d}" for channel in range(num_channels)]:
-        return [Input(name, tuple(files))]
-    return [Input(case_name(file), (file,)) for file in files]
+    def make_room(self, inputs: Sequence[Input]) -> None:
+        """Make the folders.
+
+        Raises:
+            DataError: one cannot be made, or a mask or map would replace an input.
+        """
+        outputs = {self.mask_file(item).resolve() for item in inputs}
+        if self.auxiliary is not None:
+            outputs |= {boundary_file(self.auxiliary, item.name).resolve() for item in inputs}
+        outputs |= {file.resolve() for item in inputs for file in self._probability_files(item)}
+        for file in (file for item in inputs for file in item.files):
+            if file.resolve() in outputs:
+                raise DataError(f"{file}: a mask would replace this input; choose another folder for the masks")
+        try:
+            for made in filter(None, (self.folder, self.auxiliary, self.probabilities)):
+                made.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{made}: cannot be made: {error.strerror}") from None
+
+    def _probability_files(self, item: Input) -> list[Path]:
+        prefix = self.probability_prefix(item)
+        return [] if prefix is None else list(probability_files(prefix, self.mask_format.labels).values())
+
+    def probability_prefix(self, item: Input) -> Path | None:
+        """What the names of an input's probabilities begin with; none if they are not wanted."""
+        return None if self.probabilities is None else self.probabilities / item.name
 
 
 def predict_cohort(
     predictor: Predictor,
     inputs: Sequence[Input],
-    folder: Path,
+    results: Results,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    *,
-    auxiliary: Path | None = None,
-    mask_format: MaskFormat | None = None,
 ) -> list[Outcome]:
-    """Predict every input into `folder/NAME.nii.gz`; one that fails is noted, and the others go on.
-
-    mask_format: another format than NIfTI, with its own ending.
-
-    auxiliary: a folder for boundary maps and relative positions; none writes masks only.
+    """Predict every input in this process; one that fails is noted, and the others go on.
 
     Raises:
         DataError: a folder cannot be made, or a mask or map would replace an input.
     """
-    written = mask_format or MaskFormat()
-    outputs = {(folder / f"{item.name}{written.ending}").resolve() for item in inputs}
-    if auxiliary is not None:
-        outputs |= {boundary_file(auxiliary, item.name).resolve() for item in inputs}
-    for file in (file for item in inputs for file in item.files):
-        if file.resolve() in outputs:
-            raise DataError(f"{file}: a mask would replace this input; choose another folder for the masks")
-    try:
-        for made in filter(None, (folder, auxiliary)):
-            made.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{made}: cannot be made: {error.strerror}") from None
-    outcomes = []
-    for done, item in enumerate(inputs, start=1):
-        output = folder / f"{item.name}{written.ending}"
+    results.make_room(inputs)
+    outcomes: dict[int, Outcome] = {}
+
+    def report(index: int, outcome: Outcome) -> None:
+        outcomes[index] = outcome
+        progress(len(outcomes), len(inputs))
+
+    predict_each(predictor, enumerate(inputs), results, report)
+    return [outcomes[index] for index in range(len(inputs))]
+
+
+def predict_each(
+    predictor: Predictor,
+    inputs: Iterable[tuple[int, Input]],
+    results: Results,
+    report: Callable[[int, Outcome], None],
+) -> None:
+    """Predict numbered inputs as they come; the next is read and the last is written while one is computed.
+
+    At most three volumes are in memory: one that waits as read, one that is computed, one that is written.
+    report: called with each number and outcome, from another thread.
+    """
+    supply = iter(inputs)
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        upcoming = reader.submit(_read_next, supply, results)
+        written: Future[None] | None = None
+        while (case := upcoming.result()) is not None:
+            upcoming = reader.submit(_read_next, supply, results)
+            case.compute(predictor, results)
+            if written is not None:
+                written.result()
+            written = writer.submit(case.finish, results, report)
+        if written is not None:
+            written.result()
+
+
+class _Case:
+    """An input on its way; after a step that fails, the others do nothing."""
+
+    def __init__(self, index: int, item: Input) -> None:
+        self.index = index
+        self.item = item
+        self.error: str | None = None
+        self._seconds = 0.0
+        self._series: DicomSeries | None = None
+        self._volume: Volume | None = None
+        self._mask: Volume | None = None
+        self._extra: Auxiliary | None = None
+
+    def _attempt(self, step: Callable[[], None]) -> None:
+        started = perf_counter()
         try:
-            _predict(predictor, item, output, auxiliary, written)
-            outcomes.append(Outcome(item.name, output, None))
+            step()
         except Exception as error:  # a volume too large for the memory, too, costs only itself
-            logger.warning("%s failed; the reason follows at the end", item.name)
-            outcomes.append(Outcome(item.name, None, _explain(error, item)))
-        progress(done, len(inputs))
-    return outcomes
+            logger.warning("%s failed; the reason follows at the end", self.item.name)
+            self.error = _explain(error, self.item)
+            self._volume = self._mask = self._extra = None
+        self._seconds += perf_counter() - started
+
+    def read(self, results: Results) -> None:
+        def step() -> None:
+            self._series = self.item.series()
+            results.mask_format.require(self._series)
+            self._volume = read_channels(self.item.files) if self._series is None else self._series.read()
+
+        self._attempt(step)
+
+    def compute(self, predictor: Predictor, results: Results) -> None:
+        volume, self._volume = self._volume, None
+        if volume is None:  # it could not be read
+            return
+
+        def step() -> None:
+            prefix = results.probability_prefix(self.item)
+            wanted = {} if prefix is None else {"probabilities": prefix}
+            if results.auxiliary is None:
+                self._mask = predictor(volume, **wanted)
+            else:
+                self._mask, self._extra = predictor.with_auxiliary(volume, **wanted)
+
+        self._attempt(step)
+
+    def finish(self, results: Results, report: Callable[[int, Outcome], None]) -> None:
+        """Write, note in the manifest, and report."""
+        mask, path = self._mask, results.mask_file(self.item)
+
+        def step() -> None:
+            if mask is None:
+                return
+            if self._extra is not None and results.auxiliary is not None:
+                self._extra.write(results.auxiliary, self.item.name)
+            results.mask_format.write(mask, path, self._series)
+            if results.manifest is not None:
+                results.manifest.note(self.item, results.files(self.item), self._seconds + perf_counter() - started)
+
+        started = perf_counter()
+        self._attempt(step)
+        report(self.index, Outcome(self.item.name, None if self.error else path, self.error))
 
 
-def _predict(predictor: Predictor, item: Input, output: Path, auxiliary: Path | None, mask_format: MaskFormat) -> None:
-    series = item.series()
-    mask_format.require(series)
-    volume = read_channels(item.files) if series is None else series.read()
-    if auxiliary is None:
-        mask_format.write(predictor(volume), output, series)
-        return
-    mask, extra = predictor.with_auxiliary(volume)
-    extra.write(auxiliary, item.name)
-    mask_format.write(mask, output, series)
+def _read_next(supply: Iterator[tuple[int, Input]], results: Results) -> _Case | None:
+    numbered = next(supply, None)
+    if numbered is None:
+        return None
+    case = _Case(*numbered)
+    case.read(results)
+    return case
 
 
 def _explain(error: Exception, item: Input) -> str:

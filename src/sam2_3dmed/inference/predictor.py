@@ -1,30 +1,41 @@
 """A volume in, its mask out, on the same grid (readings 5, 6 and 10)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from sam2_3dmed.inference.auxiliary import Auxiliary, WindowPositions
-from sam2_3dmed.inference.postprocess import largest_component
-from sam2_3dmed.inference.windows import Direction, Window, window_logits
+from sam2_3dmed.inference.decision import boundary_map, decide
+from sam2_3dmed.inference.forward import SliceStack
+from sam2_3dmed.inference.passes import PassOptions, slice_logits
+from sam2_3dmed.inference.postprocess import PostProcessing
+from sam2_3dmed.inference.probabilities import writing_probabilities
+from sam2_3dmed.inference.windows import Window
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.volume.preprocess import Preprocessing
-from sam2_3dmed.volume.slices import slices_to_volume
+from sam2_3dmed.volume.slices import volume_to_slices
 from sam2_3dmed.volume.volume import Volume
+
+OnPositions = Callable[[Window, Tensor], None]
+
+
+def _ignore(window: Window, positions: Tensor) -> None:
+    """Nobody asked for the positions."""
 
 
 class Predictor:
     """A trained network with all that a volume needs on its way through it.
 
-    labels: for class 1..K its value in a mask, ascending, and its name; window_slices: D; overlap: the share of a
-    window that the next one repeats; direction: `both` averages the logits of the two; batch_size: windows at once;
-    keep_largest: only each class's largest connected component stays; bf16: autocast.
+    labels: for class 1..K its value in a mask, ascending, and its name; passes: how the slices pass through the
+    network; post: what is done to the mask then.
+
+    Raises: ConfigError if `post` names a class that is not among the labels.
     """
 
     def __init__(
@@ -33,27 +44,19 @@ class Predictor:
         *,
         preprocessing: Preprocessing,
         labels: dict[int, str],
-        window_slices: int,
-        overlap: float = 0.5,
-        direction: Direction = "both",
-        batch_size: int = 4,
-        keep_largest: bool = False,
-        bf16: bool = False,
+        passes: PassOptions,
+        post: PostProcessing | None = None,
     ) -> None:
         self.network = network
         self.preprocessing = preprocessing
         self.labels = labels
-        self.window_slices = window_slices
-        self.overlap = overlap
-        self.direction: Direction = direction
-        self.batch_size = batch_size
-        self.keep_largest = keep_largest
-        self.bf16 = bf16
-        self._values = np.array([0, *labels], dtype=np.uint8 if max(labels) < 256 else np.uint16)
+        self.passes = passes
+        self.post = post or PostProcessing()
+        self.post.require_known(labels.values())
 
     @classmethod
     def load(cls, run: str | Path, *, device: str | torch.device | None = None, **options: Any) -> "Predictor":
-        """The model of a run folder. options: any of the constructor's, instead of what the run was told.
+        """The model of a run folder. options: any of `PassOptions` and `PostProcessing`, instead of the run's.
 
         Raises:
             UserError: not a run folder, or broken.
@@ -62,88 +65,72 @@ class Predictor:
 
         return load_predictor(Path(run), device=device, **options)
 
-    def __call__(self, volume: Volume) -> Volume:
+    def __call__(self, volume: Volume, probabilities: Path | None = None) -> Volume:
         """The mask of a volume, on its grid; uint8, or uint16 where a label value exceeds 255.
 
-        Raises:
-            VolumeError: the volume has another number of channels than the model.
-        """
-        return self._mask(self.predict_slices(self.preprocessing.slices(volume)), volume)
+        probabilities: also write PROBABILITIES_CLASS.nii.gz for every class, see `writing_probabilities`.
 
-    def with_auxiliary(self, volume: Volume) -> tuple[Volume, Auxiliary]:
+        Raises:
+            VolumeError: the volume has another number of channels than the model. UserError: the probabilities cannot
+            be written.
+        """
+        return self._predict(volume, probabilities)
+
+    def with_auxiliary(self, volume: Volume, probabilities: Path | None = None) -> tuple[Volume, Auxiliary]:
         """The mask of a volume, and what BD and SRPP said on the way; costs one more byte a voxel.
 
         Raises:
-            VolumeError: as for the mask alone.
+            UserError: as for the mask alone.
         """
-        slices = self.preprocessing.slices(volume)
-        boundary = None
-        if self.network.boundary is not None:
-            boundary = np.empty((len(slices), *slices.shape[-2:]), dtype=np.uint8)
+        boundary = None if self.network.boundary is None else _empty_like(volume, np.uint8)
         positions: list[WindowPositions] = []
 
         def note(window: Window, relative_position: Tensor) -> None:
             positions.append(WindowPositions(tuple(window.order), relative_position.float().cpu().numpy()))
 
-        mask = self._mask(self.predict_slices(slices, boundary, note), volume)
-        axis = self.preprocessing.slicing_axis
-        map_of_boundaries = None if boundary is None else slices_to_volume(boundary, volume, axis)
-        return mask, Auxiliary(map_of_boundaries, tuple(positions))
+        mask = self._predict(volume, probabilities, boundary, note)
+        return mask, Auxiliary(boundary, tuple(positions))
 
-    def _mask(self, classes: NDArray[np.uint16], volume: Volume) -> Volume:
-        mask = slices_to_volume(self._values[classes], volume, self.preprocessing.slicing_axis)
-        return mask.with_array(largest_component(mask.array)) if self.keep_largest else mask
-
-    def predict_slices(
+    def _predict(
         self,
-        slices: NDArray[np.floating],
-        boundary: NDArray[np.uint8] | None = None,
-        on_positions: Callable[[Window, Tensor], None] = lambda window, positions: None,
-    ) -> NDArray[np.uint16]:
-        """(N, C, H0, W0) in [0, 1] -> (N, H0, W0) class indices, 0 background; never a K-channel volume.
+        volume: Volume,
+        probabilities: Path | None,
+        boundary: Volume | None = None,
+        on_positions: OnPositions = _ignore,
+    ) -> Volume:
+        """boundary: a volume to be filled."""
+        stack, axis = self.preprocessing.stack(volume), self.preprocessing.slicing_axis
+        mask = _empty_like(volume, np.uint8 if max(self.labels) < 256 else np.uint16)
+        values = volume_to_slices(mask, axis)
+        boundaries = None if boundary is None else volume_to_slices(boundary, axis)
+        files = writing_probabilities(probabilities, self.labels, volume, axis) if probabilities else nullcontext()
+        (height, width), num_classes = values.shape[1:], len(self.labels)
+        with files as writer:
+            for index, logits in self._logits(stack, boundaries is not None, on_positions):
+                values[index] = decide(logits[:num_classes], height, width, tuple(self.labels)).cpu().numpy()
+                if boundaries is not None:
+                    boundaries[index] = boundary_map(logits[num_classes:], height, width).cpu().numpy()
+                if writer is not None:
+                    writer.add(index, logits[:num_classes])
+        self.post.apply(mask, self.labels)
+        return mask
 
-        boundary: (N, H0, W0), is filled with P_bd; on_positions: see `window_logits`.
-        """
+    def predict_slices(self, slices: SliceStack) -> NDArray[np.integer]:
+        """(N, C, H0, W0) in [0, 1] -> (N, H0, W0) class indices, 0 background; never a K-channel volume."""
         height, width = slices.shape[-2:]
-        classes = np.empty((len(slices), height, width), dtype=np.uint16)
-        self.network.eval()
-        device = next(self.network.parameters()).device.type
-        with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=self.bf16):
-            logits = window_logits(
-                self.network,
-                slices,
-                window_slices=self.window_slices,
-                overlap=self.overlap,
-                direction=self.direction,
-                batch_size=self.batch_size,
-                boundary=boundary is not None,
-                on_positions=on_positions,
-            )
-            for index, slice_logits in enumerate(logits):
-                classes[index] = decide(slice_logits[: len(self.labels)], height, width).cpu().numpy()
-                if boundary is not None:
-                    boundary[index] = boundary_map(slice_logits[len(self.labels) :], height, width).cpu().numpy()
+        classes = np.empty((len(slices), height, width), dtype=np.min_scalar_type(len(self.labels)))
+        for index, logits in self._logits(slices):
+            classes[index] = decide(logits, height, width).cpu().numpy()
         return classes
 
-
-def decide(logits: Tensor, height: int, width: int) -> Tensor:
-    """A slice's classes at its native size: the class of the highest logit if that is above 0, else background
-    (reading 10).
-
-    logits: (K, h, w). Returns: (height, width) int64, 0 background.
-    """
-    highest, index = _resized(logits, height, width).max(dim=0)
-    return torch.where(highest > 0, index + 1, 0)
+    def _logits(
+        self, slices: SliceStack, boundary: bool = False, on_positions: OnPositions = _ignore
+    ) -> Iterator[tuple[int, Tensor]]:
+        self.network.eval()
+        return slice_logits(self.network, slices, self.passes, boundary=boundary, on_positions=on_positions)
 
 
-def boundary_map(logits: Tensor, height: int, width: int) -> Tensor:
-    """P_bd of a slice at its native size: the largest probability over the classes, 0 to 255.
-
-    logits: (K, h, w). Returns: (height, width) uint8.
-    """
-    highest = _resized(logits, height, width).amax(dim=0)
-    return (highest.sigmoid() * 255).round().to(torch.uint8)
-
-
-def _resized(logits: Tensor, height: int, width: int) -> Tensor:
-    return F.interpolate(logits.unsqueeze(0), (height, width), mode="bilinear", align_corners=False).squeeze(0)
+def _empty_like(volume: Volume, dtype: DTypeLike) -> Volume:
+    """One value a voxel on the grid of a volume, in the same order in memory."""
+    array = volume.array if volume.array.ndim == 3 else volume.array[..., 0]
+    return volume.with_array(np.empty_like(array, dtype=dtype, subok=False))

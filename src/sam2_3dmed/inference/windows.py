@@ -3,19 +3,25 @@
 What is held is a few windows: features and logits of a slice are let go as soon as no later window needs them.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from sam2_3dmed.model.encoder import Features
-from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.inference.forward import Forward
+from sam2_3dmed.inference.free_memory import free_bytes, is_out_of_memory
+from sam2_3dmed.model.network import DecoderFeatures
 
 Direction = Literal["forward", "backward", "both"]
+
+BYTES_A_BYTE = 4
+"""What decoding takes for each byte of a window's features and maps: 2.4 to 3.0 were measured, for nano and tiny."""
+PLACES_AT_ONCE = (1024, 65536)
+"""Of windows decoded together: on a CPU, elsewhere."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -70,28 +76,21 @@ class SliceBlender:
 
 
 class FeatureWindow:
-    """The encoder's features of the slices that windows still need; each slice is encoded once.
+    """The features of the slices that windows still need; each slice is encoded once.
 
-    slices: (N, C, H0, W0) in [0, 1], an array or memory map; chunk: slices encoded at once.
+    chunk: slices encoded at once.
     """
 
-    def __init__(self, network: SAM2For3dMed, slices: NDArray[np.floating], chunk: int = 8) -> None:
-        self._network = network
-        self._device = next(network.parameters()).device
-        self._slices = slices
+    def __init__(self, forward: Forward, chunk: int) -> None:
+        self._forward = forward
         self._chunk = chunk
-        self._features: dict[int, Features] = {}
+        self._features: dict[int, DecoderFeatures] = {}
         self._next = 0
 
-    def gather(self, windows: list[Window]) -> Features:
-        """The features of some windows of equal length, (B, D, C, ., .) each level."""
+    def gather(self, windows: list[Window]) -> list[list[DecoderFeatures]]:
+        """The features of some windows, each window's in its order."""
         self._encode_until(max(w.start + w.length for w in windows))
-        return Features(
-            *(
-                torch.stack([torch.stack([self._features[i][level] for i in w.order]) for w in windows])
-                for level in range(len(Features._fields))
-            )
-        )
+        return [[self._features[i] for i in window.order] for window in windows]
 
     def forget_before(self, index: int) -> None:
         """Let go of slices that no later window needs."""
@@ -99,47 +98,70 @@ class FeatureWindow:
             del self._features[i]
 
     def _encode_until(self, end: int) -> None:
-        for start in range(self._next, end, self._chunk):
-            chunk = np.array(self._slices[start : min(end, start + self._chunk)], dtype=np.float32, order="C")
-            encoded = self._network.encoder(torch.from_numpy(chunk).unsqueeze(0).to(self._device))
-            for offset in range(len(chunk)):
-                self._features[start + offset] = Features(*(level[0, offset] for level in encoded))
-        self._next = max(self._next, end)
+        while self._next < end:
+            stop = min(end, self._next + self._chunk)
+            encoded = self._forward.encode(self._next, stop)
+            self._features.update(zip(range(self._next, stop), encoded, strict=True))
+            self._next = stop
 
 
 def window_logits(
-    network: SAM2For3dMed,
-    slices: NDArray[np.floating],
+    forward: Forward,
     *,
     window_slices: int,
     overlap: float,
     direction: Direction,
-    batch_size: int,
-    boundary: bool = False,
+    batch_size: int | None,
     on_positions: Callable[[Window, Tensor], None] = lambda window, positions: None,
-) -> Iterator[Tensor]:
-    """The blended logits of each slice, (K, H/4, W/4) float32, in the order of the slices.
+) -> Iterator[tuple[int, Tensor]]:
+    """Each slice and its blended logits, (K, H/4, W/4) float32, in the order of the slices.
 
-    slices: (N, C, H0, W0) in [0, 1]; boundary: the K maps of P_bd follow those of P_seg, (2K, H/4, W/4), for a network
-    that has BD; on_positions: gets each window's P_pos, (D, D), from a network that has SRPP; the others: see
-    `Predictor`.
+    batch_size: windows at once; none: see `windows_that_fit`. A batch that does not fit after all is decoded window by
+    window, and so are the following ones. on_positions: gets each window's P_pos, (D, D), from a network that has
+    SRPP. The others: see `PassOptions`.
     """
-    windows = plan_windows(len(slices), window_slices, overlap, direction)
-    features, blender = FeatureWindow(network, slices), SliceBlender()
-    emitted = 0
-    batches = [windows[i : i + batch_size] for i in range(0, len(windows), batch_size)]
-    for batch, following in zip(batches, [*batches[1:], None], strict=True):
-        prediction = network.decode(features.gather(batch))
-        maps = prediction.segmentation
-        if boundary and prediction.boundary is not None:
-            maps = torch.cat([maps, prediction.boundary], dim=1)
-        for row, window in enumerate(batch):
-            if prediction.relative_position is not None:
-                on_positions(window, prediction.relative_position[row])
-            for place, (index, weight) in enumerate(zip(window.order, blend_weights(window.length), strict=True)):
-                blender.add(index, maps[row, :, place], weight)
-        complete = following[0].start if following else len(slices)
+    num_slices = len(forward.slices)
+    windows = plan_windows(num_slices, window_slices, overlap, direction)
+    features, blender = FeatureWindow(forward, forward.chunk), SliceBlender()
+    emitted = done = 0
+    while done < len(windows):
+        batch = windows[done : done + (batch_size or 1)]  # the first one alone: its size says how many fit
+        try:
+            gathered = features.gather(batch)
+            maps, positions = forward.decode(gathered)
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not is_out_of_memory(error):
+                raise
+            logger.warning("a batch of %d windows does not fit in memory: going on one by one", len(batch))
+            batch_size = 1
+            continue
+        batch_size = batch_size or windows_that_fit(forward, gathered[0], maps)
+        _blend(blender, batch, maps)
+        if positions is not None:
+            for window, found in zip(batch, positions, strict=True):
+                on_positions(window, found)
+        done += len(batch)
+        complete = windows[done].start if done < len(windows) else num_slices
         for index in range(emitted, complete):
-            yield blender.take(index)
+            yield index, blender.take(index)
         emitted = max(emitted, complete)
         features.forget_before(complete)
+
+
+def windows_that_fit(forward: Forward, window: list[DecoderFeatures], maps: Tensor) -> int:
+    """How many windows like this one, which gave these maps, to decode at once: as many as half of the free memory
+    holds, and as pay.
+
+    More windows pay while each is small (28 of nano's, on a CPU, are decoded in a third of the time): the limit is
+    counted in places of the feature grid.
+    """
+    features = sum(level.nbytes for slice_features in window for level in slice_features if level is not None)
+    fitting = free_bytes(forward.device) // 2 // (BYTES_A_BYTE * (features + maps.nbytes))
+    places = len(window[0].z) * window[0].z.shape[-2:].numel()
+    return max(1, min(fitting, PLACES_AT_ONCE[forward.device.type != "cpu"] // places))
+
+
+def _blend(blender: SliceBlender, batch: list[Window], maps: Tensor) -> None:
+    for row, window in enumerate(batch):
+        for place, (index, weight) in enumerate(zip(window.order, blend_weights(window.length), strict=True)):
+            blender.add(index, maps[row, :, place], weight)

@@ -12,14 +12,14 @@ class BoundaryFusion(nn.Module):
     """Boundary features look up the raw features once more. Paper: 3.3, Eqs. 3 and 4.
 
     attention: false leaves Eq. 3 out (the ablation "w/o BD-Fusion": Z1_bd = Z_bd). residual: adds Z_bd to Z1_bd,
-    which the paper's Eq. 3 does not (reading 3).
+    which the paper's Eq. 3 does not (reading 3). position: (1, h w, C), SAM2's code of each place.
     """
 
-    def __init__(
-        self, channels: int, position_encoding: nn.Module, *, attention: bool = True, residual: bool = False
-    ) -> None:
+    position: Tensor
+
+    def __init__(self, channels: int, position: Tensor, *, attention: bool = True, residual: bool = False) -> None:
         super().__init__()
-        self.position_encoding = position_encoding
+        self.register_buffer("position", position, persistent=False)
         self.residual = residual
         self.projections = (
             nn.ModuleDict({name: nn.Linear(channels, channels) for name in ("query", "key", "value")})
@@ -40,12 +40,12 @@ class BoundaryFusion(nn.Module):
     def _attend(self, tokens: Tensor, z: Tensor) -> Tensor:
         assert self.projections is not None
         raw = z.flatten(2).transpose(1, 2)
-        position = self.position_encoding(z.shape, z.device, z.dtype).flatten(2).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(  # Eq. 3
-            self.projections["query"](tokens + position),
-            self.projections["key"](raw + position),
-            self.projections["value"](raw),
+        position = self.position.to(z.dtype)
+        query, key, value = (  # (B, 1, h w, C): one head, which the fast kernels and ONNX ask for
+            self.projections[name](x).unsqueeze(1)
+            for name, x in (("query", tokens + position), ("key", raw + position), ("value", raw))
         )
+        attended = F.scaled_dot_product_attention(query, key, value).squeeze(1)  # Eq. 3
         return attended + tokens if self.residual else attended
 
 

@@ -5,14 +5,16 @@ import re
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sam2_3dmed.model.boundary import BoundaryDetector, BoundaryFusion
 from sam2_3dmed.model.encoder import ImageEncoder
+from sam2_3dmed.model.hiera import VisionEncoder
 from sam2_3dmed.model.mask_decoder import ClassHypernetworks, MaskDecoder
+from sam2_3dmed.model.memory_attention import MemoryAttention
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.sizes import SIZES, sam2_config
-from sam2_3dmed.model.slice_decoder import SliceDecoder
+from sam2_3dmed.model.slice_decoder import MEMORY_CHANNELS, SliceDecoder
 from sam2_3dmed.model.srpp import SliceRelativePositionPredictor
 
 
@@ -38,12 +40,14 @@ def build_network(
 
     config = sam2_config(SIZES[size], image_size)
     channels = SIZES[size].channels
-    encoder = ImageEncoder(Sam2VisionModel(config.vision_config), image_size)
-    segmentation = _slice_decoder(config, num_classes, pointer_time)
+    encoder = ImageEncoder(VisionEncoder(Sam2VisionModel(config.vision_config), image_size), image_size)
+    grid = image_size // 16
+    segmentation = _slice_decoder(config, grid, num_classes, pointer_time)
     detector = None
     if boundary:
-        fusion = BoundaryFusion(channels, _sine(channels), attention=boundary_fusion, residual=fusion_residual)
-        detector = BoundaryDetector(_slice_decoder(config, num_classes, pointer_time), fusion)
+        position = _sine(channels, grid)
+        fusion = BoundaryFusion(channels, position, attention=boundary_fusion, residual=fusion_residual)
+        detector = BoundaryDetector(_slice_decoder(config, grid, num_classes, pointer_time), fusion)
     predictor = (
         SliceRelativePositionPredictor(channels, share_context=share_context, causal=srpp_memory) if srpp else None
     )
@@ -52,14 +56,16 @@ def build_network(
     return SAM2For3dMed(encoder=encoder, segmentation=segmentation, srpp=predictor, boundary=detector)
 
 
-def _sine(channels: int) -> nn.Module:
+def _sine(channels: int, grid: int) -> Tensor:
+    """(1, h w, C): SAM2's code of each place, as tokens."""
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoPositionEmbeddingSine
 
-    encoding: nn.Module = Sam2VideoPositionEmbeddingSine(num_position_features=channels // 2, normalize=True)
-    return encoding
+    encoding = Sam2VideoPositionEmbeddingSine(num_position_features=channels // 2, normalize=True)
+    plane: Tensor = encoding(torch.Size((1, channels, grid, grid)), torch.device("cpu"), torch.float32)
+    return plane.flatten(2).transpose(1, 2).contiguous()
 
 
-def _slice_decoder(config: Any, num_classes: int, pointer_time: bool) -> SliceDecoder:
+def _slice_decoder(config: Any, grid: int, num_classes: int, pointer_time: bool) -> SliceDecoder:
     from transformers.models.sam2_video import modeling_sam2_video as upstream
 
     config._attn_implementation = config.mask_decoder_config._attn_implementation = "sdpa"
@@ -72,11 +78,19 @@ def _slice_decoder(config: Any, num_classes: int, pointer_time: bool) -> SliceDe
         num_classes=num_classes,
     )
     return SliceDecoder(
-        memory_attention=upstream.Sam2VideoMemoryAttention(config),
+        memory_attention=MemoryAttention(
+            channels=channels,
+            feed_forward=config.memory_attention_feed_forward_hidden_size,
+            num_layers=config.memory_attention_num_layers,
+            grid=grid,
+            memory_channels=MEMORY_CHANNELS,
+            theta=config.rope_parameters["rope_theta"],
+        ),
         memory_encoder=upstream.Sam2VideoMemoryEncoder(config),
         mask_decoder=mask_decoder,
         object_pointer_proj=upstream.Sam2VideoFeedForward(channels, channels, channels, 3),
-        position_encoding=_sine(channels),
+        place_code=_sine(channels, grid),
+        memory_code=_sine(MEMORY_CHANNELS, grid),
         channels=channels,
         num_classes=num_classes,
         pointer_time=pointer_time,

@@ -5,7 +5,7 @@ digits, which a test against Meta's own outputs proves.
 """
 
 from collections import deque
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sam2_3dmed.model.encoder import Features
 from sam2_3dmed.model.mask_decoder import MaskDecoder
+from sam2_3dmed.model.memory_attention import KeyValues, MemoryAttention
 
 NUM_MEMORIES = 7
 """Spatial memories a slice attends to: the first slice and the last 6."""
@@ -34,7 +35,9 @@ class Memory(NamedTuple):
     """What is kept of one slice."""
 
     spatial: Tensor
-    """(h w, B, 64)."""
+    """(B, h w, 64)."""
+    read: tuple[KeyValues, ...]
+    """What each layer of memory attention reads of it, but for its age."""
     pointer: Tensor
     """(B, C), SAM2's object pointer."""
 
@@ -49,7 +52,9 @@ class MemoryBank:
         self.num_slices = num_slices
         self.count = 0
         self.first: Memory | None = None
-        self._spatial: deque[Tensor] = deque(maxlen=NUM_MEMORIES - 1)
+        self.ages: tuple[Tensor, ...] | None = None
+        """What a memory's age adds to its keys, layer by layer; the decoder makes it once for all slices."""
+        self._spatial: deque[Memory] = deque(maxlen=NUM_MEMORIES - 1)
         self._pointers: deque[Tensor] = deque(maxlen=NUM_POINTERS)
 
     @property
@@ -62,16 +67,19 @@ class MemoryBank:
         if self.first is None:
             self.first = memory
         else:
-            self._spatial.append(memory.spatial)
+            self._spatial.append(memory)
             self._pointers.append(memory.pointer)
         self.count += 1
 
-    def spatial(self) -> tuple[list[Tensor], list[int]]:
-        """The spatial memories, and each one's row of SAM2's temporal encoding: distance - 1, and 6 for the first."""
+    def spatial(self) -> tuple[list[Memory], list[int]]:
+        """The memories whose places are read, and each one's row of SAM2's temporal encoding.
+
+        The row is the distance - 1, and 6 for the first slice.
+        """
         if self.first is None:
             return [], []
         recent = list(reversed(self._spatial))
-        return [self.first.spatial, *recent], [NUM_MEMORIES - 1, *range(len(recent))]
+        return [self.first, *recent], [NUM_MEMORIES - 1, *range(len(recent))]
 
     def pointers(self) -> tuple[list[Tensor], list[int]]:
         """The object pointers, and for each its distance in slices."""
@@ -85,17 +93,22 @@ class SliceDecoder(nn.Module):
     """Decodes a stack slice by slice, each in the light of those before it. Paper: 3.1; readings 3 and 4.
 
     The modules are upstream's, or have upstream's parameter names, so that weights load by name.
-    num_classes: K. pointer_time: whether pointers carry their distance (SAM 2.1 does, SAM 2.0 does not).
+    num_classes: K. place_code (1, h w, C), memory_code (1, h w, 64): SAM2's code of each place, as tokens.
+    pointer_time: whether pointers carry their distance (SAM 2.1 does, SAM 2.0 does not).
     """
+
+    place_code: Tensor
+    memory_code: Tensor
 
     def __init__(
         self,
         *,
-        memory_attention: nn.Module,
+        memory_attention: MemoryAttention,
         memory_encoder: nn.Module,
         mask_decoder: MaskDecoder,
         object_pointer_proj: nn.Module,
-        position_encoding: nn.Module,
+        place_code: Tensor,
+        memory_code: Tensor,
         channels: int,
         num_classes: int,
         pointer_time: bool = True,
@@ -106,7 +119,8 @@ class SliceDecoder(nn.Module):
         self.memory_encoder = memory_encoder
         self.mask_decoder = mask_decoder
         self.object_pointer_proj = object_pointer_proj
-        self.position_encoding = position_encoding
+        self.register_buffer("place_code", place_code, persistent=False)
+        self.register_buffer("memory_code", memory_code, persistent=False)
         self.temporal_positional_encoding_projection_layer = (
             nn.Linear(channels, MEMORY_CHANNELS) if pointer_time else None
         )
@@ -131,11 +145,9 @@ class SliceDecoder(nn.Module):
         """
         if bank.count == 0:
             return context + self.no_memory_embedding.view(1, -1, 1, 1)
-        queries = context.flatten(2).permute(2, 0, 1)  # (h w, B, C)
-        query_position = self._sine(context, self.position_encoding).flatten(2).permute(2, 0, 1)
-        memory, memory_position, num_pointer_tokens = self._read(bank, context)
-        attended = self.memory_attention(queries, memory, query_position, memory_position, num_pointer_tokens)
-        return attended.squeeze(0).transpose(1, 2).view_as(context)  # from (1, B, h w, C)
+        places = context.flatten(2).transpose(1, 2)  # (B, h w, C)
+        attended = self.memory_attention(places + 0.1 * self.place_code.to(places.dtype), self._read(bank))
+        return attended.transpose(1, 2).unflatten(-1, context.shape[-2:])
 
     def decode(self, features: Tensor, stride8: Tensor, stride4: Tensor) -> tuple[Tensor, Tensor]:
         """Mask logits and object pointer of one slice.
@@ -157,37 +169,32 @@ class SliceDecoder(nn.Module):
         memory, _ = self.memory_encoder(z, mask.to(z.dtype))
         if self.class_memory is not None:
             memory = memory + self.class_memory(F.avg_pool2d(torch.sigmoid(logits), 4))
-        return Memory(spatial=memory.flatten(2).permute(2, 0, 1), pointer=pointer)
+        spatial = memory.flatten(2).transpose(1, 2)  # (B, h w, 64)
+        read = self.memory_attention.of_places(spatial, self.memory_code.to(spatial.dtype))
+        return Memory(spatial=spatial, read=read, pointer=pointer)
 
-    def _read(self, bank: MemoryBank, like: Tensor) -> tuple[Tensor, Tensor, int]:
-        """The bank as tokens (N, B, 64), their positions, and how many of the last are pointer tokens (no RoPE)."""
-        spatial, rows = bank.spatial()
-        in_plane = self._sine(
-            like.new_empty(like.shape[0], MEMORY_CHANNELS, *like.shape[-2:]),
-            self.memory_encoder.position_encoding,
-        )
-        in_plane = in_plane.flatten(2).permute(2, 0, 1)
-        positions = [in_plane + self.memory_temporal_positional_encoding[row] for row in rows]
-
+    def _read(self, bank: MemoryBank) -> tuple[KeyValues, ...]:
+        """The bank as each layer reads it: the memories' places, then the pointers' tokens, C / 64 a pointer."""
+        memories, rows = bank.spatial()
+        if bank.ages is None:
+            bank.ages = self.memory_attention.ages(self.memory_temporal_positional_encoding.flatten(1))
         pointers, distances = bank.pointers()
-        tokens_each = self.channels // MEMORY_CHANNELS
-        pointer_tokens = torch.stack(pointers).unflatten(-1, (tokens_each, MEMORY_CHANNELS))  # (P, B, C/64, 64)
-        pointer_tokens = pointer_tokens.permute(0, 2, 1, 3).flatten(0, 1)
-        pointer_positions = self._pointer_positions(distances, bank.num_slices, pointer_tokens)
-        memory = torch.cat([*spatial, pointer_tokens])
-        return memory, torch.cat([*positions, pointer_positions]).to(memory.dtype), len(pointer_tokens)
+        tokens = torch.stack(pointers, dim=1).unflatten(-1, (-1, MEMORY_CHANNELS)).flatten(1, 2)  # (B, P C/64, 64)
+        pointer_read = self.memory_attention.of_pointers(tokens, self._pointer_position(distances, bank, tokens))
+        layers = []
+        for layer, (ages, last) in enumerate(zip(bank.ages, pointer_read, strict=True)):
+            keys = [m.read[layer].keys + ages[row] for m, row in zip(memories, rows, strict=True)]
+            values = [m.read[layer].values for m in memories]
+            layers.append(KeyValues(torch.cat([*keys, last.keys], dim=1), torch.cat([*values, last.values], dim=1)))
+        return tuple(layers)
 
-    def _pointer_positions(self, distances: list[int], num_slices: int, tokens: Tensor) -> Tensor:
+    def _pointer_position(self, distances: list[int], bank: MemoryBank, tokens: Tensor) -> Tensor:
         if self.temporal_positional_encoding_projection_layer is None:
             return torch.zeros_like(tokens)
-        scale = max(min(num_slices, NUM_POINTERS + 1) - 1, 1)
+        scale = max(min(bank.num_slices, NUM_POINTERS + 1) - 1, 1)
         share = torch.tensor(distances, dtype=torch.float32, device=tokens.device) / scale
         code = self.temporal_positional_encoding_projection_layer(_sine_1d(share, self.channels).to(tokens.dtype))
-        return code.repeat_interleave(len(tokens) // len(distances), dim=0).unsqueeze(1).expand_as(tokens)
-
-    @staticmethod
-    def _sine(like: Tensor, encoding: Any) -> Tensor:
-        return encoding(like.shape, like.device, torch.float32).to(like.dtype)
+        return code.repeat_interleave(tokens.shape[1] // len(distances), dim=0).unsqueeze(0)
 
 
 def _sine_1d(position: Tensor, channels: int) -> Tensor:

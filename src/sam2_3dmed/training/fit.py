@@ -131,7 +131,7 @@ def _loader(network: SAM2For3dMed, predictor: Predictor, cases: CaseCache, confi
     training = config.training
     dataset = WindowDataset(
         cases,
-        window_slices=predictor.window_slices,
+        window_slices=predictor.passes.window_slices,
         augmentation=WindowAugmentation(config.augmentation, network.encoder.image_size),
         foreground_fraction=training.foreground_fraction,
         seed=training.seed,

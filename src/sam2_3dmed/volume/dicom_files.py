@@ -98,8 +98,8 @@ def read_headers(path: Path, tags: Sequence[str] = HEADER_TAGS) -> list[tuple[Di
     require_dicom()
     if not path.exists():
         raise VolumeError(f"{path}: no such file or folder")
-    found = [(file, read_dataset(file, stream, tags)) for file, stream in opened(_list_files(path)) if _is(stream)]
-    found = [(file, header) for file, header in found if not _is_directory(header)]
+    found = [(file, read_dataset(file, stream, tags)) for file, stream in opened(_list_files(path)) if is_dicom(stream)]
+    found = [(file, header) for file, header in found if not is_directory(header)]
     if not found:
         raise VolumeError(f"{path}: no DICOM file here")
     for file, header in found:
@@ -146,7 +146,7 @@ def opened(files: Iterable[DicomFile]) -> Iterator[tuple[DicomFile, BinaryIO]]:
                 yield file, stream
 
 
-def _is_directory(header: Dataset) -> bool:
+def is_directory(header: Dataset) -> bool:
     """Whether this is a DICOMDIR, which lists other files."""
     return str(header.file_meta.get("MediaStorageSOPClassUID", "")) == "1.2.840.10008.1.3.10"
 
@@ -157,10 +157,14 @@ def _is_image(header: Dataset) -> bool:
     return "Image Storage" in UID(str(header.file_meta.get("MediaStorageSOPClassUID", ""))).name
 
 
+def files_below(folder: Path) -> list[Path]:
+    """The files of a tree, sorted, but for hidden ones."""
+    return sorted(found for found in folder.rglob("*") if found.is_file() and not found.name.startswith("."))
+
+
 def _list_files(path: Path) -> list[DicomFile]:
     if path.is_dir():
-        files = (found for found in path.rglob("*") if found.is_file() and not found.name.startswith("."))
-        return sorted(DicomFile(found) for found in files)
+        return [DicomFile(found) for found in files_below(path)]
     if not is_zipfile(path):
         return [DicomFile(path)]
     try:
@@ -175,7 +179,8 @@ def _has_magic(stream: BinaryIO) -> bool:
     return stream.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
 
 
-def _is(stream: BinaryIO) -> bool:
+def is_dicom(stream: BinaryIO) -> bool:
+    """Whether an open file is a DICOM file; it is left at its beginning."""
     answer = _has_magic(stream)
     stream.seek(0)
     return answer

@@ -36,14 +36,19 @@ def read_channels(files: Sequence[Path]) -> Volume:
     Raises:
         VolumeError: an unreadable file, files on different grids, or several files of which one has channels itself.
     """
-    volumes = [read_volume(file) for file in files]
-    if len(volumes) == 1:
-        return volumes[0]
-    for file, volume in zip(files, volumes, strict=True):
+    first = read_volume(files[0])
+    if len(files) == 1:
+        return first
+    # One file beside the whole at a time, and each channel stays in one piece, as slices are cut from it.
+    channels = np.empty((*first.shape, len(files)), first.array.dtype, order="F")
+    for place, file in enumerate(files):
+        volume = first if place == 0 else read_volume(file)
         if volume.num_channels != 1:
             raise VolumeError(f"{file}: {volume.num_channels} channels, but one file per channel is expected")
-        require_same_grid(volumes[0], files[0], volume, file)
-    return volumes[0].with_array(np.stack([volume.array for volume in volumes], axis=-1))
+        require_same_grid(first, files[0], volume, file)
+        channels = channels.astype(np.result_type(channels, volume.array), copy=False)
+        channels[..., place] = volume.array
+    return first.with_array(channels)
 
 
 def require_same_grid(a: Volume, file_a: Path, b: Volume, file_b: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +16,11 @@ from sam2_3dmed.atomic import replacing
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.volume.label import as_label
 from sam2_3dmed.volume.volume import Volume, same_grid
+from sam2_3dmed.volume.voxels import read_voxels
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # isal's stubs take the exception type for an exception.
 _DAMAGED = (igzip.BadGzipFile, cast("type[Exception]", igzip_lib.IsalError))
-_MAX_DEFLATE_RATIO = 1032  # no gzip stream expands further
 _MAX_AXIS = int(np.iinfo(np.int16).max)
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes for metre and micron
 _REASONS = {
@@ -36,17 +35,17 @@ def read_volume(path: str | Path) -> Volume:
     """Read an image from NIfTI-1 or -2: `.nii`, `.nii.gz`, or a `.hdr` / `.img` pair.
 
     The content decides whether a file is gzipped, not its name. Voxels keep the file's dtype unless the
-    header scales them (then float32, or float64 from 4-byte integers up). 2D becomes (X, Y, 1). Axes of
-    length 1 after the third are dropped; one of length 2 or 3 holds channels. The affine is the sform, else
+    header scales them: integers stay integers where slope and intercept are, in the file's dtype if it holds them,
+    else in the smallest of up to 4 bytes that does; otherwise they become float32, or float64 from 4-byte integers
+    up. The voxels of a file that is not gzipped are a memory map if nothing has to change. 2D becomes (X, Y, 1).
+    Axes of length 1 after the third are dropped; one of length 2 or 3 holds channels. The affine is the sform, else
     the qform, else the voxel size; metres and microns become mm.
     Raises: VolumeError if the file is missing, empty, truncated or not NIfTI; has more than 3 channels,
         complex or RGB voxels, NaN or infinite voxels; or an affine that is not finite or is singular.
     """
     path = Path(path)
     try:
-        array, affine = _read(path)
-        _check_finite(array)
-        return Volume(array, affine)
+        return Volume(*_read(path))
     except VolumeError as error:
         raise VolumeError(f"{path}: {error}") from error
     except EOFError as error:
@@ -83,17 +82,32 @@ def write_volume(volume: Volume, path: str | Path) -> None:
         space left. Nothing is left behind then, and a file that was there is as it was.
     """
     path = Path(path)
+    require_writable(path, volume.array.shape)
+    with writing(path) as stream:
+        _write(volume, stream)
+
+
+def require_writable(path: Path, shape: tuple[int, ...]) -> None:
+    """Raise VolumeError unless `path` is called .nii or .nii.gz and NIfTI has room for the shape."""
     if not path.name.endswith((".nii", ".nii.gz")):
         raise VolumeError(f"{path}: a volume is written as .nii or .nii.gz")
-    if max(volume.array.shape) > _MAX_AXIS:
-        raise VolumeError(f"{path}: NIfTI has no room for the shape {volume.array.shape}")
+    if max(shape) > _MAX_AXIS:
+        raise VolumeError(f"{path}: NIfTI has no room for the shape {shape}")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Any]:
+    """A stream for the content of `path`, which appears whole at the end or not at all; gzipped by its name.
+
+    Raises: VolumeError for every OSError on the way.
+    """
     try:
         with replacing(path) as file:
             if path.suffix != ".gz":
-                _write(volume, file)
+                yield file
                 return
             with igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as stream:
-                _write(volume, stream)
+                yield stream
     except OSError as error:
         raise VolumeError(f"{path}: cannot be written: {_reason(error)}") from error
 
@@ -105,12 +119,12 @@ def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     with _open(header_path) as file:
         header = _read_header(file)
         if header.is_single:
-            return _read_voxels(file, header, header_path.stat().st_size), _affine(header)
+            return read_voxels(file, header, header_path.stat().st_size), _affine(header)
     data_path = _with_ending(header_path, ".hdr", ".img")
     if data_path == header_path or not data_path.is_file():
         raise VolumeError("this is a header whose .img file is missing")
     with _open(data_path) as file:
-        return _read_voxels(file, header, data_path.stat().st_size), _affine(header)
+        return read_voxels(file, header, data_path.stat().st_size), _affine(header)
 
 
 def _with_ending(path: Path, ending: str, other: str) -> Path:
@@ -161,73 +175,6 @@ def _read_header(file: Any) -> Any:
     return header
 
 
-def _read_voxels(file: Any, header: Any, file_size: int) -> NDArray[Any]:
-    """The array in its volume shape and native byte order, scaled if the header says so."""
-    stored = _stored_dtype(header)
-    shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
-    if min(shape) < 1:
-        raise VolumeError(f"there are no voxels (shape {shape})")
-    volume_shape = _volume_shape(shape)
-    num_bytes = math.prod(shape) * stored.itemsize
-    if num_bytes > _MAX_DEFLATE_RATIO * file_size:
-        raise VolumeError(f"the file is truncated: {num_bytes} bytes of voxels cannot be in {file_size} bytes")
-    offset, smallest = header["vox_offset"], header.single_vox_offset if header.is_single else 0
-    offset = max(int(offset), smallest) if np.isfinite(offset) else smallest
-    if offset > _MAX_DEFLATE_RATIO * file_size:
-        raise VolumeError(f"the file is truncated: its voxels start at byte {offset}, beyond {file_size} bytes")
-    file.seek(offset)
-    array = np.empty(volume_shape, stored, order="F")
-    num_read = _fill(array.reshape(-1, order="F").view(np.uint8).data, file)
-    if num_read < num_bytes:
-        raise VolumeError(f"the file is truncated: {num_read} of {num_bytes} bytes of voxels")
-    while file.read(1 << 20):  # only at its end does a gzip stream compare its checksum
-        pass
-    if not stored.isnative:
-        array = array.byteswap(inplace=True).view(stored.newbyteorder("="))
-    return _scaled(array, float(header["scl_slope"]), float(header["scl_inter"]))
-
-
-def _stored_dtype(header: Any) -> np.dtype[Any]:
-    try:
-        dtype: np.dtype[Any] = header.get_data_dtype()
-    except KeyError as error:
-        raise VolumeError(f"there is no voxel type of code {int(header['datatype'])}") from error
-    if dtype.kind not in "iuf":
-        name = header.get_value_label("datatype")
-        raise VolumeError(f"voxels must be integers or real numbers, not {name}")
-    return dtype
-
-
-def _volume_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(X, Y, Z) or (X, Y, Z, C) from the shape in the file."""
-    spatial = (*shape, 1)[:3]
-    further = tuple(n for n in shape[3:] if n > 1)
-    if not further:
-        return spatial
-    if len(further) > 1 or further[0] > 3:
-        raise VolumeError(f"a volume is 3D, or 4D with 2 or 3 channels; this image has the shape {shape}")
-    return spatial + further
-
-
-def _fill(buffer: memoryview, file: Any) -> int:
-    """Read into all of `buffer`; returns the number of bytes there were."""
-    done = 0
-    while done < len(buffer) and (count := file.readinto(buffer[done : done + (1 << 24)])):
-        done += count
-    return done
-
-
-def _scaled(array: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
-    """slope * array + intercept; the array itself if it would not change or the slope is 0 or NaN."""
-    if slope == 0 or not math.isfinite(slope) or (slope == 1 and intercept == 0):
-        return array
-    scaled = array.astype(np.result_type(array.dtype, np.float32))
-    with np.errstate(over="ignore"):  # infinite voxels are reported by the caller
-        scaled *= scaled.dtype.type(slope)
-        scaled += scaled.dtype.type(intercept)
-    return scaled
-
-
 def _affine(header: Any) -> NDArray[np.float64]:
     from nibabel.spatialimages import HeaderDataError
 
@@ -240,36 +187,33 @@ def _affine(header: Any) -> NDArray[np.float64]:
     return affine
 
 
-def _check_finite(array: NDArray[Any]) -> None:
-    if array.dtype.kind != "f":
-        return
-    num_bad = array.size - int(np.count_nonzero(np.isfinite(array)))
-    if num_bad:
-        raise VolumeError(f"{num_bad} of {array.size} voxels are NaN or infinite")
-
-
 def _write(volume: Volume, stream: Any) -> None:
-    from nibabel.nifti1 import Nifti1Header
-
     stored = volume.array.dtype.newbyteorder("=")
     if stored.kind == "b":
         stored = np.dtype(np.uint8)
     elif stored == np.float16:
         stored = np.dtype(np.float32)
-    header = Nifti1Header()
-    header.set_data_shape(volume.array.shape)
-    header.set_data_dtype(stored)
-    header.set_slope_inter(1, 0)
-    header.set_xyzt_units("mm")
-    header.set_sform(volume.affine, code="scanner")
-    header.set_qform(volume.affine, code="scanner", strip_shears=True)
-    # A quaternion has no shears, and is imprecise near half turns: better no qform than a wrong one.
-    if not same_grid(volume, Volume(volume.array, header.get_qform()), 0.02 * min(volume.spacing_mm)):
-        header.set_qform(None, code="unknown")
-    header.write_to(stream)
+    write_header(volume, volume.array.shape, stored, stream)
     planes = volume.array.T  # (C, Z, Y, X) in C order is NIfTI's order on disk
     for index in np.ndindex(planes.shape[:-2]):
         stream.write(planes[index].astype(stored, copy=False).tobytes())
+
+
+def write_header(grid: Volume, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any, slope: float = 1.0) -> None:
+    """Write what stands before the voxels, with the affine of `grid`. slope: what a voxel of 1 stands for."""
+    from nibabel.nifti1 import Nifti1Header
+
+    header = Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(dtype)
+    header.set_slope_inter(slope, 0)
+    header.set_xyzt_units("mm")
+    header.set_sform(grid.affine, code="scanner")
+    header.set_qform(grid.affine, code="scanner", strip_shears=True)
+    # A quaternion has no shears, and is imprecise near half turns: better no qform than a wrong one.
+    if not same_grid(grid, Volume(grid.array, header.get_qform()), 0.02 * min(grid.spacing_mm)):
+        header.set_qform(None, code="unknown")
+    header.write_to(stream)
 
 
 def _reason(error: OSError) -> str:

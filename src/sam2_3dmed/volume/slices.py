@@ -28,7 +28,7 @@ def volume_to_slices(volume: Volume, axis: SlicingAxis) -> NDArray[Any]:
     slice, (H, W) run toward (S, A), (S, R) or (A, R).
     Returns: (D, H, W), or (D, C, H, W) if the volume has channels.
     """
-    axes, flips = _array_axes(volume, axis)
+    axes, flips = array_axes(volume, axis)
     if volume.array.ndim == 3:
         return volume.array.transpose(axes)[flips]
     return np.moveaxis(volume.array.transpose(*axes, 3)[flips], 3, 1)
@@ -41,7 +41,7 @@ def slices_to_volume(slices: NDArray[Any], like: Volume, axis: SlicingAxis) -> V
     Returns: a volume with `like`'s X, Y, Z and affine whose array is a view of `slices`.
     Raises: VolumeError if the slices do not have the shape that `like` gives.
     """
-    axes, flips = _array_axes(like, axis)
+    axes, flips = array_axes(like, axis)
     expected = tuple(like.shape[i] for i in axes)
     if slices.shape != expected:
         raise VolumeError(f"{axis} slices of shape {slices.shape} do not fit a volume that gives {expected}")
@@ -50,18 +50,18 @@ def slices_to_volume(slices: NDArray[Any], like: Volume, axis: SlicingAxis) -> V
 
 def num_slices(volume: Volume, axis: SlicingAxis) -> int:
     """D: how many slices the volume has along `axis`."""
-    axes, _ = _array_axes(volume, axis)
+    axes, _ = array_axes(volume, axis)
     return volume.shape[axes[0]]
 
 
 def slice_spacing_mm(volume: Volume, axis: SlicingAxis) -> tuple[float, float, float]:
     """Distances in mm between slices, between their rows (along H) and between their columns (along W)."""
-    axes, _ = _array_axes(volume, axis)
+    axes, _ = array_axes(volume, axis)
     d, h, w = (volume.spacing_mm[i] for i in axes)
     return d, h, w
 
 
-def _array_axes(volume: Volume, axis: SlicingAxis) -> tuple[tuple[int, ...], tuple[slice, ...]]:
+def array_axes(volume: Volume, axis: SlicingAxis) -> tuple[tuple[int, ...], tuple[slice, ...]]:
     """The array axes along D, H and W, and the step, forward or backward, along each."""
     if axis not in WORLD_AXES:
         raise VolumeError(f"there is no slicing axis {axis!r}: choose sagittal, coronal or axial")

@@ -1,0 +1,39 @@
+"""Whether bf16 changes masks: Dice of a run's masks with bf16 against those without, on the volumes of a data set.
+
+python benchmarks/bf16.py runs/Task04_Hippocampus Task04_Hippocampus --cases 10
+
+The volumes are the run's test cases. On a processor without bf16 instructions the numbers are the same, only slower.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from sam2_3dmed import Predictor
+from sam2_3dmed.data.catalog import read_case, read_catalog
+from sam2_3dmed.data.splits import Split
+from sam2_3dmed.evaluation.metrics import dice
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--cases", type=int, default=10)
+    arguments = parser.parse_args()
+    names = Split.read(arguments.run / "split.json").test[: arguments.cases]
+    cases = {case.name: case for case in read_catalog(arguments.data).cases}
+    with_bf16, without = (Predictor.load(arguments.run, bf16=bf16) for bf16 in (True, False))
+    rows = []
+    for name in names:
+        volume, _ = read_case(cases[name])
+        masks = [predictor(volume).array for predictor in (with_bf16, without)]
+        rows.append([dice(masks[0] == value, masks[1] == value) for value in without.labels])
+        print(f"{name}: " + ", ".join(f"{score:.4f}" for score in rows[-1]), flush=True)
+    scores = np.array(rows)
+    print(f"Dice of bf16 against fp32 over {len(rows)} cases: mean {scores.mean():.5f}, lowest {scores.min():.5f}")
+
+
+if __name__ == "__main__":
+    main()

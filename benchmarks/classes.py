@@ -1,0 +1,64 @@
+"""Seconds a slice with 1, 2 and 117 classes, as ratios, in one run.
+
+    python benchmarks/classes.py [--sizes nano tiny] [--slices 12] [--threads 1] [--repeats 3]
+
+`slice_logits` with random weights at each size's own image size: the whole network (SRPP, BD) in stream mode, forward;
+the counts take turns, after a warm-up. What stands beside them is the time of `decide` on 512 x 512 pixels.
+"""
+
+import argparse
+import os
+import statistics
+import time
+
+import numpy as np
+import torch
+
+COUNTS = (1, 2, 117)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["nano", "tiny"])
+    parser.add_argument("--slices", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+
+    from sam2_3dmed.inference.decision import decide
+    from sam2_3dmed.inference.passes import PassOptions, slice_logits
+    from sam2_3dmed.model.build import build_network
+    from sam2_3dmed.model.sizes import SIZES
+
+    torch.set_num_threads(arguments.threads)
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
+    slices = np.random.default_rng(0).random((arguments.slices, 1, 512, 512), dtype=np.float32)
+    options = PassOptions(window_slices=6, mode="stream", direction="forward")
+    for size in arguments.sizes:
+        torch.manual_seed(0)
+        image_size = SIZES[size].image_size
+        networks = {k: build_network(size=size, image_size=image_size, num_classes=k).eval() for k in COUNTS}
+        passing: dict[int, list[float]] = {k: [] for k in COUNTS}
+        deciding: dict[int, list[float]] = {k: [] for k in COUNTS}
+        for network in networks.values():
+            list(slice_logits(network, slices[:2], options))
+        for _ in range(arguments.repeats):
+            for k, network in networks.items():
+                started = clock()
+                logits = [one for _, one in slice_logits(network, slices, options)]
+                passed = clock()
+                for one in logits:
+                    decide(one, 512, 512)
+                passing[k].append((passed - started) / len(slices))
+                deciding[k].append((clock() - passed) / len(slices))
+        print(f"{size}, {image_size} px, {arguments.threads} thread(s), load {os.getloadavg()[0]:.1f}")
+        for k in COUNTS:
+            ratio = statistics.median(a / b for a, b in zip(passing[k], passing[1], strict=True))
+            print(
+                f"  K = {k:3}: {statistics.median(passing[k]) * 1e3:7.1f} ms a slice, {ratio:.2f} times K = 1; "
+                f"decide {statistics.median(deciding[k]) * 1e3:.1f} ms"
+            )
+
+
+if __name__ == "__main__":
+    main()

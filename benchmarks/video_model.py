@@ -1,0 +1,168 @@
+"""Slices per second beside transformers' own `Sam2VideoModel`, on the same slices with the same weights, in one run.
+
+    python benchmarks/video_model.py [--size tiny] [--image-size 512] [--slices 24] [--threads 1] [--repeats 3]
+
+Both track one class through all slices, forward, without a prompt: theirs with its session and its memories, ours as
+`slice_logits` in stream mode, without SRPP and BD. Weights are random, from a Hugging Face folder that both load; the
+object score's bias is 10, so that theirs gates nothing, and of theirs masks the single one is taken, as ours does.
+Theirs get the slices resized and normalised; ours do that themselves. The sides take turns slice by slice; two slices
+of each run before, untimed. Seconds are the process's CPU seconds with one thread (other work on the machine disturbs
+them least), else of the clock. Dice is that of the masks, mean over the slices in which theirs is not empty.
+"""
+
+import argparse
+import copy
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def make_weights(size: str, image_size: int, folder: Path) -> Any:
+    """Upstream's model with weights of a trained one's scale, saved in `folder`."""
+    from transformers import Sam2VideoModel
+
+    from sam2_3dmed.model.sizes import SIZES, sam2_config
+
+    config = sam2_config(SIZES[size], image_size)
+    config.multimask_output_in_sam = False
+    config.mask_decoder_config.dynamic_multimask_via_stability = False
+    torch.manual_seed(0)
+    model = Sam2VideoModel._from_config(config, attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layer_norm" in name:
+                continue
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 100
+            # A gain of 0.85: at 1 a difference of 0.01 becomes one of 3 within eight slices.
+            torch.nn.init.normal_(parameter, std=0.4 if "embed" in name or "token" in name else 0.85 * fan_in**-0.5)
+        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(10)
+        shared = model.shared_image_embedding.positional_embedding
+        model.prompt_encoder.shared_embedding.positional_embedding.copy_(shared)
+    model.save_pretrained(folder)
+    return model
+
+
+def make_slices(count: int, size: int) -> np.ndarray:
+    """(N, 1, S, S) in [0, 1]: waves and a disc that drift from slice to slice."""
+    place = np.arange(count)[:, None, None]
+    y, x = np.meshgrid(*[np.linspace(-1, 1, size)] * 2, indexing="ij")
+    wave = 0.25 * np.sin(9 * x + 5 * y + 0.3 * place) + 0.15 * np.cos(23 * x * y - 0.2 * place)
+    disc = (x - 0.02 * place) ** 2 + y**2 < 0.2
+    return np.clip(0.45 + wave + 0.2 * disc, 0, 1).astype(np.float32)[:, None]
+
+
+def their_side(model: Any, prepared: torch.Tensor) -> Iterator[torch.Tensor]:
+    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoInferenceSession
+
+    height, width = prepared.shape[-2:]
+    session = Sam2VideoInferenceSession(video=prepared, video_height=height, video_width=width, dtype=torch.float32)
+    session.obj_id_to_idx(1)
+    for index in range(len(prepared)):
+        # The first slice is the one that conditions the others, as if there had been a prompt.
+        session.obj_with_new_inputs = [1] if index == 0 else []
+        with torch.inference_mode():
+            yield model(session, frame_idx=index).pred_masks[0, 0]
+
+
+def our_side(network: Any, slices: np.ndarray, **changes: bool) -> Iterator[torch.Tensor]:
+    from sam2_3dmed.inference.passes import PassOptions, slice_logits
+
+    options = PassOptions(window_slices=6, mode="stream", direction="forward", **changes)
+    for _, logits in slice_logits(network, slices, options):
+        yield logits[0]
+
+
+def in_turns(
+    sides: dict[str, Iterator[torch.Tensor]], clock: Callable[[], float]
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Seconds and logits (N, h, w) of each side; the sides take turns slice by slice."""
+    seconds = dict.fromkeys(sides, 0.0)
+    logits: dict[str, list[torch.Tensor]] = {name: [] for name in sides}
+    ended = False
+    while not ended:
+        for name, side in sides.items():
+            started = clock()
+            one = next(side, None)
+            seconds[name] += clock() - started
+            if one is None:
+                ended = True
+            else:
+                logits[name].append(one.float())
+    return seconds, {name: torch.stack(found) for name, found in logits.items()}
+
+
+def dice(one: torch.Tensor, other: torch.Tensor) -> float:
+    one, other = (x.flatten(1) > 0 for x in (one, other))
+    kept = other.any(dim=1)
+    scores = 2 * (one & other).sum(1)[kept] / (one.sum(1) + other.sum(1))[kept]
+    return float(scores.mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="tiny")
+    parser.add_argument("--image-size", type=int, default=512)
+    parser.add_argument("--slices", type=int, default=24)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--no-bf16", action="store_true", help="leave out the bf16 row")
+    parser.add_argument("--compile", action="store_true", help="also ours compiled, whose compilation is timed apart")
+    arguments = parser.parse_args()
+
+    from sam2_3dmed.model.build import build_network
+    from sam2_3dmed.model.weights import load_sam2, read_sam2
+
+    torch.set_num_threads(arguments.threads)
+    size, image_size = arguments.size, arguments.image_size
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_weights(size, image_size, Path(folder))
+        weights = read_sam2(folder)
+    network = build_network(size=size, image_size=image_size, num_classes=1, srpp=False, boundary=False).eval()
+    load_sam2(network, weights)
+    slices = make_slices(arguments.slices, image_size)
+    prepared = network.encoder.prepare(torch.from_numpy(slices).unsqueeze(0))[0]
+    sides: dict[str, Callable[[int], Iterator[torch.Tensor]]] = {
+        "transformers, fp32": lambda count: their_side(model, prepared[:count]),
+        "ours, fp32": lambda count: our_side(network, slices[:count]),
+    }
+    if not arguments.no_bf16:
+        sides["ours, bf16"] = lambda count: our_side(network, slices[:count], bf16=True)
+    if arguments.compile:
+        compiled = copy.deepcopy(network)
+        sides["ours, compiled"] = lambda count: our_side(compiled, slices[:count], compile=True)
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
+    for name, side in sides.items():
+        started = time.perf_counter()
+        list(side(2))
+        print(f"{name}: the first slices take {time.perf_counter() - started:.1f} s")
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(arguments.repeats):
+        passed, logits = in_turns({name: side(arguments.slices) for name, side in sides.items()}, clock)
+        for name in sides:
+            seconds[name].append(passed[name])
+    theirs, their_seconds = logits["transformers, fp32"], seconds["transformers, fp32"]
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    print(
+        f"{size}, {image_size} px, {arguments.slices} slices, {arguments.threads} thread(s), load "
+        f"{os.getloadavg()[0]:.1f}; bf16 instructions: {'yes' if fast else 'no'}; "
+        f"foreground {(theirs > 0).float().mean():.2f}"
+    )
+    for name, passed in seconds.items():
+        ratios = [their / our for their, our in zip(their_seconds, passed, strict=True)]
+        print(
+            f"{name:20} {arguments.slices / statistics.median(passed):6.2f} slices/s   "
+            f"{statistics.median(ratios):5.2f} times theirs ({min(ratios):.2f} to {max(ratios):.2f})   "
+            f"Dice with theirs {dice(logits[name], theirs):.4f}   "
+            f"largest difference of a logit {(logits[name] - theirs).abs().max():.3f} of {theirs.std():.2f} (std)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A trained model as ONNX files that run without PyTorch."""

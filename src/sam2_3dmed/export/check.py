@@ -1,0 +1,134 @@
+"""Whether ONNX files say the same as PyTorch, on slices of a real volume."""
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.data.phantom import PHANTOM_SHAPE, make_phantom_case
+from sam2_3dmed.errors import DataError, UserError, WeightsError
+from sam2_3dmed.inference.inputs import find_inputs
+from sam2_3dmed.inference.onnx_files import FEATURES, open_session
+from sam2_3dmed.model.encoder import Features, resize
+from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.runs import remembered_data
+from sam2_3dmed.volume.files import read_channels
+from sam2_3dmed.volume.preprocess import Preprocessing, SliceStack
+from sam2_3dmed.volume.slices import num_slices
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+TOLERANCE = 1e-3
+"""The largest relative difference that passes: far above rounding, far below what moves a mask."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RealSlices:
+    """Slices to compare on, (N, C, H0, W0) in [0, 1], and what they are of, without names."""
+
+    source: str
+    slices: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Of each output: the largest absolute difference, and it as a share of the output's largest absolute value."""
+
+    absolute: Mapping[str, float]
+    relative: Mapping[str, float]
+
+    @classmethod
+    def between(cls, names: Sequence[str], ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> "Differences":
+        """theirs: what PyTorch says."""
+        absolute = [float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)]
+        scale = [float(b.abs().max()) for b in theirs]
+        relative = [a / s if s else (math.inf if a else 0.0) for a, s in zip(absolute, scale, strict=True)]
+        return cls(dict(zip(names, absolute, strict=True)), dict(zip(names, relative, strict=True)))
+
+    def require(self, tolerance: float, what: str) -> None:
+        """Raise WeightsError, which names the output, if a relative difference is no number or above the tolerance."""
+        for name, difference in self.relative.items():
+            if not difference <= tolerance:
+                raise WeightsError(
+                    f"{what}: {name} differs from PyTorch's by {difference:.2g} of its largest value, "
+                    f"and {tolerance:g} is allowed; nothing was written for it"
+                )
+
+
+def real_slices(run: Path, file: Path | None, preprocessing: Preprocessing, at_least: int) -> RealSlices:
+    """Slices from the middle of `file`; else of the run's first case that has enough; else of a phantom.
+
+    Raises:
+        UserError: `file` cannot be used, or has fewer slices than `at_least`.
+    """
+    if file is not None:
+        found = find_inputs([file], len(preprocessing.normalisation))[0].read()
+        count = num_slices(found, preprocessing.slicing_axis)
+        if count < at_least:
+            raise DataError(f"{file}: has {count} slices, and the check needs a window of {at_least}")
+        return RealSlices("a given volume", _middle(preprocessing.stack(found), 2 * at_least))
+    data = remembered_data(run)
+    try:
+        for case in read_catalog(data).cases if data is not None else ():
+            volume = read_channels(case.images)
+            if num_slices(volume, preprocessing.slicing_axis) >= at_least:
+                return RealSlices("the run's data set", _middle(preprocessing.stack(volume), 2 * at_least))
+    except UserError as error:
+        logger.warning("The check uses a phantom, since the run's data set cannot be read: %s", error)
+    return RealSlices("a phantom", _phantom_slices(len(preprocessing.normalisation), at_least))
+
+
+def check_encoder(model: bytes, network: SAM2For3dMed, slices: NDArray[np.float32]) -> Differences:
+    """The encoder's levels; it sees the slices resized, as everywhere."""
+    planes = resize(torch.from_numpy(slices), network.encoder.image_size)
+    with torch.inference_mode():
+        theirs = [level.squeeze(0) for level in network.encoder(planes.unsqueeze(0))]
+    ours = _outputs(open_session(model, torch.get_num_threads()), {"slices": planes})
+    return Differences.between(FEATURES, ours, theirs)
+
+
+def check_window(
+    model: bytes, network: SAM2For3dMed, slices: NDArray[np.float32], length: int, outputs: Sequence[str]
+) -> Differences:
+    """All that comes out for three windows: the first slices, the middle ones, and these reversed."""
+    middle = (len(slices) - length) // 2
+    windows = np.stack([slices[:length], slices[middle : middle + length], slices[middle : middle + length][::-1]])
+    with torch.inference_mode():
+        features: Features = network.encoder(torch.from_numpy(windows))
+        theirs = [part for part in network.decode(features) if part is not None]
+    session = open_session(model, torch.get_num_threads())
+    each = [_outputs(session, dict(zip(FEATURES, levels, strict=True))) for levels in zip(*features, strict=True)]
+    return Differences.between(outputs, [torch.stack(parts) for parts in zip(*each, strict=True)], theirs)
+
+
+def _outputs(session: "InferenceSession", inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in inputs.items()}
+    return [torch.from_numpy(output) for output in session.run(None, arrays)]
+
+
+def _middle(stack: SliceStack, count: int) -> NDArray[np.float32]:
+    """As many slices or all, not more: a long volume need not be in memory as float32."""
+    start = max(0, (len(stack) - count) // 2)
+    return stack[start : start + count]
+
+
+def _phantom_slices(num_channels: int, at_least: int) -> NDArray[np.float32]:
+    """An abdomen between its lowest and its highest value, the same in every channel."""
+    columns, rows, depth = PHANTOM_SHAPE
+    image, _ = make_phantom_case(
+        np.random.default_rng(0), shape=(columns, rows, max(depth, at_least)), orientation="RAS"
+    )
+    planes = image.array.T.astype(np.float32)
+    planes = (planes - planes.min()) / (planes.max() - planes.min())
+    return np.repeat(planes[:, None], num_channels, axis=1)

@@ -1,0 +1,166 @@
+"""The network's two parts as ONNX: the encoder, and the whole loop over the slices of a window.
+
+They are traced, not captured by torch.export: the loop is unrolled, some thousand operations, and torch.export's route
+to ONNX took minutes for what tracing does in seconds (docs/export.md has the figures).
+"""
+
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sam2_3dmed.inference.onnx_files import FEATURES, OnnxRecord
+from sam2_3dmed.model.encoder import Features, ImageEncoder
+from sam2_3dmed.model.network import SAM2For3dMed
+
+OPSET = 18
+
+
+class EncoderGraph(nn.Module):
+    """slices (N, C, S, S) in [0, 1] -> z, stride8, stride4.
+
+    They come resized: how an antialiased resize rounds and pads is where runtimes differ.
+    """
+
+    outputs = FEATURES
+
+    def __init__(self, encoder: ImageEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, slices: Tensor) -> tuple[Tensor, ...]:
+        """As above."""
+        levels = self.encoder.encode(self.encoder.standardise(slices).unsqueeze(0))
+        return tuple(level[0] for level in levels)
+
+
+class WindowGraph(nn.Module):
+    """z, stride8, stride4 of a window, (D, C, ., .) -> segmentation, and boundary and relative_position if any.
+
+    One window, so that every shape is a constant: with a free number of them half of the file's operations computed
+    shapes, and opening it took ten times as long, for the same time a window.
+    """
+
+    def __init__(self, network: SAM2For3dMed) -> None:
+        super().__init__()
+        self.network = network
+        parts = [("boundary", network.boundary), ("relative_position", network.srpp)]
+        self.outputs = ("segmentation", *(name for name, part in parts if part is not None))
+
+    def forward(self, z: Tensor, stride8: Tensor, stride4: Tensor) -> tuple[Tensor, ...]:
+        """As above."""
+        prediction = self.network.decode(Features(*(level.unsqueeze(0) for level in (z, stride8, stride4))))
+        return tuple(part[0] for part in prediction if part is not None)
+
+
+def encoder_onnx(encoder: ImageEncoder, num_channels: int) -> bytes:
+    """slices: (num_slices, C, S, S) -> three levels of (num_slices, C, ., .)."""
+    size = encoder.image_size
+    example = (torch.rand(2, num_channels, size, size),)
+    return _traced(EncoderGraph(encoder).eval(), example, ("slices",), axis="num_slices")
+
+
+def window_onnx(network: SAM2For3dMed, window_slices: int) -> bytes:
+    """Features (D, C, ., .) of a window -> segmentation (K, D, ., .) and what else there is."""
+    side, channels = network.encoder.image_size // 16, network.segmentation.channels
+    example = tuple(torch.rand(window_slices, channels, side * k, side * k) for k in (1, 2, 4))
+    return _traced(WindowGraph(network).eval(), example, FEATURES)
+
+
+def stamped(model: bytes, record: OnnxRecord) -> bytes:
+    """The model with the record in its metadata_props."""
+    import onnx
+
+    proto = onnx.load_from_string(model)
+    onnx.helper.set_model_props(proto, record.properties())
+    serialized: bytes = proto.SerializeToString()
+    return serialized
+
+
+def _traced(
+    graph: EncoderGraph | WindowGraph, example: Sequence[Tensor], inputs: Sequence[str], axis: str | None = None
+) -> bytes:
+    """The graph as ONNX. axis: what the first axis of every input and output is called if it is free."""
+    outputs = graph.outputs
+    with torch.no_grad(), _traceable(), tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "traced.onnx"
+        shapes = [[axis or len(output), *output.shape[1:]] for output in graph(*example)]
+        torch.onnx.export(
+            graph,
+            tuple(example),
+            path,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes={name: {0: axis} for name in (*inputs, *outputs)} if axis else None,
+        )
+        return _finished(_folded(path), shapes)
+
+
+@contextmanager
+def _traceable() -> Iterator[None]:
+    """Layers in their plain form, without PyTorch's fused encoder layer, and tracing without its warnings."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of every number that is a constant from here on, and should be
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+def _folded(model: Path) -> bytes:
+    """The model of a file with its constant parts computed, still in ONNX's own operators; else every start does it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.log_severity_level = 3
+    folded = model.with_name("folded.onnx")
+    options.optimized_model_filepath = str(folded)
+    onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return folded.read_bytes()
+
+
+def _finished(model: bytes, shapes: Sequence[Sequence[int | str]]) -> bytes:
+    """The model with the shapes of its outputs, and without what the tools left: notes, and operators it has not."""
+    import onnx
+
+    proto = onnx.load_from_string(model)
+    for output, shape in zip(proto.graph.output, shapes, strict=True):
+        kind = output.type.tensor_type.elem_type
+        output.CopyFrom(onnx.helper.make_tensor_value_info(output.name, kind, shape))
+    for node in proto.graph.node:
+        node.doc_string = ""
+        del node.metadata_props[:]
+    del proto.graph.value_info[:]
+    proto.doc_string = ""
+    _share_equal_weights(proto.graph)
+    used = {node.domain for node in proto.graph.node}
+    for opset in [opset for opset in proto.opset_import if opset.domain not in used]:
+        proto.opset_import.remove(opset)
+    serialized: bytes = proto.SerializeToString()
+    return serialized
+
+
+def _share_equal_weights(graph: Any) -> None:
+    """One copy of each: every slice of the unrolled loop has its own of what is folded from a weight."""
+    first: dict[bytes, str] = {}
+    shared: dict[str, str] = {}
+    for place in range(len(graph.initializer) - 1, -1, -1):  # backwards, since some go
+        tensor = graph.initializer[place]
+        name, tensor.name = tensor.name, ""
+        shared[name] = first.setdefault(sha256(tensor.SerializeToString()).digest(), name)
+        tensor.name = name
+        if shared[name] != name:
+            del graph.initializer[place]
+    for node in graph.node:
+        node.input[:] = [shared.get(name, name) for name in node.input]

@@ -1,0 +1,117 @@
+"""`sam2-3dmed export`: from a run folder to a folder of ONNX files that were checked against it."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from sam2_3dmed.atomic import replacing, write_text
+from sam2_3dmed.errors import ConfigError, DataError
+from sam2_3dmed.export.check import TOLERANCE, Differences, check_encoder, check_window, real_slices
+from sam2_3dmed.export.graph import OPSET, WindowGraph, encoder_onnx, stamped, window_onnx
+from sam2_3dmed.inference.manifest import checksum
+from sam2_3dmed.inference.onnx_files import ENCODER_FILE, FEATURES, FORMAT, OnnxRecord, require_onnx, window_file
+from sam2_3dmed.runs import CONFIG_FILE, MODEL_FILE, RunRecord, load_predictor
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """A file that was written, and its largest relative difference to PyTorch."""
+
+    path: Path
+    difference: float
+
+
+def export_run(
+    run: Path,
+    folder: Path,
+    *,
+    check: Path | None = None,
+    lengths: Sequence[int] = (),
+    tolerance: float = TOLERANCE,
+) -> list[ExportedFile]:
+    """Write encoder.onnx, window_D.onnx and config.yaml; each ONNX file only after it was checked.
+
+    check: a volume to check on; without it one of the run's data set, else a phantom. lengths: of further windows, each
+    a file, for volumes that are shorter than D. tolerance: of the relative difference. folder: new, empty, or of an
+    earlier export; the run's own, too.
+
+    Raises:
+        UserError: no finished run, the extra is missing, the folder holds another run, or a file is not equal enough.
+    """
+    require_onnx("onnx", "onnxruntime")
+    predictor = load_predictor(run, device="cpu")
+    record, network = RunRecord.read(run), predictor.network
+    depth = predictor.passes.window_slices
+    for length in lengths:
+        if not 1 <= length < depth:
+            raise ConfigError(f"--length {length}: expected 1 to {depth - 1}, since the run's windows have {depth}")
+    _make_room(run, folder)
+    real = real_slices(run, check, predictor.preprocessing, depth)
+    about = _about(run, record, real.source, tolerance)
+    network.eval()
+    model = encoder_onnx(network.encoder, len(record.plan.channels))
+    found = check_encoder(model, network, real.slices[:depth])
+    of_encoder = partial(about, part="encoder", window_slices=None, outputs=FEATURES)
+    written = [_write(folder / ENCODER_FILE, model, found, of_encoder)]
+    for length in sorted({depth, *lengths}):
+        model, outputs = window_onnx(network, length), WindowGraph(network).outputs
+        found = check_window(model, network, real.slices, length, outputs)
+        of_window = partial(about, part="window", window_slices=length, outputs=outputs)
+        written.append(_write(folder / window_file(length), model, found, of_window))
+    if folder.resolve() != run.resolve():
+        write_text(folder / CONFIG_FILE, (run / CONFIG_FILE).read_text(encoding="utf-8"))
+    return written
+
+
+def _about(run: Path, record: RunRecord, source: str, tolerance: float) -> Callable[..., OnnxRecord]:
+    """What all files of an export say of themselves."""
+    return partial(
+        OnnxRecord,
+        format=FORMAT,
+        version=version("sam2-3dmed"),
+        model_sha256=checksum([run / MODEL_FILE]),
+        run_sha256=record.sha256(),
+        opset=OPSET,
+        image_size=record.model.image_size,
+        classes={str(value): name for value, name in record.plan.labels.items()},
+        checked_on=source,
+        tolerance=tolerance,
+    )
+
+
+def _make_room(run: Path, folder: Path) -> None:
+    """Make the folder.
+
+    Raises:
+        DataError: it cannot be made, or holds another run.
+    """
+    config = folder / CONFIG_FILE
+    if config.is_file() and config.read_bytes() != (run / CONFIG_FILE).read_bytes():
+        raise DataError(f"{folder}: holds another run or its export; choose an empty folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
+
+
+def _write(path: Path, model: bytes, found: Differences, about: Callable[..., OnnxRecord]) -> ExportedFile:
+    """Write a model with what is known of it.
+
+    Raises:
+        WeightsError: it differs too much from PyTorch. DataError: it cannot be written.
+    """
+    record = about(max_abs_difference=dict(found.absolute), max_rel_difference=dict(found.relative))
+    found.require(record.tolerance, path.name)
+    try:
+        with replacing(path) as file:
+            file.write(stamped(model, record))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
+    difference = max(found.relative.values())
+    logger.info("%s: differs from PyTorch by at most %.1e, relatively, on %s", path.name, difference, record.checked_on)
+    return ExportedFile(path, difference)

@@ -1,0 +1,53 @@
+"""How much memory is free here, and whether an error means that there was too little."""
+
+from pathlib import Path
+
+import torch
+
+_UNKNOWN = 4 * 2**30  # what a machine is taken to have where the system does not say
+_CGROUP = Path("/sys/fs/cgroup")
+_MEMINFO = Path("/proc/meminfo")
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a process may still take on a device; on a CPU the least of what machine, container and ulimit leave."""
+    if device.type == "cuda":
+        reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserved
+    left = [left for left in (_machine(), _container(), _ulimit()) if left is not None]
+    return max(0, min(left, default=_UNKNOWN))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch has a kind for GPUs, but a plain RuntimeError for CPUs."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+
+
+def _machine() -> int | None:
+    try:
+        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _container() -> int | None:
+    try:
+        limit, used = (int((_CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # none, another kind of cgroup, or "max"
+        return None
+    return limit - used
+
+
+def _ulimit() -> int | None:
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    except (ImportError, OSError, ValueError):  # Windows has no such limit, macOS no such file
+        return None
+    return None if limit == resource.RLIM_INFINITY else limit - used

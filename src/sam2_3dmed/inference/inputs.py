@@ -1,0 +1,122 @@
+"""Which volumes there are to predict: files, folders, lists of them, and how each is read."""
+
+import csv
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sam2_3dmed.errors import DataError
+from sam2_3dmed.volume.dicom import DicomSeries, choose_series
+from sam2_3dmed.volume.dicom_files import files_below, holds_dicom
+from sam2_3dmed.volume.dicom_studies import study_folders, study_name
+from sam2_3dmed.volume.files import ENDINGS, case_name, list_volumes, read_channels
+from sam2_3dmed.volume.volume import Volume
+
+
+@dataclass(frozen=True)
+class Input:
+    """One volume to predict: its name, and its file, a file per channel, or the folder, zip or file of a DICOM series.
+
+    series_uid: which series; none takes the only one that makes a volume.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    series_uid: str | None = None
+
+    def series(self) -> DicomSeries | None:
+        """The DICOM series, if it is one.
+
+        Raises:
+            VolumeError: as `choose_series`.
+        """
+        if self.files[0].name.endswith(ENDINGS) or not holds_dicom(self.files[0]):
+            return None
+        return choose_series(self.files[0], self.series_uid)
+
+    def all_files(self) -> list[Path]:
+        """Every file that may be a part of it; of a folder those of its whole tree."""
+        return [file for path in self.files for file in (files_below(path) if path.is_dir() else [path])]
+
+    def read(self) -> Volume:
+        """The volume; several files become channels.
+
+        Raises:
+            VolumeError: a file is unusable, or the files lie on different grids.
+        """
+        series = self.series()
+        return read_channels(self.files) if series is None else series.read()
+
+
+def find_inputs(paths: Sequence[Path], num_channels: int, series_uid: str | None = None) -> list[Input]:
+    """The volumes among files and folders, by name; NAME_0000, NAME_0001, ... are one if the model has as many
+    channels. A folder without NIfTI files but with DICOM files is one volume, or one of every study below it.
+
+    series_uid: of the DICOM series, for a single path, which then is one volume.
+
+    Raises:
+        DataError: a path is missing, a folder has no volume, two volumes have one name, or a UID for several paths.
+    """
+    if series_uid is not None and len(paths) != 1:
+        raise DataError(f"--series {series_uid}: a series can be chosen for one input, not for {len(paths)}")
+    grouped: dict[str, list[Path]] = {}
+    inputs: list[Input] = []
+    for path in paths:
+        files = _files(path)
+        if files == [path] and path.is_dir():
+            studies = study_folders(path) if series_uid is None else [path]
+            inputs += [Input(study_name(path, study), (study,), series_uid) for study in studies]
+            continue
+        for file in files:
+            grouped.setdefault(case_name(file, channel_suffix=True), []).append(file)
+    for name, group in grouped.items():
+        inputs += [replace(item, series_uid=series_uid) for item in _inputs(name, group, num_channels)]
+    for name, count in Counter(item.name for item in inputs).items():
+        if count > 1:
+            shared = next(item for item in inputs if item.name == name)
+            raise DataError(f"{shared.files[0]}: {count} inputs have the name {name!r}")
+    return inputs
+
+
+def read_list(table: Path) -> list[Path]:
+    """The paths in a text file, one a line, or in column `input` of a CSV file; relative ones count from its folder.
+
+    Empty lines, and lines of a text file that begin with #, say nothing.
+
+    Raises:
+        DataError: the file cannot be read, has no such column, or lists nothing.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            if table.suffix.lower() == ".csv":
+                rows = csv.DictReader(file, skipinitialspace=True)
+                if "input" not in (rows.fieldnames or ()):
+                    raise DataError(f"{table}: its first line must name the column input")
+                texts = [row["input"] or "" for row in rows]
+            else:
+                texts = [line for line in file if not line.startswith("#")]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    paths = [table.parent / text.strip() for text in texts if text.strip()]
+    if not paths:
+        raise DataError(f"{table}: lists nothing")
+    return paths
+
+
+def _files(path: Path) -> list[Path]:
+    """The NIfTI files of a folder; else the path itself, a file or a folder with DICOM files."""
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder")
+    found = list_volumes(path) if path.is_dir() else [path]
+    if not found and not holds_dicom(path):
+        raise DataError(f"{path}: no .nii or .nii.gz file in this folder, and no DICOM file below it")
+    return found or [path]
+
+
+def _inputs(name: str, group: Sequence[Path], num_channels: int) -> list[Input]:
+    """The files that are called `name`, as the channels of one volume if they are just these, else each on its own."""
+    files = sorted(group, key=lambda file: file.name)
+    if [case_name(file) for file in files] == [f"{name}_{channel:04d}" for channel in range(num_channels)]:
+        return [Input(name, tuple(files))]
+    return [Input(case_name(file), (file,)) for file in files]

@@ -1,0 +1,197 @@
+"""The manifest of a folder of masks: a line of JSON a finished case, by which a later run knows what it need not do."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from hashlib import file_digest, sha256
+from importlib.metadata import version
+from io import BufferedRandom
+from pathlib import Path
+from typing import Any
+
+from sam2_3dmed.atomic import write_text
+from sam2_3dmed.errors import DataError
+from sam2_3dmed.inference.inputs import Input
+
+FILE = "manifest.jsonl"
+_FILES = "manifest*.jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What decides a mask besides its input.
+
+    model: run folder; model_checksum: of its files; options: those that change a mask or its file.
+    """
+
+    model: str
+    model_checksum: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What is finished in a folder, and how more is noted.
+
+    file: the one that this process appends to. Processes of one machine may share it; those of several machines, on a
+    network's file system, may not, and use `of_this_host`. Reading takes all files of the folder together.
+    """
+
+    folder: Path
+    provenance: Provenance
+    file: str = FILE
+
+    def of_this_host(self) -> Manifest:
+        """The same, with a file that no other machine appends to."""
+        return replace(self, file=f"manifest.{socket.gethostname()}.jsonl")
+
+    def note(self, item: Input, outputs: Sequence[Path], seconds: float) -> None:
+        """Append the line of a finished case; a line that a killed process left unfinished is taken away before.
+
+        Raises:
+            DataError: it cannot be written, or the input is gone.
+        """
+        line = {
+            "name": item.name,
+            **_identity(item),
+            "outputs": {path.relative_to(self.folder).as_posix(): checksum([path]) for path in outputs},
+            "seconds": round(seconds, 3),
+            **asdict(self.provenance),
+            "version": version("sam2-3dmed"),
+            "worker": f"{socket.gethostname()}:{os.getpid()}",
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        path = self.folder / self.file
+        try:
+            with _locked(path) as file:
+                _cut_torn_line(file)
+                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+    def finished(self, inputs: Sequence[Input]) -> list[bool]:
+        """Of each input, whether its outputs are whole and were made from it, as it is now, with this provenance."""
+        by_name: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        for line in self.lines():
+            by_name[str(line["name"])].append(line)
+        same = asdict(self.provenance)
+        del same["model"]  # its checksum decides, not its place
+        return [
+            any(self._holds(line, _identity(item) | same) for line in reversed(by_name[item.name])) for item in inputs
+        ]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of all files of the folder that are whole, each file's in the order in which cases were finished.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        return [line for path in self._files() for line, _ in _parsed(path)]
+
+    def forget(self, inputs: Sequence[Input]) -> None:
+        """Take away the lines of these cases, so that they are done again.
+
+        Raises:
+            DataError: a file cannot be read or written.
+        """
+        names = {item.name for item in inputs}
+        for path in self._files():
+            lines = [(str(line["name"]) in names, text) for line, text in _parsed(path)]
+            if any(forgotten for forgotten, _ in lines):
+                write_text(path, "".join(f"{text}\n" for forgotten, text in lines if not forgotten))
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob(_FILES))
+
+    def _holds(self, line: Mapping[str, Any], same: Mapping[str, Any]) -> bool:
+        """Whether a line agrees with all of `same`, and its outputs are what it says."""
+        if any(line.get(key) != json.loads(json.dumps(value)) for key, value in same.items()):
+            return False
+        try:
+            return bool(line["outputs"]) and all(
+                checksum([self.folder / name]) == expected for name, expected in line["outputs"].items()
+            )
+        except (DataError, KeyError, AttributeError):
+            return False
+
+
+def checksum(files: Sequence[Path]) -> str:
+    """SHA-256 of what the files hold.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    digests = []
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                digests.append(file_digest(file, "sha256").hexdigest())
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
+
+
+def _identity(item: Input) -> dict[str, Any]:
+    """What an input is: where it lies, and the names, sizes and times of change of its files.
+
+    Not what they hold: to read thousands of scans only to find that nothing is to be done would take hours.
+    """
+    digest, size = sha256(), 0
+    for file in item.all_files():
+        try:
+            state = file.stat()
+        except OSError as error:
+            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
+        size += state.st_size
+        digest.update(f"{file.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    paths = [str(path.resolve()) for path in item.files]
+    return {"input": paths, "series": item.series_uid, "input_bytes": size, "input_state": digest.hexdigest()}
+
+
+def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Content and text of each line that is whole; the case of one that is not is done again."""
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and "name" in line:
+            yield line, text
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[BufferedRandom]:
+    """The file, open to read and append, for one process at a time where the system has locks."""
+    with path.open("a+b") as file:
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file
+
+
+def _cut_torn_line(file: BufferedRandom) -> None:
+    """Take away a last line without an end; whoever wrote it is dead, since it would hold the lock."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        whole = file.read()
+        file.truncate(whole.rfind(b"\n") + 1)
+        logger.warning("%s: its last line was torn, and is taken away", file.name)

@@ -1,0 +1,115 @@
+"""A network that onnxruntime runs: what prediction in windows needs of one, and nothing else."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam2_3dmed.errors import ConfigError, DataError, WeightsError
+from sam2_3dmed.inference.onnx_files import ENCODER_FILE, FEATURES, OnnxRecord, open_session, read_record, window_file
+from sam2_3dmed.inference.passes import PassOptions
+from sam2_3dmed.model.encoder import Features, resize
+from sam2_3dmed.model.network import DecoderFeatures, Prediction
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+
+
+class OnnxNetwork:
+    """Stands in for `SAM2For3dMed` in windows mode. Torch resizes slices and blends logits; the rest is onnxruntime's.
+
+    folder: of the files that `export` wrote; run_sha256, model_sha256: what they must be exports of, the latter if it
+    is known; window_slices: D.
+
+    Raises: WeightsError if a file is missing, damaged, or of another model.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path, *, run_sha256: str, model_sha256: str | None = None, window_slices: int) -> None:
+        self._folder = folder
+        self._run_sha256 = run_sha256
+        self._model_sha256 = model_sha256
+        encoder, record = self._open(ENCODER_FILE)
+        self._model_sha256 = record.model_sha256
+        self.num_classes = len(record.classes)
+        self.encoder = OnnxEncoder(encoder, record.image_size)
+        self._windows: dict[int, InferenceSession] = {}
+        outputs = {output.name for output in self._window(window_slices).get_outputs()}
+        self.srpp = True if "relative_position" in outputs else None
+        self.boundary = True if "boundary" in outputs else None
+
+    def eval(self) -> Self:
+        """Nothing changes: it cannot be trained."""
+        return self
+
+    def require(self, passes: PassOptions) -> None:
+        """Raise ConfigError unless slices can pass through this network so."""
+        if passes.mode != "windows":
+            raise ConfigError(f"mode {passes.mode}: --backend onnxruntime has windows only; PyTorch has both")
+        for name in ("bf16", "compile"):
+            if getattr(passes, name):
+                raise ConfigError(f"{name}: --backend onnxruntime computes its files as they are; PyTorch has it")
+
+    def project(self, features: Features) -> DecoderFeatures:
+        """The same features: their projections are in the file of the loop."""
+        return DecoderFeatures(*features)
+
+    def decode_projected(self, features: DecoderFeatures) -> Prediction:
+        """The loop over the slices of windows, one window after the other.
+
+        Raises:
+            DataError: no file is for windows of this length.
+        """
+        session = self._window(features.z.shape[1])
+        names = [output.name for output in session.get_outputs()]
+        levels = (features.z, features.stride8, features.stride4)
+        windows = [_run(session, FEATURES, window) for window in zip(*levels, strict=True)]
+        found = {name: torch.stack(parts) for name, *parts in zip(names, *windows, strict=True)}
+        return Prediction(found["segmentation"], found.get("boundary"), found.get("relative_position"))
+
+    def _window(self, num_slices: int) -> "InferenceSession":
+        if num_slices not in self._windows:
+            if self._windows and not (self._folder / window_file(num_slices)).is_file():
+                lengths = " or ".join(str(length) for length in sorted(self._windows))
+                raise DataError(
+                    f"{num_slices} slices are too few for windows of {lengths}, and {self._folder} has no "
+                    f"{window_file(num_slices)}; export --length {num_slices} adds it"
+                )
+            self._windows[num_slices], _ = self._open(window_file(num_slices))
+        return self._windows[num_slices]
+
+    def _open(self, name: str) -> "tuple[InferenceSession, OnnxRecord]":
+        path = self._folder / name
+        session = open_session(path, torch.get_num_threads())
+        record = read_record(session, path)
+        if record.file_name != name:
+            raise WeightsError(f"{path}: holds what belongs in {record.file_name}")
+        if record.run_sha256 != self._run_sha256:
+            raise WeightsError(f"{path}: of another model or plan than config.yaml describes; export the run again")
+        if self._model_sha256 not in (None, record.model_sha256):
+            raise WeightsError(f"{path}: of other weights than the files beside it; export the run again")
+        return session, record
+
+
+class OnnxEncoder:
+    """Stands in for `ImageEncoder`."""
+
+    def __init__(self, session: "InferenceSession", image_size: int) -> None:
+        self.image_size = image_size
+        self._session = session
+
+    def __call__(self, slices: Tensor) -> Features:
+        """slices: (B, D, C, H0, W0) in [0, 1], of any size, with the plan's C. Returns: the three feature levels."""
+        batch, planes = slices.shape[:2], resize(slices.flatten(0, 1), self.image_size)
+        return Features(*(level.view(*batch, *level.shape[1:]) for level in _run(self._session, ["slices"], [planes])))
+
+
+def _run(session: "InferenceSession", names: Sequence[str], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The outputs; what is contiguous is not copied."""
+    arrays = (np.ascontiguousarray(tensor.numpy()) for tensor in tensors)
+    outputs = session.run(None, dict(zip(names, arrays, strict=True)))
+    return [torch.from_numpy(output) for output in outputs]

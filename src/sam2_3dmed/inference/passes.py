@@ -1,0 +1,70 @@
+"""How a stack of slices passes through the network, and the one way to its logits (readings 5 and 6)."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sam2_3dmed.inference.forward import Forward, SliceStack, compile_network
+from sam2_3dmed.inference.stream import stream_logits
+from sam2_3dmed.inference.windows import Direction, Window, window_logits
+from sam2_3dmed.model.network import SAM2For3dMed
+
+Mode = Literal["windows", "stream"]
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How a stack passes through the network.
+
+    window_slices: D; mode: overlapping windows, or one stream; direction: `both` averages the logits of the two;
+    overlap: the share of a window that the next one repeats; batch_size: windows at once, none: from free memory;
+    flips: each slice also passes mirrored along W, and the logits are averaged; bf16: autocast; compile: through
+    torch.compile. Streams have no use for overlap and batch_size.
+    """
+
+    window_slices: int
+    mode: Mode = "windows"
+    direction: Direction = "both"
+    overlap: float = 0.5
+    batch_size: int | None = None
+    flips: bool = False
+    bf16: bool = False
+    compile: bool = False
+
+
+@torch.inference_mode()
+def slice_logits(
+    network: SAM2For3dMed,
+    slices: SliceStack,
+    options: PassOptions,
+    *,
+    boundary: bool = False,
+    on_positions: Callable[[Window, Tensor], None] = lambda window, positions: None,
+) -> Iterator[tuple[int, Tensor]]:
+    """The index of each slice, once, and its logits (K, H/4, W/4) float32; from the first slice to the last, or back.
+
+    slices: (N, C, H0, W0) in [0, 1]; boundary: the K maps of P_bd follow those of P_seg, (2K, H/4, W/4), for a network
+    that has BD; on_positions: gets P_pos, (D, D), of each window or chunk, from a network that has SRPP.
+
+    Raises:
+        ConfigError: compiling is asked for and there is no compiler. DataError: no room for a temporary file.
+    """
+    if options.compile:
+        compile_network(network)
+    forward = Forward(network, slices, bf16=options.bf16, flips=options.flips, boundary=boundary)
+    if options.mode == "stream":
+        yield from stream_logits(
+            forward, window_slices=options.window_slices, direction=options.direction, on_positions=on_positions
+        )
+    else:
+        yield from window_logits(
+            forward,
+            window_slices=options.window_slices,
+            overlap=options.overlap,
+            direction=options.direction,
+            batch_size=options.batch_size,
+            on_positions=on_positions,
+        )

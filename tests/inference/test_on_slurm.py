@@ -1,0 +1,129 @@
+"""A job through submitit's local executor: dealt out, killed, and finished by asking again."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.inference.cohort import Results
+from sam2_3dmed.inference.inputs import find_inputs
+from sam2_3dmed.inference.job import Job, run_job
+from sam2_3dmed.inference.manifest import Manifest, Provenance
+from sam2_3dmed.inference.on_slurm import LOGS, Part, on_slurm, parse_options
+from sam2_3dmed.inference.workers import in_this_process
+from sam2_3dmed.volume.nifti import read_label
+
+LOCAL = {"cluster": "local", "timeout_min": 5}
+
+
+def two_tasks(*given):
+    on_slurm(*given, tasks=2, device="cpu", options=LOCAL)
+
+
+@pytest.fixture
+def submitit():
+    return pytest.importorskip("submitit", reason="needs the extra slurm")
+
+
+@pytest.fixture
+def inputs(blobs):
+    return find_inputs([blobs / "imagesTr"], 1)[:8]
+
+
+def make_job(run: Path, folder: Path) -> Job:
+    return Job(run, Results(folder, manifest=Manifest(folder, Provenance(str(run), "0"))), {"direction": "forward"})
+
+
+def pids(job: Job) -> list[int]:
+    return [int(line["worker"].rpartition(":")[2]) for line in job.results.manifest.lines()]
+
+
+@pytest.mark.slow
+def test_a_task_that_is_killed_is_finished_by_asking_again(submitit, inputs, blob_run, tmp_path):
+    job, killed, seen = make_job(blob_run, tmp_path / "out"), [], []
+
+    def kill_the_first() -> None:
+        deadline = time.monotonic() + 120
+        while not killed and time.monotonic() < deadline:
+            for pid in pids(job)[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            time.sleep(0.001)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    outcomes = run_job(job, inputs, two_tasks, lambda *state: seen.append(state))
+    killer.join()
+    assert killed
+    failed = [outcome for outcome in outcomes if outcome.error]
+    assert 0 < len(failed) < len(inputs) / 2, "all of the other task's, and the first of the killed one's, are done"
+    assert all("the same command does what is missing" in outcome.error for outcome in failed)
+    assert len({outcome.error.partition(": ")[2] for outcome in failed}) == 1
+    assert seen == [(done, len(inputs)) for done in range(1, len(inputs) + 1)]
+
+    again = run_job(job, inputs, lambda *given: on_slurm(*given, tasks=1, device="cpu", options=LOCAL))
+    assert [outcome.error for outcome in again] == [None] * len(inputs)
+    assert [outcome.name for outcome in again if not outcome.earlier] == [outcome.name for outcome in failed]
+    here = make_job(blob_run, tmp_path / "here")
+    for ours, theirs in zip(run_job(here, inputs, in_this_process), again, strict=True):
+        assert np.array_equal(read_label(ours.output).array, read_label(theirs.output).array)
+    assert (tmp_path / "out" / LOGS).is_dir()
+
+
+@pytest.mark.slow
+def test_a_task_that_fails_names_its_log(submitit, inputs, tmp_path):
+    outcomes = run_job(make_job(tmp_path / "no run", tmp_path / "out"), inputs[:1], two_tasks)
+    for outcome in outcomes:
+        log = Path(outcome.error.partition("(")[2].partition(")")[0])
+        assert "no run: not a run folder" in log.read_text()
+
+
+def test_a_part_that_is_queued_again_is_the_same_part(submitit, inputs, tmp_path):
+    part = Part(make_job(tmp_path, tmp_path / "out"), tuple(inputs), "cpu")
+    assert part.checkpoint().function == part
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({}, "--cluster slurm: .*srun"),
+        ({"cluster": "local", "partition": "gpu"}, "--cluster slurm: .*partition"),
+        ({"cluster": "cloud"}, "--cluster slurm: .*cloud"),
+    ],
+)
+def test_what_submitit_refuses_is_one_line(submitit, inputs, tmp_path, options, line, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no SLURM
+    with pytest.raises(ConfigError, match=line) as refused:
+        run_job(
+            make_job(tmp_path, tmp_path / "out"),
+            inputs,
+            lambda *given: on_slurm(*given, tasks=1, device=None, options=options),
+        )
+    assert "\n" not in str(refused.value)
+
+
+def test_without_the_extra(monkeypatch, inputs, tmp_path):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(ConfigError, match=r"pip install 'sam2-3dmed\[slurm\]'"):
+        run_job(make_job(tmp_path, tmp_path / "out"), inputs, two_tasks)
+
+
+def test_options_of_the_command_line():
+    assert parse_options(["slurm_partition=gpu", "timeout_min=240", "slurm_comment=a=b"]) == {
+        "slurm_partition": "gpu",
+        "timeout_min": 240,
+        "slurm_comment": "a=b",
+    }
+    assert parse_options([]) == {}
+
+
+@pytest.mark.parametrize("text", ["gpu", "=3", "timeout_min="])
+def test_options_of_another_form(text):
+    with pytest.raises(ConfigError, match="expected KEY=VALUE"):
+        parse_options([text])

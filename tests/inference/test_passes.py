@@ -1,0 +1,70 @@
+"""One way to the logits of a stack, whatever the mode: every slice once, no gradients, nothing left behind."""
+
+from itertools import product
+
+import numpy as np
+import pytest
+import torch
+
+from sam2_3dmed.inference.passes import PassOptions, slice_logits
+
+ALL = list(product(["windows", "stream"], ["forward", "backward", "both"]))
+
+
+def stack(depth, seed=0):
+    return np.random.default_rng(seed).random((depth, 1, 20, 30), dtype=np.float32)
+
+
+@pytest.mark.parametrize(("mode", "direction"), ALL)
+@pytest.mark.parametrize("depth", [1, 7])
+def test_every_slice_comes_once_without_a_graph(network, mode, direction, depth):
+    options = PassOptions(3, mode=mode, direction=direction)
+    found = dict(slice_logits(network, stack(depth), options))
+    assert sorted(found) == list(range(depth))
+    for logits in found.values():
+        assert logits.shape == (2, 16, 16)
+        assert not logits.requires_grad
+        assert logits.isfinite().all()
+
+
+def test_the_readers_mode_is_left_alone(network):
+    for _ in slice_logits(network, stack(3), PassOptions(3)):
+        assert not torch.is_inference_mode_enabled()
+        assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_a_stack_of_one_window_is_the_same_in_both_modes(network, direction):
+    one, other = (
+        dict(slice_logits(network, stack(4), PassOptions(6, mode=mode, direction=direction)))
+        for mode in ("windows", "stream")
+    )
+    for index in range(4):
+        torch.testing.assert_close(one[index], other[index], atol=1e-4, rtol=1e-4)
+
+
+class OnDemand:
+    """Slices that exist only when asked for."""
+
+    def __init__(self, array):
+        self.array = array
+        self.shape = array.shape
+        self.most = 0
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, which):
+        part = self.array[which].copy()
+        self.most = max(self.most, len(part))
+        return part
+
+
+@pytest.mark.parametrize(("mode", "direction"), ALL)
+def test_slices_may_be_made_on_demand(network, mode, direction):
+    options = PassOptions(3, mode=mode, direction=direction)
+    slices = OnDemand(stack(12))
+    found = dict(slice_logits(network, slices, options))
+    assert slices.most <= 3 if mode == "stream" else slices.most < 12
+    expected = dict(slice_logits(network, slices.array, options))
+    assert all(torch.equal(found[index], expected[index]) for index in range(12))

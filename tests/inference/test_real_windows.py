@@ -1,0 +1,66 @@
+"""Windows through a network that is one: what a batch may not change, and a batch that truly does not fit."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from sam2_3dmed.inference.forward import Forward
+from sam2_3dmed.inference.windows import window_logits
+
+
+class TestRealNetwork:
+    @pytest.mark.parametrize("depth", [1, 3, 7])
+    def test_batches_change_nothing(self, network, depth):
+        slices = np.random.default_rng(0).random((depth, 1, 20, 30), dtype=np.float32)
+        one, many = (self._run(network, slices, batch_size) for batch_size in (1, 5))
+        assert one.shape == (depth, 2, 16, 16)
+        torch.testing.assert_close(many, one, atol=1e-4, rtol=1e-4)
+
+    def test_one_window_is_the_network_itself(self, network):
+        slices = np.random.default_rng(1).random((3, 1, 20, 30), dtype=np.float32)
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(slices).unsqueeze(0)).segmentation[0].transpose(0, 1)
+        found = self._run(network, slices, 1, direction="forward", window_slices=8)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+    @staticmethod
+    def _run(network, slices, batch_size, direction="both", window_slices=4):
+        with torch.inference_mode():
+            found = window_logits(
+                Forward(network, slices),
+                window_slices=window_slices,
+                overlap=0.5,
+                direction=direction,
+                batch_size=batch_size,
+            )
+            return torch.stack([logits for _, logits in found])
+
+
+UNDER_A_LIMIT = """
+import logging, resource, sys
+import numpy as np, torch
+from sam2_3dmed.inference.passes import PassOptions, slice_logits
+from sam2_3dmed.model.build import build_network
+logging.basicConfig(level=logging.WARNING, format="%(message)s")
+torch.manual_seed(0)
+torch.set_num_threads(1)
+network = build_network(size="nano", image_size=64, num_classes=2, srpp=False, boundary=False).eval()
+slices = np.random.default_rng(0).random((60, 1, 20, 30), dtype=np.float32)
+def run(batch_size):
+    options = PassOptions(6, direction="forward", batch_size=batch_size)
+    return torch.stack([logits for _, logits in slice_logits(network, slices, options)])
+expected = run(1)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 5 * 2**20,) * 2)
+torch.testing.assert_close(run(1000), expected, atol=1e-4, rtol=1e-4)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v works on Linux")
+def test_a_batch_beyond_a_real_limit_of_memory_goes_on_one_by_one():
+    answer = subprocess.run([sys.executable, "-c", UNDER_A_LIMIT], capture_output=True, text=True, check=False)
+    assert answer.stderr.strip() == "a batch of 19 windows does not fit in memory: going on one by one"
+    assert answer.returncode == 0

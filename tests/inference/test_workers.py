@@ -1,0 +1,110 @@
+"""A job on one machine: the same masks from any number of processes, and none lost with a process."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sam2_3dmed.errors import ConfigError, WeightsError
+from sam2_3dmed.inference.cohort import Results
+from sam2_3dmed.inference.inputs import find_inputs
+from sam2_3dmed.inference.job import Job, run_job
+from sam2_3dmed.inference.manifest import Manifest, Provenance
+from sam2_3dmed.inference.workers import assign_devices, in_processes, in_this_process, limit_threads
+from sam2_3dmed.volume.nifti import read_label
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "devices"),
+    [
+        (None, None, [None]),
+        (None, 3, [None] * 3),
+        ("cpu", 2, ["cpu", "cpu"]),
+        ("cuda:0,cuda:1", None, ["cuda:0", "cuda:1"]),
+        ("cuda:0, cuda:1", 4, ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]),
+        ("cuda:0,cuda:2,cuda:3", 3, ["cuda:0", "cuda:2", "cuda:3"]),
+    ],
+)
+def test_a_device_a_worker(device, workers, devices):
+    assert assign_devices(device, workers) == devices
+
+
+def test_fewer_workers_than_devices():
+    with pytest.raises(ConfigError, match="--workers 1: 2 devices need as many workers"):
+        assign_devices("cuda:0,cuda:1", 1)
+
+
+def test_threads_become_fewer_only():
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        limit_threads(8)
+        assert torch.get_num_threads() == 3
+        limit_threads(1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def inputs(blobs):
+    return find_inputs([blobs / "imagesTr"], 1)
+
+
+def make_job(run: Path, folder: Path) -> Job:
+    return Job(run, Results(folder, manifest=Manifest(folder, Provenance(str(run), "0"))), {"direction": "forward"})
+
+
+@pytest.fixture(scope="module")
+def expected(blobs, blob_run, tmp_path_factory):
+    """Of each case, what one process predicts."""
+    job = make_job(blob_run, tmp_path_factory.mktemp("here"))
+    outcomes = run_job(job, find_inputs([blobs / "imagesTr"], 1), in_this_process)
+    masks = {outcome.name: read_label(outcome.output).array for outcome in outcomes}
+    assert any(len(np.unique(mask)) > 1 for mask in masks.values()), "all empty: nothing to compare"
+    return masks
+
+
+def check(outcomes, expected):
+    assert [outcome.error for outcome in outcomes] == [None] * len(expected)
+    for outcome in outcomes:
+        assert np.array_equal(read_label(outcome.output).array, expected[outcome.name])
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_in_mid_run_loses_nothing(inputs, blob_run, expected, tmp_path):
+    """Two workers on two devices; as the first case is noted, its worker is killed from outside."""
+    job, killed = make_job(blob_run, tmp_path / "out"), []
+
+    def kill_the_first() -> None:
+        deadline = time.monotonic() + 120
+        while not killed and time.monotonic() < deadline:
+            for pid in pids(job)[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+            time.sleep(0.001)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    outcomes = run_job(job, inputs, lambda *given: in_processes(*given, devices=["cpu", "cpu:0"]))
+    killer.join()
+    assert killed
+    check(outcomes, expected)
+    assert len(set(pids(job)) - set(killed)) >= 1
+    assert run_job(job, inputs, in_processes)[0].earlier
+
+
+def pids(job: Job) -> list[int]:
+    return [int(line["worker"].rpartition(":")[2]) for line in job.results.manifest.lines()]
+
+
+def test_a_model_that_cannot_be_loaded_is_one_error(inputs, tmp_path):
+    job = make_job(tmp_path / "no run", tmp_path / "out")
+    with pytest.raises(WeightsError, match="no run: not a run folder"):
+        run_job(job, inputs, lambda *given: in_processes(*given, devices=["cpu"]))
