@@ -5,16 +5,19 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check bench clean
+.PHONY: help demo test test-long check bench clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 
 demo: $(VENV)/.installed ## make a phantom data set, train on it, predict and evaluate, all in demo/
 	$(BIN)/sam2-3dmed demo
 
-test: $(VENV)/.installed-test ## run all tests
+test: $(VENV)/.installed-test ## run the tests
 	$(BIN)/python -m pytest
+
+test-long: $(VENV)/.installed-test ## run the tests that take minutes each: clusters, dying workers, compiling, learning
+	$(BIN)/python -m pytest -m long
 
 check: $(VENV)/.installed-dev ## style, types, and whether the installed packages fit together
 	@$(BIN)/python -c "import importlib.util as u; raise SystemExit(u.find_spec('torchvision') is not None)" || \

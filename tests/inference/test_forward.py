@@ -98,7 +98,7 @@ def test_compiling_without_a_compiler_is_one_line(network: SAM2For3dMed, monkeyp
     assert network.encoder.vision_encoder._compiled_call_impl is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_what_is_compiled_gives_the_same(monkeypatch):
     """Each part is one graph; the C++ made of it, which takes minutes, is benchmarks/video_model.py's."""

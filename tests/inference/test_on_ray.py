@@ -45,7 +45,7 @@ def pids(job: Job) -> list[int]:
     return [int(line["worker"].rpartition(":")[2]) for line in job.results.manifest.lines()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_is_killed_in_mid_run_loses_nothing(cluster, blobs, blob_run, tmp_path):
     inputs = find_inputs([blobs / "imagesTr"], 1)[:8]
     job, killed = make_job(blob_run, tmp_path / "out"), []
@@ -85,7 +85,7 @@ class Deadly(Job):
         return predictor
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_case_that_kills_twice_is_told_and_costs_only_itself(cluster, tmp_path, monkeypatch):
     """All paths are relative to a folder in which the cluster was not started."""
     monkeypatch.chdir(tmp_path)

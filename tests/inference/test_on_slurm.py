@@ -44,7 +44,7 @@ def pids(job: Job) -> list[int]:
     return [int(line["worker"].rpartition(":")[2]) for line in job.results.manifest.lines()]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_task_that_is_killed_is_finished_by_asking_again(submitit, inputs, blob_run, tmp_path):
     job, killed, seen = make_job(blob_run, tmp_path / "out"), [], []
 
@@ -76,7 +76,7 @@ def test_a_task_that_is_killed_is_finished_by_asking_again(submitit, inputs, blo
     assert (tmp_path / "out" / LOGS).is_dir()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_task_that_fails_names_its_log(submitit, inputs, tmp_path):
     outcomes = run_job(make_job(tmp_path / "no run", tmp_path / "out"), inputs[:1], two_tasks)
     for outcome in outcomes:

@@ -77,7 +77,7 @@ def check(outcomes, expected):
         assert np.array_equal(read_label(outcome.output).array, expected[outcome.name])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_worker_that_is_killed_in_mid_run_loses_nothing(inputs, blob_run, expected, tmp_path):
     """Two workers on two devices; as the first case is noted, its worker is killed from outside."""
     job, killed = make_job(blob_run, tmp_path / "out"), []

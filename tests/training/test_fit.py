@@ -93,7 +93,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not(
     assert not torch.equal(*weights)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_and_keeps_the_best(prepared: tuple, quick: Quick, tmp_path: Path) -> None:
     config = quick("training.epochs=8", "training.windows_per_epoch=24", "training.batch_size=4")
     _, result = run(prepared, config, tmp_path)
