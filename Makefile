@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# A process a core; each test file's fixtures are made about once, since a process takes neighbouring tests.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DELETE_ON_ERROR:
@@ -14,10 +16,10 @@ demo: $(VENV)/.installed ## make a phantom data set, train on it, predict and ev
 	$(BIN)/sam2-3dmed demo
 
 test: $(VENV)/.installed-test ## run the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-long: $(VENV)/.installed-test ## run the tests that take minutes each: clusters, dying workers, compiling, learning
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
 
 check: $(VENV)/.installed-dev ## style, types, and whether the installed packages fit together
 	@$(BIN)/python -c "import importlib.util as u; raise SystemExit(u.find_spec('torchvision') is not None)" || \

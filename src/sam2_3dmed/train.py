@@ -32,7 +32,8 @@ from sam2_3dmed.runs import (
     remember_data,
     save_model,
 )
-from sam2_3dmed.training.fit import fit, seed_everything, use_bf16
+from sam2_3dmed.training.fit import fit
+from sam2_3dmed.training.trainer import seed_everything, use_bf16
 
 SPLIT_FILE = "split.json"
 _CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST}

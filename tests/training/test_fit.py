@@ -18,8 +18,9 @@ from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.first_weights import make_model
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.runs import make_predictor
-from sam2_3dmed.training.fit import FitResult, fit, seed_everything, use_bf16
+from sam2_3dmed.training.fit import FitResult, fit
 from sam2_3dmed.training.module import TrainingModule
+from sam2_3dmed.training.trainer import seed_everything
 
 Quick = Callable[..., RunConfig]
 
@@ -159,10 +160,3 @@ def test_ctrl_c_is_an_interruption(
     with pytest.raises(KeyboardInterrupt):
         run(prepared, quick(), tmp_path)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_bf16_is_chosen_by_hand_or_by_the_processor() -> None:
-    assert use_bf16("bf16", "cpu")
-    assert not use_bf16("32", "cpu")
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    assert use_bf16("auto", "cpu") == fast

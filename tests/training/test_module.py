@@ -1,6 +1,4 @@
-"""The schedule by hand; that a batch of unequal windows weighs every window alike."""
-
-import math
+"""That a batch of unequal windows weighs every window alike; single slices, then windows."""
 
 import pytest
 import torch
@@ -11,26 +9,8 @@ from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.training.losses import TotalLoss
-from sam2_3dmed.training.module import TrainingModule, learning_rate_factor
+from sam2_3dmed.training.module import TrainingModule
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
-
-
-@pytest.mark.parametrize(
-    ("step", "warmup", "final", "expected"),
-    [
-        (0, 0.0, 0.1, 1.0),
-        (50, 0.0, 0.1, 0.55),
-        (100, 0.0, 0.1, 0.1),
-        (250, 0.0, 0.1, 0.1),  # beyond the end it stays there
-        (25, 0.0, 0.0, 0.5 * (1 + math.cos(math.pi / 4))),
-        (0, 0.1, 1.0, 0.1),
-        (4, 0.1, 1.0, 0.5),
-        (9, 0.1, 1.0, 1.0),
-        (60, 0.1, 1.0, 1.0),
-    ],
-)
-def test_learning_rate(step: int, warmup: float, final: float, expected: float) -> None:
-    assert learning_rate_factor(step, 100, warmup, final) == pytest.approx(expected)
 
 
 def make_module(single_slice_fraction: float = 0, window_rate: float = 1) -> TrainingModule:
@@ -103,11 +83,3 @@ def test_then_windows_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None
     learn(module, monkeypatch, step=15)
     assert all(grad is not None for grad in of_memory(module))
     assert all(p.grad is not None for p in module.network.encoder.parameters())
-
-
-def test_each_part_of_the_run_has_its_own_schedule() -> None:
-    module = make_module(single_slice_fraction=0.8, window_rate=0.25)  # 15 steps, then 5
-    rate = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
-    assert [rate(step) for step in range(15)] == [learning_rate_factor(step, 15, 0.05, 0.1) for step in range(15)]
-    windows = [0.25 * learning_rate_factor(step, 5, 0.05, 0.1) for step in range(5)]
-    assert [rate(15 + step) for step in range(5)] == windows

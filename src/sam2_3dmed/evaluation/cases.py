@@ -73,7 +73,8 @@ class Evaluation:
     def write(self, folder: str | Path) -> None:
         """Write cases.csv, cases.json (a row per case and class) and summary.json, each whole or not at all.
 
-        Cases that have rows of `paper_style` also give paper_style.csv. Every file says how its numbers were made.
+        Cases that have rows of `paper_style` also give paper_style.csv; without them one of an earlier evaluation goes,
+        since it would stand beside numbers of other masks. Every file says how its numbers were made.
         folder: made if it is not there.
         Raises: DataError if a file cannot be written.
         """
@@ -101,6 +102,8 @@ class Evaluation:
         ]
         if paper_records:
             write_text(Path(folder) / "paper_style.csv", _csv(paper_records))
+        else:
+            (Path(folder) / "paper_style.csv").unlink(missing_ok=True)
 
 
 def evaluate_cases(

@@ -1,6 +1,5 @@
 """The training step, the optimiser and the validation of whole volumes, for Lightning."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.training.losses import LossTerms, TotalLoss
+from sam2_3dmed.training.optimizer import make_optimizer, make_schedule
 from sam2_3dmed.training.targets import class_masks
 
 MONITORED = "validation/dice"
@@ -92,23 +92,10 @@ class TrainingModule(lightning.LightningModule):
         self.log(MONITORED, float(per_class.mean()), prog_bar=True)
 
     def configure_optimizers(self) -> Any:
-        """AdamW; the rate rises linearly, then falls as a cosine to a fraction of itself (appendix B)."""
-        trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=self.config.learning_rate, weight_decay=self.config.weight_decay, fused=True
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate_factor)
+        """AdamW over all that trains, with the schedule of each part of the run (appendix B)."""
+        optimizer = make_optimizer(self.network, self.config)
+        schedule = make_schedule(optimizer, self.config, self.single_slice_steps, self.window_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _rate_factor(self, step: int) -> float:
-        """The epochs of single slices and those of windows each have a schedule of their own."""
-        if step < self.single_slice_steps:
-            scale, total = 1.0, self.single_slice_steps
-        else:
-            scale, total, step = self.config.window_rate, self.window_steps, step - self.single_slice_steps
-        return scale * learning_rate_factor(
-            step, total, self.config.warmup_fraction, self.config.final_learning_rate_fraction
-        )
 
     def _terms(self, windows: Windows, share: float) -> LossTerms:
         if self.sees_single_slices:
@@ -116,11 +103,3 @@ class TrainingModule(lightning.LightningModule):
         masks = class_masks(windows.labels, len(self.predictor.labels))
         terms = self.loss(self.network(windows.slices), masks, windows.positions)
         return LossTerms(*(term * share for term in terms))
-
-
-def learning_rate_factor(step: int, total_steps: int, warmup_fraction: float, final_fraction: float) -> float:
-    """What the learning rate is multiplied with at a step, 0 to `total_steps`."""
-    warmup = warmup_fraction * total_steps
-    rise = min(1.0, (step + 1) / warmup) if warmup >= 1 else 1.0
-    progress = min(1.0, step / max(total_steps, 1))
-    return rise * (final_fraction + (1 - final_fraction) * 0.5 * (1 + math.cos(math.pi * progress)))
