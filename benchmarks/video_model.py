@@ -1,13 +1,18 @@
 """Slices per second beside transformers' own `Sam2VideoModel`, on the same slices with the same weights, in one run.
 
-    python benchmarks/video_model.py [--size tiny] [--image-size 512] [--slices 24] [--threads 1] [--repeats 3]
+    python benchmarks/video_model.py [--size tiny] [--image-size 512] [--slices 24] [--threads 1] [--gain 0.85]
+    python benchmarks/video_model.py --weights facebook/sam2.1-hiera-tiny                    (or a folder, or a .pt)
 
 Both track one class through all slices, forward, without a prompt: theirs with its session and its memories, ours as
-`slice_logits` in stream mode, without SRPP and BD. Weights are random, from a Hugging Face folder that both load; the
-object score's bias is 10, so that theirs gates nothing, and of theirs masks the single one is taken, as ours does.
+`slice_logits` in stream mode, without SRPP and BD. Weights are random or given, the same for both; the object score is
+10 throughout, so that theirs gates nothing, and of theirs masks the single one is taken, as ours does.
 Theirs get the slices resized and normalised; ours do that themselves. The sides take turns slice by slice; two slices
 of each run before, untimed. Seconds are the process's CPU seconds with one thread (other work on the machine disturbs
 them least), else of the clock. Dice is that of the masks, mean over the slices in which theirs is not empty.
+
+Theirs keeps memories in bf16. How far that carries is a matter of the weights: `--gain` is the standard deviation of
+random ones, 1 for as much signal behind a layer as before it. So the masks are compared with theirs a second time,
+untimed, with its memories left in float32: what is left then is ours.
 """
 
 import argparse
@@ -17,15 +22,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 
 
-def make_weights(size: str, image_size: int, folder: Path) -> Any:
-    """Upstream's model with weights of a trained one's scale, saved in `folder`."""
+def their_model(size: str, image_size: int) -> Any:
+    """Upstream's, so that it gates nothing and gives the single mask."""
     from transformers import Sam2VideoModel
 
     from sam2_3dmed.model.sizes import SIZES, sam2_config
@@ -33,20 +38,28 @@ def make_weights(size: str, image_size: int, folder: Path) -> Any:
     config = sam2_config(SIZES[size], image_size)
     config.multimask_output_in_sam = False
     config.mask_decoder_config.dynamic_multimask_via_stability = False
+    return Sam2VideoModel._from_config(config, attn_implementation="sdpa").eval()
+
+
+@torch.no_grad()
+def make_weights(model: Any, gain: float) -> None:
+    """Random ones."""
     torch.manual_seed(0)
-    model = Sam2VideoModel._from_config(config, attn_implementation="sdpa").eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "layer_norm" in name:
-                continue
-            fan_in = parameter[0].numel() if parameter.dim() > 1 else 100
-            # A gain of 0.85: at 1 a difference of 0.01 becomes one of 3 within eight slices.
-            torch.nn.init.normal_(parameter, std=0.4 if "embed" in name or "token" in name else 0.85 * fan_in**-0.5)
-        model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(10)
-        shared = model.shared_image_embedding.positional_embedding
-        model.prompt_encoder.shared_embedding.positional_embedding.copy_(shared)
-    model.save_pretrained(folder)
-    return model
+    for name, parameter in model.named_parameters():
+        if "layer_norm" in name:
+            continue
+        fan_in = parameter[0].numel() if parameter.dim() > 1 else 100
+        torch.nn.init.normal_(parameter, std=0.4 if "embed" in name or "token" in name else gain * fan_in**-0.5)
+
+
+@torch.no_grad()
+def finish(model: Any) -> None:
+    """What random weights and given ones have in common."""
+    score = model.mask_decoder.pred_obj_score_head.proj_out
+    score.weight.zero_()
+    score.bias.fill_(10)
+    shared = model.shared_image_embedding.positional_embedding
+    model.prompt_encoder.shared_embedding.positional_embedding.copy_(shared)
 
 
 def make_slices(count: int, size: int) -> np.ndarray:
@@ -69,6 +82,26 @@ def their_side(model: Any, prepared: torch.Tensor) -> Iterator[torch.Tensor]:
         session.obj_with_new_inputs = [1] if index == 0 else []
         with torch.inference_mode():
             yield model(session, frame_idx=index).pred_masks[0, 0]
+
+
+@contextmanager
+def memories_in_float32(model: Any) -> Iterator[None]:
+    """Have theirs remember what its memory encoder gives, not what bf16 leaves of it."""
+    found: list[torch.Tensor] = []
+    encode = model._encode_new_memory
+
+    def keep(module: Any, given: Any, output: Any) -> None:
+        found[:] = [output[0].clone()]
+
+    def exact(**inputs: Any) -> tuple[torch.Tensor, Any]:
+        _, position = encode(**inputs)
+        return found[0].flatten(2).permute(2, 0, 1), position
+
+    hook = model.memory_encoder.register_forward_hook(keep)
+    model._encode_new_memory = exact
+    yield
+    hook.remove()
+    del model._encode_new_memory
 
 
 def our_side(network: Any, slices: np.ndarray, **changes: bool) -> Iterator[torch.Tensor]:
@@ -112,6 +145,8 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--weights", help="SAM2's, instead of random ones: a hub id, a folder, or a .pt of Meta's")
+    parser.add_argument("--gain", type=float, default=0.85)
     parser.add_argument("--no-bf16", action="store_true", help="leave out the bf16 row")
     parser.add_argument("--compile", action="store_true", help="also ours compiled, whose compilation is timed apart")
     arguments = parser.parse_args()
@@ -120,9 +155,16 @@ def main() -> None:
     from sam2_3dmed.model.weights import load_sam2, read_sam2
 
     torch.set_num_threads(arguments.threads)
-    size, image_size = arguments.size, arguments.image_size
+    given = read_sam2(arguments.weights) if arguments.weights else None
+    size, image_size = given.size if given else arguments.size, arguments.image_size
+    model = their_model(size, image_size)
+    if given:
+        model.load_state_dict(given.state, strict=False)  # the position code's twin is missing
+    else:
+        make_weights(model, arguments.gain)
+    finish(model)
     with tempfile.TemporaryDirectory() as folder:
-        model = make_weights(size, image_size, Path(folder))
+        model.save_pretrained(folder)
         weights = read_sam2(folder)
     network = build_network(size=size, image_size=image_size, num_classes=1, srpp=False, boundary=False).eval()
     load_sam2(network, weights)
@@ -147,21 +189,27 @@ def main() -> None:
         passed, logits = in_turns({name: side(arguments.slices) for name, side in sides.items()}, clock)
         for name in sides:
             seconds[name].append(passed[name])
+    with memories_in_float32(model):
+        exact = torch.stack(list(their_side(model, prepared)))
     theirs, their_seconds = logits["transformers, fp32"], seconds["transformers, fp32"]
     fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     print(
         f"{size}, {image_size} px, {arguments.slices} slices, {arguments.threads} thread(s), load "
         f"{os.getloadavg()[0]:.1f}; bf16 instructions: {'yes' if fast else 'no'}; "
-        f"foreground {(theirs > 0).float().mean():.2f}"
+        f"{arguments.weights or f'random weights of gain {arguments.gain}'}; "
+        f"foreground {(theirs > 0).float().mean():.2f}; standard deviation of a logit {theirs.std():.2f}"
     )
     for name, passed in seconds.items():
         ratios = [their / our for their, our in zip(their_seconds, passed, strict=True)]
         print(
             f"{name:20} {arguments.slices / statistics.median(passed):6.2f} slices/s   "
             f"{statistics.median(ratios):5.2f} times theirs ({min(ratios):.2f} to {max(ratios):.2f})   "
-            f"Dice with theirs {dice(logits[name], theirs):.4f}   "
-            f"largest difference of a logit {(logits[name] - theirs).abs().max():.3f} of {theirs.std():.2f} (std)"
+            f"{agreement(logits[name], theirs)}   with its memories in float32: {agreement(logits[name], exact)}"
         )
+
+
+def agreement(one: torch.Tensor, other: torch.Tensor) -> str:
+    return f"Dice {dice(one, other):.4f}, largest difference {(one - other).abs().max():.2g}"
 
 
 if __name__ == "__main__":

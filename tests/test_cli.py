@@ -17,7 +17,7 @@ from sam2_3dmed.volume.volume import Volume, same_grid
 
 QUICK = ["model.size=nano", "model.image_size=64", "window_slices=3", "training.epochs=1"]
 QUICK += ["training.windows_per_epoch=2", "training.batch_size=2", "training.validate_every=1", "training.workers=0"]
-COMMANDS = ["demo", "fingerprint", "train", "predict", "evaluate", "compare", "report"]
+COMMANDS = ["demo", "fingerprint", "train", "find-rate", "predict", "evaluate", "compare", "report"]
 
 
 def run(

@@ -12,8 +12,8 @@ from sam2_3dmed.errors import DataError
 LINE = re.compile(r"^demo: mean_dice=(\d\.\d{4}) min_class_dice=(\d\.\d{4}) threshold_dice=(\d\.\d{4}) seconds=(\d+)$")
 
 
-def small_recipe(max_minutes: float | None = None) -> RunConfig:
-    config = demo_recipe(max_minutes)
+def small_recipe(minutes: float | None = None) -> RunConfig:
+    config = demo_recipe(minutes)
     training = {"epochs": 1, "windows_per_epoch": 2, "batch_size": 2, "validate_every": 1, "workers": 0}
     return config.model_copy(
         update={

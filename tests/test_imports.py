@@ -12,6 +12,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src" / "sam2_3dmed"
 BELOW_RUNS = {
     "atomic",
     "errors",
+    "termination",
     "crew",
     "pool",
     "volume",
@@ -35,7 +36,8 @@ MAY_IMPORT = {
     "model": {"errors"},
     "data": {"atomic", "errors", "pool", "config", "volume"},
     "inference": {"atomic", "errors", "crew", "pool", "model", "volume", "dicom"},
-    "training": {"atomic", "errors", "config", "volume", "data", "model", "inference", "evaluation"},
+    "termination": set(),
+    "training": {"atomic", "errors", "termination", "config", "volume", "data", "model", "inference", "evaluation"},
     "runs": BELOW_RUNS,
     "report": {"atomic", "errors", "volume", "config", "data", "evaluation", "inference", "runs"},
     "export": {"atomic", "errors", "volume", "data", "model", "inference", "runs"},
@@ -43,8 +45,11 @@ MAY_IMPORT = {
     "prepare": {"atomic", "errors", "volume", "dicom"},
     "train": BELOW_RUNS | {"runs", "first_weights"},
     "demo": BELOW_RUNS | {"runs", "report", "train"},
-    "cli": BELOW_RUNS | {"runs", "report", "train", "demo", "prepare", "cli_inference", "cli_export", "cli_evaluation"},
+    "cli": BELOW_RUNS
+    | {"runs", "report", "train", "demo", "prepare"}
+    | {"termination", "cli_inference", "cli_training", "cli_export", "cli_evaluation"},
     "cli_inference": {"errors", "pool", "dicom", "inference", "runs", "cli_evaluation"},
+    "cli_training": {"errors", "config", "train", "cli_evaluation"},
     "cli_export": {"export", "cli_evaluation"},
     "cli_evaluation": {"errors", "pool", "evaluation", "report"},
     "__main__": {"cli"},

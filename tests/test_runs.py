@@ -67,6 +67,14 @@ def test_options_go_where_they_belong(run: Path) -> None:
     assert predictor.post == PostProcessing(fill_holes=("organ 2",), min_volume_ml=0.5)
 
 
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_where_it_is_fast_unless_told(run: Path, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.setattr("sam2_3dmed.runs.bf16_is_fast", lambda device: fast)
+    assert load_predictor(run, device="cpu").passes.bf16 == fast
+    for told in (True, False):
+        assert load_predictor(run, device="cpu", bf16=told).passes.bf16 == told
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

@@ -67,9 +67,10 @@ def test_the_run_folder_holds_what_it_should(run: Path, data: Path) -> None:
         "data.json",
         "log.txt",
         "tensorboard",
+        "pictures",
         "checkpoints",
     }
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "step-00000001.ckpt"}
     assert "validation Dice" in (run / "log.txt").read_text()
     record = RunRecord.read(run)
     assert record.plan.labels == {1: "bright", 3: "dark"}

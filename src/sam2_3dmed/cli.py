@@ -8,11 +8,13 @@ from typing import Annotated
 import typer
 
 from sam2_3dmed.cli_evaluation import commands as evaluation
-from sam2_3dmed.cli_evaluation import examples, summary_text
+from sam2_3dmed.cli_evaluation import examples
 from sam2_3dmed.cli_export import commands as exporting
 from sam2_3dmed.cli_inference import commands as inference
 from sam2_3dmed.cli_inference import end_with
-from sam2_3dmed.errors import ConfigError, DataError, UserError
+from sam2_3dmed.cli_training import commands as training
+from sam2_3dmed.errors import DataError, UserError
+from sam2_3dmed.termination import EXIT_STATUS, Terminated
 
 app = typer.Typer(
     help="SAM2-3dMed: SAM2 as a prompt-free segmenter of 3D medical volumes. Not for clinical use.",
@@ -29,13 +31,13 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
     minutes: Annotated[
         float | None,
-        typer.Option(help="Stop training after this long instead of after the full demo.", min=0.1),
+        typer.Option(help="Train this long instead of as long as the full demo.", min=0.1),
     ] = None,
 ) -> None:
     """Make a phantom data set, train the nano model from scratch on it, predict, evaluate, draw; no download."""
     from sam2_3dmed.demo import run_demo
 
-    typer.echo(run_demo(out, max_minutes=minutes).last_line())
+    typer.echo(run_demo(out, minutes=minutes).last_line())
 
 
 @app.command(
@@ -76,59 +78,6 @@ def fingerprint(
 
 @app.command(
     epilog=examples(
-        "sam2-3dmed train Task09_Spleen --out runs/spleen --test",
-        "sam2-3dmed train Task09_Spleen --weights sam2.1_hiera_tiny.pt --recipe paper",
-        "sam2-3dmed train Task09_Spleen --weights none --set training.epochs=20 --set model.size=nano",
-        "sam2-3dmed train Task09_Spleen --out runs/spleen --resume",
-    )
-)
-def train(
-    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, or a folder with images/ and labels/.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Run folder; without it runs/NAME of the data.")
-    ] = None,
-    recipe: Annotated[
-        str, typer.Option(help="auto, paper or scratch, with +ablation if wanted (paper+without_srpp), or a YAML file.")
-    ] = "auto",
-    weights: Annotated[
-        str,
-        typer.Option(help="auto (SAM2.1 tiny from the hub), hub id, HF folder, Meta .pt, none, or a run of ours."),
-    ] = "auto",
-    plan: Annotated[
-        Path | None, typer.Option(help="Plan YAML from `fingerprint`, instead of the proposed one.")
-    ] = None,
-    fold: Annotated[str | None, typer.Option(help="i/n: fold i of n is the test set, instead of the 20%.")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="One option of the recipe, section.key=value; may be repeated."),
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, as it began.")] = False,
-    test: Annotated[bool, typer.Option("--test", help="Predict and evaluate the test set when training ends.")] = False,
-) -> None:
-    """Fine-tune on a folder of labelled volumes; leaves a run folder that predict, report and compare read."""
-    from sam2_3dmed.config import read_recipe, with_settings
-
-    given = {"--recipe": recipe != "auto", "--weights": weights != "auto"}
-    given |= {"--plan": bool(plan), "--fold": bool(fold), "--set": bool(settings)}
-    if resume and any(given.values()):
-        ignored = ", ".join(option for option, value in given.items() if value)
-        raise ConfigError(f"--resume goes on as the run began; it takes no {ignored}")
-    if "without_pretraining" in recipe and weights != "none":
-        raise ConfigError(f"--recipe {recipe}: without pre-training means --weights none")
-    config = with_settings(read_recipe(recipe, from_scratch=weights == "none"), settings or [])
-    chosen_fold = _fold(fold)
-
-    from sam2_3dmed.train import TrainRequest, test_run, train_run  # seconds of imports, so mistakes come first
-
-    request = TrainRequest(data, out, config=config, weights=weights, plan=plan, fold=chosen_fold, resume=resume)
-    folder = train_run(request)
-    typer.echo(f"Model: {folder}")
-    if test:
-        typer.echo(summary_text(test_run(folder, data).summary()))
-
-
-@app.command(
-    epilog=examples(
         "sam2-3dmed prepare studies -o Task91_Sarcoma",
         "sam2-3dmed prepare studies.zip -o Task91_Sarcoma --labels GTV_Mass=1 --labels Edema=2",
     )
@@ -153,16 +102,7 @@ def prepare(
     end_with(made.failures)
 
 
-def _fold(text: str | None) -> tuple[int, int] | None:
-    """`i/n` as numbers, 1 <= i <= n."""
-    if text is None:
-        return None
-    number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise ConfigError(f"--fold {text}: expected i/n with i from 1 to n, such as 1/5")
-    return int(number), int(count)
-
-
+app.add_typer(training)
 app.add_typer(inference)
 app.add_typer(exporting)
 app.add_typer(evaluation)
@@ -180,6 +120,9 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except Terminated:
+        typer.echo("Terminated; train --resume goes on from the last checkpoint.", err=True)
+        sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
         typer.echo("Interrupted; train --resume and predict go on from what is whole.", err=True)
         sys.exit(130)

@@ -32,7 +32,7 @@ Flips = Annotated[
     bool | None, typer.Option("--flips/--no-flips", help="Average with the mirrored slices', at twice the time.")
 ]
 Bf16 = Annotated[
-    bool | None, typer.Option("--bf16/--fp32", help="bf16 is faster on a GPU and on processors that have it.")
+    bool | None, typer.Option("--bf16/--fp32", help="Without either: bf16 where GPU or processor is fast at it.")
 ]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the network first; minutes, which cohorts win back.")]
 Overlap = Annotated[float | None, typer.Option(help="Share of a window the next one repeats.", min=0, max=0.95)]

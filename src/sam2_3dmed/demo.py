@@ -45,16 +45,16 @@ class DemoResult:
         )
 
 
-def demo_recipe(max_minutes: float | None = None) -> RunConfig:
+def demo_recipe(minutes: float | None = None) -> RunConfig:
     """`scratch`, with the nano model and as long as a demo may take."""
     config = scratch()
     epochs = {"epochs": 10, "single_slice_fraction": 0.8, "validate_every": 10}
-    training = config.training.model_copy(update={**epochs, "max_minutes": max_minutes})
+    training = config.training.model_copy(update={**epochs, "minutes": minutes})
     model = config.model.model_copy(update={"size": "nano", "image_size": 128})  # thin organs: 96 pixels are too few
     return config.model_copy(update={"training": training, "model": model})
 
 
-def run_demo(out: Path, *, num_cases: int = NUM_CASES, max_minutes: float | None = None) -> DemoResult:
+def run_demo(out: Path, *, num_cases: int = NUM_CASES, minutes: float | None = None) -> DemoResult:
     """Run the whole demo below `out`: data/, run/ (with report.html), pictures/.
 
     A run of an earlier demo in the same folder is replaced; the phantoms are kept, since a seed makes the same again.
@@ -72,7 +72,7 @@ def run_demo(out: Path, *, num_cases: int = NUM_CASES, max_minutes: float | None
         shutil.rmtree(folder)
     elif found:
         raise DataError(f"{folder}: holds something that is not a run; choose another --out")
-    train_run(TrainRequest(data, folder, config=demo_recipe(max_minutes), weights="none"))
+    train_run(TrainRequest(data, folder, config=demo_recipe(minutes), weights="none"))
     evaluation = test_run(folder, data)
     logger.info("held-out volumes:\n%s", summary_table(evaluation.summary()))
     threshold = _threshold_dice(data, folder)

@@ -19,3 +19,7 @@ class ConfigError(UserError):
 
 class WeightsError(UserError):
     """Model weights are unusable: not found, or of another model; the message names the keys."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on: its numbers are not finite any more."""

@@ -7,25 +7,61 @@ from pathlib import Path
 import torch
 
 from sam2_3dmed.config import Plan, RunConfig
-from sam2_3dmed.errors import WeightsError
+from sam2_3dmed.errors import ConfigError, WeightsError
+from sam2_3dmed.model.adapt import add_lora, require_lora, train_last_stage
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.sizes import SIZES
 from sam2_3dmed.model.weights import DEFAULT_HUB_ID, Sam2Weights, load_sam2, read_sam2
-from sam2_3dmed.runs import CONFIG_FILE, KIND, MODEL_FILE, ModelSpec, RunRecord, fill_network, read_weights
+from sam2_3dmed.runs import CONFIG_FILE, KIND, MODEL_FILE, ModelSpec, RunRecord, fill_network, read_weights, rebuild
 
 logger = logging.getLogger(__name__)
 
 
 def make_model(config: RunConfig, plan: Plan, weights: str) -> tuple[SAM2For3dMed, RunRecord]:
-    """The network a recipe and a plan ask for, with its first weights, and the record of it.
+    """The network a recipe and a plan ask for, with its first weights, ready to train, and the record of it.
 
     weights: `auto`, a hub id, a Hugging Face folder, a Meta `.pt`, `none`, or one of our run folders.
 
     Raises:
-        WeightsError: weights that cannot be had, or are of another model.
+        WeightsError: weights that cannot be had, or are of another model. ConfigError: as `check_adaptation`.
     """
-    source = DEFAULT_HUB_ID if weights == "auto" else weights
+    check_adaptation(config, weights)
+    network, record = _first_model(config, plan, DEFAULT_HUB_ID if weights == "auto" else weights)
+    _freeze(network, record)
+    return network, record
+
+
+def remake_model(record: RunRecord) -> SAM2For3dMed:
+    """The network of a record, ready to train, with fresh weights: what a checkpoint of that run fits into."""
+    network = rebuild(record)
+    _freeze(network, record)
+    return network
+
+
+def check_adaptation(config: RunConfig, weights: str) -> None:
+    """Raise ConfigError if there is nothing to adapt, or not what adapts it."""
+    how = config.model.adapt
+    if how and weights == "none":
+        raise ConfigError(f"model.adapt {how} adapts a pre-trained encoder, and with --weights none there is none")
+    if how == "lora":
+        require_lora()
+
+
+def _freeze(network: SAM2For3dMed, record: RunRecord) -> None:
+    """Freeze the encoder unless it trains, but for what adapts it."""
+    model = record.recipe.model
+    if record.encoder_trains:
+        return
+    if model.adapt == "lora":
+        add_lora(network.encoder, model.lora_rank)
+    elif model.adapt == "last_stage":
+        train_last_stage(network.encoder)
+    else:
+        network.encoder.freeze()
+
+
+def _first_model(config: RunConfig, plan: Plan, source: str) -> tuple[SAM2For3dMed, RunRecord]:
     if source == "none":
         return _build(config, plan, "none", size=_size_from_scratch(config))
     if (Path(source) / CONFIG_FILE).is_file():
@@ -72,9 +108,7 @@ def _build(
         load_sam2(network, fill)
     trains = model.train_encoder
     if trains is None:
-        trains = base.encoder_trains if base else fill is None
-    if not trains:
-        network.encoder.freeze()
+        trains = model.adapt is None and (base.encoder_trains if base else fill is None)
     return network, RunRecord(
         kind=KIND,
         model=spec,

@@ -3,7 +3,8 @@
 runs/NAME/
   config.yaml  model.safetensors    all that `predict` needs, and it moves between machines
                *.onnx               instead of model.safetensors, in what `export` wrote
-  split.json   curves.csv   log.txt   tensorboard/   checkpoints/
+  split.json   curves.csv   log.txt   tensorboard/   checkpoints/   pictures/
+               schedule.json         what `train --minutes` came to
   data.json                          where the data set was when training began
   predictions/  evaluation/          of the test set, by `train --test`
   report.html  figures/  auxiliary/  by `report`
@@ -31,6 +32,7 @@ from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.model.precision import bf16_is_fast
 
 CONFIG_FILE = "config.yaml"
 MODEL_FILE = "model.safetensors"
@@ -115,11 +117,8 @@ def remembered_data(folder: Path) -> Path | None:
 
 
 def rebuild(record: RunRecord) -> SAM2For3dMed:
-    """The network of a record, with fresh weights: what a checkpoint of that run fits into."""
-    network = build_network(**record.model.model_dump())
-    if not record.encoder_trains:
-        network.encoder.freeze()
-    return network
+    """The network of a record, with fresh weights: what the weights of the finished run fit into."""
+    return build_network(**record.model.model_dump())
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -192,7 +191,7 @@ def make_predictor(network: SAM2For3dMed, record: RunRecord, **options: Any) -> 
 def _load_sam2_3dmed(folder: Path, record: RunRecord, device: torch.device, **options: Any) -> Predictor:
     network = rebuild(record)
     fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
-    return make_predictor(network.to(device).eval(), record, **options)
+    return make_predictor(network.to(device).eval(), record, **{"bf16": bf16_is_fast(device)} | options)
 
 
 def _load_onnx(folder: Path, record: RunRecord, device: str | torch.device | None, **options: Any) -> Predictor:
@@ -221,7 +220,7 @@ def load_predictor(
 ) -> Predictor:
     """The model of a run folder, or with `onnxruntime` of what `export` wrote, ready to predict.
 
-    device: none takes the GPU if there is one.
+    device: none takes the GPU if there is one. Without the option bf16, PyTorch computes in it where it is fast.
 
     Raises:
         WeightsError: not a finished run folder. ConfigError: a broken record.
@@ -271,10 +270,15 @@ def _device(name: str | torch.device | None) -> torch.device:
     return device
 
 
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """On a full disk: whoever writes what matters says so, in a line."""
+
+
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Append what the package logs to a file."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     package = logging.getLogger("sam2_3dmed")
     level = package.level

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed.config import ABLATIONS, PRESETS, RunConfig, auto, paper, read_recipe, scratch, with_settings
+from sam2_3dmed.config import ABLATIONS, ADDITIONS, PRESETS, RunConfig, auto, paper, read_recipe, scratch, with_settings
 from sam2_3dmed.errors import ConfigError
 
 
@@ -77,13 +77,46 @@ def test_ablations_add_up_in_any_order():
         assert changed(read_recipe(f"paper+{first}+{second}"), paper()) == expected
 
 
+@pytest.mark.parametrize("base", PRESETS)
+@pytest.mark.parametrize(
+    ("addition", "changes"),
+    [
+        ("lora", {"model.adapt": "lora", "training.encoder_rate": 5.0}),
+        (
+            "last_stage",
+            {"model.adapt": "last_stage", "training.encoder_rate": 0.6, "training.layer_decay": 0.9},
+        ),
+        ("ema", {"training.weight_average": 0.999}),
+    ],
+)
+def test_an_addition_changes_what_it_says(base, addition, changes):
+    config = read_recipe(f"{base}+{addition}")
+    assert changed(config, PRESETS[base](False)) == changes
+    assert RunConfig.model_validate(config.model_dump()) == config
+
+
+def test_the_table_above_names_every_addition():
+    marks = test_an_addition_changes_what_it_says.pytestmark
+    names = {row[0] for mark in marks if "addition" in mark.args[0] for row in mark.args[1]}
+    assert names == set(ADDITIONS)
+    assert not names & set(ABLATIONS)
+
+
+def test_additions_go_with_ablations_and_each_other_but_not_two_ways_to_adapt():
+    config = read_recipe("paper+lora+without_srpp+ema")
+    assert (config.model.adapt, config.model.srpp, config.training.weight_average) == ("lora", False, 0.999)
+    for both in ("lora+last_stage", "last_stage+lora"):
+        with pytest.raises(ConfigError, match="^{} and {} exclude each other$".format(*both.split("+"))):
+            read_recipe(f"paper+{both}")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("papr", "no preset 'papr'; did you mean 'paper'?"),
         ("zzz", "no preset 'zzz'; known are auto, paper, scratch"),
-        ("paper+without_srp", "no ablation 'without_srp'; did you mean 'without_srpp'?"),
-        ("paper+", "no ablation ''; known are without_pretraining, "),
+        ("paper+without_srp", "no ablation or addition 'without_srp'; did you mean 'without_srpp'?"),
+        ("paper+", "no ablation or addition ''; known are without_pretraining, "),
         ("without_srpp", "no preset 'without_srpp'; known are auto, paper, scratch"),
     ],
 )
@@ -143,7 +176,7 @@ class TestSettings:
         [
             ("training.epochs=50", "training.epochs", 50),
             ("training.learning_rate=2e-4", "training.learning_rate", 2e-4),
-            ("training.max_minutes=1.5", "training.max_minutes", 1.5),
+            ("training.minutes=1.5", "training.minutes", 1.5),
             ("training.clip_gradient_norm=null", "training.clip_gradient_norm", None),
             ("model.srpp=false", "model.srpp", False),
             ("model.size=tiny", "model.size", "tiny"),

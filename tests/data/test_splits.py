@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam2_3dmed.data.splits import Split, make_folds, make_split
+from sam2_3dmed.config import SplitConfig
+from sam2_3dmed.data.splits import Split, make_folds, make_split, split_cases
 from sam2_3dmed.errors import DataError
 
 
@@ -139,3 +140,10 @@ def test_cases_the_data_set_lacks_are_named() -> None:
     split.require_known(["d", "c", "b", "a", "e"])
     with pytest.raises(DataError, match="lacks 2 cases of the split: a, d"):
         split.require_known(["b", "c"])
+
+
+def test_the_split_that_a_recipe_asks_for() -> None:
+    options = SplitConfig(seed=3, test_fraction=0.3, validation_fraction=0.2)
+    names = _names(20)
+    assert split_cases(names, options) == make_split(names, seed=3, test_fraction=0.3, validation_fraction=0.2)
+    assert split_cases(names, options, (2, 5)) == make_folds(names, 5, 3, validation_fraction=0.2)[1]

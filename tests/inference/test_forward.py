@@ -100,11 +100,12 @@ def test_compiling_without_a_compiler_is_one_line(network: SAM2For3dMed, monkeyp
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-def test_what_is_compiled_gives_the_same(monkeypatch):
+@pytest.mark.parametrize("bf16", [False, True])
+def test_what_is_compiled_gives_the_same(monkeypatch, bf16):
     """Each part is one graph; the C++ made of it, which takes minutes, is benchmarks/video_model.py's."""
     torch.manual_seed(0)
     network = build_network(size="nano", image_size=64, num_classes=2, boundary=False).eval()
-    options = PassOptions(4, direction="forward", mode="stream")
+    options = PassOptions(4, direction="forward", mode="stream", bf16=bf16)
     eager = [logits for _, logits in slice_logits(network, stack(), options)]
     compile_part = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_part(self, backend="eager", fullgraph=True))

@@ -58,6 +58,7 @@ def test_a_real_limit_is_seen_and_its_error_is_told():
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("could not create a primitive"), True),
         (RuntimeError("shapes do not match"), False),
         (ValueError("can't allocate memory"), False),
     ],

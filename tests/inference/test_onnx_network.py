@@ -28,7 +28,7 @@ def of_slices(volume: Volume, depth: int) -> Volume:
 @pytest.mark.parametrize(("num_classes", "parts"), [(2, True), (1, False)])
 def test_masks_are_those_of_pytorch(make_exported, hippocampus: Volume, num_classes: int, parts: bool) -> None:
     run, exported = make_exported(num_classes, parts)
-    theirs = Predictor.load(run, device="cpu")
+    theirs = Predictor.load(run, device="cpu", bf16=False)
     ours = Predictor.load(exported, backend="onnxruntime")
     expected, said = theirs.with_auxiliary(hippocampus)
     found, also_said = ours.with_auxiliary(hippocampus)
@@ -50,7 +50,7 @@ def test_flips_and_one_direction_pass_through_it_too(make_exported, hippocampus:
     run, exported = make_exported()
     few = of_slices(hippocampus, 5)
     options = {"direction": "backward", "flips": True, "overlap": 0.0, "batch_size": 1}
-    expected = Predictor.load(run, device="cpu", **options)(few).array
+    expected = Predictor.load(run, device="cpu", bf16=False, **options)(few).array
     found = Predictor.load(exported, backend="onnxruntime", **options)(few).array
     assert (found == expected).mean() >= 0.9999
 
@@ -59,7 +59,7 @@ def test_a_volume_that_is_shorter_than_a_window(make_exported, hippocampus: Volu
     run, exported = make_exported()
     ours = Predictor.load(exported, backend="onnxruntime")
     two = of_slices(hippocampus, 2)
-    assert np.array_equal(ours(two).array, Predictor.load(run, device="cpu")(two).array)
+    assert np.array_equal(ours(two).array, Predictor.load(run, device="cpu", bf16=False)(two).array)
     with pytest.raises(DataError, match=r"^1 slices are too few for windows of 2 or 3, .* --length 1 adds it$"):
         ours(of_slices(hippocampus, 1))
 

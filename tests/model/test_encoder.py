@@ -85,6 +85,19 @@ def test_frozen_means_gradients_and_mode(nano) -> None:
     assert not any(parameter.requires_grad for parameter in network.encoder.parameters())
 
 
+def test_a_partly_frozen_encoder_is_not_frozen(nano) -> None:
+    """Its features change from step to step, and nobody may keep them."""
+    encoder = nano().encoder
+    part = encoder.vision_encoder.neck
+    encoder.freeze(but=[part])
+    assert not encoder.frozen
+    assert {p for p in encoder.parameters() if p.requires_grad} == set(part.parameters())
+    assert {m for m in encoder.train().modules() if m.training} == {encoder, *part.modules()}
+    assert not any(module.training for module in encoder.eval().modules())
+    assert encoder.freeze().frozen
+    assert not any(p.requires_grad for p in encoder.parameters())
+
+
 def test_frozen_features_carry_no_graph(nano, window) -> None:
     encoder = nano(srpp=False, boundary=False).encoder
     assert all(level.requires_grad for level in encoder(window()))
@@ -106,3 +119,13 @@ def test_training_leaves_the_frozen_encoder_as_it_was(nano, window) -> None:
     assert not [name for name in moved if name.startswith("encoder.")]
     assert any(name.startswith("segmentation.") for name in moved)
     assert any(name.startswith("boundary.") for name in moved)
+
+
+def test_compact_features_have_the_shapes_that_are_promised_and_no_graph(nano, window) -> None:
+    encoder = nano(srpp=False, boundary=False).encoder
+    compact = encoder.compact(window(batch=2, depth=3))
+    shapes = [(c, h, w) for h, w, c in encoder.compact_shapes]
+    assert shapes == [(64, 4, 4), (48, 8, 8), (24, 16, 16)]
+    assert [tuple(level.shape) for level in compact] == [(2, 3, *shape) for shape in shapes]
+    assert not any(level.requires_grad for level in compact)
+    assert [conv.in_channels for conv in encoder.laterals] == [48, 24]

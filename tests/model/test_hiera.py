@@ -52,3 +52,39 @@ def test_numbers_and_gradients_are_upstreams(image_size: int) -> None:
 def test_names_are_upstreams() -> None:
     theirs, ours = both(SIZES["nano"], 64)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+def test_layers_hold_every_parameter_once_from_the_pixels_up(nano) -> None:
+    encoder = nano().encoder.vision_encoder
+    names = {parameter: name for name, parameter in encoder.named_parameters()}
+    layers = [[names[parameter] for parameter in layer] for layer in encoder.layers()]
+    assert sorted(name for layer in layers for name in layer) == sorted(names.values())
+    starts = ["backbone.p", *(f"backbone.blocks.{number}." for number in range(5)), "neck."]
+    assert all(name.startswith(start) for layer, start in zip(layers, starts, strict=True) for name in layer)
+
+
+def test_the_last_stage_is_the_widest(nano) -> None:
+    encoder = nano().encoder.vision_encoder
+    *blocks, coarsest, before = encoder.last_stage()
+    assert blocks == [block for block in encoder.backbone.blocks if block.dim_out == 192]
+    assert (coarsest.weight.shape[1], before.weight.shape[1]) == (192, 96)
+
+
+@pytest.mark.parametrize(
+    ("widths", "laterals"),
+    [((24, 48, 96, 192), (True, True)), ((48, 96, 192, 384), (True, False)), ((64, 128, 256, 512), (False, False))],
+)
+def test_compact_levels_are_what_their_laterals_make_into_levels(widths, laterals: tuple[bool, bool]) -> None:
+    """C is 64 here: a stage of fewer channels is kept itself, of others the level; the coarsest is always the level."""
+    _, encoder = both(replace(SIZES["nano"], widths=widths), 64)
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        found, expected = encoder.compact(pixels), encoder(pixels)
+    assert (encoder.lateral(0) is not None, encoder.lateral(1) is not None) == laterals
+    assert encoder.channels == 64
+    assert torch.equal(found[2], expected[2])
+    for stage in (0, 1):
+        conv = encoder.lateral(stage)
+        assert found[stage].shape[1] == (64 if conv is None else widths[stage])
+        level = found[stage] if conv is None else conv(found[stage])
+        torch.testing.assert_close(level, expected[stage], atol=1e-4, rtol=1e-4)

@@ -53,3 +53,17 @@ def test_a_temporal_code_may_be_added_before_or_after_the_projection() -> None:
     for layer, ages in enumerate(attention.ages(temporal)):
         torch.testing.assert_close(after[layer].keys + ages[4], before[layer].keys, atol=1e-5, rtol=1e-5)
         assert torch.equal(after[layer].values, before[layer].values)
+
+
+@pytest.mark.parametrize(
+    ("channels", "gradients", "bf16", "width"),
+    [(128, False, False, 64), (128, True, False, 128), (128, False, True, 128), (64, False, False, 64)],
+)
+def test_what_is_weighed(channels: int, gradients: bool, bf16: bool, width: int) -> None:
+    """The tokens themselves in a prediction in float32, where they are narrower; else what is projected of them."""
+    attention = MemoryAttention(channels=channels, feed_forward=8, num_layers=1, grid=2, memory_channels=64, theta=9)
+    memory = torch.randn(1, 4, 64)
+    with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        for (read,) in (attention.of_places(memory, memory), attention.of_pointers(memory, memory)):
+            assert read.values.shape[-1] == width
+            assert (read.values is memory) == (width < channels)

@@ -163,3 +163,13 @@ def test_training_goes_on_after_validation(nano, window) -> None:
     prediction = network.train()(slices)
     (prediction.segmentation.mean() + prediction.boundary.mean()).backward()
     assert network.segmentation.no_memory_embedding.grad is not None
+
+
+def test_compact_features_decode_to_the_same(nano, window, open_paths) -> None:
+    """Two 1 x 1 convolutions in one are the same numbers; with all digits, so that only the order of sums differs."""
+    network = open_paths(nano()).double()
+    network.encoder.freeze()
+    slices = window().double()
+    found, expected = network.decode_compact(network.encoder.compact(slices)), network(slices)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)

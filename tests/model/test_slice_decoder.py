@@ -98,6 +98,16 @@ def pointer_position(decoder: SliceDecoder, distance: int, length: int) -> Tenso
     return code.expand(each, 1, 64)
 
 
+def without_gradients(decoder: SliceDecoder, context: Tensor, i: int, length: int) -> Tensor:
+    """The same slice as prediction has it, where memories are weighed first and projected then."""
+    bank = MemoryBank(length)
+    with torch.no_grad():
+        for j in range(i):
+            bank.append(random_memory(decoder, j))
+        assert all(read.values.shape == (2, 16, 64) for read in bank.first.read)
+        return decoder.attend(context, bank).flatten(2).transpose(1, 2)
+
+
 @pytest.mark.parametrize(("i", "length"), [(i, LENGTH) for i in (1, 2, 6, 7, 8, 15, 16, 17, 19)] + [(1, 2), (4, 6)])
 def test_slice_i_reads_the_bank_as_upstream_does(decoders, i: int, length: int) -> None:
     """Upstream's attention, fed as SAM2 does: spatial memories with their temporal row, then the pointers' tokens."""
@@ -131,6 +141,7 @@ def test_slice_i_reads_the_bank_as_upstream_does(decoders, i: int, length: int) 
     found = decoder.attend(context, bank).flatten(2).transpose(1, 2)
     assert expected.std() > 0.1
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(without_gradients(decoder, context, i, length), expected, atol=1e-4, rtol=1e-4)
 
     weight = torch.randn_like(found)
     sources = [context, decoder.memory_temporal_positional_encoding, *(memories[j].spatial for j in SPATIAL[i])]

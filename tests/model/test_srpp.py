@@ -138,3 +138,23 @@ def test_training_and_evaluation_agree(move) -> None:
         evaluated = srpp_of(move)(z)
     for a, b in zip(trained, evaluated, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("switches", [{}, {"causal": True}, {"share_context": False}])
+def test_a_lone_slice_takes_the_short_way_to_the_same(switches: dict[str, bool]) -> None:
+    def grown() -> SliceRelativePositionPredictor:
+        srpp = srpp_of(training=True, **switches)
+        for parameter in srpp.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        return srpp
+
+    torch.manual_seed(2)
+    short, whole = grown(), grown()
+    whole.load_state_dict(short.state_dict())
+    whole._encode_alone = whole.slice_encoder  # the Transformer as torch has it
+    for srpp in (short, whole):
+        context, positions = srpp(features(1))
+        (context.square().sum() + positions.square().sum()).backward()
+    torch.testing.assert_close(short(features(1)), whole(features(1)))
+    for (name, one), other in zip(short.named_parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, atol=1e-4, rtol=1e-4, msg=name)

@@ -1,11 +1,18 @@
 """A training run small enough for a test: nano at 64 pixels on the balls."""
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
 from sam2_3dmed.config import RunConfig, scratch, with_settings
+
+if TYPE_CHECKING:
+    from sam2_3dmed.training.module import TrainingModule
 
 QUICK = [
     "model.size=nano",
@@ -31,3 +38,122 @@ def quick() -> Callable[..., RunConfig]:
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def prepared(blobs: Path, cache_folder: Path) -> tuple:
+    """The plan and the prepared cases of the balls."""
+    from sam2_3dmed.data.cache import build_cache
+    from sam2_3dmed.data.catalog import read_catalog
+    from sam2_3dmed.data.fingerprint import fingerprint
+    from sam2_3dmed.data.plan import propose_plan
+
+    catalog = read_catalog(blobs)
+    plan = propose_plan(fingerprint(catalog))
+    return plan, build_cache(catalog, plan, cache_folder)
+
+
+@pytest.fixture(scope="session")
+def fit_on_balls(prepared: tuple) -> Callable[..., tuple]:
+    """Trains on six of the balls as a recipe says, and validates on two; gives the network and the result."""
+    from sam2_3dmed.data.cache import CaseCache
+    from sam2_3dmed.first_weights import make_model
+    from sam2_3dmed.runs import make_predictor
+    from sam2_3dmed.training.fit import fit
+    from sam2_3dmed.training.trainer import seed_everything
+
+    def run(config: RunConfig, folder: Path, resume: bool = False) -> tuple:
+        plan, cache = prepared
+        seed_everything(config.training.seed)
+        network, record = make_model(config, plan, "none")
+        training, validation = CaseCache(cache.cases[:6]), CaseCache(cache.cases[6:8])
+        how = {"training": training, "validation": validation, "config": config, "folder": folder, "resume": resume}
+        return network, fit(network, make_predictor(network, record), **how)
+
+    return run
+
+
+SHORT = [
+    "window_slices=2",
+    "training.epochs=2",
+    "training.single_slice_fraction=0.5",
+    "training.windows_per_epoch=2",
+    "training.batch_size=1",
+]
+
+
+@pytest.fixture(scope="session")
+def short(quick: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
+    """An epoch of single slices and one of windows, two steps each; more settings as arguments."""
+    return lambda *settings: quick(*SHORT, *settings)
+
+
+_SERVER = """
+import json, os, sys
+import transformers.models.sam2.modeling_sam2
+import sam2_3dmed.train
+from sam2_3dmed.cli import main
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        output = os.open(order["output"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(output, 1), os.dup2(output, 2)
+        exec(order["before"])
+        sys.argv = ["sam2-3dmed", *order["arguments"]]
+        main()
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Ended(NamedTuple):
+    """How a command ended: its exit status, negative for a signal, and what it wrote to its standard streams."""
+
+    status: int
+    output: str
+
+
+@pytest.fixture(scope="session")
+def command_line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ended]]:
+    """Runs the command line in a process of its own, which is spared the imports; `before`: code to run there first."""
+    output = tmp_path_factory.mktemp("command_line") / "output.txt"
+    server = subprocess.Popen([sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(*arguments: object, before: str = "") -> Ended:
+        order = {"arguments": [str(part) for part in arguments], "before": before, "output": str(output)}
+        print(json.dumps(order), file=server.stdin, flush=True)
+        return Ended(int(server.stdout.readline()), output.read_text())
+
+    with server:
+        yield run
+        server.stdin.close()
+
+
+@pytest.fixture(scope="session")
+def make_module() -> Callable[..., "TrainingModule"]:
+    """A module of a small random network, five steps an epoch; settings of its training as arguments."""
+    import torch
+
+    from sam2_3dmed.inference.passes import PassOptions
+    from sam2_3dmed.inference.predictor import Predictor
+    from sam2_3dmed.model.build import build_network
+    from sam2_3dmed.training.division import Division
+    from sam2_3dmed.training.losses import TotalLoss
+    from sam2_3dmed.training.module import TrainingModule
+    from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
+
+    def make(**changes: object) -> TrainingModule:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            network = build_network(size="nano", image_size=64, num_classes=1)
+        preprocessing = Preprocessing("axial", (Normalisation("fixed", 0, 1),))
+        return TrainingModule(
+            network,
+            loss=TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1),
+            predictor=Predictor(network, preprocessing=preprocessing, labels={1: "organ"}, passes=PassOptions(3)),
+            validation=[],
+            config=scratch().training.model_copy(update=changes),
+            division=Division(windows_per_epoch=5, batch_size=1),
+        )
+
+    return make

@@ -5,16 +5,41 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from sam2_3dmed.training.curves import CurvesFile
+from sam2_3dmed.training.module import TrainingModule
 
 
-def trainer(epoch: int, **metrics: float) -> Any:
+class Logger:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[dict[str, float], int]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+        self.told.append((metrics, step))
+
+
+@pytest.fixture(scope="module")
+def module(make_module) -> TrainingModule:
+    return make_module()
+
+
+def end_epoch(curves: CurvesFile, module: TrainingModule, epoch: int, loss: float, **metrics: float) -> Any:
+    """The end of an epoch in which one batch had this loss. metrics: those that Lightning knows."""
     names = {name.replace("__", "/"): torch.tensor(value) for name, value in metrics.items()}
-    return SimpleNamespace(
-        current_epoch=epoch, global_step=10 * (epoch + 1), callback_metrics=names, is_global_zero=True
+    trainer = SimpleNamespace(
+        current_epoch=epoch,
+        global_step=10 * (epoch + 1),
+        callback_metrics={"loss": torch.tensor(7.0), **names},
+        is_global_zero=True,
+        loggers=[Logger()],
     )
+    module.means.add("train/total", loss)
+    curves.on_train_epoch_end(trainer, module)
+    return trainer
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -22,25 +47,40 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_validation_metrics_stand_in_the_epoch_that_validated(tmp_path: Path) -> None:
+def test_validation_metrics_stand_in_the_epoch_that_validated(module: TrainingModule, tmp_path: Path) -> None:
     curves = CurvesFile(tmp_path / "curves.csv")
-    curves.on_train_epoch_end(trainer(0, train__total=1.0), None)
-    curves.on_validation_end(trainer(1), None)
-    curves.on_train_epoch_end(trainer(1, train__total=0.5, validation__dice=0.25), None)
-    curves.on_train_epoch_end(trainer(2, train__total=0.25, validation__dice=0.25), None)  # still there, but old
+    end_epoch(curves, module, 0, 1.0)
+    curves.on_validation_end(None, module)
+    end_epoch(curves, module, 1, 0.5, validation__dice=0.25, position_error__validation=1.5)
+    end_epoch(curves, module, 2, 0.25, validation__dice=0.25)  # still there, but old
+    none = {"validation/dice": "", "position_error/validation": ""}
     assert rows(tmp_path / "curves.csv") == [
-        {"epoch": "0", "step": "10", "train/total": "1.0", "validation/dice": ""},
-        {"epoch": "1", "step": "20", "train/total": "0.5", "validation/dice": "0.25"},
-        {"epoch": "2", "step": "30", "train/total": "0.25", "validation/dice": ""},
+        {"epoch": "0", "step": "10", "train/total": "1.0", **none},
+        {
+            "epoch": "1",
+            "step": "20",
+            "train/total": "0.5",
+            "validation/dice": "0.25",
+            "position_error/validation": "1.5",
+        },
+        {"epoch": "2", "step": "30", "train/total": "0.25", **none},
     ]
 
 
-def test_a_resumed_run_cuts_what_its_checkpoint_had_not_reached(tmp_path: Path) -> None:
+def test_means_begin_anew_and_loggers_are_told(module: TrainingModule, tmp_path: Path) -> None:
+    curves = CurvesFile(tmp_path / "curves.csv")
+    module.means.add("train/total", 3.0)
+    first, second = (end_epoch(curves, module, epoch, 1.0) for epoch in (0, 1))
+    assert first.loggers[0].told == [({"train/total": 2.0}, 10)]
+    assert second.loggers[0].told == [({"train/total": 1.0}, 20)]
+
+
+def test_a_resumed_run_cuts_what_its_checkpoint_had_not_reached(module: TrainingModule, tmp_path: Path) -> None:
     path = tmp_path / "curves.csv"
     first = CurvesFile(path)
     for epoch in range(3):
-        first.on_train_epoch_end(trainer(epoch, train__total=float(epoch)), None)
+        end_epoch(first, module, epoch, float(epoch))
     second = CurvesFile(path)
-    second.on_train_start(trainer(2), None)
-    second.on_train_epoch_end(trainer(2, train__total=9.0), None)
+    second.on_train_start(SimpleNamespace(current_epoch=2), module)
+    end_epoch(second, module, 2, 9.0)
     assert [row["train/total"] for row in rows(path)] == ["0.0", "1.0", "9.0"]

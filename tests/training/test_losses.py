@@ -16,6 +16,7 @@ from sam2_3dmed.training.losses import (
     dice_bce,
     dice_loss,
     focal_dice,
+    position_error,
     relative_position_loss,
 )
 
@@ -52,6 +53,12 @@ def test_eq_2_ignores_the_diagonal() -> None:
 def test_eq_2_is_the_mean_over_the_batch() -> None:
     predicted = torch.stack([torch.full((2, 2), 1.0), torch.full((2, 2), 3.0)])
     assert value(relative_position_loss(predicted, torch.zeros(2, 2, 2))) == pytest.approx((1 + 9) / 2)
+
+
+def test_the_position_error_is_in_slices_and_ignores_the_diagonal() -> None:
+    target = torch.tensor([[[0.0, 1.0], [-1.0, 0.0]], [[0.0, -2.0], [2.0, 0.0]]])
+    predicted = target + torch.tensor([[[9.0, 0.5], [-1.5, 9.0]], [[9.0, 3.0], [-3.0, 9.0]]])
+    assert position_error(predicted, target).item() == pytest.approx((0.5 + 1.5 + 3 + 3) / 4)
 
 
 def test_eq_2_of_a_lone_slice_is_zero_and_differentiable() -> None:

@@ -8,6 +8,7 @@ from sam2_3dmed.data.windows import Windows, collate
 from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
+from sam2_3dmed.training.division import Division
 from sam2_3dmed.training.losses import TotalLoss
 from sam2_3dmed.training.module import TrainingModule
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
@@ -24,7 +25,7 @@ def make_module(single_slice_fraction: float = 0, window_rate: float = 1) -> Tra
         predictor=Predictor(network, preprocessing=preprocessing, labels={1: "organ"}, passes=PassOptions(3)),
         validation=[],
         config=scratch().training.model_copy(update=changes),
-        steps_per_epoch=5,
+        division=Division(windows_per_epoch=5, batch_size=1),
     )
 
 
@@ -83,3 +84,15 @@ def test_then_windows_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None
     learn(module, monkeypatch, step=15)
     assert all(grad is not None for grad in of_memory(module))
     assert all(p.grad is not None for p in module.network.encoder.parameters())
+
+
+def test_gradients_are_clipped_by_their_common_norm(module: TrainingModule) -> None:
+    parameters = list(module.parameters())
+    optimizer = torch.optim.AdamW(parameters, fused=True)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    for clip, expected in ((None, sum(p.numel() for p in parameters) ** 0.5), (2.0, 2.0), (3.0, 2.0)):
+        module.configure_gradient_clipping(optimizer, clip)
+        norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
+        assert norm.item() == pytest.approx(expected, rel=1e-4)
+    module.zero_grad()

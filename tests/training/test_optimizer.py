@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from sam2_3dmed.config import scratch
-from sam2_3dmed.training.optimizer import learning_rate_factor, make_optimizer, make_schedule
+from sam2_3dmed.training.optimizer import Cooldown, learning_rate_factor, make_optimizer, make_schedule
 
 
 @pytest.mark.parametrize(
@@ -36,9 +36,55 @@ def test_each_part_of_the_run_has_its_own_schedule() -> None:
     assert [rate(15 + step) for step in range(5)] == windows
 
 
+def test_a_cooldown_goes_from_the_rate_as_it_is_to_the_final_one() -> None:
+    config = scratch().training.model_copy(update={"window_rate": 0.25})
+    cooldown = Cooldown()
+    schedule = make_schedule(make_optimizer(nn.Linear(1, 1), config), config, 15, 100, cooldown)
+    (rate,) = schedule.lr_lambdas
+    before = [rate(step) for step in range(40)]
+    cooldown.start, cooldown.steps = 35, 4
+    assert [rate(step) for step in range(36)] == before[:36]
+    final = 0.25 * config.final_learning_rate_fraction
+    assert rate(37) == pytest.approx((before[35] + final) / 2)
+    assert rate(39) == rate(80) == pytest.approx(final)
+    assert before[39] > 2 * final
+
+
 def test_the_optimiser_holds_what_trains() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
     network[0].requires_grad_(False)
     (group,) = make_optimizer(network, scratch().training).param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in network[1].parameters()}
     assert group["lr"] > 0
+
+
+def test_the_encoder_has_a_rate_for_each_layer() -> None:
+    """By hand: half the rate, and a tenth of that for each layer deeper; the rest comes first, at the full rate."""
+    network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
+    network[1].bias.requires_grad_(False)
+    layers = [list(layer.parameters()) for layer in network[:3]]
+    config = scratch().training.model_copy(update={"learning_rate": 1.0, "encoder_rate": 0.5, "layer_decay": 0.1})
+    groups = make_optimizer(network, config, layers).param_groups
+    assert [group["lr"] for group in groups] == pytest.approx([1.0, 0.005, 0.05, 0.5])
+    expected = [list(network[3].parameters()), layers[0], [network[1].weight], layers[2]]
+    assert [list(map(id, group["params"])) for group in groups] == [list(map(id, part)) for part in expected]
+    assert {group["weight_decay"] for group in groups} == {config.weight_decay}
+
+
+def test_every_rate_follows_the_schedule() -> None:
+    network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    config = scratch().training.model_copy(update={"encoder_rate": 0.1, "warmup_fraction": 0.0})
+    optimizer = make_optimizer(network, config, [list(network[0].parameters())])
+    schedule = make_schedule(optimizer, config, 0, 10)
+    for _ in range(5):
+        optimizer.step()
+        schedule.step()
+    full, encoder = (group["lr"] for group in optimizer.param_groups)
+    assert full == pytest.approx(config.learning_rate * config.window_rate * learning_rate_factor(5, 10, 0.0, 0.1))
+    assert encoder == pytest.approx(0.1 * full)
+
+
+def test_equal_rates_are_one_group_in_the_networks_order() -> None:
+    network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    (group,) = make_optimizer(network, scratch().training, [list(network[0].parameters())]).param_groups
+    assert list(map(id, group["params"])) == list(map(id, network.parameters()))

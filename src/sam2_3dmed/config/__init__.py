@@ -1,14 +1,15 @@
 """What a run is told: frozen models with every option, checked where they are made.
 
 A `Plan` says what the data set dictates (axis, intensities, classes, window); a `RunConfig` says what we choose (model,
-loss, training). Presets are functions, and an ablation is a preset with one thing changed.
+loss, training). Presets are functions; an ablation changes one thing of a preset, an addition goes beyond the paper.
 """
 
 from sam2_3dmed.config.parsing import parse, read_yaml
-from sam2_3dmed.config.presets import ABLATIONS, PRESETS, auto, paper, read_recipe, scratch, with_settings
+from sam2_3dmed.config.presets import ABLATIONS, ADDITIONS, PRESETS, auto, paper, read_recipe, scratch, with_settings
 from sam2_3dmed.config.schema import (
     AugmentationConfig,
     ChannelPlan,
+    FeatureCacheConfig,
     InferenceConfig,
     LossConfig,
     ModelConfig,
@@ -20,9 +21,11 @@ from sam2_3dmed.config.schema import (
 
 __all__ = [
     "ABLATIONS",
+    "ADDITIONS",
     "PRESETS",
     "AugmentationConfig",
     "ChannelPlan",
+    "FeatureCacheConfig",
     "InferenceConfig",
     "LossConfig",
     "ModelConfig",

@@ -1,4 +1,4 @@
-"""Recipes by name: the presets, and the paper's ablations, each the full method with one thing changed."""
+"""Recipes by name: presets, the paper's ablations, each the full method with one thing changed, and additions to it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
@@ -29,6 +29,22 @@ ABLATIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "without_boundary_fusion": lambda c: _change(c, "model", boundary_fusion=False),
 }
 """The paper's Tables 2-6 and 9, one change each; `without_pretraining` goes with `--weights none`."""
+
+
+def _adapted(config: RunConfig, how: str, encoder_rate: float, layer_decay: float = 1.0) -> RunConfig:
+    if config.model.adapt not in (None, how):
+        raise ConfigError(f"{config.model.adapt} and {how} exclude each other")
+    config = _change(config, "training", encoder_rate=encoder_rate, layer_decay=layer_decay)
+    return _change(config, "model", adapt=how)
+
+
+ADDITIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
+    "lora": lambda c: _adapted(c, "lora", encoder_rate=5.0),
+    "last_stage": lambda c: _adapted(c, "last_stage", encoder_rate=0.6, layer_decay=0.9),
+    "ema": lambda c: _change(c, "training", weight_average=0.999),
+}
+"""Beyond the paper: ways to adapt a pre-trained encoder, and a moving average of the weights. The rates of `last_stage`
+are those of SAM2's own fine-tuning; `docs/adapting_the_encoder.md` has what was measured."""
 
 
 def scratch() -> RunConfig:
@@ -93,24 +109,25 @@ def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
 
 
 def read_recipe(name_or_path: str, *, from_scratch: bool = False) -> RunConfig:
-    """A preset by name, with ablations after plus signs (`paper+without_srpp`), or a YAML file.
+    """A preset by name, with ablations and additions after plus signs (`paper+without_srpp`), or a YAML file.
 
     A YAML file starts from the preset that its key `preset` names, or from `auto`; its other keys replace the preset's.
     from_scratch: whether there are no pre-trained weights.
 
     Raises:
-        ConfigError: no such preset, ablation or file, or mistakes in the file.
+        ConfigError: no such preset, ablation, addition or file, two additions that exclude each other, or mistakes in
+            the file.
     """
     if name_or_path.endswith((".yaml", ".yml")):
         return _read_recipe_file(Path(name_or_path), from_scratch)
     return _read_preset(name_or_path, from_scratch)
 
 
-def _read_preset(name_and_ablations: str, from_scratch: bool) -> RunConfig:
-    name, *ablations = name_and_ablations.split("+")
+def _read_preset(text: str, from_scratch: bool) -> RunConfig:
+    name, *changes = text.split("+")
     config = _named(PRESETS, name, "preset")(from_scratch)
-    for ablation in ablations:
-        config = _named(ABLATIONS, ablation, "ablation")(config)
+    for change in changes:
+        config = _named({**ABLATIONS, **ADDITIONS}, change, "ablation or addition")(config)
     return config
 
 

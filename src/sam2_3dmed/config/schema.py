@@ -90,6 +90,16 @@ class ModelConfig(_Frozen):
     """Z1_bd keeps Z_bd beside the cross-attention (reading 3); the paper's Eq. 3 has no residual."""
     train_encoder: bool | None = None
     """None: frozen with pre-trained weights, trained from scratch (reading 15)."""
+    adapt: Literal["lora", "last_stage"] | None = None
+    """What of a pre-trained encoder trains: low-rank adapters on its attention, or its last stage; none: nothing."""
+    lora_rank: Annotated[int, Field(ge=1)] = 8
+    """Rank of what each adapter adds to a weight."""
+
+    @model_validator(mode="after")
+    def _adapts_what_is_frozen(self) -> Self:
+        if self.adapt and self.train_encoder:
+            raise ValueError(f"adapt {self.adapt} freezes most of the encoder, and train_encoder trains all of it")
+        return self
 
 
 class LossConfig(_Frozen):
@@ -141,7 +151,18 @@ class TrainingConfig(_Frozen):
     windows_per_epoch: Annotated[int, Field(ge=1)] | None = None
     """None: one window of every training case (reading 14)."""
     batch_size: Annotated[int, Field(ge=1)] = 4
+    """Windows of a step: of all processes, in all passes."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """In how many passes, one after the other, a process takes its share of a batch through the network."""
+    checkpointing: bool = False
+    """Keep little of each slice for the way back and compute the rest again: less memory, more time, same gradients."""
+    encoder_slices: Annotated[int, Field(ge=1)] | None = None
+    """How many slices are encoded together, and decoded if they are windows of their own; none: all of a pass."""
     learning_rate: Positive = 5e-5
+    encoder_rate: Positive = 1.0
+    """What the rate is multiplied with for what trains in the encoder."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """What that is multiplied with for each layer of the encoder that is nearer to the pixels."""
     final_learning_rate_fraction: Fraction = 0.1
     warmup_fraction: Fraction = 0.0
     """Share of all steps over which the rate rises linearly from zero."""
@@ -154,12 +175,36 @@ class TrainingConfig(_Frozen):
     """Epochs between validations of whole volumes."""
     patience: Annotated[int, Field(ge=1)] | None = 20
     """Validations without a better mean Dice before training stops; none: never."""
-    max_minutes: Positive | None = None
+    cooldown: Fraction = 0.0
+    """Share of the epochs done over which the rate then falls to its final value before training stops; 0: at once."""
+    minutes: Positive | None = None
+    """Instead of `epochs`: as many as fit into this time, which is measured at the start; none: `epochs`."""
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    """The last states, of which each can be resumed from, besides the best weights."""
+    checkpoint_minutes: Positive | None = 10.0
+    """Between states that are saved within an epoch; none: only at its end."""
+    loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
+    """Where curves go besides curves.csv."""
     weight_average: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, which is then what is validated and kept; none: no average."""
     seed: Seed = 0
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that prepare windows; none: one less than the processors, at most 8."""
+
+
+class FeatureCacheConfig(_Frozen):
+    """Features of a frozen encoder, computed once for each augmented view of a case (docs/feature_cache.md)."""
+
+    views: Annotated[int, Field(ge=0)] = 0
+    """Augmented views that a case has at a time; 0: no cache, and every window is augmented anew."""
+    refresh: Annotated[int, Field(ge=1)] | None = None
+    """Epochs that a view lives before another takes its place; none: all of them."""
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """In which features are kept."""
+    budget_gb: Annotated[float, Field(ge=0)] = 4.0
+    """Up to this size they are kept in memory, the others on disk."""
+    folder: str | None = None
+    """Where on disk; runs that are given the same folder share it. None: in the run's, until training has ended."""
 
 
 class SplitConfig(_Frozen):
@@ -198,6 +243,7 @@ class RunConfig(_Frozen):
     loss: LossConfig = LossConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     training: TrainingConfig = TrainingConfig()
+    feature_cache: FeatureCacheConfig = FeatureCacheConfig()
     split: SplitConfig = SplitConfig()
     inference: InferenceConfig = InferenceConfig()
     window_slices: Annotated[int, Field(ge=1, le=64)] | None = None

@@ -6,10 +6,12 @@ sampled through the affine map straight to the network's H x W.
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sam2_3dmed.config import AugmentationConfig
@@ -26,6 +28,20 @@ def resize_labels(labels: Tensor, size: int) -> Tensor:
     return resized.squeeze(1).to(labels.dtype)
 
 
+class Draw(NamedTuple):
+    """One set of parameters, for all slices of a window or of a whole case."""
+
+    flip: bool
+    affine: NDArray[np.float64] | None
+    """The map of `affine_matrix`; None leaves every pixel where it is."""
+    gamma: float
+    contrast: float
+    noise_std: float
+    """0 for none."""
+    blur_sigma: float | None
+    mosaic: bool
+
+
 @dataclass(frozen=True)
 class WindowAugmentation:
     """Draws one set of parameters and applies it to every slice of a window."""
@@ -40,45 +56,67 @@ class WindowAugmentation:
         image: (D, C, H0, W0) float32 in [0, 1]; labels: (D, H0, W0) class indices.
         Returns: (D, C, size, size) float32, in [0, 1] but for the noise, and (D, size, size).
         """
-        image, labels = self._geometry(image, labels, rng)
-        image = self._appearance(image, rng)
-        if rng.random() < self.config.mosaic:
-            image, labels = mosaic(image), mosaic(labels.unsqueeze(1)).squeeze(1)
-        return image, labels
+        draw, noise = self.draw(rng, (*image.shape[:2], self.size, self.size))
+        return self.image(draw, image, noise), self.labels(draw, labels)
 
-    def _geometry(self, image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, rng: np.random.Generator, noise_shape: tuple[int, ...] = (0,)) -> tuple[Draw, Tensor | None]:
+        """Parameters, and standard normal noise of `noise_shape`, or None where there is to be none."""
         c = self.config
-        flip = rng.random() < c.horizontal_flip
+        flip = bool(rng.random() < c.horizontal_flip)
         moved = rng.random() < c.affine
         angle, shear_x, shear_y = (
             math.radians(rng.uniform(-limit, limit)) for limit in (c.rotation_degrees, c.shear_degrees, 0.0)
         )
-        zoom = rng.uniform(1 - c.scale, 1 + c.scale)
-        if flip:
-            image, labels = image.flip(-1), labels.flip(-1)
-        if not moved:
-            return resize(image, self.size), resize_labels(labels, self.size)
+        affine = affine_matrix(angle, shear_x, shear_y, rng.uniform(1 - c.scale, 1 + c.scale))
+        gamma, contrast = rng.uniform(1 - c.intensity, 1 + c.intensity, size=2) if c.intensity > 0 else (1.0, 1.0)
+        noise, noise_std = None, 0.0
+        if rng.random() < c.noise:
+            noise = torch.from_numpy(rng.standard_normal(noise_shape, dtype=np.float32))
+            noise_std = rng.uniform(0, c.noise_std)
+        blur_sigma = rng.uniform(*c.blur_sigma) if rng.random() < c.blur else None
+        tiled = bool(rng.random() < c.mosaic)
+        return Draw(flip, affine if moved else None, gamma, contrast, noise_std, blur_sigma, tiled), noise
+
+    def image(self, draw: Draw, image: Tensor, noise: Tensor | None, middle: float | None = None) -> Tensor:
+        """Slices (D, C, H0, W0) as `draw` has them: (D, C, size, size).
+
+        noise: standard normal, of the result's shape. middle: the mean that contrast turns about; none: that of these
+        slices.
+        """
+        image = self._move(draw, image)
+        if self.config.intensity > 0:
+            about = image.mean() if middle is None else middle
+            image = ((image**draw.gamma - about) * draw.contrast + about).clamp(0, 1)
+        if noise is not None:
+            image = image + noise * draw.noise_std
+        if draw.blur_sigma is not None:
+            image = gaussian_blur(image, draw.blur_sigma)
+        return mosaic(image) if draw.mosaic else image
+
+    def labels(self, draw: Draw, labels: Tensor) -> Tensor:
+        """Class indices (D, H0, W0) as `draw` has them: (D, size, size)."""
+        moved = labels.flip(-1) if draw.flip else labels
+        if draw.affine is None:
+            moved = resize_labels(moved, self.size)
+        else:
+            height, width = labels.shape[-2:]
+            grid = sampling_grid(draw.affine, height, width, self.size)
+            planes = F.grid_sample(moved.unsqueeze(0).float(), grid, mode="nearest", align_corners=False)
+            moved = planes.squeeze(0).to(labels.dtype)
+        return mosaic(moved.unsqueeze(1)).squeeze(1) if draw.mosaic else moved
+
+    def _move(self, draw: Draw, image: Tensor) -> Tensor:
+        if draw.flip:
+            image = image.flip(-1)
+        if draw.affine is None:
+            return resize(image, self.size)
         height, width = image.shape[-2:]
-        grid = sampling_grid(affine_matrix(angle, shear_x, shear_y, zoom), height, width, self.size)
+        grid = sampling_grid(draw.affine, height, width, self.size).to(image.device)
         if max(height, width) > self.size:  # shrink with antialiasing first; the grid is in relative coordinates
             image = resize(image, self.size)
         # all slices and channels as channels of one picture: one grid, one pass
         planes = F.grid_sample(image.flatten(0, 1).unsqueeze(0), grid, mode="bilinear", align_corners=False)
-        label_planes = F.grid_sample(labels.unsqueeze(0).float(), grid, mode="nearest", align_corners=False)
-        return planes.view(*image.shape[:2], self.size, self.size), label_planes.squeeze(0).to(labels.dtype)
-
-    def _appearance(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        c = self.config
-        if c.intensity > 0:
-            gamma, contrast = rng.uniform(1 - c.intensity, 1 + c.intensity, size=2)
-            middle = image.mean()
-            image = ((image**gamma - middle) * contrast + middle).clamp(0, 1)
-        if rng.random() < c.noise:
-            noise = torch.from_numpy(rng.standard_normal(image.shape, dtype=np.float32))
-            image = image + noise * rng.uniform(0, c.noise_std)
-        if rng.random() < c.blur:
-            image = gaussian_blur(image, rng.uniform(*c.blur_sigma))
-        return image
+        return planes.view(*image.shape[:2], self.size, self.size)
 
 
 def affine_matrix(angle: float, shear_x: float, shear_y: float, zoom: float) -> np.ndarray:
@@ -100,15 +138,19 @@ def sampling_grid(matrix: np.ndarray, height: int, width: int, size: int) -> Ten
 
 
 def gaussian_blur(image: Tensor, sigma: float) -> Tensor:
-    """(D, C, H, W) blurred in plane with a separable Gaussian of `sigma` pixels, cut at 4 sigma."""
-    radius = max(1, min(math.ceil(4 * sigma), min(image.shape[-2:]) - 1))
+    """(D, C, H, W) blurred in plane with a Gaussian of `sigma` pixels, cut at 4 sigma, mirrored at the edges."""
+    # As two products of matrices, which take a fifth of the time of convolutions of a single channel.
+    rows, columns = (_blur_matrix(side, sigma).to(image.device) for side in image.shape[-2:])
+    return rows.T @ image @ columns
+
+
+def _blur_matrix(side: int, sigma: float) -> Tensor:
+    """(side, side): how much each pixel of a line counts in each pixel of the blurred line."""
+    radius = max(1, min(math.ceil(4 * sigma), side - 1))
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    kernel = (kernel / kernel.sum()).view(1, 1, 1, -1)
-    planes = image.flatten(0, 1).unsqueeze(1)
-    planes = F.conv2d(F.pad(planes, (radius, radius, 0, 0), mode="reflect"), kernel)
-    planes = F.conv2d(F.pad(planes, (0, 0, radius, radius), mode="reflect"), kernel.transpose(-1, -2))
-    return planes.squeeze(1).view_as(image)
+    mirrored = F.pad(torch.eye(side).unsqueeze(0), (radius, radius), mode="reflect").squeeze(0)
+    return mirrored.unfold(1, len(kernel), 1) @ (kernel / kernel.sum())
 
 
 def mosaic(image: Tensor) -> Tensor:

@@ -43,6 +43,12 @@ class CachedCase:
         return _open(_files(self.folder, self.name)[0])
 
     @property
+    def key(self) -> str:
+        """What the prepared arrays depend on, as a hash."""
+        key: str = json.loads(_files(self.folder, self.name)[2].read_text(encoding="utf-8"))["key"]
+        return key
+
+    @property
     def label(self) -> "np.memmap[Any, np.dtype[np.uint8]]":
         """(D, H, W) class index, 0 is background, uint8, or uint16 if K > 255; read-only, opened anew."""
         return _open(_files(self.folder, self.name)[1])

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from sam2_3dmed.atomic import write_text
+from sam2_3dmed.config import SplitConfig
 from sam2_3dmed.errors import DataError
 
 _PARTS = ("train", "validation", "test")
@@ -125,6 +126,19 @@ def make_folds(
         num_validation = _share(len(rest), validation_fraction, "validation_fraction")
         folds.append(_split(test=test, validation=rest[:num_validation], names=names))
     return tuple(folds)
+
+
+def split_cases(names: Sequence[str], options: SplitConfig, fold: tuple[int, int] | None = None) -> Split:
+    """The split that a recipe asks for; fold: (i, n), fold i of n is the test set, 1 <= i <= n."""
+    if fold is None:
+        return make_split(
+            names,
+            seed=options.seed,
+            test_fraction=options.test_fraction,
+            validation_fraction=options.validation_fraction,
+        )
+    number, count = fold
+    return make_folds(names, count, options.seed, validation_fraction=options.validation_fraction)[number - 1]
 
 
 def _split(*, test: Sequence[str], validation: Sequence[str], names: Sequence[str]) -> Split:

@@ -1,7 +1,7 @@
 """Training windows: D consecutive slices of a case, drawn and augmented from a seed (readings 5, 6 and 14)."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -34,6 +34,22 @@ class Windows(NamedTuple):
         return Windows(*(part.flatten(0, 1).unsqueeze(1) for part in self))
 
 
+class ViewWindows(NamedTuple):
+    """Windows of views: what is computed of their slices is found elsewhere."""
+
+    views: Tensor
+    """(B, 3), each window's `data.views.View`."""
+    labels: Tensor
+    """As in `Windows`."""
+    positions: Tensor
+    """As in `Windows`."""
+
+    def single_slices(self) -> "ViewWindows":
+        """Every slice as a window of its own."""
+        labels, positions = (part.flatten(0, 1).unsqueeze(1) for part in (self.labels, self.positions))
+        return ViewWindows(self.views.repeat_interleave(self.positions.shape[1], dim=0), labels, positions)
+
+
 class WindowDataset(Dataset[Windows]):
     """Windows of the training cases; the same key gives the same window in any process.
 
@@ -63,7 +79,7 @@ class WindowDataset(Dataset[Windows]):
     def __getitem__(self, key: WindowKey) -> Windows:
         """One window, as a batch of one."""
         rng = np.random.default_rng([self.seed, *key])
-        case, start, length = self._draw(key, rng)
+        case, start, length = self.draw(key, rng)
         window = slice(start, start + length)
         image, labels = self.augmentation(
             torch.from_numpy(case.image[window].astype(np.float32)),
@@ -75,7 +91,8 @@ class WindowDataset(Dataset[Windows]):
             image, labels, positions = image.flip(0), labels.flip(0), positions.flip(0)
         return Windows(image.unsqueeze(0), labels.unsqueeze(0), positions.unsqueeze(0))
 
-    def _draw(self, key: WindowKey, rng: np.random.Generator) -> tuple[CachedCase, int, int]:
+    def draw(self, key: WindowKey, rng: np.random.Generator) -> tuple[CachedCase, int, int]:
+        """The case of a window, its first slice, and its length."""
         if self.cases_with and rng.random() < self.foreground_fraction:
             k = list(self.cases_with)[rng.integers(len(self.cases_with))]
             case = self.cases_with[k][rng.integers(len(self.cases_with[k]))]
@@ -89,11 +106,14 @@ class WindowDataset(Dataset[Windows]):
         return case, int(rng.integers(case.num_slices - length + 1)), length
 
 
-def collate(windows: Sequence[Windows]) -> list[Windows]:
+AnyWindows = TypeVar("AnyWindows", Windows, ViewWindows)
+
+
+def collate(windows: Sequence[AnyWindows]) -> list[AnyWindows]:
     """Windows of equal length become a batch; a shorter one, from a small volume, a batch of its own."""
     lengths = sorted({w.positions.shape[1] for w in windows})
     groups = [[w for w in windows if w.positions.shape[1] == length] for length in lengths]
-    return [Windows(*(torch.cat(parts) for parts in zip(*group, strict=True))) for group in groups]
+    return [type(group[0])(*(torch.cat(parts) for parts in zip(*group, strict=True))) for group in groups]
 
 
 class EpochSampler(Sampler[WindowKey]):

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.network import DecoderFeatures, DecoderState, SAM2For3dMed
@@ -73,14 +73,14 @@ class Forward:
             slices = torch.cat([slices, slices.flip(-1)])
         with self._computing():
             features = self.network.project(self.network.encoder(slices))
-        # Clones: a view of one slice would keep the whole chunk.
-        return [features.at(i).each(torch.clone) for i in range(stop - start)]
+        # Views: each keeps the whole chunk, which is small, alive; copies would cost more than what they free.
+        return [features.at(i) for i in range(stop - start)]
 
     def decode(self, windows: Sequence[Sequence[DecoderFeatures]]) -> tuple[Tensor, Tensor | None]:
         """Windows of equal length as a batch: logits (B, K or 2K, D, h, w) float32, and P_pos (B, D, D) or None."""
-        flat = DecoderFeatures.stack([features for window in windows for features in window])
-        count, rows = len(windows), len(flat.z[0])
-        batch = flat.each(lambda x: x.view(count, -1, *x.shape[1:]).transpose(1, 2).flatten(0, 1))
+        count, rows = len(windows), len(windows[0][0].z)
+        flat = DecoderFeatures.cat([features for window in windows for features in window])
+        batch = flat.each(lambda x: x.view(count, -1, rows, *x.shape[1:]).transpose(1, 2).flatten(0, 1))
         with self._computing():
             prediction = self.network.decode_projected(batch)
         maps = self._maps(prediction.segmentation, prediction.boundary)
@@ -131,7 +131,7 @@ def compile_network(network: SAM2For3dMed) -> None:
     if network.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise ConfigError("compile: torch.compile needs a C++ compiler here (g++, clang++, or the one that CXX names)")
     decoders = [network.segmentation, *([network.boundary.decoder] if network.boundary is not None else [])]
-    parts = [network.encoder.vision_encoder]
+    parts: list[nn.Module] = [network.encoder.vision_encoder]
     for decoder in decoders:
         parts += [decoder.mask_decoder, decoder.memory_encoder]
     for part in parts:

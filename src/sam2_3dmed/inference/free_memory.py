@@ -7,6 +7,14 @@ import torch
 _UNKNOWN = 4 * 2**30  # what a machine is taken to have where the system does not say
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
+_OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    # oneDNN does not say why. Whoever tries again with less hears it again if it was for another reason.
+    "could not create a primitive",
+    "could not create a memory object",
+    "could not execute a primitive",
+)
 
 
 def free_bytes(device: torch.device) -> int:
@@ -23,7 +31,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)
+    return isinstance(error, RuntimeError) and any(part in text for part in _OUT_OF_MEMORY)
 
 
 def _machine() -> int | None:

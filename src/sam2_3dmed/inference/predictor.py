@@ -115,11 +115,14 @@ class Predictor:
         self.post.apply(mask, self.labels)
         return mask
 
-    def predict_slices(self, slices: SliceStack) -> NDArray[np.integer]:
-        """(N, C, H0, W0) in [0, 1] -> (N, H0, W0) class indices, 0 background; never a K-channel volume."""
+    def predict_slices(self, slices: SliceStack, on_positions: OnPositions = _ignore) -> NDArray[np.integer]:
+        """(N, C, H0, W0) in [0, 1] -> (N, H0, W0) class indices, 0 background; never a K-channel volume.
+
+        on_positions: gets P_pos, (D, D), of each window, from a network that has SRPP.
+        """
         height, width = slices.shape[-2:]
         classes = np.empty((len(slices), height, width), dtype=np.min_scalar_type(len(self.labels)))
-        for index, logits in self._logits(slices):
+        for index, logits in self._logits(slices, on_positions=on_positions):
             classes[index] = decide(logits, height, width).cpu().numpy()
         return classes
 

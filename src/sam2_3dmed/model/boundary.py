@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_3dmed.model.slice_decoder import MemoryBank, SliceDecoder
+from sam2_3dmed.model.slice_decoder import Memory, MemoryBank, SliceDecoder
 
 
 class BoundaryFusion(nn.Module):
@@ -56,6 +56,8 @@ class BoundaryStep(NamedTuple):
     """Z2_bd, (B, C, h, w)."""
     logits: Tensor
     """P_bd, (B, K, 4h, 4w)."""
+    memory: Memory | None
+    """Of this slice, for the bank; None where no later slice reads it."""
 
 
 class BoundaryDetector(nn.Module):
@@ -67,12 +69,11 @@ class BoundaryDetector(nn.Module):
         self.fusion = fusion
 
     def forward(self, context: Tensor, z: Tensor, stride8: Tensor, stride4: Tensor, bank: MemoryBank) -> BoundaryStep:
-        """The boundaries of one slice; its memory goes into the bank.
+        """The boundaries of one slice, in the light of the bank, which stays as it is.
 
         context, z: (B, C, h, w); stride8, stride4: the slice's share of `decoder.project`.
         """
         fused = self.fusion(self.decoder.attend(context, bank), z)
         logits, pointer = self.decoder.decode(fused, stride8, stride4)
-        if bank.will_be_read:
-            bank.append(self.decoder.remember(z, logits, pointer))
-        return BoundaryStep(fused, logits)
+        memory = self.decoder.remember(z, logits, pointer) if bank.will_be_read else None
+        return BoundaryStep(fused, logits, memory)

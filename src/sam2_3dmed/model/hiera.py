@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2_3dmed.model.precision import in_float32
+
 NUM_LEVELS = 3
 
 
@@ -33,13 +35,49 @@ class VisionEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> (B, C, ., .) at stride 4, 8 and 16, channels last in memory."""
-        hidden = self.backbone.patch_embed(pixels) + self._position()
+        return [level.permute(0, 3, 1, 2) for level in in_float32(self._pyramid, *self._stages(pixels))]
+
+    def compact(self, pixels: Tensor) -> list[Tensor]:
+        """The levels of `forward`, but ahead of their `lateral` where they have one."""
+        stages = self._stages(pixels)
+        levels = enumerate(in_float32(self._pyramid, *stages))
+        return [(level if self.lateral(i) is None else stages[i]).permute(0, 3, 1, 2) for i, level in levels]
+
+    @property
+    def channels(self) -> int:
+        """C, of every level."""
+        channels: int = self.neck.convs[0].out_channels
+        return channels
+
+    def lateral(self, stage: int) -> nn.Conv2d | None:
+        """The convolution, 1 x 1, that alone makes a stage of the trunk into its level, if that adds channels."""
+        conv: nn.Conv2d = self.neck.convs[len(self.neck.convs) - 1 - stage]
+        alone = stage not in self.neck.fpn_top_down_levels
+        return conv if alone and conv.in_channels < conv.out_channels else None
+
+    def _stages(self, pixels: Tensor) -> list[Tensor]:
+        """What each stage of the trunk ends with, (B, ., ., its width), finest first."""
+        hidden = in_float32(self._patches, pixels)
         stages = []
         for number, block in enumerate(self.backbone.blocks):
             hidden = _block(block, hidden)
             if number in self.backbone.stage_ends:
                 stages.append(hidden)
-        return self._pyramid(stages)
+        return stages
+
+    def layers(self) -> list[list[nn.Parameter]]:
+        """The parameters of every layer, from the pixels up: patches and position codes, each block, the pyramid."""
+        codes = [self.backbone.pos_embed, self.backbone.pos_embed_window, *self.backbone.patch_embed.parameters()]
+        return [codes, *(list(block.parameters()) for block in self.backbone.blocks), list(self.neck.parameters())]
+
+    def last_stage(self) -> list[nn.Module]:
+        """The blocks of the coarsest stage, and the pyramid's maps of it and of the stage before, whose sum Z is."""
+        return [*self.backbone.blocks[self.backbone.stage_ends[-2] + 1 :], *self.neck.convs[:2]]
+
+    def _patches(self, pixels: Tensor) -> Tensor:
+        """(B, H/4, W/4, its width), with their places."""
+        patches: Tensor = self.backbone.patch_embed(pixels)
+        return patches + self._position()
 
     def _position(self) -> Tensor:
         """(1, H/4, W/4, C): one code for the whole plane, and one that repeats in every window."""
@@ -48,7 +86,8 @@ class VisionEncoder(nn.Module):
         repeats = plane.shape[-1] // window.shape[-1]
         return (plane + window.tile(1, 1, repeats, repeats)).permute(0, 2, 3, 1)
 
-    def _pyramid(self, stages: list[Tensor]) -> list[Tensor]:
+    def _pyramid(self, *stages: Tensor) -> list[Tensor]:
+        """The levels at stride 4, 8 and 16, (B, ., ., C)."""
         last = len(stages) - 1
         levels: list[Tensor] = []  # coarsest first
         for stage in range(last, -1, -1):
@@ -59,14 +98,14 @@ class VisionEncoder(nn.Module):
                 above = levels[-1].view(batch, height // 2, 1, width // 2, 1, channels)
                 level = (level.view(batch, height // 2, 2, width // 2, 2, channels) + above).view(level.shape)
             levels.append(level)
-        return [level.permute(0, 3, 1, 2) for level in reversed(levels[-NUM_LEVELS:])]
+        return levels[: -NUM_LEVELS - 1 : -1]
 
 
 def _block(block: Any, hidden: Tensor) -> Tensor:
     """One block of Hiera: attention within windows or the whole plane, then an MLP. hidden: (B, H, W, C)."""
     normed = block.layer_norm1(hidden)
     residual = hidden if block.dim == block.dim_out else _pool(block.proj(normed), block.query_stride)
-    hidden = residual + block.attn.proj(_attend(block, normed, residual.shape[1:3]))
+    hidden = in_float32(torch.add, residual, block.attn.proj(_attend(block, normed, residual.shape[1:3])))
     return hidden + block.mlp(block.layer_norm2(hidden))
 
 

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 
 class KeyValues(NamedTuple):
-    """What one layer reads of memory tokens; (B, N, C) each, or (1, N, C)."""
+    """What one layer reads of memory tokens."""
 
     keys: Tensor
+    """(B, N, C) or (1, N, C)."""
     values: Tensor
+    """(B, N, C); or (B, N, 64), the tokens themselves, which the layer projects after weighing: see `_values`."""
 
 
 class Projections(nn.Module):
@@ -48,7 +50,7 @@ class _Layer(nn.Module):
         places = places + attention.o_proj(_attend(query, key, attention.v_proj(normed)))
         attention = self.cross_attn_image
         query = rotate(attention.q_proj(self.layer_norm2(places)), turns)
-        places = places + attention.o_proj(_attend(query, memory.keys, memory.values))
+        places = places + attention.o_proj(_read(query, memory, attention.v_proj))
         return places + self.linear2(torch.relu(self.linear1(self.layer_norm3(places))))
 
 
@@ -79,13 +81,13 @@ class MemoryAttention(nn.Module):
         """What each layer reads of a spatial memory without its temporal code; (B, h w, 64) both."""
         attentions = self._readers()
         placed = memory + position
-        return tuple(KeyValues(rotate(a.k_proj(placed), self.turns), a.v_proj(memory)) for a in attentions)
+        return tuple(KeyValues(rotate(a.k_proj(placed), self.turns), _values(a, memory)) for a in attentions)
 
     def of_pointers(self, tokens: Tensor, position: Tensor) -> tuple[KeyValues, ...]:
         """What each layer reads of object pointers, which have no place; (B, N, 64) both."""
         attentions = self._readers()
         placed = tokens + position
-        return tuple(KeyValues(a.k_proj(placed), a.v_proj(tokens)) for a in attentions)
+        return tuple(KeyValues(a.k_proj(placed), _values(a, tokens)) for a in attentions)
 
     def ages(self, temporal: Tensor) -> tuple[Tensor, ...]:
         """What a temporal code adds to the keys of each layer: (T, 64) -> (T, h w, C)."""
@@ -119,6 +121,30 @@ def rotate(tokens: Tensor, turns: Tensor) -> Tensor:
     else:
         turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))
     return turned.flatten(-2).type_as(tokens)
+
+
+def _values(attention: Projections, tokens: Tensor) -> Tensor:
+    """What is weighed of memory tokens, (B, N, 64): their projections, (B, N, C), or on a CPU themselves.
+
+    Weights add up to 1, so that the projection of the mean is the mean of the projections, and weighing 64 channels
+    costs a quarter of weighing 256. Torch's fused attention does not do that on a CPU. What is not fused would keep
+    the product of queries and keys for the gradients, and in bf16 round it.
+    """
+    narrower = tokens.shape[-1] < attention.v_proj.out_features
+    plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    if narrower and plain and tokens.device.type == "cpu":
+        return tokens
+    projected: Tensor = attention.v_proj(tokens)
+    return projected
+
+
+def _read(query: Tensor, memory: KeyValues, projection: nn.Module) -> Tensor:
+    """(B, h w, C)."""
+    if memory.values.shape[-1] == memory.keys.shape[-1]:
+        return _attend(query, memory.keys, memory.values)
+    scores = (query * query.shape[-1] ** -0.5) @ memory.keys.transpose(1, 2)
+    projected: Tensor = projection(torch.softmax(scores, dim=-1) @ memory.values)
+    return projected
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

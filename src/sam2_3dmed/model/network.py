@@ -1,14 +1,15 @@
 """SAM2-3dMed, the whole network (paper 3, Figure 2): slices in, masks, boundaries and relative positions out."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sam2_3dmed.model.boundary import BoundaryDetector
-from sam2_3dmed.model.encoder import Features, ImageEncoder
-from sam2_3dmed.model.slice_decoder import MemoryBank, SliceDecoder
+from sam2_3dmed.model.encoder import NO_LATERALS, Features, ImageEncoder, Laterals
+from sam2_3dmed.model.slice_decoder import Memory, MemoryBank, SliceDecoder
 from sam2_3dmed.model.srpp import SliceRelativePositionPredictor
 
 
@@ -47,10 +48,10 @@ class DecoderFeatures(NamedTuple):
         return self.each(lambda level: level[:, index])
 
     @classmethod
-    def stack(cls, parts: Sequence["DecoderFeatures"], dim: int = 0) -> "DecoderFeatures":
-        """Several of equal shape as one, along a new dimension."""
+    def cat(cls, parts: Sequence["DecoderFeatures"]) -> "DecoderFeatures":
+        """Several as one, along the first dimension; the order in memory stays what it is."""
         levels = zip(*parts, strict=True)
-        return cls(*(None if level[0] is None else torch.stack(level, dim) for level in levels))  # type: ignore[arg-type]
+        return cls(*(None if level[0] is None else torch.cat(level) for level in levels))  # type: ignore[arg-type]
 
 
 class DecoderState(NamedTuple):
@@ -60,11 +61,24 @@ class DecoderState(NamedTuple):
     boundary: MemoryBank
 
 
+class DecodedSlice(NamedTuple):
+    """What the branches make of a slice."""
+
+    logits: Tensor
+    """Of the masks, (B, K, 4h, 4w)."""
+    boundary_logits: Tensor | None
+    memory: Memory | None
+    """For the segmentation's bank; None where no later slice reads it."""
+    boundary_memory: Memory | None
+
+
 class SAM2For3dMed(nn.Module):
     """Encoder, SRPP, BD and segmentation decoder. Paper: 3.1 to 3.3.
 
     srpp, boundary: None drops the part (Tables 4 and 5).
     """
+
+    checkpointing = False
 
     def __init__(
         self,
@@ -94,19 +108,42 @@ class SAM2For3dMed(nn.Module):
         """Where the weights are."""
         return self.segmentation.no_memory_embedding.device
 
+    def save_memory(self, *, checkpointing: bool, slices_at_once: int | None) -> None:
+        """Train with less memory and the same gradients, in more time.
+
+        checkpointing: keep of SRPP, of every slice and of an encoder that trains only what goes in and out, and compute
+        the rest again on the way back. slices_at_once: how many are encoded together, and decoded together where each
+        is a window of its own; none: all.
+        """
+        self.checkpointing = self.encoder.checkpointing = checkpointing
+        self.encoder.slices_at_once = slices_at_once
+
     def decode(self, features: Features) -> Prediction:
         """The trained part, from the encoder's features of a window."""
         return self.decode_projected(self.project(features))
 
-    def project(self, features: Features) -> DecoderFeatures:
-        """The encoder's features as the decoders take them."""
-        fine = self.segmentation.project(features)
+    def decode_compact(self, features: Features) -> Prediction:
+        """The same from `ImageEncoder.compact`."""
+        return self.decode_projected(self.project(features, self.encoder.laterals))
+
+    def project(self, features: Features, laterals: Laterals = NO_LATERALS) -> DecoderFeatures:
+        """The encoder's features as the decoders take them; laterals: what features of `compact` are ahead of."""
+        fine = self.segmentation.project(features, laterals)
         if self.boundary is None:
             return DecoderFeatures(features.z, *fine)
-        return DecoderFeatures(features.z, *fine, *self.boundary.decoder.project(features))
+        return DecoderFeatures(features.z, *fine, *self.boundary.decoder.project(features, laterals))
 
     def decode_projected(self, features: DecoderFeatures) -> Prediction:
         """A window of D slices: the context that they give each other, then slice by slice."""
+        at_once = self.encoder.slices_at_once
+        if not self._keeps_little or at_once is None or features.z.shape[1] > 1:
+            return self._decode_windows(features)
+        # Single slices have no steps to compute again one by one, so a few of them take a step's place.
+        lots = zip(*(level.split(at_once) for level in features if level is not None), strict=True)
+        parts = [self._decode_windows(DecoderFeatures(*lot)) for lot in lots]
+        return Prediction(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))  # type: ignore[arg-type]
+
+    def _decode_windows(self, features: DecoderFeatures) -> Prediction:
         context, relative_position = self.look_around(features.z)
         depth = context.shape[1]
         state = self.start(depth)
@@ -122,7 +159,7 @@ class SAM2For3dMed(nn.Module):
         """The context that slices give each other, (B, D, C, h, w), and P_pos (B, D, D); z and None without SRPP."""
         if self.srpp is None:
             return z, None
-        context, relative_position = self.srpp(z)
+        context, relative_position = self._compute(self.srpp, z)
         return context, relative_position
 
     def start(self, num_slices: int) -> DecoderState:
@@ -135,15 +172,43 @@ class SAM2For3dMed(nn.Module):
         features: of the slice, (B, C, ., .) each level; context: (B, C, h, w), its share of `look_around`.
         Returns: logits (B, K, 4h, 4w) of the masks, and of the boundaries or None.
         """
-        z, boundary_logits = features.z, None
+        found: DecodedSlice = self._compute(self._decode_slice, self._settled(state), features, context)
+        for bank, memory in zip(state, (found.memory, found.boundary_memory), strict=True):
+            if memory is not None:
+                bank.append(memory)
+        return found.logits, found.boundary_logits
+
+    def _decode_slice(self, state: DecoderState, features: DecoderFeatures, context: Tensor) -> DecodedSlice:
+        """A slice in the light of a state, which stays as it is: so it can be computed a second time."""
+        z, boundary_logits, boundary_memory = features.z, None, None
         z_seg = self.segmentation.attend(context, state.segmentation)
         if self.boundary is not None and self.boundary_to_segmentation is not None:
             assert features.boundary_stride8 is not None
             assert features.boundary_stride4 is not None
             found = self.boundary(context, z, features.boundary_stride8, features.boundary_stride4, state.boundary)
             z_seg = z_seg + self.boundary_to_segmentation(found.features)
-            boundary_logits = found.logits
+            boundary_logits, boundary_memory = found.logits, found.memory
         logits, pointer = self.segmentation.decode(z_seg, features.stride8, features.stride4)
-        if state.segmentation.will_be_read:
-            state.segmentation.append(self.segmentation.remember(z, logits, pointer))
-        return logits, boundary_logits
+        memory = self.segmentation.remember(z, logits, pointer) if state.segmentation.will_be_read else None
+        return DecodedSlice(logits, boundary_logits, memory, boundary_memory)
+
+    @property
+    def _keeps_little(self) -> bool:
+        return self.checkpointing and torch.is_grad_enabled()
+
+    def _compute(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """The function's result; with checkpointing it is called again on the way back."""
+        if not self._keeps_little:
+            return function(*arguments)
+        # Nothing here draws random numbers, so there is no state of them to keep.
+        return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+
+    def _settled(self, state: DecoderState) -> DecoderState:
+        """What a slice reads, as it must find it again on the way back, when later slices are remembered too."""
+        if not self._keeps_little:
+            return state
+        if state.segmentation.count > 0:  # made here once: made within slices, they would be made again for each
+            self.segmentation.ages(state.segmentation)
+        if state.boundary.count > 0 and self.boundary is not None:
+            self.boundary.decoder.ages(state.boundary)
+        return DecoderState(*(bank.as_it_is() for bank in state))

@@ -4,6 +4,7 @@ Used twice: for the segmentation (paper 3.1) and for the boundaries (paper 3.3).
 digits, which a test against Meta's own outputs proves.
 """
 
+import copy
 from collections import deque
 from typing import NamedTuple
 
@@ -11,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_3dmed.model.encoder import Features
+from sam2_3dmed.model.encoder import NO_LATERALS, Features, Laterals
 from sam2_3dmed.model.mask_decoder import MaskDecoder
 from sam2_3dmed.model.memory_attention import KeyValues, MemoryAttention
+from sam2_3dmed.model.precision import in_float32
+from sam2_3dmed.model.upsample import upsample
 
 NUM_MEMORIES = 7
 """Spatial memories a slice attends to: the first slice and the last 6."""
@@ -53,7 +56,7 @@ class MemoryBank:
         self.count = 0
         self.first: Memory | None = None
         self.ages: tuple[Tensor, ...] | None = None
-        """What a memory's age adds to its keys, layer by layer; the decoder makes it once for all slices."""
+        """See `SliceDecoder.ages`."""
         self._spatial: deque[Memory] = deque(maxlen=NUM_MEMORIES - 1)
         self._pointers: deque[Tensor] = deque(maxlen=NUM_POINTERS)
 
@@ -61,6 +64,12 @@ class MemoryBank:
     def will_be_read(self) -> bool:
         """Whether a slice comes after the next one to be added; the last slice's memory would be made for nobody."""
         return self.count + 1 < self.num_slices
+
+    def as_it_is(self) -> "MemoryBank":
+        """A copy, which stays as it is when more is added here; the memories are shared."""
+        now = copy.copy(self)
+        now._spatial, now._pointers = self._spatial.copy(), self._pointers.copy()
+        return now
 
     def append(self, memory: Memory) -> None:
         """Add the next slice's memory."""
@@ -131,11 +140,10 @@ class SliceDecoder(nn.Module):
         if self.class_memory is not None:
             nn.init.zeros_(self.class_memory.weight)
 
-    def project(self, features: Features) -> HighResolution:
-        """The finer levels of all slices through this branch's conv_s1 and conv_s0."""
-        batch = features.z.shape[:2]
-        stride8 = self.mask_decoder.conv_s1(features.stride8.flatten(0, 1)).unflatten(0, batch)
-        stride4 = self.mask_decoder.conv_s0(features.stride4.flatten(0, 1)).unflatten(0, batch)
+    def project(self, features: Features, laterals: Laterals = NO_LATERALS) -> HighResolution:
+        """The finer levels of all slices through this branch's conv_s1 and conv_s0, and `laterals` before those."""
+        stride8 = _pointwise(self.mask_decoder.conv_s1, features.stride8, laterals.stride8)
+        stride4 = _pointwise(self.mask_decoder.conv_s0, features.stride4, laterals.stride4)
         return HighResolution(stride8, stride4)
 
     def attend(self, context: Tensor, bank: MemoryBank) -> Tensor:
@@ -149,13 +157,19 @@ class SliceDecoder(nn.Module):
         attended = self.memory_attention(places + 0.1 * self.place_code.to(places.dtype), self._read(bank))
         return attended.transpose(1, 2).unflatten(-1, context.shape[-2:])
 
+    def ages(self, bank: MemoryBank) -> tuple[Tensor, ...]:
+        """What a memory's age adds to its keys, layer by layer; made once for all slices that read a bank."""
+        if bank.ages is None:
+            bank.ages = self.memory_attention.ages(self.memory_temporal_positional_encoding.flatten(1))
+        return bank.ages
+
     def decode(self, features: Tensor, stride8: Tensor, stride4: Tensor) -> tuple[Tensor, Tensor]:
         """Mask logits and object pointer of one slice.
 
         features: (B, C, h, w); stride8, stride4: the slice's share of `project`.
         Returns: logits (B, K, 4h, 4w) at stride 4; pointer (B, C).
         """
-        logits, class_tokens = self.mask_decoder(features, stride8, stride4)
+        logits, class_tokens = in_float32(self.mask_decoder, features, stride8, stride4)
         return logits, self.object_pointer_proj(class_tokens.mean(dim=1))
 
     def remember(self, z: Tensor, logits: Tensor, pointer: Tensor) -> Memory:
@@ -165,7 +179,7 @@ class SliceDecoder(nn.Module):
         """
         union = logits.amax(dim=1, keepdim=True)  # the largest class probability; itself for K = 1
         size = (16 * z.shape[-2], 16 * z.shape[-1])
-        mask = torch.sigmoid(F.interpolate(union.float(), size, mode="bilinear", align_corners=False)) * 20 - 10
+        mask = torch.sigmoid(upsample(union, size)) * 20 - 10
         memory, _ = self.memory_encoder(z, mask.to(z.dtype))
         if self.class_memory is not None:
             memory = memory + self.class_memory(F.avg_pool2d(torch.sigmoid(logits), 4))
@@ -176,13 +190,11 @@ class SliceDecoder(nn.Module):
     def _read(self, bank: MemoryBank) -> tuple[KeyValues, ...]:
         """The bank as each layer reads it: the memories' places, then the pointers' tokens, C / 64 a pointer."""
         memories, rows = bank.spatial()
-        if bank.ages is None:
-            bank.ages = self.memory_attention.ages(self.memory_temporal_positional_encoding.flatten(1))
         pointers, distances = bank.pointers()
         tokens = torch.stack(pointers, dim=1).unflatten(-1, (-1, MEMORY_CHANNELS)).flatten(1, 2)  # (B, P C/64, 64)
         pointer_read = self.memory_attention.of_pointers(tokens, self._pointer_position(distances, bank, tokens))
         layers = []
-        for layer, (ages, last) in enumerate(zip(bank.ages, pointer_read, strict=True)):
+        for layer, (ages, last) in enumerate(zip(self.ages(bank), pointer_read, strict=True)):
             keys = [m.read[layer].keys + ages[row] for m, row in zip(memories, rows, strict=True)]
             values = [m.read[layer].values for m in memories]
             layers.append(KeyValues(torch.cat([*keys, last.keys], dim=1), torch.cat([*values, last.values], dim=1)))
@@ -195,6 +207,21 @@ class SliceDecoder(nn.Module):
         share = torch.tensor(distances, dtype=torch.float32, device=tokens.device) / scale
         code = self.temporal_positional_encoding_projection_layer(_sine_1d(share, self.channels).to(tokens.dtype))
         return code.repeat_interleave(tokens.shape[1] // len(distances), dim=0).unsqueeze(0)
+
+
+def _pointwise(conv: nn.Conv2d, planes: Tensor, before: nn.Conv2d | None = None) -> Tensor:
+    """A 1 x 1 convolution of (B, D, C, h, w), as the product it is: the encoder's planes have channels last.
+
+    before: one that comes first; both in one, whose weight is their product.
+    """
+    weight, bias = conv.weight.flatten(1), conv.bias
+    if before is not None:
+        assert bias is not None
+        assert before.bias is not None
+        with torch.autocast(weight.device.type, enabled=False):  # small, so with all digits
+            weight, bias = weight @ before.weight.flatten(1), weight @ before.bias + bias
+    places = in_float32(lambda x: F.linear(x, weight, bias), planes.permute(0, 1, 3, 4, 2))
+    return places.permute(0, 1, 4, 2, 3)
 
 
 def _sine_1d(position: Tensor, channels: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""`curves.csv`: a row an epoch with every loss term, the learning rate and the validation metrics."""
+"""`curves.csv`: a row an epoch with loss terms, learning rate, gradients, position errors and validation metrics."""
 
 import csv
 import io
@@ -9,10 +9,12 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from sam2_3dmed.atomic import write_text
+from sam2_3dmed.training.module import TrainingModule
+from sam2_3dmed.training.parallel import gather
 
 
 class CurvesFile(Callback):
-    """Appends a row at the end of every epoch; a resumed run goes on below what its checkpoint had reached."""
+    """Appends a row at the end of every epoch and tells the loggers; a resumed run goes on where its checkpoint was."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,16 +33,20 @@ class CurvesFile(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the file anew, with this epoch's row."""
-        if not trainer.is_global_zero:
-            return
-        metrics = {
+        assert isinstance(pl_module, TrainingModule)
+        means = pl_module.means.compute(gather)
+        pl_module.means.clear()
+        for logger in trainer.loggers:
+            logger.log_metrics(means, step=trainer.global_step)
+        validated = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
-            if self._validated or not name.startswith("validation/")  # those of an earlier epoch stay in there
+            if self._validated and "validation" in name  # those of an earlier epoch stay in there
         }
         self._validated = False
-        self._rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **metrics})
-        self._write()
+        if trainer.is_global_zero:
+            self._rows.append({"epoch": trainer.current_epoch, "step": trainer.global_step, **means, **validated})
+            self._write()
 
     def _write(self) -> None:
         columns = list(dict.fromkeys(name for row in self._rows for name in row))

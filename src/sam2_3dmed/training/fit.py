@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sam2_3dmed.config import RunConfig
 from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.termination import Terminated
+from sam2_3dmed.training.budget import within_minutes
+from sam2_3dmed.training.checkpoints import Checkpoints, best_state, forget_states, newest_whole_state, step_of
+from sam2_3dmed.training.feature_cache import make_feature_cache
 from sam2_3dmed.training.loader import case_loader, window_loader
 from sam2_3dmed.training.losses import TotalLoss
-from sam2_3dmed.training.module import MONITORED, TrainingModule
-from sam2_3dmed.training.trainer import BEST_CHECKPOINT, LAST_CHECKPOINT, make_trainer, quiet_lightning
+from sam2_3dmed.training.module import TrainingModule
+from sam2_3dmed.training.parallel import Team
+from sam2_3dmed.training.rate_finder import RateTest, find_rate
+from sam2_3dmed.training.trainer import make_trainer, quiet_lightning
 
 logger = logging.getLogger(__name__)
 
@@ -40,46 +44,80 @@ def fit(
     config: RunConfig,
     folder: Path,
     resume: bool = False,
+    team: Team | None = None,
 ) -> FitResult:
     """Train a network and leave the best weights in it; curves, logs and checkpoints go below `folder`.
 
     predictor: wraps the same network and has the run's window. resume: go on from the last checkpoint, as if never
-    interrupted.
+    interrupted. team: the processes that train together, each of which calls this; none: this one alone.
 
     Raises:
-        KeyboardInterrupt: the user stopped it; `resume` goes on from the last whole epoch.
+        TrainingError: the loss is not finite any more. Terminated: SIGTERM came. KeyboardInterrupt: the user stopped
+            it. `resume` goes on from the last checkpoint.
     """
-    checkpoint = folder / "checkpoints" / LAST_CHECKPOINT
-    if resume and not checkpoint.exists():
-        logger.info("%s: no checkpoint yet, so the run starts anew", checkpoint)
-        resume = False
-    loader = window_loader(
+    team = team or Team()
+    if not resume and team.first:
+        forget_states(folder / "checkpoints")
+    checkpoint = newest_whole_state(folder / "checkpoints") if resume else None
+    if resume and checkpoint is None:
+        logger.info("%s: no checkpoint yet, so the run starts anew", folder)
+    with quiet_lightning():
+        module, loader = _assemble(network, predictor, training, validation, config, folder, team)
+        if config.training.minutes is not None:
+            config = within_minutes(config, module, loader, folder, resume=resume)
+            module, loader = _assemble(network, predictor, training, validation, config, folder, team)
+        if module.features is not None:
+            module.features.describe(config.training)
+        trainer = make_trainer(config, folder, loader, step_of(checkpoint) if checkpoint else None, team)
+        _fit(trainer, module, loader, case_loader(validation, team), checkpoint)
+        if module.features is not None:
+            module.features.close()
+    best = best_state(folder / "checkpoints")
+    module.load_state_dict(best["state_dict"])
+    return FitResult(best["callbacks"][Checkpoints.__name__]["best_score"], trainer.current_epoch, trainer.global_step)
+
+
+def try_rates(
+    network: SAM2For3dMed, predictor: Predictor, *, training: CaseCache, config: RunConfig, folder: Path
+) -> RateTest:
+    """How the loss answers to learning rates, from the network's weights, which stay as they are.
+
+    folder: for the feature cache, if there is one.
+    """
+    with quiet_lightning():
+        module, loader = _assemble(network, predictor, training, CaseCache(()), config, folder, Team())
+        return find_rate(module, loader, config)
+
+
+def _assemble(
+    network: SAM2For3dMed,
+    predictor: Predictor,
+    training: CaseCache,
+    validation: CaseCache,
+    config: RunConfig,
+    folder: Path,
+    team: Team,
+) -> tuple[TrainingModule, Any]:
+    """What is trained, and the loader of what it is trained on."""
+    network.save_memory(checkpointing=config.training.checkpointing, slices_at_once=config.training.encoder_slices)
+    loader: Any = window_loader(
         training,
         config,
         window_slices=predictor.passes.window_slices,
         image_size=network.encoder.image_size,
+        team=team,
     )
     module = TrainingModule(
         network,
-        loss=_loss(config),
+        loss=make_loss(config),
         predictor=predictor,
         validation=list(validation),
         config=config.training,
-        steps_per_epoch=len(loader),
+        division=loader.batch_sampler.division,
+        team=team,
+        features=make_feature_cache(network.encoder, loader.dataset, config, folder / "features"),
     )
-    best = ModelCheckpoint(folder / "checkpoints", "best", monitor=MONITORED, mode="max", enable_version_counter=False)
-    cases = case_loader(len(validation))
-    with quiet_lightning():
-        trainer = make_trainer(config, folder, best, len(loader))
-        _fit(trainer, module, loader, cases, checkpoint if resume else None)
-        epochs, steps = trainer.current_epoch, trainer.global_step
-        last_score = None if module.validated_step == steps else _validate(trainer, module, cases)
-    best_score = -1.0 if best.best_model_score is None else float(best.best_model_score)
-    if last_score is not None and last_score > best_score:
-        return FitResult(last_score, epochs, steps)
-    state = torch.load(folder / "checkpoints" / BEST_CHECKPOINT, map_location="cpu", weights_only=True)["state_dict"]
-    module.load_state_dict(state)
-    return FitResult(best_score, epochs, steps)
+    return module, loader
 
 
 def _fit(trainer: lightning.Trainer, module: TrainingModule, loader: Any, cases: Any, checkpoint: Path | None) -> None:
@@ -90,15 +128,14 @@ def _fit(trainer: lightning.Trainer, module: TrainingModule, loader: Any, cases:
             raise
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from None
+    except RuntimeError as error:  # the loader's: SIGTERM may reach its workers, too
+        if not any(isinstance(c, Checkpoints) and c.terminating for c in trainer.callbacks):
+            raise
+        raise Terminated from error
 
 
-def _validate(trainer: lightning.Trainer, module: TrainingModule, cases: Any) -> float:
-    """The score of the weights as they are: the last epochs may lie beyond the last regular validation."""
-    (metrics,) = trainer.validate(module, cases, verbose=False)
-    return float(metrics[MONITORED])
-
-
-def _loss(config: RunConfig) -> TotalLoss:
+def make_loss(config: RunConfig) -> TotalLoss:
+    """The loss that a recipe asks for."""
     return TotalLoss(
         segmentation=config.loss.segmentation,
         lambda_srpp=config.loss.lambda_srpp,

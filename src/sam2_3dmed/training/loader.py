@@ -1,6 +1,8 @@
 """What feeds a training run: windows of the training cases, and the numbers of the validation cases."""
 
 import os
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -8,27 +10,37 @@ from torch.utils.data import DataLoader, Dataset
 from sam2_3dmed.config import RunConfig
 from sam2_3dmed.data.augment import WindowAugmentation
 from sam2_3dmed.data.cache import CaseCache
-from sam2_3dmed.data.windows import EpochSampler, WindowDataset, Windows, collate
+from sam2_3dmed.data.views import ViewDataset
+from sam2_3dmed.data.windows import WindowDataset, collate
+from sam2_3dmed.training.division import Division, Parts, shares
+from sam2_3dmed.training.parallel import Team
 
 
-def window_loader(cases: CaseCache, config: RunConfig, *, window_slices: int, image_size: int) -> DataLoader[Windows]:
-    """An epoch of augmented windows in batches, drawn anew for every epoch.
+def window_loader(
+    cases: CaseCache, config: RunConfig, *, window_slices: int, image_size: int, team: Team
+) -> DataLoader[Any]:
+    """An epoch of augmented windows in batches, drawn anew for every epoch; with a feature cache, of windows of views.
 
-    window_slices: D. image_size: H = W in pixels.
+    window_slices: D. image_size: H = W in pixels. team: of whose batches this process has its share.
     """
-    training = config.training
-    dataset = WindowDataset(
+    training, cache = config.training, config.feature_cache
+    windows = WindowDataset(
         cases,
         window_slices=window_slices,
         augmentation=WindowAugmentation(config.augmentation, image_size),
         foreground_fraction=training.foreground_fraction,
         seed=training.seed,
     )
-    workers = training.workers if training.workers is not None else min(8, (os.cpu_count() or 1) - 1)
-    return DataLoader(
-        dataset,
-        batch_size=training.batch_size,
-        sampler=EpochSampler(training.windows_per_epoch or len(cases)),
+    views = ViewDataset(windows, num_views=cache.views, refresh=cache.refresh) if cache.views > 0 else None
+    division = Division(
+        training.windows_per_epoch or len(cases), training.batch_size, training.accumulate, team.size, team.rank
+    )
+    workers = training.workers
+    if workers is None:
+        workers = max(0, min(8, (os.cpu_count() or 1) // team.devices - 1))
+    return DataLoader[Any](
+        windows if views is None else views,
+        batch_sampler=Parts(division),
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -37,17 +49,17 @@ def window_loader(cases: CaseCache, config: RunConfig, *, window_slices: int, im
     )
 
 
-def case_loader(num_cases: int) -> DataLoader[int]:
-    """0, 1, ...: the module looks the volumes up, so that no memory map passes through Lightning."""
-    return DataLoader(_Numbers(num_cases), batch_size=None)
+def case_loader(cases: CaseCache, team: Team) -> DataLoader[int]:
+    """The numbers of this process's cases: the module looks them up, so that no memory map passes through Lightning."""
+    return DataLoader(_Numbers(shares([case.num_slices for case in cases], team.size)[team.rank]), batch_size=None)
 
 
 class _Numbers(Dataset[int]):
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self.numbers = numbers
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.numbers)
 
-    def __getitem__(self, number: int) -> int:
-        return number
+    def __getitem__(self, place: int) -> int:
+        return self.numbers[place]

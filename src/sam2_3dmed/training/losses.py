@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_3dmed.model.network import Prediction
+from sam2_3dmed.model.upsample import upsample
 from sam2_3dmed.training.targets import boundary_masks, relative_positions
 
 _SPACE = (-3, -2, -1)
@@ -27,15 +28,24 @@ def relative_position_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return squared.sum(dim=(-2, -1)).mean() / (depth * (depth - 1))
 
 
+def position_error(predicted: Tensor, target: Tensor) -> Tensor:
+    """The mean absolute error over the pairs i != j, in slices, which says more to a person than Eq. 2.
+
+    predicted, target: (B, D, D), D > 1.
+    """
+    errors = (predicted - target).abs()
+    pairs = errors.sum() - errors.diagonal(dim1=-2, dim2=-1).sum()
+    return pairs / (errors.numel() - errors.shape[:-1].numel())
+
+
 def boundary_loss(
     logits: Tensor, target: Tensor, normalise: Literal["weight_sum", "mean", "sum"] = "weight_sum"
 ) -> Tensor:
     """L_bd: cross entropy in which boundary pixels weigh N_non / N and the others N_bd / N. Paper: Eq. 5; reading 8.
 
     logits, target: (B, K, D, H, W); N, N_bd, N_non count per sample and class. The weighted sum is divided by the sum
-    of
-    the weights, by N, or by nothing. A class without boundary in a window contributes 0. Returns: the mean over B and
-    K.
+    of the weights, by N, or by nothing. A class without boundary in a window contributes 0. Returns: the mean over B
+    and K.
     """
     boundary_share = target.mean(dim=_SPACE, keepdim=True)
     weights = torch.where(target > 0, 1 - boundary_share, boundary_share)
@@ -114,19 +124,13 @@ class TotalLoss:
         """
         size = (masks.shape[-2], masks.shape[-1])
         zero = masks.new_zeros(())
-        segmentation = self.segmentation(_upsample(prediction.segmentation, size), masks)
+        segmentation = self.segmentation(upsample(prediction.segmentation, size), masks)
         srpp = boundary = zero
         if prediction.relative_position is not None:
             srpp = relative_position_loss(prediction.relative_position.float(), relative_positions(positions))
         if prediction.boundary is not None:
             boundary = boundary_loss(
-                _upsample(prediction.boundary, size), boundary_masks(masks), self.boundary_normalise
+                upsample(prediction.boundary, size), boundary_masks(masks), self.boundary_normalise
             )
         total = segmentation + self.lambda_srpp * srpp + self.lambda_boundary * boundary
         return LossTerms(total, segmentation, srpp, boundary)
-
-
-def _upsample(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, K, D, h, w) -> (B, K, D, H, W), in plane, bilinear, in float32."""
-    planes = F.interpolate(logits.flatten(0, 2).unsqueeze(1).float(), size, mode="bilinear", align_corners=False)
-    return planes.view(*logits.shape[:3], *size)

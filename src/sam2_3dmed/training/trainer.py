@@ -5,79 +5,91 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning
 import torch
-from lightning.pytorch.callbacks import (
-    Callback,
-    EarlyStopping,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    RichProgressBar,
-)
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from sam2_3dmed.config import RunConfig
+from sam2_3dmed.model.precision import bf16_is_fast
+from sam2_3dmed.training.checkpoints import Checkpoints, WholeFiles
 from sam2_3dmed.training.curves import CurvesFile
+from sam2_3dmed.training.diagnostics import GradientNorms
+from sam2_3dmed.training.loader_share import LoaderShare
+from sam2_3dmed.training.loggers import make_loggers
 from sam2_3dmed.training.module import MONITORED
+from sam2_3dmed.training.parallel import Team
+from sam2_3dmed.training.pictures import SlicePictures
+from sam2_3dmed.training.stopping import Ending
+from sam2_3dmed.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
-BEST_CHECKPOINT = "best.ckpt"
-LAST_CHECKPOINT = "last.ckpt"
-
 
 def use_bf16(precision: str, device: str) -> bool:
-    """Whether autocast to bf16 is asked for or, with `auto`, fast here: a CPU needs instructions for it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    """Whether autocast to bf16 is asked for or, with `auto`, fast here."""
+    return precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
 
 
-def make_trainer(config: RunConfig, folder: Path, best: ModelCheckpoint, num_batches: int) -> lightning.Trainer:
+def make_trainer(
+    config: RunConfig, folder: Path, loader: Any, resumed_step: int | None, team: Team
+) -> lightning.Trainer:
     """The trainer of a run in `folder`.
 
-    best: keeps the best weights. num_batches: of an epoch.
+    loader: of the training windows. resumed_step: where a resumed run goes on.
     """
     training = config.training
+    return base_trainer(
+        config,
+        team,
+        max_epochs=training.epochs,
+        check_val_every_n_epoch=min(training.validate_every, training.epochs),
+        logger=make_loggers(training.loggers, folder, resumed_step),
+        log_every_n_steps=min(10, len(loader)),
+        callbacks=_callbacks(config, folder, loader),
+        plugins=[WholeFiles()],
+        default_root_dir=folder,
+    )
+
+
+def base_trainer(config: RunConfig, team: Team, **options: Any) -> lightning.Trainer:
+    """A trainer on the devices of a team, in the precision, with the passes a step and the clipping of a recipe."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return lightning.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
-        devices=1,
-        precision="bf16-mixed" if use_bf16(training.precision, device) else "32-true",
-        max_epochs=training.epochs,
-        max_time=None if training.max_minutes is None else {"seconds": round(training.max_minutes * 60)},
-        gradient_clip_val=training.clip_gradient_norm,
-        check_val_every_n_epoch=min(training.validate_every, training.epochs),
+        devices=team.devices,
+        num_nodes=team.nodes,
+        strategy=team.strategy(),
+        accumulate_grad_batches=config.training.accumulate,
+        precision="bf16-mixed" if use_bf16(config.training.precision, device) else "32-true",
+        gradient_clip_val=config.training.clip_gradient_norm,
         num_sanity_val_steps=0,
-        logger=TensorBoardLogger(folder, name="tensorboard", version=""),
-        log_every_n_steps=min(10, num_batches),
-        callbacks=_callbacks(config, folder, best),
         enable_model_summary=False,
         use_distributed_sampler=False,
         # On a GPU some backward passes (of bicubic resizing, for one) have no deterministic form at all.
         deterministic=True if device == "cpu" else "warn",
+        **options,
     )
 
 
-def _callbacks(config: RunConfig, folder: Path, best: ModelCheckpoint) -> Sequence[Callback]:
+def _callbacks(config: RunConfig, folder: Path, loader: Any) -> Sequence[Callback]:
     training = config.training
-    callbacks: list[Callback] = [CurvesFile(folder / "curves.csv"), _Log(), RichProgressBar(leave=False)]
+    callbacks: list[Callback] = [
+        GradientNorms(),
+        Ending(training),
+        CurvesFile(folder / "curves.csv"),
+        LoaderShare(),
+        SlicePictures(folder / "pictures"),
+        _Log(),
+        RichProgressBar(leave=False),
+        Checkpoints(
+            folder / "checkpoints", loader, keep=training.keep_checkpoints, minutes=training.checkpoint_minutes
+        ),
+    ]
     if training.weight_average is not None:
-        callbacks.append(EMAWeightAveraging(decay=training.weight_average))
-    if training.patience is not None:
-        callbacks.append(
-            EarlyStopping(MONITORED, mode="max", patience=training.patience, check_on_train_epoch_end=False)
-        )
-    last = ModelCheckpoint(
-        folder / "checkpoints",
-        LAST_CHECKPOINT.removesuffix(".ckpt"),
-        save_on_train_epoch_end=True,
-        enable_version_counter=False,
-    )
-    return [*callbacks, best, last]
+        callbacks.append(WeightAverage(training.weight_average))
+    return callbacks
 
 
 class _Log(Callback):
@@ -109,10 +121,12 @@ def quiet_lightning() -> Iterator[None]:
     with warnings.catch_warnings():
         for text in (
             ".*does not have many workers.*",
-            ".*Checkpoint directory .* exists and is not empty.*",
+            ".*have no `val_dataloader`.*",  # a trial validates nothing
+            ".*your dataloader is not resumable.*",  # its sampler is, and is told where
             ".*treespec, LeafSpec.*",
             ".*module\\(s\\) in eval mode.*",  # the frozen encoder is
-            ".*The dirpath has changed from.*",  # a run folder may be moved
+            ".*Grad strides do not match bucket view strides.*",  # of a convolution of one channel
+            ".*recommended to use .*sync_dist=True.*",  # what is logged is gathered already
         ):
             warnings.filterwarnings("ignore", text)
         for adviser in advisers:

@@ -1,0 +1,144 @@
+"""Seconds a training step takes with and without the feature cache, in one run.
+
+    python benchmarks/feature_cache.py                                              (tiny and large at 512 pixels)
+    python benchmarks/feature_cache.py --sizes nano --image-size 96 --repeats 5     (a trial: seconds)
+
+A step is forward, loss, backward, clipping and AdamW for one window of D slices, K = 1, with the encoder frozen and
+random weights; of the whole method, and with BD off. Sides, which take turns:
+
+    encoder   no cache: the encoder computes the features, without gradients, as in any run with a frozen encoder
+    memory    the cache finds them in memory (bf16)
+    disk      the cache finds them in files, which the system holds in its own memory unless it is short of it
+
+Pixels are there before the clock starts, as if the loader's processes were never late; the cache's lookup is within
+the time. Ratios are of medians, of seconds on the clock and of seconds of a processor: the latter is what to read where
+other work goes on beside. "To make" is what a slice costs when it is seen first: augmentation, encoder, keeping.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def make_views(folder: Path, pixels: int, depth: int) -> Any:
+    """One case of D slices with the paper's augmentation: every window is the whole case."""
+    from sam2_3dmed.config import AugmentationConfig
+    from sam2_3dmed.data.augment import WindowAugmentation
+    from sam2_3dmed.data.cache import CachedCase, CaseCache
+    from sam2_3dmed.data.views import ViewDataset
+    from sam2_3dmed.data.windows import WindowDataset
+
+    rng = np.random.default_rng(0)
+    coarse = rng.random((depth, 1, pixels // 16, pixels // 16)).repeat(16, -1).repeat(16, -2).astype(np.float16)
+    np.save(folder / "case.image.npy", coarse)
+    np.save(folder / "case.label.npy", (coarse[:, 0] > 0.7).astype(np.uint8))
+    (folder / "case.json").write_text('{"key": ""}')
+    case = CachedCase("case", folder, depth, {1: np.arange(depth)})
+    windows = WindowDataset(
+        CaseCache((case,)),
+        window_slices=depth,
+        augmentation=WindowAugmentation(AugmentationConfig(), pixels),
+        foreground_fraction=0,
+        seed=0,
+    )
+    return ViewDataset(windows, num_views=1, refresh=None)
+
+
+def make_step(network: Any, predict: Callable[[], Any], batch: Any) -> Callable[[], None]:
+    """A step of training."""
+    import torch
+
+    from sam2_3dmed.training.losses import TotalLoss
+    from sam2_3dmed.training.targets import class_masks
+
+    trained = [p for p in network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.1, fused=True)
+    loss = TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        loss(predict(), class_masks(batch.labels, 1), batch.positions).total.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    return step
+
+
+def seconds_of(work: Callable[[], Any]) -> np.ndarray:
+    """(wall, processor) seconds."""
+    started = time.perf_counter(), time.process_time()
+    work()
+    return np.array([time.perf_counter() - started[0], time.process_time() - started[1]])
+
+
+def measure(size: str, boundary: bool, arguments: argparse.Namespace, folder: Path) -> None:
+    import torch
+
+    from sam2_3dmed.config import FeatureCacheConfig
+    from sam2_3dmed.data.views import View
+    from sam2_3dmed.data.windows import WindowKey, collate
+    from sam2_3dmed.model.build import build_network
+    from sam2_3dmed.training.feature_cache import FeatureCache
+
+    torch.manual_seed(0)
+    network = build_network(size=size, image_size=arguments.image_size, num_classes=1, boundary=boundary)
+    network.encoder.freeze()
+    views = make_views(folder, arguments.image_size, arguments.slices)
+    (batch,) = collate([views[WindowKey(0, 0)]])
+    view = View(*batch.views[0].tolist())
+    slices = torch.stack([views.slice(view, index) for index in batch.positions[0].tolist()]).unsqueeze(0)
+    memory, disk = (
+        FeatureCache(network.encoder, views, FeatureCacheConfig(views=1, budget_gb=gigabytes), folder / "features")
+        for gigabytes in (4, 0)
+    )
+    to_make = seconds_of(lambda: memory(batch)) / arguments.slices
+    disk(batch)
+    sides = {
+        "encoder": make_step(network, lambda: network(slices), batch),
+        "memory": make_step(network, lambda: network.decode_compact(memory(batch)), batch),
+        "disk": make_step(network, lambda: network.decode_compact(disk(batch)), batch),
+    }
+    times: dict[str, list[np.ndarray]] = {side: [] for side in sides}
+    sides["memory"]()  # the first step of all makes AdamW's moments and warms up
+    for _ in range(arguments.repeats):
+        for side, step in sides.items():
+            times[side].append(seconds_of(step))
+    print(
+        f"{size}, {'whole method' if boundary else 'BD off'}: {memory.bytes_per_slice / 1e6:.2f} MB a slice, "
+        f"{to_make[1]:.2f} s of a processor to make; load {os.getloadavg()[0]:.1f}"
+    )
+    medians = {side: np.median(found, axis=0) for side, found in times.items()}
+    for side, (wall, processor) in medians.items():
+        faster, less = medians["encoder"] / medians[side]
+        print(f"  {side}: {wall:.2f} s, {faster:.2f} times as fast; {processor:.2f} s of a processor, {less:.2f} times")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "large"])
+    parser.add_argument("--image-size", type=int, default=512)
+    parser.add_argument("--slices", type=int, default=6, help="D")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    arguments = parser.parse_args()
+
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    print(f"{os.cpu_count()} cores, {arguments.threads} threads, D = {arguments.slices}, {arguments.image_size} pixels")
+    for size in arguments.sizes:
+        for boundary in (True, False):
+            with tempfile.TemporaryDirectory() as folder:
+                measure(size, boundary, arguments, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,215 @@
+"""Features of a frozen encoder, computed once for every slice of an augmented view (docs/feature_cache.md)."""
+
+import json
+import logging
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam2_3dmed.atomic import replacing
+from sam2_3dmed.config import FeatureCacheConfig, RunConfig, TrainingConfig
+from sam2_3dmed.data.views import View, ViewDataset
+from sam2_3dmed.data.windows import ViewWindows
+from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.model.encoder import Features, ImageEncoder
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+_AT_ONCE_ON_A_GPU = 16
+
+logger = logging.getLogger(__name__)
+
+
+class _Place(NamedTuple):
+    """A slice of a view."""
+
+    view: View
+    slice: int
+
+
+def make_feature_cache(encoder: ImageEncoder, dataset: Any, config: RunConfig, folder: Path) -> "FeatureCache | None":
+    """The cache that goes with a training data set, if that is one of views; its files go below `folder`.
+
+    Raises:
+        ConfigError: the encoder trains.
+    """
+    if not isinstance(dataset, ViewDataset):
+        return None
+    return FeatureCache(encoder, dataset, config.feature_cache, folder)
+
+
+def require_frozen(encoder: ImageEncoder) -> None:
+    """Refuse an encoder whose features change from step to step.
+
+    Raises:
+        ConfigError: something in it trains.
+    """
+    if any(parameter.requires_grad for parameter in encoder.parameters()):
+        raise ConfigError(
+            "feature_cache.views: features can be kept only of a frozen encoder, and this one trains; "
+            "set feature_cache.views=0, or model.train_encoder=false and model.adapt=none"
+        )
+
+
+class FeatureCache:
+    """Looks up the features of windows, and computes and keeps those that are not there yet.
+
+    A slice's features depend on nothing but the encoder, the view and the slice, so it does not matter when, in which
+    process or how often they are computed. They are kept in memory within the budget, else in files below `folder`.
+    """
+
+    def __init__(self, encoder: ImageEncoder, views: ViewDataset, config: FeatureCacheConfig, folder: Path) -> None:
+        require_frozen(encoder)
+        self.encoder = encoder
+        self.views = views
+        self.config = config
+        self.folder = Path(config.folder or folder)
+        self._dtype = _DTYPES[config.dtype]
+        self._shapes = encoder.compact_shapes
+        self._sizes = [math.prod(shape) for shape in self._shapes]
+        self._memory: dict[View, dict[int, Tensor]] = {}
+        self._bytes_in_memory = 0
+        self._newest: dict[int, int] = {}
+        self._num_asked = self._num_made = 0
+
+    @property
+    def bytes_per_slice(self) -> int:
+        """What a slice takes."""
+        return sum(self._sizes) * self._dtype.itemsize
+
+    def __call__(self, windows: ViewWindows) -> Features:
+        """What `ImageEncoder.compact` makes of these windows, rounded to the type it is kept in."""
+        rows = [View(*row) for row in windows.views.tolist()]
+        places = [
+            _Place(view, index)
+            for view, indices in zip(rows, windows.positions.tolist(), strict=True)
+            for index in indices
+        ]
+        self._forget_what_was_before(rows)
+        kept = {place: self._look_up(place) for place in dict.fromkeys(places)}
+        missing = [place for place, found in kept.items() if found is None]
+        kept.update(self._make(missing))
+        self._num_asked += len(kept)
+        self._num_made += len(missing)
+        flat = [found for found in map(kept.get, places) if found is not None]
+        return self._features(flat, windows.positions.shape)
+
+    def describe(self, training: TrainingConfig) -> None:
+        """Log the size, and how much of the encoder's work is left; warn where that is most of it."""
+        slices = sum(case.num_slices for case in self.views.cases)
+        views = self.views.num_generations(training.epochs)
+        windows = training.epochs * (training.windows_per_epoch or len(self.views.cases))
+        uses = windows * self.views.window_slices / (slices * views)
+        share = (1 - math.exp(-uses)) / uses  # of draws that are a slice's first, if all are drawn equally often
+        logger.info(
+            "feature cache: %d views of a case at a time, %d in all; %.1f MB a slice, at most %.1f GB at a time; "
+            "a slice of a view is seen about %.1f times, so the encoder computes %.0f%% of what it would",
+            *(self.config.views, views, self.bytes_per_slice / 1e6),
+            *(self.config.views * slices * self.bytes_per_slice / 1e9, uses, 100 * share),
+        )
+        if share > 0.5:
+            logger.warning("feature cache: it saves little here; fewer views or a longer life of each would save more")
+
+    def close(self) -> None:
+        """Log what it saved, and remove the files that no other run shares."""
+        self._memory.clear()
+        if self._num_asked:
+            logger.info("feature cache: %.1f%% of slices were there", 100 - 100 * self._num_made / self._num_asked)
+        if self.config.folder is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _look_up(self, place: _Place) -> Tensor | None:
+        found = self._memory.get(place.view, {}).get(place.slice)
+        if found is not None or not self.folder.is_dir():
+            return found
+        file = self._file(place)
+        try:
+            whole = file.stat().st_size == self.bytes_per_slice  # a power cut can leave less
+        except FileNotFoundError:
+            return None
+        # Mapped: its pages are read when they are copied into a batch. Copy-on-write, since torch warns of memory that
+        # it must not write to.
+        return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="c")).view(self._dtype) if whole else None
+
+    def _make(self, places: Sequence[_Place]) -> Iterator[tuple[_Place, Tensor]]:
+        device = self.encoder.mean.device
+        # One by one on a CPU: in a larger batch the last digits could be others, and a resumed run another one.
+        at_once = 1 if device.type == "cpu" else _AT_ONCE_ON_A_GPU
+        for start in range(0, len(places), at_once):
+            batch = places[start : start + at_once]
+            slices = torch.stack([self.views.slice(*place, device) for place in batch]).unsqueeze(1)
+            levels = self.encoder.compact(slices)
+            flat = torch.cat([level.permute(0, 1, 3, 4, 2).flatten(1) for level in levels], dim=1)
+            rounded = flat.to(self._dtype).cpu()
+            if self._dtype is torch.float16 and not rounded.isfinite().all():
+                raise ConfigError("feature_cache.dtype: these features exceed what fp16 can hold; set it to bf16")
+            for place, row in zip(batch, rounded, strict=True):
+                yield place, self._keep(place, row.clone())
+
+    def _keep(self, place: _Place, flat: Tensor) -> Tensor:
+        if self._bytes_in_memory + self.bytes_per_slice <= self.config.budget_gb * 1e9:
+            self._memory.setdefault(place.view, {})[place.slice] = flat
+            self._bytes_in_memory += self.bytes_per_slice
+        else:
+            file = self._file(place)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as stream:
+                stream.write(flat.view(torch.uint8).numpy().data)
+        return flat
+
+    def _features(self, flat: Sequence[Tensor], batch: torch.Size) -> Features:
+        device = self.encoder.mean.device
+        working = torch.get_autocast_dtype(device.type) if self._autocast else self.encoder.mean.dtype
+        levels = []
+        for number, (height, width, channels) in enumerate(self._shapes):
+            start = sum(self._sizes[:number])
+            level = torch.stack([row[start : start + self._sizes[number]] for row in flat]).to(device).to(working)
+            levels.append(level.view(*batch, height, width, channels).permute(0, 1, 4, 2, 3))
+        return Features(*levels)
+
+    def _forget_what_was_before(self, views: Sequence[View]) -> None:
+        """Views that have been swapped are not drawn again."""
+        for slot, generation in {(view.slot, view.generation) for view in views}:
+            if generation <= self._newest.get(slot, -1):
+                continue
+            self._newest[slot] = generation
+            for view in [v for v in self._memory if v.slot == slot and v.generation < generation]:
+                self._bytes_in_memory -= len(self._memory.pop(view)) * self.bytes_per_slice
+            if self.config.folder is None:
+                for old in range(generation):
+                    shutil.rmtree(self.folder / f"{slot}-{old}", ignore_errors=True)
+
+    def _file(self, place: _Place) -> Path:
+        """Named after all that the features depend on, so that no file can be out of date."""
+        case = self.views.cases[place.view.case]
+        depends_on = [
+            self._encoder_key,
+            str(torch.get_autocast_dtype(self.encoder.mean.device.type)) if self._autocast else "",
+            self.config.dtype,
+            self.views.augmentation.config.model_dump(exclude={"reverse"}),
+            case.key,
+            self.views.seeds(place.view),
+        ]
+        key = sha256(json.dumps(depends_on).encode()).hexdigest()[:32]
+        return self.folder / f"{place.view.slot}-{place.view.generation}" / key / str(place.slice)
+
+    @cached_property
+    def _encoder_key(self) -> str:
+        """Its weights, and what else decides what it computes."""
+        key = sha256(json.dumps([version("sam2-3dmed"), self.encoder.image_size, self._shapes]).encode())
+        for name, tensor in self.encoder.state_dict().items():
+            key.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            key.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return key.hexdigest()
+
+    @property
+    def _autocast(self) -> bool:
+        return torch.is_autocast_enabled(self.encoder.mean.device.type)

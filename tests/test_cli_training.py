@@ -1,0 +1,48 @@
+"""What the options of training come to; what contradicts itself is one line. Training itself: test_train, test_cli."""
+
+from pathlib import Path
+
+import pytest
+
+from sam2_3dmed.cli_training import _budget, _config, _fold, find_rate, train
+from sam2_3dmed.errors import ConfigError
+
+QUICK = ["model.size=nano", "model.image_size=64", "window_slices=2", "training.windows_per_epoch=2"]
+QUICK += ["training.batch_size=1", "training.workers=0"]
+
+
+def test_a_budget_is_minutes_or_epochs() -> None:
+    assert _config("scratch", "none", _budget(30, None)).training.minutes == 30
+    chosen = _config("paper", "none", ["training.minutes=5", *_budget(None, 7)]).training
+    assert (chosen.epochs, chosen.minutes) == (7, None)
+    assert _budget(None, None) == []
+    with pytest.raises(ConfigError, match="--minutes and --epochs both say how long to train"):
+        _budget(1, 1)
+
+
+@pytest.mark.parametrize("options", [{"minutes": 3.0}, {"epochs": 3}, {"loggers": ["wandb"]}, {"gpu_memory": 8.0}])
+def test_a_resumed_run_is_as_it_began(tmp_path: Path, options: dict) -> None:
+    with pytest.raises(ConfigError, match="--resume goes on as the run began; it takes no --"):
+        train(tmp_path, resume=True, **options)
+
+
+def test_a_logger_that_does_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="loggers"):
+        train(tmp_path, loggers=["comet"])
+
+
+@pytest.mark.parametrize("text", ["0/5", "6/5", "1", "a/5"])
+def test_folds_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected i/n"):
+        _fold(text)
+    assert _fold("2/5") == (2, 5)
+
+
+def test_a_rate_is_suggested_and_nothing_else_is_left(
+    blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sam2_3dmed.training.rate_finder._STEPS", 24)
+    find_rate(blobs, tmp_path / "run", weights="none", settings=QUICK)
+    rate = float(capsys.readouterr().out.splitlines()[-1].removeprefix("--set training.learning_rate="))
+    assert 1e-7 < rate < 1
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"learning_rates.csv", "learning_rates.png"}
