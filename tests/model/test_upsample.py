@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sam2_3dmed.model.upsample import upsample
 
@@ -39,3 +40,9 @@ def test_what_inference_made_first_can_train() -> None:
     upsample(planes, (35, 35)).sum().backward()
     assert planes.grad is not None
     assert planes.grad.sum().item() == pytest.approx(35 * 35)
+
+
+def test_what_was_made_without_content_first_can_be_computed_with() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        upsample(torch.empty(1, 5, 5), (45, 45))
+    assert upsample(torch.ones(1, 5, 5), (45, 45)).sum().item() == pytest.approx(45 * 45)

@@ -9,6 +9,7 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 def upsample(planes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -24,6 +25,7 @@ def upsample(planes: Tensor, size: tuple[int, int]) -> Tensor:
 @lru_cache(maxsize=32)
 def _weights(size: int, target: int, device: torch.device) -> Tensor:
     """(target, size): what each of `size` places gives to each of `target`."""
-    with torch.inference_mode(False), torch.no_grad():  # one made in inference could not be used in training
+    # It outlives the call: one made in inference could not be used in training, one without content nowhere else.
+    with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
         unit = torch.eye(size, device=device).unsqueeze(0)
         return F.interpolate(unit, target, mode="linear", align_corners=False).squeeze(0).T.contiguous()
