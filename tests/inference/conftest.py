@@ -1,8 +1,19 @@
-"""A real network with random weights, small and quick."""
+"""A real network with random weights, small and quick; jobs over it, and who kills their workers."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 
+from sam2_3dmed.inference.cohort import Results
+from sam2_3dmed.inference.job import Job
+from sam2_3dmed.inference.manifest import Manifest, Provenance
 from sam2_3dmed.model.build import build_network
 
 
@@ -25,3 +36,64 @@ def make_network():
 def network(make_network):
     """Two classes."""
     return make_network()
+
+
+@pytest.fixture
+def studies(tmp_path, write_series, stored_voxels):
+    """Two folders of a DICOM series each, of different size."""
+    write_series(tmp_path / "st.1" / "deep", stored_voxels())
+    write_series(tmp_path / "st.2", stored_voxels()[:, :, ::2], RescaleIntercept=0)
+    return [tmp_path / "st.1", tmp_path / "st.2"]
+
+
+@pytest.fixture(scope="session")
+def make_job():
+    """A job of a run into a folder."""
+
+    def make(run: Path, folder: Path) -> Job:
+        return Job(run, Results(folder, manifest=Manifest(folder, Provenance(str(run), "0"))), {"direction": "forward"})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def worker_pids():
+    """See `_worker_pids`."""
+    return _worker_pids
+
+
+@pytest.fixture(scope="session")
+def first_worker_killed():
+    """See `_first_worker_killed`."""
+    return _first_worker_killed
+
+
+def _worker_pids(job: Job) -> list[int]:
+    """Of each finished case, the process that did it."""
+    return [int(line["worker"].rpartition(":")[2]) for line in job.results.manifest.lines()]
+
+
+@contextmanager
+def _first_worker_killed(job: Job) -> Iterator[list[tuple[int, int]]]:
+    """As the body's first case is noted, its worker is killed from outside.
+
+    Gives a list of its process and how many cases were noted then, filled by the end of the body.
+    """
+    killed: list[tuple[int, int]] = []
+    ended = threading.Event()
+
+    def kill_the_first() -> None:
+        while not killed and not ended.is_set():
+            for pid in _worker_pids(job)[:1]:
+                os.kill(pid, signal.SIGKILL)
+                killed.append((pid, len(_worker_pids(job))))
+            time.sleep(0.001)
+
+    killer = threading.Thread(target=kill_the_first)
+    killer.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        killer.join()
+    assert killed

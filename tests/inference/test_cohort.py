@@ -166,12 +166,6 @@ class TestPredictEach:
 
 
 class TestDicom:
-    @pytest.fixture
-    def studies(self, tmp_path, write_series, stored_voxels):
-        write_series(tmp_path / "st.1" / "deep", stored_voxels())
-        write_series(tmp_path / "st.2", stored_voxels()[:, :, ::2], RescaleIntercept=0)
-        return [tmp_path / "st.1", tmp_path / "st.2"]
-
     def test_a_folder_is_one_volume_on_its_own_grid(self, studies, tmp_path):
         found = find_inputs(studies, 1)
         assert [item.name for item in found] == ["st.1", "st.2"]

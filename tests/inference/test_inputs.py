@@ -80,12 +80,6 @@ class TestFindInputs:
 
 
 class TestDicom:
-    @pytest.fixture
-    def studies(self, tmp_path, write_series, stored_voxels):
-        write_series(tmp_path / "st.1" / "deep", stored_voxels())
-        write_series(tmp_path / "st.2", stored_voxels()[:, :, ::2], RescaleIntercept=0)
-        return [tmp_path / "st.1", tmp_path / "st.2"]
-
     def test_one_of_several_series(self, studies, tmp_path, write_series, stored_voxels):
         write_series(studies[0] / "more", stored_voxels((4, 4, 3)), SeriesInstanceUID="1.2.3.77")
         (item,) = find_inputs(studies[:1], 1, "1.2.3.77")

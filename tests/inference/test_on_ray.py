@@ -3,8 +3,6 @@
 import os
 import signal
 import sys
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,6 @@ from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.cohort import Results
 from sam2_3dmed.inference.inputs import find_inputs
 from sam2_3dmed.inference.job import Job, run_job
-from sam2_3dmed.inference.manifest import Manifest, Provenance
 from sam2_3dmed.inference.on_ray import on_ray
 from sam2_3dmed.inference.workers import in_this_process
 from sam2_3dmed.volume.nifti import read_label
@@ -37,31 +34,14 @@ def cluster():
     ray.shutdown()
 
 
-def make_job(run: Path, folder: Path) -> Job:
-    return Job(run, Results(folder, manifest=Manifest(folder, Provenance(str(run), "0"))), {"direction": "forward"})
-
-
-def pids(job: Job) -> list[int]:
-    return [int(line["worker"].rpartition(":")[2]) for line in job.results.manifest.lines()]
-
-
 @pytest.mark.long
-def test_a_worker_that_is_killed_in_mid_run_loses_nothing(cluster, blobs, blob_run, tmp_path):
+def test_a_worker_that_is_killed_in_mid_run_loses_nothing(
+    cluster, blobs, blob_run, make_job, first_worker_killed, tmp_path
+):
     inputs = find_inputs([blobs / "imagesTr"], 1)[:8]
-    job, killed = make_job(blob_run, tmp_path / "out"), []
-
-    def kill_the_first() -> None:
-        deadline = time.monotonic() + 120
-        while not killed and time.monotonic() < deadline:
-            for pid in pids(job)[:1]:
-                os.kill(pid, signal.SIGKILL)
-                killed.append((pid, len(pids(job))))
-            time.sleep(0.001)
-
-    killer = threading.Thread(target=kill_the_first)
-    killer.start()
-    outcomes = run_job(job, inputs, two_workers)
-    killer.join()
+    job = make_job(blob_run, tmp_path / "out")
+    with first_worker_killed(job) as killed:
+        outcomes = run_job(job, inputs, two_workers)
     ((_, noted),) = killed
     assert noted < len(inputs), "killed too late to be in mid-run"
     assert [outcome.error for outcome in outcomes] == [None] * len(inputs)
@@ -103,19 +83,19 @@ def test_a_case_that_kills_twice_is_told_and_costs_only_itself(cluster, tmp_path
     assert [read_label(o.output).array.max() for o in outcomes if o.output] == [0, 1, 1, 1]
 
 
-def test_a_model_that_cannot_be_loaded_is_told(cluster, blobs, tmp_path):
+def test_a_model_that_cannot_be_loaded_is_told(cluster, blobs, tmp_path, make_job):
     inputs = find_inputs([blobs / "imagesTr"], 1)[:1]
     (outcome,) = run_job(make_job(tmp_path / "no run", tmp_path / "out"), inputs, two_workers)
     assert "no run: not a run folder" in outcome.error
 
 
-def test_more_workers_than_the_cluster_has_room_for(cluster, blobs, tmp_path):
+def test_more_workers_than_the_cluster_has_room_for(cluster, blobs, tmp_path, make_job):
     inputs = find_inputs([blobs / "imagesTr"], 1)
     with pytest.raises(ConfigError, match="--workers 3: the Ray cluster has room for 2"):
         run_job(make_job(tmp_path, tmp_path / "out"), inputs, lambda *given: on_ray(*given, workers=3, device="cpu"))
 
 
-def test_without_the_extra(monkeypatch, blobs, tmp_path):
+def test_without_the_extra(monkeypatch, blobs, tmp_path, make_job):
     monkeypatch.setitem(sys.modules, "ray", None)
     inputs = find_inputs([blobs / "imagesTr"], 1)
     with pytest.raises(ConfigError, match=r"pip install 'sam2-3dmed\[ray\]'"):

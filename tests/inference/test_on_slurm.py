@@ -1,20 +1,14 @@
 """A job through submitit's local executor: dealt out, killed, and finished by asking again."""
 
-import os
-import signal
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.cohort import Results
 from sam2_3dmed.inference.inputs import find_inputs
-from sam2_3dmed.inference.job import Job, run_job
-from sam2_3dmed.inference.manifest import Manifest, Provenance
+from sam2_3dmed.inference.job import run_job
 from sam2_3dmed.inference.on_slurm import LOGS, Part, on_slurm, parse_options
 from sam2_3dmed.inference.workers import in_this_process
 from sam2_3dmed.volume.nifti import read_label
@@ -36,31 +30,13 @@ def inputs(blobs):
     return find_inputs([blobs / "imagesTr"], 1)[:8]
 
 
-def make_job(run: Path, folder: Path) -> Job:
-    return Job(run, Results(folder, manifest=Manifest(folder, Provenance(str(run), "0"))), {"direction": "forward"})
-
-
-def pids(job: Job) -> list[int]:
-    return [int(line["worker"].rpartition(":")[2]) for line in job.results.manifest.lines()]
-
-
 @pytest.mark.long
-def test_a_task_that_is_killed_is_finished_by_asking_again(submitit, inputs, blob_run, tmp_path):
-    job, killed, seen = make_job(blob_run, tmp_path / "out"), [], []
-
-    def kill_the_first() -> None:
-        deadline = time.monotonic() + 120
-        while not killed and time.monotonic() < deadline:
-            for pid in pids(job)[:1]:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-            time.sleep(0.001)
-
-    killer = threading.Thread(target=kill_the_first)
-    killer.start()
-    outcomes = run_job(job, inputs, two_tasks, lambda *state: seen.append(state))
-    killer.join()
-    assert killed
+def test_a_task_that_is_killed_is_finished_by_asking_again(
+    submitit, inputs, blob_run, make_job, first_worker_killed, tmp_path
+):
+    job, seen = make_job(blob_run, tmp_path / "out"), []
+    with first_worker_killed(job):
+        outcomes = run_job(job, inputs, two_tasks, lambda *state: seen.append(state))
     failed = [outcome for outcome in outcomes if outcome.error]
     assert 0 < len(failed) < len(inputs) / 2, "all of the other task's, and the first of the killed one's, are done"
     assert all("the same command does what is missing" in outcome.error for outcome in failed)
@@ -77,14 +53,14 @@ def test_a_task_that_is_killed_is_finished_by_asking_again(submitit, inputs, blo
 
 
 @pytest.mark.long
-def test_a_task_that_fails_names_its_log(submitit, inputs, tmp_path):
+def test_a_task_that_fails_names_its_log(submitit, inputs, tmp_path, make_job):
     outcomes = run_job(make_job(tmp_path / "no run", tmp_path / "out"), inputs[:1], two_tasks)
     for outcome in outcomes:
         log = Path(outcome.error.partition("(")[2].partition(")")[0])
         assert "no run: not a run folder" in log.read_text()
 
 
-def test_a_part_that_is_queued_again_is_the_same_part(submitit, inputs, tmp_path):
+def test_a_part_that_is_queued_again_is_the_same_part(submitit, inputs, tmp_path, make_job):
     part = Part(make_job(tmp_path, tmp_path / "out"), tuple(inputs), "cpu")
     assert part.checkpoint().function == part
 
@@ -97,7 +73,7 @@ def test_a_part_that_is_queued_again_is_the_same_part(submitit, inputs, tmp_path
         ({"cluster": "cloud"}, "--cluster slurm: .*cloud"),
     ],
 )
-def test_what_submitit_refuses_is_one_line(submitit, inputs, tmp_path, options, line, monkeypatch):
+def test_what_submitit_refuses_is_one_line(submitit, inputs, tmp_path, options, line, monkeypatch, make_job):
     monkeypatch.setenv("PATH", str(tmp_path))  # where there is no SLURM
     with pytest.raises(ConfigError, match=line) as refused:
         run_job(
@@ -108,7 +84,7 @@ def test_what_submitit_refuses_is_one_line(submitit, inputs, tmp_path, options, 
     assert "\n" not in str(refused.value)
 
 
-def test_without_the_extra(monkeypatch, inputs, tmp_path):
+def test_without_the_extra(monkeypatch, inputs, tmp_path, make_job):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError, match=r"pip install 'sam2-3dmed\[slurm\]'"):
         run_job(make_job(tmp_path, tmp_path / "out"), inputs, two_tasks)

@@ -1,19 +1,11 @@
 """A job on one machine: the same masks from any number of processes, and none lost with a process."""
 
-import os
-import signal
-import threading
-import time
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from sam2_3dmed.errors import ConfigError, WeightsError
-from sam2_3dmed.inference.cohort import Results
 from sam2_3dmed.inference.inputs import find_inputs
-from sam2_3dmed.inference.job import Job, run_job
-from sam2_3dmed.inference.manifest import Manifest, Provenance
+from sam2_3dmed.inference.job import run_job
 from sam2_3dmed.inference.workers import assign_devices, in_processes, in_this_process, limit_threads
 from sam2_3dmed.volume.nifti import read_label
 
@@ -57,12 +49,8 @@ def inputs(blobs):
     return find_inputs([blobs / "imagesTr"], 1)
 
 
-def make_job(run: Path, folder: Path) -> Job:
-    return Job(run, Results(folder, manifest=Manifest(folder, Provenance(str(run), "0"))), {"direction": "forward"})
-
-
 @pytest.fixture(scope="module")
-def expected(blobs, blob_run, tmp_path_factory):
+def expected(blobs, blob_run, tmp_path_factory, make_job):
     """Of each case, what one process predicts."""
     job = make_job(blob_run, tmp_path_factory.mktemp("here"))
     outcomes = run_job(job, find_inputs([blobs / "imagesTr"], 1), in_this_process)
@@ -78,33 +66,19 @@ def check(outcomes, expected):
 
 
 @pytest.mark.long
-def test_a_worker_that_is_killed_in_mid_run_loses_nothing(inputs, blob_run, expected, tmp_path):
+def test_a_worker_that_is_killed_in_mid_run_loses_nothing(
+    inputs, blob_run, expected, make_job, worker_pids, first_worker_killed, tmp_path
+):
     """Two workers on two devices; as the first case is noted, its worker is killed from outside."""
-    job, killed = make_job(blob_run, tmp_path / "out"), []
-
-    def kill_the_first() -> None:
-        deadline = time.monotonic() + 120
-        while not killed and time.monotonic() < deadline:
-            for pid in pids(job)[:1]:
-                os.kill(pid, signal.SIGKILL)
-                killed.append(pid)
-            time.sleep(0.001)
-
-    killer = threading.Thread(target=kill_the_first)
-    killer.start()
-    outcomes = run_job(job, inputs, lambda *given: in_processes(*given, devices=["cpu", "cpu:0"]))
-    killer.join()
-    assert killed
+    job = make_job(blob_run, tmp_path / "out")
+    with first_worker_killed(job) as killed:
+        outcomes = run_job(job, inputs, lambda *given: in_processes(*given, devices=["cpu", "cpu:0"]))
     check(outcomes, expected)
-    assert len(set(pids(job)) - set(killed)) >= 1
+    assert len(set(worker_pids(job)) - {pid for pid, _ in killed}) >= 1
     assert run_job(job, inputs, in_processes)[0].earlier
 
 
-def pids(job: Job) -> list[int]:
-    return [int(line["worker"].rpartition(":")[2]) for line in job.results.manifest.lines()]
-
-
-def test_a_model_that_cannot_be_loaded_is_one_error(inputs, tmp_path):
+def test_a_model_that_cannot_be_loaded_is_one_error(inputs, tmp_path, make_job):
     job = make_job(tmp_path / "no run", tmp_path / "out")
     with pytest.raises(WeightsError, match="no run: not a run folder"):
         run_job(job, inputs, lambda *given: in_processes(*given, devices=["cpu"]))
