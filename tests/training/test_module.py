@@ -1,37 +1,20 @@
 """That a batch of unequal windows weighs every window alike; single slices, then windows."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
-from sam2_3dmed.config import scratch
 from sam2_3dmed.data.windows import Windows, collate
-from sam2_3dmed.inference.passes import PassOptions
-from sam2_3dmed.inference.predictor import Predictor
-from sam2_3dmed.model.build import build_network
-from sam2_3dmed.training.division import Division
-from sam2_3dmed.training.losses import TotalLoss
 from sam2_3dmed.training.module import TrainingModule
-from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 
-
-def make_module(single_slice_fraction: float = 0, window_rate: float = 1) -> TrainingModule:
-    torch.manual_seed(0)
-    network = build_network(size="nano", image_size=64, num_classes=1)
-    preprocessing = Preprocessing("axial", (Normalisation("fixed", 0, 1),))
-    changes = {"epochs": 4, "single_slice_fraction": single_slice_fraction, "window_rate": window_rate}
-    return TrainingModule(
-        network,
-        loss=TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1),
-        predictor=Predictor(network, preprocessing=preprocessing, labels={1: "organ"}, passes=PassOptions(3)),
-        validation=[],
-        config=scratch().training.model_copy(update=changes),
-        division=Division(windows_per_epoch=5, batch_size=1),
-    )
+MakeModule = Callable[..., TrainingModule]
+FOUR_EPOCHS = {"epochs": 4, "window_rate": 1}
 
 
 @pytest.fixture(scope="module")
-def module() -> TrainingModule:
-    return make_module()
+def module(make_module: MakeModule) -> TrainingModule:
+    return make_module(**FOUR_EPOCHS, single_slice_fraction=0)
 
 
 def window(depth: int, seed: int) -> Windows:
@@ -67,8 +50,8 @@ def of_memory(module: TrainingModule) -> list[torch.Tensor | None]:
     return [parameter.grad for parameter in parameters]
 
 
-def test_single_slices_need_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = make_module(single_slice_fraction=0.8)
+def test_single_slices_need_no_memory(make_module: MakeModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(**FOUR_EPOCHS, single_slice_fraction=0.8)
     loss = learn(module, monkeypatch, step=14)
     assert all(grad is None for grad in of_memory(module))
     network = module.network
@@ -79,8 +62,8 @@ def test_single_slices_need_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert loss.item() == pytest.approx(module.training_step(collate([slices]), 0).item(), rel=1e-5)
 
 
-def test_then_windows_with_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = make_module(single_slice_fraction=0.8)
+def test_then_windows_with_their_memory(make_module: MakeModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(**FOUR_EPOCHS, single_slice_fraction=0.8)
     learn(module, monkeypatch, step=15)
     assert all(grad is not None for grad in of_memory(module))
     assert all(p.grad is not None for p in module.network.encoder.parameters())
