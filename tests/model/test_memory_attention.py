@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sam2_3dmed.model import memory_attention
 from sam2_3dmed.model.memory_attention import MemoryAttention, rotary_code, rotate
 
 
@@ -57,13 +58,32 @@ def test_a_temporal_code_may_be_added_before_or_after_the_projection() -> None:
 
 @pytest.mark.parametrize(
     ("channels", "gradients", "bf16", "width"),
-    [(128, False, False, 64), (128, True, False, 128), (128, False, True, 128), (64, False, False, 64)],
+    [(128, False, False, 64), (128, True, False, 64), (128, False, True, 128), (64, True, False, 64)],
 )
 def test_what_is_weighed(channels: int, gradients: bool, bf16: bool, width: int) -> None:
-    """The tokens themselves in a prediction in float32, where they are narrower; else what is projected of them."""
+    """The tokens themselves in float32 on a CPU, where they are narrower; else what is projected of them."""
     attention = MemoryAttention(channels=channels, feed_forward=8, num_layers=1, grid=2, memory_channels=64, theta=9)
     memory = torch.randn(1, 4, 64)
     with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         for (read,) in (attention.of_places(memory, memory), attention.of_pointers(memory, memory)):
             assert read.values.shape[-1] == width
             assert (read.values is memory) == (width < channels)
+
+
+@pytest.mark.parametrize("pointers_of_all", [False, True])
+def test_weighing_tokens_gives_the_gradients_of_weighing_projections(monkeypatch, pointers_of_all: bool) -> None:
+    """Whole layers; also where one row of keys is read by a batch of slices."""
+    torch.manual_seed(0)
+    attention = MemoryAttention(channels=128, feed_forward=16, num_layers=2, grid=3, memory_channels=64, theta=10_000)
+    memory = torch.randn(1 if pointers_of_all else 2, 9, 64, requires_grad=True)
+    places, position = torch.randn(2, 9, 128, requires_grad=True), torch.randn(1, 9, 64)
+
+    def gradients() -> list[torch.Tensor]:
+        read = attention.of_places(memory, position)
+        loss = attention(places, [type(one)(one.keys, one.values.expand(2, -1, -1)) for one in read]).square().mean()
+        return list(torch.autograd.grad(loss, [memory, places, *attention.parameters()]))
+
+    ours = gradients()
+    monkeypatch.setattr(memory_attention, "_values", lambda layer, tokens: layer.v_proj(tokens))
+    for one, other in zip(ours, gradients(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)

@@ -89,12 +89,12 @@ class MemoryAttention(nn.Module):
         placed = tokens + position
         return tuple(KeyValues(a.k_proj(placed), _values(a, tokens)) for a in attentions)
 
-    def ages(self, temporal: Tensor) -> tuple[Tensor, ...]:
-        """What a temporal code adds to the keys of each layer: (T, 64) -> (T, h w, C)."""
+    def ages(self, temporal: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """What a temporal code, (T, 64), adds to the keys of each layer: T times (h w, C)."""
         rows = []
         for attention in self._readers():
             keys = F.linear(temporal, attention.k_proj.weight)  # the bias is in the keys already
-            rows.append(rotate(keys.unsqueeze(1).expand(-1, len(self.turns), -1), self.turns))
+            rows.append(rotate(keys.unsqueeze(1).expand(-1, len(self.turns), -1), self.turns).unbind())
         return tuple(rows)
 
     def _readers(self) -> list[Projections]:
@@ -127,12 +127,11 @@ def _values(attention: Projections, tokens: Tensor) -> Tensor:
     """What is weighed of memory tokens, (B, N, 64): their projections, (B, N, C), or on a CPU themselves.
 
     Weights add up to 1, so that the projection of the mean is the mean of the projections, and weighing 64 channels
-    costs a quarter of weighing 256. Torch's fused attention does not do that on a CPU. What is not fused would keep
-    the product of queries and keys for the gradients, and in bf16 round it.
+    costs a quarter of weighing 256. Torch's fused attention does not do that on a CPU. What is not fused keeps the
+    weights for the gradients, which checkpointing avoids, and in bf16 would round the product of queries and keys.
     """
     narrower = tokens.shape[-1] < attention.v_proj.out_features
-    plain = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-    if narrower and plain and tokens.device.type == "cpu":
+    if narrower and tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
         return tokens
     projected: Tensor = attention.v_proj(tokens)
     return projected

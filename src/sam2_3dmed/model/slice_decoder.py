@@ -55,7 +55,7 @@ class MemoryBank:
         self.num_slices = num_slices
         self.count = 0
         self.first: Memory | None = None
-        self.ages: tuple[Tensor, ...] | None = None
+        self.ages: tuple[tuple[Tensor, ...], ...] | None = None
         """See `SliceDecoder.ages`."""
         self._spatial: deque[Memory] = deque(maxlen=NUM_MEMORIES - 1)
         self._pointers: deque[Tensor] = deque(maxlen=NUM_POINTERS)
@@ -157,7 +157,7 @@ class SliceDecoder(nn.Module):
         attended = self.memory_attention(places + 0.1 * self.place_code.to(places.dtype), self._read(bank))
         return attended.transpose(1, 2).unflatten(-1, context.shape[-2:])
 
-    def ages(self, bank: MemoryBank) -> tuple[Tensor, ...]:
+    def ages(self, bank: MemoryBank) -> tuple[tuple[Tensor, ...], ...]:
         """What a memory's age adds to its keys, layer by layer; made once for all slices that read a bank."""
         if bank.ages is None:
             bank.ages = self.memory_attention.ages(self.memory_temporal_positional_encoding.flatten(1))
