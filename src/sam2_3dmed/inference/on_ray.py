@@ -20,7 +20,10 @@ _TRIES = 2
 
 
 class Tries:
-    """One process that counts how often each case was begun: Ray would repeat one that kills for ever."""
+    """One process that counts how often each case was begun and not ended: Ray would repeat one that kills for ever.
+
+    A worker may be killed by its next case before Ray has heard of the last one, which it then repeats, too.
+    """
 
     def __init__(self) -> None:
         self._begun: Counter[int] = Counter()
@@ -29,6 +32,10 @@ class Tries:
         """How often a case was begun, with this time."""
         self._begun[number] += 1
         return self._begun[number]
+
+    def end(self, number: int) -> None:
+        """A case has come to its end, and is to blame for nothing."""
+        del self._begun[number]
 
 
 class Worker:
@@ -60,6 +67,7 @@ class Worker:
         if not self.error:
             given = [(number, self.inputs[number])]
             predict_each(self.predictor, given, self.job.results, lambda _, outcome: outcomes.append(outcome))
+            ray.get(self.tries.end.remote(number))
         return {"item": number, "error": outcomes[-1].error or ""}
 
 
