@@ -69,7 +69,7 @@ def test_case_slices_and_direction_are_drawn_as_without_views(cases: CaseCache, 
     dataset = build(cases, EVERYTHING)
     for number in range(10):
         key = WindowKey(epoch, number)
-        case, start, length = dataset._windows.draw(key, np.random.default_rng([0, *key]))
+        case, start, length = dataset._windows.draw(key, np.random.default_rng([0, *key]), dataset.window_slices)
         windows = dataset[key]
         assert dataset.cases[view_of(windows).case] is case
         assert sorted(windows.positions[0].tolist()) == list(range(start, start + length))

@@ -31,13 +31,16 @@ def cached_case(folder: Path, number: int, depth: int, foreground: dict[int, lis
     return CachedCase(name, folder, depth, {k: np.array(s, dtype=np.int64) for k, s in foreground.items()})
 
 
-def build(cases, *, window_slices=4, foreground_fraction=0.5, seed=0, config=PLAIN) -> WindowDataset:
+def build(
+    cases, *, window_slices=4, foreground_fraction=0.5, seed=0, config=PLAIN, single_slice_epochs=0
+) -> WindowDataset:
     return WindowDataset(
         CaseCache(tuple(cases)),
         window_slices=window_slices,
         augmentation=WindowAugmentation(config, SIZE),
         foreground_fraction=foreground_fraction,
         seed=seed,
+        single_slice_epochs=single_slice_epochs,
     )
 
 
@@ -217,3 +220,29 @@ class TestShortVolumes:
         windows = [dataset[WindowKey(0, n)] for n in range(4)]
         (batch,) = collate(windows)
         assert torch.equal(batch.positions, torch.cat([w.positions for w in windows]))
+
+
+def test_in_epochs_of_single_slices_each_is_drawn_on_its_own(twenty):
+    """Cases, slices and flips differ within a window, half of the draws hold foreground, and then windows come."""
+    config = PLAIN.model_copy(update={"horizontal_flip": 0.5})
+    dataset = build(twenty, single_slice_epochs=1, config=config)
+    windows = [dataset[WindowKey(0, n)] for n in range(50)]
+    assert all(w.slices.shape == (1, 4, 1, SIZE, SIZE) and w.labels.shape == (1, 4, SIZE, SIZE) for w in windows)
+    cases = [[int(c) for c in w.slices[0, :, 0, -1, 3]] for w in windows]
+    assert sum(len(set(four)) == 4 for four in cases) > 25
+    assert len({case for four in cases for case in four}) == 20
+    for window in windows:
+        for image, position in zip(window.slices[0, :, 0], window.positions[0], strict=True):
+            assert position in (image[0, 0], image[0, -1])  # flipped
+    flipped = [float(image[0, -1] != image[-1, -1]) for w in windows for image in w.slices[0, :, 0]]
+    assert 0.3 < np.mean(flipped) < 0.7
+    with_foreground = np.mean([bool(slice_.any()) for w in windows for slice_ in w.labels[0]])
+    assert 0.45 < with_foreground < 0.7
+    assert torch.equal(dataset[WindowKey(0, 3)].slices, windows[3].slices)
+    _, slices = drawn(build(twenty, single_slice_epochs=1)[WindowKey(1, 0)])
+    assert np.ptp(slices) == 3
+
+
+def test_single_slices_come_from_volumes_shorter_than_a_window_too(tmp_path):
+    dataset = build([cached_case(tmp_path, 0, 2, {1: [1]})], single_slice_epochs=1)
+    assert dataset[WindowKey(0, 0)].positions.shape == (1, 4)

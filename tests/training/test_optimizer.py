@@ -84,6 +84,34 @@ def test_every_rate_follows_the_schedule() -> None:
     assert encoder == pytest.approx(0.1 * full)
 
 
+def test_muon_is_for_matrices_that_mix_channels() -> None:
+    """By hand: of the layers the wide linear one and the wide convolution; not the narrow, the depthwise, the table."""
+    network = nn.ModuleDict(
+        {
+            "linear": nn.Linear(16, 16),
+            "narrow": nn.Linear(15, 16),
+            "convolution": nn.Conv2d(16, 17, 3),
+            "pixels": nn.Conv2d(3, 16, 7),
+            "depthwise": nn.Conv2d(16, 16, 7, groups=16),
+            "table": nn.Embedding(16, 16),
+        }
+    )
+    network["convolution"].bias.requires_grad_(False)
+    network["pixels"].bias.requires_grad_(False)
+    config = scratch().training.model_copy(update={"optimizer": "muon", "encoder_rate": 0.5, "learning_rate": 1.0})
+    encoder = [list(network["linear"].parameters())]
+    groups = make_optimizer(network, config, encoder).param_groups
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    found = [(group["lr"], group["matrices"], [names[p] for p in group["params"]]) for group in groups]
+    others = ["narrow.weight", "narrow.bias", "pixels.weight", "depthwise.weight", "depthwise.bias", "table.weight"]
+    assert found[0] == (1.0, False, others)
+    assert sorted(found[1:]) == [
+        (0.5, False, ["linear.bias"]),
+        (0.5, True, ["linear.weight"]),
+        (1.0, True, ["convolution.weight"]),
+    ]
+
+
 def test_equal_rates_are_one_group_in_the_networks_order() -> None:
     network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
     (group,) = make_optimizer(network, scratch().training, [list(network[0].parameters())]).param_groups

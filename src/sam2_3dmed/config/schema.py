@@ -145,7 +145,7 @@ class TrainingConfig(_Frozen):
     epochs: Annotated[int, Field(ge=1)] = 500
     single_slice_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the epochs, rounded down, that come first and make every slice a window of its own: no memory, and all
-    slices of a batch in one go. SAM2, too, learnt images before videos."""
+    slices of a batch, drawn one by one, in one go. SAM2, too, learnt images before videos."""
     window_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
     """What the learning rate is multiplied with in the epochs of windows that follow."""
     windows_per_epoch: Annotated[int, Field(ge=1)] | None = None
@@ -158,6 +158,8 @@ class TrainingConfig(_Frozen):
     """Keep little of each slice for the way back and compute the rest again: less memory, more time, same gradients."""
     encoder_slices: Annotated[int, Field(ge=1)] | None = None
     """How many slices are encoded together, and decoded if they are windows of their own; none: all of a pass."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """`muon`: Muon for the weights of linear layers and convolutions, AdamW for all else."""
     learning_rate: Positive = 5e-5
     encoder_rate: Positive = 1.0
     """What the rate is multiplied with for what trains in the encoder."""
@@ -190,6 +192,11 @@ class TrainingConfig(_Frozen):
     seed: Seed = 0
     workers: Annotated[int, Field(ge=0)] | None = None
     """Processes that prepare windows; none: one less than the processors, at most 8."""
+
+    @property
+    def single_slice_epochs(self) -> int:
+        """How many epochs come first that make every slice a window of its own."""
+        return int(self.single_slice_fraction * self.epochs)
 
 
 class FeatureCacheConfig(_Frozen):

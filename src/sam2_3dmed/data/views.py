@@ -30,7 +30,8 @@ class View(NamedTuple):
 class ViewDataset(Dataset[ViewWindows]):
     """The windows of `WindowDataset`, each in one of its case's views instead of an augmentation of its own.
 
-    Case, slices and direction are drawn as ever. The same key gives the same window in any process.
+    Case, slices and direction are drawn as ever, in epochs of single slices too. The same key gives the same window in
+    any process.
     num_views: of a case at a time. refresh: epochs that a view lives, none for all of them; the slots take turns.
     """
 
@@ -47,7 +48,7 @@ class ViewDataset(Dataset[ViewWindows]):
     def __getitem__(self, key: WindowKey) -> ViewWindows:
         """One window, as a batch of one."""
         rng = np.random.default_rng([self._windows.seed, *key])
-        case, start, length = self._windows.draw(key, rng)
+        case, start, length = self._windows.draw(key, rng, self.window_slices)
         slot = int(rng.integers(self._num_views))
         view = View(self._numbers[case.name], slot, self._generation(key.epoch, slot))
         stored = torch.from_numpy(case.label[start : start + length].astype(np.int32))

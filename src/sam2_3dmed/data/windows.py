@@ -57,6 +57,9 @@ class WindowDataset(Dataset[Windows]):
     then a case that has it, then a slice that holds it, so rare classes come as often as common ones. The others start
     anywhere in the next case of a shuffled round. A volume with fewer than D slices gives a shorter window, never
     padding.
+
+    single_slice_epochs: so many epochs come first whose windows hold D slices that have nothing to do with each other,
+    each drawn and augmented on its own; for training that takes every slice alone, such a batch says more.
     """
 
     def __init__(
@@ -67,19 +70,28 @@ class WindowDataset(Dataset[Windows]):
         augmentation: WindowAugmentation,
         foreground_fraction: float,
         seed: int,
+        single_slice_epochs: int = 0,
     ) -> None:
         self.cases = list(cache)
         self.window_slices = window_slices
         self.augmentation = augmentation
         self.foreground_fraction = foreground_fraction
         self.seed = seed
+        self.single_slice_epochs = single_slice_epochs
         classes = {k for case in self.cases for k, slices in case.class_slices.items() if len(slices)}
         self.cases_with = {k: [c for c in self.cases if len(c.class_slices[k])] for k in sorted(classes)}
 
     def __getitem__(self, key: WindowKey) -> Windows:
         """One window, as a batch of one."""
         rng = np.random.default_rng([self.seed, *key])
-        case, start, length = self.draw(key, rng)
+        if key.epoch >= self.single_slice_epochs:
+            return self._window(key, rng, self.window_slices)
+        first = key.number * self.window_slices
+        slices = [self._window(WindowKey(key.epoch, first + n), rng, 1) for n in range(self.window_slices)]
+        return Windows(*(torch.cat(parts, dim=1) for parts in zip(*slices, strict=True)))
+
+    def _window(self, key: WindowKey, rng: np.random.Generator, num_slices: int) -> Windows:
+        case, start, length = self.draw(key, rng, num_slices)
         window = slice(start, start + length)
         image, labels = self.augmentation(
             torch.from_numpy(case.image[window].astype(np.float32)),
@@ -91,18 +103,18 @@ class WindowDataset(Dataset[Windows]):
             image, labels, positions = image.flip(0), labels.flip(0), positions.flip(0)
         return Windows(image.unsqueeze(0), labels.unsqueeze(0), positions.unsqueeze(0))
 
-    def draw(self, key: WindowKey, rng: np.random.Generator) -> tuple[CachedCase, int, int]:
-        """The case of a window, its first slice, and its length."""
+    def draw(self, key: WindowKey, rng: np.random.Generator, num_slices: int) -> tuple[CachedCase, int, int]:
+        """The case of a window, its first slice, and its length, which is `num_slices` where the case has as many."""
         if self.cases_with and rng.random() < self.foreground_fraction:
             k = list(self.cases_with)[rng.integers(len(self.cases_with))]
             case = self.cases_with[k][rng.integers(len(self.cases_with[k]))]
             centre = int(rng.choice(case.class_slices[k]))
-            length = min(self.window_slices, case.num_slices)
+            length = min(num_slices, case.num_slices)
             return case, int(np.clip(centre - length // 2, 0, case.num_slices - length)), length
         turn, place = divmod(key.number, len(self.cases))
         order = np.random.default_rng([self.seed, key.epoch, turn, 1]).permutation(len(self.cases))
         case = self.cases[order[place]]
-        length = min(self.window_slices, case.num_slices)
+        length = min(num_slices, case.num_slices)
         return case, int(rng.integers(case.num_slices - length + 1)), length
 
 

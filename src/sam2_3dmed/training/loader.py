@@ -30,6 +30,7 @@ def window_loader(
         augmentation=WindowAugmentation(config.augmentation, image_size),
         foreground_fraction=training.foreground_fraction,
         seed=training.seed,
+        single_slice_epochs=training.single_slice_epochs,
     )
     views = ViewDataset(windows, num_views=cache.views, refresh=cache.refresh) if cache.views > 0 else None
     division = Division(

@@ -70,9 +70,8 @@ class TrainingModule(lightning.LightningModule):
         self.division = division
         self.team = team or Team()
         self.steps_per_epoch = steps_per_epoch = division.steps
-        single_slice_epochs = int(config.single_slice_fraction * config.epochs)
-        self.single_slice_steps = single_slice_epochs * steps_per_epoch
-        self.window_steps = (config.epochs - single_slice_epochs) * steps_per_epoch
+        self.single_slice_steps = config.single_slice_epochs * steps_per_epoch
+        self.window_steps = (config.epochs - config.single_slice_epochs) * steps_per_epoch
         self.cooldown = Cooldown()
         self.means = EpochMeans()
         """Of this epoch so far; whoever writes the curves empties it."""

@@ -5,31 +5,49 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sam2_3dmed.config import TrainingConfig
+from sam2_3dmed.training.muon import Muon
+
+_FEWEST_CHANNELS = 16
 
 
 def make_optimizer(
     network: nn.Module, config: TrainingConfig, encoder_layers: Sequence[Sequence[nn.Parameter]] = ()
 ) -> Optimizer:
-    """AdamW over the parameters that train, a group for each learning rate.
+    """AdamW or Muon over the parameters that train, a group for each learning rate and kind of update.
 
     encoder_layers: the encoder's parameters layer by layer, from the pixels up.
     """
     factors: dict[nn.Parameter, float] = {}
     for depth, layer in enumerate(reversed(encoder_layers)):
         factors |= dict.fromkeys(layer, config.encoder_rate * config.layer_decay**depth)
-    groups: dict[float, list[nn.Parameter]] = {1.0: []}  # first, since the first group's rate is the one in the curves
+    matrices = set(weight_matrices(network)) if config.optimizer == "muon" else set()
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in network.parameters():
         if parameter.requires_grad:
-            groups.setdefault(factors.get(parameter, 1.0), []).append(parameter)
-    return AdamW(
-        [{"params": parameters, "lr": config.learning_rate * factor} for factor, parameters in groups.items()],
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+            groups.setdefault((factors.get(parameter, 1.0), parameter in matrices), []).append(parameter)
+    # The first group's rate is the one in the curves: that of what is not in the encoder.
+    described = [
+        {"params": parameters, "lr": config.learning_rate * factor, "matrices": of_matrices}
+        for (factor, of_matrices), parameters in sorted(groups.items(), key=lambda item: item[0][0] != 1.0)
+    ]
+    kind = Muon if config.optimizer == "muon" else AdamW
+    return kind(described, weight_decay=config.weight_decay, fused=True)
+
+
+def weight_matrices(network: nn.Module) -> list[nn.Parameter]:
+    """The weights of linear layers and convolutions between many channels: what Muon is for.
+
+    Fewer than 16 channels on a side, as in depthwise kernels and where pixels come in, leave few directions, and a step
+    of equal size in each of them follows noise.
+    """
+    layers = (module for module in network.modules() if isinstance(module, nn.Linear | _ConvNd))
+    weights = (layer.get_parameter("weight") for layer in layers)
+    return [weight for weight in weights if min(weight.shape[:2]) >= _FEWEST_CHANNELS]
 
 
 @dataclass
