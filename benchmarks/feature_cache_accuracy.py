@@ -24,7 +24,8 @@ def train(cache: Path, views: int, seed: int, arguments: argparse.Namespace) -> 
     from sam2_3dmed.data.catalog import read_catalog
     from sam2_3dmed.data.splits import Split
     from sam2_3dmed.first_weights import make_model
-    from sam2_3dmed.runs import MODEL_FILE, RunRecord, make_predictor, read_weights
+    from sam2_3dmed.records import RunRecord
+    from sam2_3dmed.runs import MODEL_FILE, make_predictor, read_weights
     from sam2_3dmed.training.fit import fit
     from sam2_3dmed.training.trainer import seed_everything
 

@@ -13,7 +13,8 @@ from sam2_3dmed.config import RunConfig, read_recipe, with_settings
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.first_weights import make_model, remake_model
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.runs import MODEL_FILE, RunRecord, load_predictor, read_weights
+from sam2_3dmed.records import RunRecord
+from sam2_3dmed.runs import MODEL_FILE, load_predictor, read_weights
 from sam2_3dmed.train import TrainRequest, train_run
 from sam2_3dmed.training.checkpoints import BEST_CHECKPOINT, best_state, saved_states, step_of
 

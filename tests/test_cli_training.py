@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from sam2_3dmed.cli_inference import predict
 from sam2_3dmed.cli_training import _budget, _config, _fold, find_rate, train
 from sam2_3dmed.errors import ConfigError
 
@@ -24,6 +25,34 @@ def test_a_budget_is_minutes_or_epochs() -> None:
 def test_a_resumed_run_is_as_it_began(tmp_path: Path, options: dict) -> None:
     with pytest.raises(ConfigError, match="--resume goes on as the run began; it takes no --"):
         train(tmp_path, resume=True, **options)
+
+
+def test_another_system_has_its_own_recipe(tmp_path: Path) -> None:
+    config = _config("auto", "auto", ["training.seed=3", *_budget(None, 7)], "mednext_s")
+    assert (config.system, config.training.epochs, config.training.seed) == ("mednext_s", 7, 3)
+    with pytest.raises(ConfigError, match=r"^--recipe paper is for sam2_3dmed; unet has its own, which --set changes$"):
+        train(tmp_path, recipe="paper", system="unet")
+    with pytest.raises(ConfigError, match=r"^no system 'unetr'; did you mean 'unet'"):
+        train(tmp_path, system="unetr")
+    with pytest.raises(ConfigError, match="it takes no --system"):
+        train(tmp_path, resume=True, system="unet")
+
+
+def test_another_system_from_the_command_line(blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["model.size=small", "training.windows_per_epoch=2", "training.workers=0"]
+    run = tmp_path / "run"
+    train(blobs, run, settings=settings, epochs=1, test=True, system="unet")
+    said = capsys.readouterr().out
+    assert f"Model: {run}" in said
+    assert "bright" in said
+    predict(inputs=[blobs / "imagesTr" / "blob_00.nii.gz"], model=run, out=tmp_path / "masks", probabilities=True)
+    assert {path.name for path in (tmp_path / "masks").iterdir()} >= {"blob_00.nii.gz", "probabilities"}
+    for option, line in (
+        ({"save_auxiliary": True}, "^--save-auxiliary is for SAM2-3dMed"),
+        ({"mode": "stream"}, "'mode'"),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            predict(inputs=[blobs / "imagesTr"], model=run, out=tmp_path / "others", **option)
 
 
 def test_a_logger_that_does_not_exist(tmp_path: Path) -> None:

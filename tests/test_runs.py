@@ -11,10 +11,9 @@ from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.first_weights import make_model
 from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.postprocess import PostProcessing
+from sam2_3dmed.records import CONFIG_FILE, RunRecord
 from sam2_3dmed.runs import (
-    CONFIG_FILE,
     MODEL_FILE,
-    RunRecord,
     load_predictor,
     log_to,
     make_predictor,
@@ -129,11 +128,15 @@ def test_a_device_that_is_not_here(run: Path) -> None:
         ),
         (lambda f: (f / MODEL_FILE).write_bytes(b"\0" * 50), WeightsError, r"model\.safetensors: cannot be read"),
         (lambda f: (f / CONFIG_FILE).write_text("kind: ["), ConfigError, r"config\.yaml: not valid YAML"),
-        (lambda f: (f / CONFIG_FILE).write_text("kind: x"), ConfigError, r"config\.yaml: model: Field required"),
+        (
+            lambda f: (f / CONFIG_FILE).write_text("kind: sam2_3dmed"),
+            ConfigError,
+            r"config\.yaml: model: Field required",
+        ),
         (
             lambda f: (f / CONFIG_FILE).write_text((f / CONFIG_FILE).read_text().replace("kind: sam2", "kind: sam3")),
             WeightsError,
-            r"unknown kind of model 'sam3_3dmed'; known are sam2_3dmed",
+            r"unknown kind of model 'sam3_3dmed'; known are sam2_3dmed, patches",
         ),
         (
             lambda f: (f / CONFIG_FILE).write_text((f / CONFIG_FILE).read_text().replace("srpp: true", "srpp: false")),

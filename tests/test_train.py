@@ -11,7 +11,8 @@ import pytest
 from sam2_3dmed.config import RunConfig, scratch, with_settings
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.runs import RunRecord, remembered_data
+from sam2_3dmed.records import RunRecord
+from sam2_3dmed.runs import remembered_data
 from sam2_3dmed.train import SPLIT_FILE, TrainRequest, test_run, train_run
 from sam2_3dmed.volume.nifti import read_label, read_volume
 from sam2_3dmed.volume.volume import same_grid

@@ -9,6 +9,7 @@ import typer
 
 from sam2_3dmed.cli_evaluation import commands as evaluation
 from sam2_3dmed.cli_evaluation import examples
+from sam2_3dmed.cli_experiments import commands as experiments
 from sam2_3dmed.cli_export import commands as exporting
 from sam2_3dmed.cli_inference import commands as inference
 from sam2_3dmed.cli_inference import end_with
@@ -106,6 +107,7 @@ app.add_typer(training)
 app.add_typer(inference)
 app.add_typer(exporting)
 app.add_typer(evaluation)
+app.add_typer(experiments)
 
 
 def main() -> None:
@@ -124,7 +126,7 @@ def main() -> None:
         typer.echo("Terminated; train --resume goes on from the last checkpoint.", err=True)
         sys.exit(EXIT_STATUS)
     except KeyboardInterrupt:
-        typer.echo("Interrupted; train --resume and predict go on from what is whole.", err=True)
+        typer.echo("Interrupted; train --resume, predict and reproduce go on from what is whole.", err=True)
         sys.exit(130)
     finally:
         logger.removeHandler(handler)

@@ -143,9 +143,12 @@ def _job(
     from sam2_3dmed.inference.job import Job
     from sam2_3dmed.inference.manifest import Manifest, Provenance, checksum
     from sam2_3dmed.inference.output import MaskFormat, format_name
-    from sam2_3dmed.runs import RunRecord, model_files
+    from sam2_3dmed.records import RunRecord, Sam2Record
+    from sam2_3dmed.runs import model_files
 
     record, codes_given = RunRecord.read(model), read_codes(codes) if codes else {}
+    if "auxiliary" in folders and not isinstance(record, Sam2Record):
+        raise ConfigError(f"--save-auxiliary is for SAM2-3dMed, and {model} is {record.about}")
     written = MaskFormat(format_name(mask_format), record.plan.labels, codes_given)
     told = record.recipe.inference.model_dump(mode="json") | options
     told |= {"format": mask_format, "codes": codes_given, **dict.fromkeys(sorted(folders), True)}
@@ -162,7 +165,7 @@ def _find(paths: Sequence[Path], list_file: Path | None, model: Path, series: st
         UserError: there are none, one is missing, or two have one name.
     """
     from sam2_3dmed.inference.inputs import find_inputs, read_list
-    from sam2_3dmed.runs import RunRecord
+    from sam2_3dmed.records import RunRecord
 
     wanted = [*paths, *(read_list(list_file) if list_file else [])]
     if not wanted:

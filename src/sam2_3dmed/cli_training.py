@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sam2_3dmed.baselines.systems import OURS
 from sam2_3dmed.cli_evaluation import examples, summary_text
 from sam2_3dmed.errors import ConfigError
 
 if TYPE_CHECKING:
+    from sam2_3dmed.baselines.recipe import PatchConfig
     from sam2_3dmed.config import RunConfig
 
 commands = typer.Typer(rich_markup_mode="rich")
@@ -44,6 +46,9 @@ GpuMemory = Annotated[
 Devices = Annotated[
     int | None, typer.Option(help="GPUs of a machine (or processes, without GPUs) that share each batch.", min=1)
 ]
+System = Annotated[
+    str, typer.Option(help="Ours, or unet, mednext_s, mednext_b, mednext_m, mednext_l, nnformer, universal.")
+]
 Nodes = Annotated[int | None, typer.Option(help="Machines, on which torchrun or srun starts this.", min=1)]
 
 
@@ -54,6 +59,7 @@ Nodes = Annotated[int | None, typer.Option(help="Machines, on which torchrun or 
         "sam2-3dmed train Task09_Spleen --weights none --minutes 30 --set model.size=nano",
         "sam2-3dmed train Task09_Spleen --out runs/spleen --resume",
         "sam2-3dmed train Task09_Spleen --gpu-memory 8 --devices 2",
+        "sam2-3dmed train Task09_Spleen --system mednext_s --minutes 60",
     )
 )
 def train(
@@ -72,6 +78,7 @@ def train(
     gpu_memory: GpuMemory = None,
     devices: Devices = None,
     nodes: Nodes = None,
+    system: System = OURS,
 ) -> None:
     """Fine-tune on a folder of labelled volumes; leaves a run folder that predict, report and compare read."""
     given: dict[str, object] = {
@@ -81,21 +88,21 @@ def train(
         "--fold": fold,
     }
     given |= {"--set": settings, "--minutes": minutes, "--epochs": epochs, "--logger": loggers}
-    given |= {"--gpu-memory": gpu_memory}
+    given |= {"--gpu-memory": gpu_memory, "--system": system != OURS}
     if resume and any(given.values()):
         ignored = ", ".join(option for option, value in given.items() if value)
         raise ConfigError(f"--resume goes on as the run began; it takes no {ignored}")
     more = [*(settings or []), *_budget(minutes, epochs)]
     if loggers:
         more.append(f"training.loggers=[{', '.join(dict.fromkeys(['tensorboard', *loggers]))}]")
-    config, chosen_fold = _config(recipe, weights, more), _fold(fold)
+    config, chosen_fold = _config(recipe, weights, more, system), _fold(fold)
     if (devices or 1) > 1 or {"LOCAL_RANK", "SLURM_LOCALID"} & os.environ.keys():
         # Else each process says that windows leave no weight unused; torch reads this when it is imported.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
     from sam2_3dmed.train import TrainRequest, test_run, train_run  # seconds of imports, so mistakes come first
 
-    how: dict[str, Any] = {"gpu_memory": gpu_memory, "devices": devices, "nodes": nodes}
+    how: dict[str, Any] = {"gpu_memory": gpu_memory, "devices": devices, "nodes": nodes, "system": system}
     request = TrainRequest(data, out, config=config, weights=weights, plan=plan, fold=chosen_fold, resume=resume, **how)
     folder = train_run(request)
     if folder is None:  # another process speaks for this run
@@ -126,9 +133,15 @@ def find_rate(
     typer.echo(f"{config.training.learning_rate:g}, and the suggestion is:\n--set training.learning_rate={rate:.1e}")
 
 
-def _config(recipe: str, weights: str, settings: Sequence[str]) -> "RunConfig":
+def _config(recipe: str, weights: str, settings: Sequence[str], system: str = OURS) -> "RunConfig | PatchConfig":
     from sam2_3dmed.config import read_recipe, with_settings
 
+    if system != OURS:
+        from sam2_3dmed.baselines.recipe import patch_recipe
+
+        if recipe != "auto":
+            raise ConfigError(f"--recipe {recipe} is for {OURS}; {system} has its own, which --set changes")
+        return patch_recipe(system, settings)
     if "without_pretraining" in recipe and weights != "none":
         raise ConfigError(f"--recipe {recipe}: without pre-training means --weights none")
     return with_settings(read_recipe(recipe, from_scratch=weights == "none"), settings)

@@ -16,9 +16,9 @@ from sam2_3dmed.evaluation.cases import Evaluation
 from sam2_3dmed.evaluation.metrics import MEAN_NAME
 from sam2_3dmed.evaluation.summary import summary_table
 from sam2_3dmed.pool import progress_bar
+from sam2_3dmed.records import CONFIG_FILE, RunRecord
 from sam2_3dmed.report.build import write_report
 from sam2_3dmed.report.figures import Picture, draw_cases
-from sam2_3dmed.runs import CONFIG_FILE, RunRecord
 from sam2_3dmed.train import SPLIT_FILE, TrainRequest, test_run, train_run
 from sam2_3dmed.volume.nifti import read_label
 

@@ -13,12 +13,13 @@ from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.sizes import SIZES
 from sam2_3dmed.model.weights import DEFAULT_HUB_ID, Sam2Weights, load_sam2, read_sam2
-from sam2_3dmed.runs import CONFIG_FILE, KIND, MODEL_FILE, ModelSpec, RunRecord, fill_network, read_weights, rebuild
+from sam2_3dmed.records import CONFIG_FILE, KIND, ModelSpec, Sam2Record, read_sam2_record
+from sam2_3dmed.runs import MODEL_FILE, fill_network, read_weights, rebuild
 
 logger = logging.getLogger(__name__)
 
 
-def make_model(config: RunConfig, plan: Plan, weights: str) -> tuple[SAM2For3dMed, RunRecord]:
+def make_model(config: RunConfig, plan: Plan, weights: str) -> tuple[SAM2For3dMed, Sam2Record]:
     """The network a recipe and a plan ask for, with its first weights, ready to train, and the record of it.
 
     weights: `auto`, a hub id, a Hugging Face folder, a Meta `.pt`, `none`, or one of our run folders.
@@ -32,7 +33,7 @@ def make_model(config: RunConfig, plan: Plan, weights: str) -> tuple[SAM2For3dMe
     return network, record
 
 
-def remake_model(record: RunRecord) -> SAM2For3dMed:
+def remake_model(record: Sam2Record) -> SAM2For3dMed:
     """The network of a record, ready to train, with fresh weights: what a checkpoint of that run fits into."""
     network = rebuild(record)
     _freeze(network, record)
@@ -48,7 +49,7 @@ def check_adaptation(config: RunConfig, weights: str) -> None:
         require_lora()
 
 
-def _freeze(network: SAM2For3dMed, record: RunRecord) -> None:
+def _freeze(network: SAM2For3dMed, record: Sam2Record) -> None:
     """Freeze the encoder unless it trains, but for what adapts it."""
     model = record.recipe.model
     if record.encoder_trains:
@@ -61,7 +62,7 @@ def _freeze(network: SAM2For3dMed, record: RunRecord) -> None:
         network.encoder.freeze()
 
 
-def _first_model(config: RunConfig, plan: Plan, source: str) -> tuple[SAM2For3dMed, RunRecord]:
+def _first_model(config: RunConfig, plan: Plan, source: str) -> tuple[SAM2For3dMed, Sam2Record]:
     if source == "none":
         return _build(config, plan, "none", size=_size_from_scratch(config))
     if (Path(source) / CONFIG_FILE).is_file():
@@ -87,8 +88,8 @@ def _build(
     *,
     size: str,
     fill: Sam2Weights | None = None,
-    base: RunRecord | None = None,
-) -> tuple[SAM2For3dMed, RunRecord]:
+    base: Sam2Record | None = None,
+) -> tuple[SAM2For3dMed, Sam2Record]:
     """fill: SAM2's weights to start from; base: the run to start from, whose weights the caller loads."""
     model = config.model
     spec = ModelSpec(
@@ -101,6 +102,7 @@ def _build(
         boundary=model.boundary,
         boundary_fusion=model.boundary_fusion,
         fusion_residual=model.fusion_residual,
+        memory=model.memory,
         pointer_time=fill.pointer_time if fill else base.model.pointer_time if base else True,
     )
     network = build_network(**spec.model_dump())
@@ -109,7 +111,7 @@ def _build(
     trains = model.train_encoder
     if trains is None:
         trains = model.adapt is None and (base.encoder_trains if base else fill is None)
-    return network, RunRecord(
+    return network, Sam2Record(
         kind=KIND,
         model=spec,
         encoder_trains=trains,
@@ -120,9 +122,9 @@ def _build(
     )
 
 
-def _from_run(config: RunConfig, plan: Plan, folder: Path) -> tuple[SAM2For3dMed, RunRecord]:
+def _from_run(config: RunConfig, plan: Plan, folder: Path) -> tuple[SAM2For3dMed, Sam2Record]:
     """Start from a run of ours; what belongs to classes starts fresh where their number differs."""
-    old = RunRecord.read(folder)
+    old = read_sam2_record(folder, "--weights")
     if config.model.size not in ("auto", old.model.size):
         raise WeightsError(f"{folder}: this run is of size {old.model.size}, but model.size is {config.model.size}")
     image_size = config.model.image_size or old.model.image_size

@@ -10,7 +10,6 @@ runs/NAME/
   report.html  figures/  auxiliary/  by `report`
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
@@ -20,80 +19,25 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-import yaml
-from pydantic import BaseModel, ConfigDict
+from torch import nn
 
 from sam2_3dmed.atomic import replacing, write_text
-from sam2_3dmed.config import Plan, RunConfig, parse, read_yaml
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.inference.manifest import checksum
 from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.inference.segmenter import Segmenter
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.precision import bf16_is_fast
+from sam2_3dmed.records import CONFIG_FILE, KIND, PATCH_KIND, PatchRecord, RunRecord, Sam2Record
 
-CONFIG_FILE = "config.yaml"
 MODEL_FILE = "model.safetensors"
 DATA_FILE = "data.json"
-KIND = "sam2_3dmed"
 Backend = Literal["pytorch", "onnxruntime"]
 
 logger = logging.getLogger(__name__)
-
-
-class ModelSpec(BaseModel):
-    """The arguments of `build_network`, all of them, so that a model can be built again."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: str
-    image_size: int
-    num_classes: int
-    srpp: bool
-    share_context: bool
-    srpp_memory: bool
-    boundary: bool
-    boundary_fusion: bool
-    fusion_residual: bool
-    pointer_time: bool
-
-
-class RunRecord(BaseModel):
-    """`config.yaml`: everything that made a model, besides its weights."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
-    model: ModelSpec
-    encoder_trains: bool
-    plan: Plan
-    recipe: RunConfig
-    weights: str
-    versions: dict[str, str]
-
-    def write(self, folder: Path) -> None:
-        """Write `config.yaml`, whole or not at all."""
-        text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-        write_text(folder / CONFIG_FILE, text)
-
-    def sha256(self) -> str:
-        """The checksum of what a model's outputs mean: how it is built, and the plan."""
-        meaning = self.model_dump_json(include={"kind", "model", "plan"})
-        return hashlib.sha256(meaning.encode("utf-8")).hexdigest()
-
-    @classmethod
-    def read(cls, folder: Path) -> "RunRecord":
-        """The record of a run folder.
-
-        Raises:
-            WeightsError: no run folder. ConfigError: a broken record.
-        """
-        if not (folder / CONFIG_FILE).is_file():
-            raise WeightsError(f"{folder}: not a run folder (it has no {CONFIG_FILE})")
-        record: RunRecord = parse(read_yaml(folder / CONFIG_FILE), cls, str(folder / CONFIG_FILE))
-        return record
 
 
 def remember_data(folder: Path, data: Path) -> None:
@@ -116,7 +60,7 @@ def remembered_data(folder: Path) -> Path | None:
         raise DataError(f'{path}: expected {{"folder": PATH}}') from None
 
 
-def rebuild(record: RunRecord) -> SAM2For3dMed:
+def rebuild(record: Sam2Record) -> SAM2For3dMed:
     """The network of a record, with fresh weights: what the weights of the finished run fit into."""
     return build_network(**record.model.model_dump())
 
@@ -137,20 +81,27 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def fill_network(network: SAM2For3dMed, state: Mapping[str, torch.Tensor], source: Path) -> None:
+def fill_network(network: nn.Module, state: Mapping[str, torch.Tensor], source: Path) -> None:
     """Load weights strictly.
 
     Raises:
         WeightsError: keys are missing, unexpected, or of another shape; they are named.
     """
+    shared = {name: state[first] for name, first in _first_names(network).items() if first in state}
     try:
-        network.load_state_dict(dict(state), strict=True)
+        network.load_state_dict({**state, **shared}, strict=True)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:]]
         raise WeightsError(f"{source}: not the weights of this model: {' '.join(lines)}"[:1000]) from None
 
 
-def save_model(network: SAM2For3dMed, record: RunRecord, folder: Path) -> None:
+def _first_names(network: nn.Module) -> dict[str, str]:
+    """For each name of a weight the first name that it has: a network may know one by several."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(weight), name) for name, weight in network.state_dict(keep_vars=True).items()}
+
+
+def save_model(network: nn.Module, record: RunRecord, folder: Path) -> None:
     """Write `config.yaml` and `model.safetensors`; the last is what marks a finished run.
 
     Raises:
@@ -159,7 +110,8 @@ def save_model(network: SAM2For3dMed, record: RunRecord, folder: Path) -> None:
     from safetensors.torch import save
 
     record.write(folder)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    weights = network.state_dict()
+    state = {name: weights[name].detach().cpu().contiguous() for name in _first_names(network).values()}
     try:
         with replacing(folder / MODEL_FILE) as file:
             file.write(save(state))
@@ -167,7 +119,7 @@ def save_model(network: SAM2For3dMed, record: RunRecord, folder: Path) -> None:
         raise DataError(f"{folder}: the model cannot be written: {error.strerror or error}") from None
 
 
-def make_predictor(network: SAM2For3dMed, record: RunRecord, **options: Any) -> Predictor:
+def make_predictor(network: SAM2For3dMed, record: Sam2Record, **options: Any) -> Predictor:
     """A predictor with what the run was told; `options`, of `PassOptions` and `PostProcessing`, go before that.
 
     Raises:
@@ -188,13 +140,13 @@ def make_predictor(network: SAM2For3dMed, record: RunRecord, **options: Any) -> 
     )
 
 
-def _load_sam2_3dmed(folder: Path, record: RunRecord, device: torch.device, **options: Any) -> Predictor:
+def _load_sam2_3dmed(folder: Path, record: Sam2Record, device: torch.device, **options: Any) -> Predictor:
     network = rebuild(record)
     fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
     return make_predictor(network.to(device).eval(), record, **{"bf16": bf16_is_fast(device)} | options)
 
 
-def _load_onnx(folder: Path, record: RunRecord, device: str | torch.device | None, **options: Any) -> Predictor:
+def _load_onnx(folder: Path, record: Sam2Record, device: str | torch.device | None, **options: Any) -> Predictor:
     from sam2_3dmed.inference.onnx_network import OnnxNetwork
 
     if device is not None and str(device) != "cpu":
@@ -211,14 +163,25 @@ def _load_onnx(folder: Path, record: RunRecord, device: str | torch.device | Non
     return predictor
 
 
-LOADERS: Mapping[str, Callable[..., Predictor]] = {KIND: _load_sam2_3dmed}
+def _load_patches(folder: Path, record: PatchRecord, device: torch.device, **options: Any) -> Segmenter:
+    from sam2_3dmed.baselines.predictor import make_patch_predictor
+    from sam2_3dmed.baselines.systems import require_system
+
+    require_system(record.model.system)
+    network = record.model.build()
+    fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
+    told = {"bf16": bf16_is_fast(device)} | options
+    return make_patch_predictor(network.to(device).eval(), record.model, record.plan, record.recipe, **told)
+
+
+LOADERS: Mapping[str, Callable[..., Segmenter]] = {KIND: _load_sam2_3dmed, PATCH_KIND: _load_patches}
 """From the kind of model in a run's record to the function that loads it."""
 
 
 def load_predictor(
     folder: Path, *, device: str | torch.device | None = None, backend: Backend = "pytorch", **options: Any
-) -> Predictor:
-    """The model of a run folder, or with `onnxruntime` of what `export` wrote, ready to predict.
+) -> Segmenter:
+    """The model of a run folder, of whatever kind, or with `onnxruntime` of what `export` wrote, ready to predict.
 
     device: none takes the GPU if there is one. Without the option bf16, PyTorch computes in it where it is fast.
 
@@ -226,11 +189,12 @@ def load_predictor(
         WeightsError: not a finished run folder. ConfigError: a broken record.
     """
     record = RunRecord.read(folder)
-    if record.kind not in LOADERS:
-        raise WeightsError(f"{folder}: unknown kind of model {record.kind!r}; known are {', '.join(LOADERS)}")
-    model_files(folder, backend)
     if backend == "onnxruntime":
+        if not isinstance(record, Sam2Record):
+            raise ConfigError(f"{folder}: --backend onnxruntime is for SAM2-3dMed, and this is {record.about}")
+        model_files(folder, backend)
         return _load_onnx(folder, record, device, **options)
+    model_files(folder, backend)
     return LOADERS[record.kind](folder, record, _device(device), **options)
 
 

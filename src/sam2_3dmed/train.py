@@ -4,78 +4,33 @@ import errno
 import logging
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
-from hashlib import sha256
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import torch
-
-from sam2_3dmed.config import Plan, RunConfig
-from sam2_3dmed.data.cache import CaseCache, build_cache
+from sam2_3dmed.baselines.systems import OURS
 from sam2_3dmed.data.catalog import Catalog, read_catalog
-from sam2_3dmed.data.fingerprint import fingerprint
-from sam2_3dmed.data.plan import propose_plan, read_plan_yaml
-from sam2_3dmed.data.splits import Split, split_cases
-from sam2_3dmed.errors import DataError, TrainingError
+from sam2_3dmed.data.splits import Split
+from sam2_3dmed.errors import ConfigError, DataError, TrainingError
 from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
-from sam2_3dmed.first_weights import check_adaptation, make_model, remake_model
 from sam2_3dmed.inference.cohort import Results, predict_cohort
 from sam2_3dmed.inference.inputs import Input
-from sam2_3dmed.inference.predictor import Predictor
-from sam2_3dmed.model.adapt import merge_lora
-from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.pool import progress_bar
-from sam2_3dmed.runs import (
-    CONFIG_FILE,
-    MODEL_FILE,
-    RunRecord,
-    load_predictor,
-    log_to,
-    make_predictor,
-    remember_data,
-    save_model,
-)
+from sam2_3dmed.records import CONFIG_FILE, RunRecord
+from sam2_3dmed.runs import MODEL_FILE, load_predictor, log_to, remember_data, save_model
+from sam2_3dmed.starts import SPLIT_FILE as SPLIT_FILE
+from sam2_3dmed.starts import Sam2Start, make_start
+from sam2_3dmed.starts import TrainRequest as TrainRequest
 from sam2_3dmed.termination import Terminated, raising_terminated
-from sam2_3dmed.training.checkpoints import newest_whole_state
-from sam2_3dmed.training.feature_cache import require_frozen
-from sam2_3dmed.training.fit import FitResult, fit, try_rates
+from sam2_3dmed.training.fit import try_rates
 from sam2_3dmed.training.loggers import require_loggers
-from sam2_3dmed.training.memory_budget import fit_to_memory
 from sam2_3dmed.training.parallel import Team
-from sam2_3dmed.training.trainer import seed_everything, use_bf16
 
-SPLIT_FILE = "split.json"
 _CANNOT_WRITE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
 }
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What a training run is asked for.
-
-    data: the data set's folder; out: the run folder, none for runs/NAME; plan: a YAML file instead of the proposed
-    plan;
-    fold: (i, n), 1 <= i <= n; resume: go on with the run in `out`, with the recipe, plan and split it has; cache:
-    folder for prepared cases, none for one beside the run folders; gpu_memory: what a GPU has, in GB, into which a step
-    is made to fit; devices, nodes: see `Team.find`.
-    """
-
-    data: Path
-    out: Path | None = None
-    config: RunConfig = field(default_factory=RunConfig)
-    weights: str = "auto"
-    plan: Path | None = None
-    fold: tuple[int, int] | None = None
-    resume: bool = False
-    cache: Path | None = None
-    gpu_memory: float | None = None
-    devices: int | None = None
-    nodes: int | None = None
 
 
 def train_run(request: TrainRequest) -> Path | None:
@@ -104,8 +59,8 @@ def _help(request: TrainRequest, team: Team) -> None:
     catalog = read_catalog(request.data)
     folder = request.out or default_folder(catalog)
     with suppress(Terminated, TrainingError), raising_terminated():  # the first one meets the same, and says so
-        start = _start(request, catalog, folder, RunRecord.read(folder), team)
-        _fit(start, folder, request.resume, team)
+        start = make_start(request, catalog, folder, RunRecord.read(folder), team)
+        start.fit(folder, resume=request.resume, team=team)
 
 
 def _lead(request: TrainRequest, team: Team) -> Path:
@@ -116,8 +71,8 @@ def _lead(request: TrainRequest, team: Team) -> Path:
         logger.info("%s: this run is finished", folder)
         return folder
     if not request.resume:
-        check_adaptation(request.config, request.weights)  # here, since reading the data set can take minutes
-        require_loggers(request.config.training.loggers)
+        request.check()
+        require_loggers(request.recipe.training.loggers)
     with _writing(folder), log_to(folder / "log.txt"), raising_terminated():
         _train(request, catalog, folder, team)
     return folder
@@ -132,10 +87,13 @@ def find_learning_rate(request: TrainRequest) -> tuple[float, Path]:
     """
     catalog = read_catalog(request.data)
     folder = request.out or default_folder(catalog)
-    check_adaptation(request.config, request.weights)
+    request.check()
     with _writing(folder):
-        start = _start(request, catalog, folder, None, Team())
-        test = try_rates(start.network, start.predictor, training=start.training, config=request.config, folder=folder)
+        start = make_start(request, catalog, folder, None, Team())
+        if not isinstance(start, Sam2Start):
+            raise ConfigError(f"learning rates are tried for {OURS} only")
+        config = start.record.recipe
+        test = try_rates(start.network, start.predictor, training=start.training, config=config, folder=folder)
         test.write(folder)
     return test.suggestion, folder
 
@@ -165,19 +123,15 @@ def default_folder(catalog: Catalog) -> Path:
 
 def _train(request: TrainRequest, catalog: Catalog, folder: Path, team: Team) -> None:
     old = RunRecord.read(folder) if request.resume else None
-    start = _start(request, catalog, folder, old, team)
-    if request.gpu_memory is not None:
-        record = start.record
-        recipe = fit_to_memory(record.recipe, record.plan, start.predictor, request.gpu_memory, team.size)
-        start = replace(start, record=record.model_copy(update={"recipe": recipe}))
+    start = make_start(request, catalog, folder, old, team)
+    if request.gpu_memory is not None and isinstance(start, Sam2Start):
+        start = start.within_memory(request.gpu_memory, team)
     if old is None:
         start.split.write(folder / SPLIT_FILE)
         start.record.write(folder)  # last: it is what makes the folder a run
     remember_data(folder, request.data)
     team.agree()
-    result = _fit(start, folder, request.resume, team)
-    if start.record.recipe.model.adapt == "lora":
-        merge_lora(start.network.encoder)
+    result = start.fit(folder, resume=request.resume, team=team)
     save_model(start.network, start.record, folder)
     logger.info(
         "trained %d steps in %d epochs; best validation Dice %.4f",
@@ -185,67 +139,6 @@ def _train(request: TrainRequest, catalog: Catalog, folder: Path, team: Team) ->
         result.epochs,
         result.best_dice,
     )
-
-
-@dataclass(frozen=True)
-class _Start:
-    """All that training begins with."""
-
-    split: Split
-    network: SAM2For3dMed
-    record: RunRecord
-    predictor: Predictor
-    training: CaseCache
-    validation: CaseCache
-
-
-def _start(request: TrainRequest, catalog: Catalog, folder: Path, old: RunRecord | None, team: Team) -> _Start:
-    """old: of the run that is resumed, or that another process has begun."""
-    config = old.recipe if old else request.config
-    split = Split.read(folder / SPLIT_FILE) if old else split_cases(catalog.names, config.split, request.fold)
-    split.require_known(catalog.names)
-    opened = catalog.subset({*split.train, *split.validation})  # the test cases stay closed
-    plan = old.plan if old else _plan(opened, split, request.plan)
-    logger.info(
-        "%s: %d cases to train on, %d to validate, %d to test; D = %d, %s slices",
-        *(catalog.name, len(split.train), len(split.validation), len(split.test)),
-        *(config.window_slices or plan.window_slices, plan.slicing_axis),
-    )
-    # Weights first: they fail in seconds, the cache takes minutes.
-    seed_everything(config.training.seed)
-    network, record = _network(old, folder) if old else make_model(config, plan, request.weights)
-    logger.info(
-        "model: size %s at %d pixels, K = %d, weights %s, encoder %s",
-        *(record.model.size, record.model.image_size, plan.num_classes, record.weights),
-        "trains" if record.encoder_trains else f"frozen, adapts by {config.model.adapt or 'nothing'}",
-    )
-    if config.feature_cache.views > 0:
-        require_frozen(network.encoder)
-    with progress_bar("Preparing cases") if team.first else nullcontext() as progress:
-        cache = build_cache(opened, plan, _cache_folder(request, plan, folder), progress=progress)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    predictor = make_predictor(network, record, bf16=use_bf16(config.training.precision, device))
-    return _Start(split, network, record, predictor, cache.subset(split.train), cache.subset(split.validation))
-
-
-def _fit(start: _Start, folder: Path, resume: bool, team: Team) -> FitResult:
-    return fit(
-        start.network,
-        start.predictor,
-        training=start.training,
-        validation=start.validation,
-        config=start.record.recipe,
-        folder=folder,
-        resume=resume,
-        team=team,
-    )
-
-
-def _network(old: RunRecord, folder: Path) -> tuple[SAM2For3dMed, RunRecord]:
-    """The network of a run to resume; with its first weights, if it was stopped before there was a checkpoint."""
-    if newest_whole_state(folder / "checkpoints") is not None:
-        return remake_model(old), old
-    return make_model(old.recipe, old.plan, old.weights)[0], old
 
 
 def test_run(folder: Path, data: Path) -> Evaluation:
@@ -277,18 +170,3 @@ def _check_folder(folder: Path, resume: bool) -> None:
         raise DataError(f"{folder}: no run to resume here")
     if not resume and (folder / CONFIG_FILE).is_file():
         raise DataError(f"{folder}: there is a run here already; go on with it by --resume, or choose another --out")
-
-
-def _plan(catalog: Catalog, split: Split, path: Path | None) -> Plan:
-    """The given plan, or one proposed from the training cases alone, so that nothing leaks from the others."""
-    if path is not None:
-        return read_plan_yaml(path)
-    with progress_bar("Reading cases") as progress:
-        found = fingerprint(catalog, progress=progress)
-    return propose_plan(found, split.train)
-
-
-def _cache_folder(request: TrainRequest, plan: Plan, folder: Path) -> Path:
-    # Runs that prepare the same files in the same way share them; any other run keeps its own.
-    key = sha256(f"{request.data.resolve()} {plan.preprocessing} {plan.label_values}".encode()).hexdigest()[:12]
-    return request.cache or folder.parent / ".cache" / key

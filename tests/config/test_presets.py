@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed.config import ABLATIONS, ADDITIONS, PRESETS, RunConfig, auto, paper, read_recipe, scratch, with_settings
+from sam2_3dmed.config import (
+    ABLATIONS,
+    ADDITIONS,
+    OPPONENTS,
+    PRESETS,
+    RunConfig,
+    auto,
+    paper,
+    read_recipe,
+    scratch,
+    with_settings,
+)
 from sam2_3dmed.errors import ConfigError
 
 
@@ -53,6 +64,15 @@ def test_paper_is_all_defaults():
         ("with_srpp_memory", "model.srpp_memory", True),
         ("without_boundary", "model.boundary", False),
         ("without_boundary_fusion", "model.boundary_fusion", False),
+        ("slices_3", "window_slices.", 3),
+        ("slices_6", "window_slices.", 6),
+        ("slices_12", "window_slices.", 12),
+        ("srpp_weight_0.03", "loss.lambda_srpp", 0.03),
+        ("srpp_weight_0.05", "loss.lambda_srpp", 0.05),
+        ("boundary_weight_0.3", "loss.lambda_boundary", 0.3),
+        ("boundary_weight_0.5", "loss.lambda_boundary", 0.5),
+        ("forward_only", "inference.direction", "forward"),
+        ("backward_only", "inference.direction", "backward"),
     ],
 )
 @pytest.mark.parametrize("base", PRESETS)
@@ -66,6 +86,31 @@ def test_the_table_above_names_every_ablation():
     marks = test_an_ablation_changes_one_option.pytestmark
     names = {row[0] for mark in marks if "ablation" in mark.args[0] for row in mark.args[1]}
     assert names == set(ABLATIONS)
+
+
+SAM2 = {
+    "model.srpp": False,
+    "model.boundary": False,
+    "augmentation.reverse": 0.0,
+    "inference.direction": "forward",
+}
+
+
+@pytest.mark.parametrize("base", PRESETS)
+@pytest.mark.parametrize(
+    ("opponent", "changes"),
+    [("sam2", SAM2), ("medsam2", {**SAM2, "model.memory": "self_sorting", "inference.mode": "stream"})],
+)
+def test_an_opponent_changes_what_it_says(base, opponent, changes):
+    config = read_recipe(f"{base}+{opponent}")
+    assert changed(config, PRESETS[base](False)) == changes
+    assert RunConfig.model_validate(config.model_dump()) == config
+
+
+def test_the_table_above_names_every_opponent():
+    marks = test_an_opponent_changes_what_it_says.pytestmark
+    names = {row[0] for mark in marks if "opponent" in mark.args[0] for row in mark.args[1]}
+    assert names == set(OPPONENTS)
 
 
 def test_ablations_add_up_in_any_order():

@@ -104,3 +104,12 @@ def test_the_guides_way_to_run_it_without_our_package(
     assert names["mask"].shape == expected.shape
     assert (names["mask"] == expected).mean() > 0.999
     assert 0 < np.count_nonzero(expected) < expected.size
+
+
+def test_a_memory_that_draws_random_numbers_is_refused(write_random_run, tmp_path: Path) -> None:
+    run = write_random_run(tmp_path / "run", parts=False)
+    text = (run / "config.yaml").read_text()
+    assert "memory: recent" in text
+    (run / "config.yaml").write_text(text.replace("memory: recent", "memory: self_sorting"))
+    with pytest.raises(ConfigError, match=r"model.memory self_sorting draws random numbers and cannot become ONNX$"):
+        export_run(run, tmp_path / "onnx")

@@ -65,7 +65,7 @@ def test_a_volume_that_is_shorter_than_a_window(make_exported, hippocampus: Volu
 
 
 def network(folder: Path, **changes) -> OnnxNetwork:
-    from sam2_3dmed.runs import RunRecord
+    from sam2_3dmed.records import RunRecord
 
     given = {"run_sha256": RunRecord.read(folder).sha256(), "window_slices": 3} | changes
     return OnnxNetwork(folder, **given)

@@ -140,9 +140,9 @@ def test_both_branches_remember_raw_features_and_their_own_masks(nano, window, o
     seen = {"segmentation": [], "boundary": []}
     for name, decoder in (("segmentation", network.segmentation), ("boundary", network.boundary.decoder)):
 
-        def spy(z, logits, pointer, *, name=name, remember=decoder.remember):
-            seen[name].append((z, logits))
-            return remember(z, logits, pointer)
+        def spy(z, found, attended, *, name=name, remember=decoder.remember):
+            seen[name].append((z, found.logits))
+            return remember(z, found, attended)
 
         decoder.remember = spy
     with torch.inference_mode():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam2_3dmed.model.slice_decoder import Memory, MemoryBank, SliceDecoder
+from sam2_3dmed.model.slice_decoder import Decoded, Memory, MemoryBank, SliceDecoder
 
 LENGTH = 20
 # What slice i of 20 attends to: the first slice, then backwards from the one before it.
@@ -164,16 +164,20 @@ def memory_inputs(decoder: SliceDecoder, num_classes: int) -> tuple[Tensor, Tens
     return torch.randn(2, decoder.channels, 4, 4), torch.randn(2, num_classes, 16, 16), pointer
 
 
+def remember(decoder: SliceDecoder, z: Tensor, logits: Tensor, pointer: Tensor) -> Memory:
+    return decoder.remember(z, Decoded(logits, pointer, None), attended=z)
+
+
 def test_the_memory_takes_the_union_of_the_classes(nano, move) -> None:
     """With the class path at zero the memory of K classes is that of one class with their largest logit."""
     decoder = nano(srpp=False, boundary=False, num_classes=3).segmentation
     z, logits, pointer = memory_inputs(decoder, 3)
-    union = decoder.remember(z, logits, pointer)
+    union = remember(decoder, z, logits, pointer)
     assert union.spatial.shape == (2, 16, 64)
     one_map = logits.amax(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-    torch.testing.assert_close(union.spatial, decoder.remember(z, one_map, pointer).spatial)
+    torch.testing.assert_close(union.spatial, remember(decoder, z, one_map, pointer).spatial)
     move(decoder.class_memory)
-    assert (decoder.remember(z, logits, pointer).spatial - union.spatial).abs().max() > 1e-3
+    assert (remember(decoder, z, logits, pointer).spatial - union.spatial).abs().max() > 1e-3
 
 
 def test_the_moved_class_path_tells_the_classes_apart(nano, move) -> None:
@@ -181,10 +185,10 @@ def test_the_moved_class_path_tells_the_classes_apart(nano, move) -> None:
     z, logits, pointer = memory_inputs(decoder, 3)
     swapped = logits[:, [1, 0, 2]]
     torch.testing.assert_close(
-        decoder.remember(z, logits, pointer).spatial, decoder.remember(z, swapped, pointer).spatial
+        remember(decoder, z, logits, pointer).spatial, remember(decoder, z, swapped, pointer).spatial
     )
     move(decoder.class_memory)
-    apart = decoder.remember(z, logits, pointer).spatial - decoder.remember(z, swapped, pointer).spatial
+    apart = remember(decoder, z, logits, pointer).spatial - remember(decoder, z, swapped, pointer).spatial
     assert apart.abs().max() > 1e-3
 
 
@@ -198,7 +202,7 @@ def test_the_memory_encoder_sees_raw_features_and_probabilities_of_20_p_minus_10
 
     decoder.memory_encoder.forward = spy
     z, _, pointer = memory_inputs(decoder, 1)
-    decoder.remember(z, torch.full((2, 1, 16, 16), 2.0), pointer)
+    remember(decoder, z, torch.full((2, 1, 16, 16), 2.0), pointer)
     assert seen["z"] is z
     assert seen["mask"].shape == (2, 1, 64, 64)
     expected = 20 / (1 + torch.tensor(-2.0).exp()) - 10
@@ -215,6 +219,5 @@ def test_the_pointer_is_the_projection_of_the_mean_class_token(nano, window) -> 
     features = network.encoder(window(depth=1))
     fine = decoder.project(features)
     inputs = (features.z[:, 0], fine.stride8[:, 0], fine.stride4[:, 0])
-    _, pointer = decoder.decode(*inputs)
-    _, tokens = decoder.mask_decoder(*inputs)
+    pointer, tokens = decoder.decode(*inputs).pointer, decoder.mask_decoder(*inputs).class_tokens
     torch.testing.assert_close(pointer, decoder.object_pointer_proj(tokens.mean(dim=1)))

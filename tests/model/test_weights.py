@@ -74,8 +74,9 @@ def test_our_loop_is_sam2(meta_tiny: Path, shared_data: Path) -> None:
         features = network.encoder.encode(oracle_input().unsqueeze(0))
         prediction = network.decode(features)
         fine = network.segmentation.project(features)
-        memories = [network.segmentation.remember(features.z[:, i], *found[i]).spatial for i in (0, 8)]
-    pointers = [pointer for _, pointer in found]
+        z = features.z
+        memories = [network.segmentation.remember(z[:, i], found[i], z[:, i]).spatial for i in (0, 8)]
+    pointers = [decoded.pointer for decoded in found]
 
     np.testing.assert_allclose(features.z[0, 0].numpy(), reference["z_first"], atol=1e-3)
     spread = [fine.stride4.std().item(), fine.stride8.std().item(), features.z.std().item()]

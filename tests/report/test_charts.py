@@ -90,3 +90,16 @@ def test_a_folder_that_cannot_be_written(tmp_path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file: cannot be written"):
         charts.save_figure(charts.lines_chart("t", [0], {"x": [1]}), tmp_path / "file", "x")
+
+
+def test_accuracy_against_cost_has_a_dot_a_system() -> None:
+    points = {"a": (10.0, 0.8, (0.7, 0.9), 2e6), "b": (1000.0, 0.9, None, 4e6)}
+    figure = charts.cost_chart("t", points, "GFLOP", "mean Dice")
+    axes = figure.axes[0]
+    dots = {c.get_label(): c for c in axes.collections if not c.get_label().startswith("_")}
+    assert {name: dot.get_offsets().tolist() for name, dot in dots.items()} == {
+        "a (2 M)": [[10.0, 0.8]],
+        "b (4 M)": [[1000.0, 0.9]],
+    }
+    assert dots["b (4 M)"].get_sizes()[0] > dots["a (2 M)"].get_sizes()[0]
+    assert axes.get_xscale() == "log"

@@ -5,20 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed.config import RunConfig, scratch, with_settings
+from sam2_3dmed.config import TrainingConfig, scratch, with_settings
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.training.budget import SCHEDULE_FILE, Costs, Schedule, fitting_schedule, read_schedule
 
 MARGIN = 0.97
 
 
-def recipe(*settings: str, minutes: float = 10) -> RunConfig:
-    return with_settings(scratch(), ["training.epochs=50", f"training.minutes={minutes}", *settings])
+def recipe(*settings: str, minutes: float = 10) -> TrainingConfig:
+    return with_settings(scratch(), ["training.epochs=50", f"training.minutes={minutes}", *settings]).training
 
 
-def seconds(config: RunConfig, schedule: Schedule, costs: Costs) -> float:
+def seconds(training: TrainingConfig, schedule: Schedule, costs: Costs) -> float:
     """What a schedule takes, added up epoch by epoch."""
-    training = config.training
     total = costs.spent
     for epoch in range(schedule.epochs):
         single = epoch < int(training.single_slice_fraction * schedule.epochs)

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from sam2_3dmed.config import scratch, with_settings
-from sam2_3dmed.runs import RunRecord, read_weights
+from sam2_3dmed.records import RunRecord
+from sam2_3dmed.runs import read_weights
 from sam2_3dmed.train import TrainRequest, train_run
 from sam2_3dmed.training.checkpoints import is_whole, saved_states, step_of
 

@@ -44,7 +44,7 @@ def test_a_run_that_ends_early_is_resumed_exactly(
     fit_on_balls: Fit, short: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation never gains, so the end is set after two epochs, and the rate falls until then."""
-    monkeypatch.setattr("sam2_3dmed.training.module.dice", lambda *masks: 0.5)
+    monkeypatch.setattr("sam2_3dmed.training.run_module.dice", lambda *masks: 0.5)
     settings = ("training.epochs=50", "training.single_slice_fraction=0", "training.warmup_fraction=0")
     config = short(
         *settings,
@@ -138,7 +138,7 @@ def test_a_frozen_encoder_does_not_move(prepared: tuple, fit_on_balls: Fit, shor
 
 def test_early_stopping(fit_on_balls: Fit, short: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, as the paper does it; two validations without a better one end it."""
-    monkeypatch.setattr("sam2_3dmed.training.module.dice", lambda *masks: 0.5)
+    monkeypatch.setattr("sam2_3dmed.training.run_module.dice", lambda *masks: 0.5)
     settings = ("training.epochs=50", "training.single_slice_fraction=0", "training.windows_per_epoch=1")
     config = short(*settings, "training.validate_every=1", "training.patience=2")
     _, result = fit_on_balls(config, tmp_path)

@@ -27,6 +27,16 @@ def test_learning_rate(step: int, warmup: float, final: float, expected: float) 
     assert learning_rate_factor(step, 100, warmup, final) == pytest.approx(expected)
 
 
+def test_another_shape_of_the_fall() -> None:
+    factors = [learning_rate_factor(step, 100, 0.1, 0.2, lambda progress: 1 - progress) for step in (4, 50, 100)]
+    assert factors == pytest.approx([0.5 * (0.2 + 0.8 * 0.96), 0.6, 0.2])
+    config = scratch().training.model_copy(update={"warmup_fraction": 0.0})
+    linear = make_schedule(
+        make_optimizer(nn.Linear(1, 1), config), config, 0, 10, falling=lambda progress: 1 - progress
+    )
+    assert linear.lr_lambdas[0](5) == pytest.approx(config.window_rate * (0.1 + 0.9 * 0.5))
+
+
 def test_each_part_of_the_run_has_its_own_schedule() -> None:
     config = scratch().training.model_copy(update={"window_rate": 0.25})
     schedule = make_schedule(make_optimizer(nn.Linear(1, 1), config), config, 15, 5)

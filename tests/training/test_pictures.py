@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sam2_3dmed.training.module import Slice
 from sam2_3dmed.training.pictures import draw_slice
+from sam2_3dmed.training.run_module import Slice
 
 
 def drawn(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sam2_3dmed.config import scratch
-from sam2_3dmed.training.module import MONITORED
+from sam2_3dmed.training.run_module import MONITORED
 from sam2_3dmed.training.stopping import Ending
 
 

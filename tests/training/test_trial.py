@@ -49,7 +49,7 @@ def test_weights_come_back(assembled, tmp_path: Path, monkeypatch: pytest.Monkey
     watch, stopwatch = Watch(before), Stopwatch([False, True], limit_seconds=0, most=20)
     monkeypatch.chdir(tmp_path)
     with quiet_lightning():
-        try_steps(module, loader, config, [watch, stopwatch], -1)
+        try_steps(module, loader, config.training, [watch, stopwatch], -1)
     assert watch.changed
     assert watch.single_slices == [False] * 3 + [True] * 3  # enough for the limit, but not fewer
     assert len(stopwatch.seconds) == 2

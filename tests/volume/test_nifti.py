@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from isal import igzip
 from scipy.spatial.transform import Rotation
 
+from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.volume import Volume
-from sam2_3dmed.volume.nifti import read_volume, write_volume
+from sam2_3dmed.volume.nifti import read_affine, read_volume, write_volume
 from sam2_3dmed.volume.volume import same_grid
 
 
@@ -25,6 +26,16 @@ def test_reads_what_nibabel_wrote(tmp_path, dtype, endianness, ending, saved, vo
     assert volume.array.dtype.isnative
     np.testing.assert_array_equal(volume.array, array)
     np.testing.assert_allclose(volume.affine, oblique, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_the_affine_alone(tmp_path, ending, saved, voxels):
+    path = saved(tmp_path / f"v{ending}", voxels("i2"))
+    np.testing.assert_array_equal(read_affine(path), read_volume(path).affine)
+    path.write_bytes(path.read_bytes()[:50])
+    for broken in (path, tmp_path / "nothing.nii"):
+        with pytest.raises(VolumeError, match=f"{broken.name}: "):
+            read_affine(broken)
 
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz"])

@@ -5,7 +5,17 @@ loss, training). Presets are functions; an ablation changes one thing of a prese
 """
 
 from sam2_3dmed.config.parsing import parse, read_yaml
-from sam2_3dmed.config.presets import ABLATIONS, ADDITIONS, PRESETS, auto, paper, read_recipe, scratch, with_settings
+from sam2_3dmed.config.presets import (
+    ABLATIONS,
+    ADDITIONS,
+    OPPONENTS,
+    PRESETS,
+    auto,
+    paper,
+    read_recipe,
+    scratch,
+    with_settings,
+)
 from sam2_3dmed.config.schema import (
     AugmentationConfig,
     ChannelPlan,
@@ -22,6 +32,7 @@ from sam2_3dmed.config.schema import (
 __all__ = [
     "ABLATIONS",
     "ADDITIONS",
+    "OPPONENTS",
     "PRESETS",
     "AugmentationConfig",
     "ChannelPlan",

@@ -1,13 +1,18 @@
-"""Recipes by name: presets, the paper's ablations, each the full method with one thing changed, and additions to it."""
+"""Recipes by name: presets, ablations (the full method with one thing changed), additions, and other systems."""
 
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from sam2_3dmed.config.parsing import parse, parse_yaml, read_yaml
 from sam2_3dmed.config.schema import RunConfig
 from sam2_3dmed.errors import ConfigError
+
+Config = TypeVar("Config", bound=BaseModel)
+"""What settings can be applied to: our recipe, or another system's."""
 
 
 def _change(config: RunConfig, section: str, **values: Any) -> RunConfig:
@@ -27,8 +32,35 @@ ABLATIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "with_srpp_memory": lambda c: _change(c, "model", srpp_memory=True),
     "without_boundary": lambda c: _change(c, "model", boundary=False),
     "without_boundary_fusion": lambda c: _change(c, "model", boundary_fusion=False),
+    "slices_3": lambda c: c.model_copy(update={"window_slices": 3}),
+    "slices_6": lambda c: c.model_copy(update={"window_slices": 6}),
+    "slices_12": lambda c: c.model_copy(update={"window_slices": 12}),
+    "srpp_weight_0.03": lambda c: _change(c, "loss", lambda_srpp=0.03),
+    "srpp_weight_0.05": lambda c: _change(c, "loss", lambda_srpp=0.05),
+    "boundary_weight_0.3": lambda c: _change(c, "loss", lambda_boundary=0.3),
+    "boundary_weight_0.5": lambda c: _change(c, "loss", lambda_boundary=0.5),
+    "forward_only": lambda c: _change(c, "inference", direction="forward"),
+    "backward_only": lambda c: _change(c, "inference", direction="backward"),
 }
-"""The paper's Tables 2-6 and 9, one change each; `without_pretraining` goes with `--weights none`."""
+"""The rows of the paper's Tables 2-9, and the directions of prediction, one change each; `without_pretraining` goes
+with `--weights none`."""
+
+
+def _sam2(config: RunConfig) -> RunConfig:
+    config = _change(config, "model", srpp=False, boundary=False)
+    config = _change(config, "augmentation", reverse=0.0)
+    return _change(config, "inference", direction="forward")
+
+
+def _medsam2(config: RunConfig) -> RunConfig:
+    config = _change(_sam2(config), "model", memory="self_sorting")
+    return _change(config, "inference", mode="stream")
+
+
+OPPONENTS: Mapping[str, Callable[[RunConfig], RunConfig]] = {"sam2": _sam2, "medsam2": _medsam2}
+"""The systems of the paper's Table 1 that are our network with other parts. `sam2`: SAM2, fine-tuned: no SRPP, no BD,
+and slices in one direction. `medsam2`: that with MedSAM-2's memory, and all of a volume in one stream, since a window
+is too short to fill it."""
 
 
 def _adapted(config: RunConfig, how: str, encoder_rate: float, layer_decay: float = 1.0) -> RunConfig:
@@ -88,7 +120,7 @@ PRESETS: Mapping[str, Callable[[bool], RunConfig]] = {
 """By name; each is told whether training starts from scratch, which only `auto` needs to know."""
 
 
-def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
+def with_settings(config: Config, settings: Sequence[str]) -> Config:
     """`config` with each `section.key=value` of the command line applied, values read as YAML, or `none`.
 
     Raises:
@@ -106,7 +138,7 @@ def with_settings(config: RunConfig, settings: Sequence[str]) -> RunConfig:
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {setting}: {section} has no keys below it")
         target[last] = None if text.strip().lower() == "none" else parse_yaml(text, f"--set {setting}")
-    changed: RunConfig = parse(data, RunConfig, "--set")
+    changed: Config = parse(data, type(config), "--set")
     return changed
 
 
@@ -129,7 +161,7 @@ def _read_preset(text: str, from_scratch: bool) -> RunConfig:
     name, *changes = text.split("+")
     config = _named(PRESETS, name, "preset")(from_scratch)
     for change in changes:
-        config = _named({**ABLATIONS, **ADDITIONS}, change, "ablation or addition")(config)
+        config = _named({**ABLATIONS, **ADDITIONS, **OPPONENTS}, change, "ablation or addition")(config)
     return config
 
 

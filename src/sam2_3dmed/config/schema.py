@@ -86,6 +86,8 @@ class ModelConfig(_Frozen):
     """Table 9: SRPP attends to the slices before only."""
     boundary: bool = True
     boundary_fusion: bool = True
+    memory: Literal["recent", "self_sorting"] = "recent"
+    """What a slice attends to: SAM2's first and latest slices, or MedSAM-2's bank of 16 confident and diverse ones."""
     fusion_residual: bool = False
     """Z1_bd keeps Z_bd beside the cross-attention (reading 3); the paper's Eq. 3 has no residual."""
     train_encoder: bool | None = None
@@ -158,8 +160,9 @@ class TrainingConfig(_Frozen):
     """Keep little of each slice for the way back and compute the rest again: less memory, more time, same gradients."""
     encoder_slices: Annotated[int, Field(ge=1)] | None = None
     """How many slices are encoded together, and decoded if they are windows of their own; none: all of a pass."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """`muon`: Muon for the weights of linear layers and convolutions, AdamW for all else."""
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
+    """`muon`: Muon for the weights of linear layers and convolutions, AdamW for all else; `sgd`: Nesterov's, with
+    momentum 0.99."""
     learning_rate: Positive = 5e-5
     encoder_rate: Positive = 1.0
     """What the rate is multiplied with for what trains in the encoder."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 from sam2_3dmed.atomic import replacing, write_text
 from sam2_3dmed.errors import ConfigError, DataError
@@ -13,7 +14,9 @@ from sam2_3dmed.export.check import TOLERANCE, Differences, check_encoder, check
 from sam2_3dmed.export.graph import OPSET, WindowGraph, encoder_onnx, stamped, window_onnx
 from sam2_3dmed.inference.manifest import checksum
 from sam2_3dmed.inference.onnx_files import ENCODER_FILE, FEATURES, FORMAT, OnnxRecord, require_onnx, window_file
-from sam2_3dmed.runs import CONFIG_FILE, MODEL_FILE, RunRecord, load_predictor
+from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.records import CONFIG_FILE, Sam2Record, read_sam2_record
+from sam2_3dmed.runs import MODEL_FILE, load_predictor
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +47,11 @@ def export_run(
         UserError: no finished run, the extra is missing, the folder holds another run, or a file is not equal enough.
     """
     require_onnx("onnx", "onnxruntime")
-    predictor = load_predictor(run, device="cpu")
-    record, network = RunRecord.read(run), predictor.network
+    record = read_sam2_record(run, "export")
+    if record.model.memory != "recent":
+        raise ConfigError(f"{run}: model.memory {record.model.memory} draws random numbers and cannot become ONNX")
+    predictor = cast(Predictor, load_predictor(run, device="cpu"))
+    network = predictor.network
     depth = predictor.passes.window_slices
     for length in lengths:
         if not 1 <= length < depth:
@@ -68,7 +74,7 @@ def export_run(
     return written
 
 
-def _about(run: Path, record: RunRecord, source: str, tolerance: float) -> Callable[..., OnnxRecord]:
+def _about(run: Path, record: Sam2Record, source: str, tolerance: float) -> Callable[..., OnnxRecord]:
     """What all files of an export say of themselves."""
     return partial(
         OnnxRecord,

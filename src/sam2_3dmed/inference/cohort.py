@@ -13,8 +13,8 @@ from sam2_3dmed.inference.auxiliary import Auxiliary, boundary_file, positions_f
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.inference.manifest import Manifest
 from sam2_3dmed.inference.output import MaskFormat
-from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.inference.probabilities import probability_files
+from sam2_3dmed.inference.segmenter import Segmenter
 from sam2_3dmed.volume.dicom import DicomSeries
 from sam2_3dmed.volume.files import read_channels
 from sam2_3dmed.volume.volume import Volume
@@ -87,7 +87,7 @@ class Results:
 
 
 def predict_cohort(
-    predictor: Predictor,
+    predictor: Segmenter,
     inputs: Sequence[Input],
     results: Results,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -109,7 +109,7 @@ def predict_cohort(
 
 
 def predict_each(
-    predictor: Predictor,
+    predictor: Segmenter,
     inputs: Iterable[tuple[int, Input]],
     results: Results,
     report: Callable[[int, Outcome], None],
@@ -164,7 +164,7 @@ class _Case:
 
         self._attempt(step)
 
-    def compute(self, predictor: Predictor, results: Results) -> None:
+    def compute(self, predictor: Segmenter, results: Results) -> None:
         volume, self._volume = self._volume, None
         if volume is None:  # it could not be read
             return

@@ -9,6 +9,7 @@ from typing import Any
 from sam2_3dmed.inference.cohort import Outcome, Results
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.inference.segmenter import Segmenter
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Job:
     results: Results
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def load(self, device: str | None) -> Predictor:
+    def load(self, device: str | None) -> Segmenter:
         """The predictor.
 
         Raises:

@@ -16,6 +16,7 @@ from sam2_3dmed.inference.forward import SliceStack
 from sam2_3dmed.inference.passes import PassOptions, slice_logits
 from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.probabilities import writing_probabilities
+from sam2_3dmed.inference.segmenter import Segmenter
 from sam2_3dmed.inference.windows import Window
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.volume.preprocess import Preprocessing
@@ -55,8 +56,8 @@ class Predictor:
         self.post.require_known(labels.values())
 
     @classmethod
-    def load(cls, run: str | Path, *, device: str | torch.device | None = None, **options: Any) -> "Predictor":
-        """The model of a run folder. options: any of `PassOptions` and `PostProcessing`, instead of the run's.
+    def load(cls, run: str | Path, *, device: str | torch.device | None = None, **options: Any) -> Segmenter:
+        """The model of a run folder, of whatever kind. options: of inference, instead of the run's.
 
         Raises:
             UserError: not a run folder, or broken.
@@ -82,7 +83,7 @@ class Predictor:
         Raises:
             UserError: as for the mask alone.
         """
-        boundary = None if self.network.boundary is None else _empty_like(volume, np.uint8)
+        boundary = None if self.network.boundary is None else empty_like(volume, np.uint8)
         positions: list[WindowPositions] = []
 
         def note(window: Window, relative_position: Tensor) -> None:
@@ -100,7 +101,7 @@ class Predictor:
     ) -> Volume:
         """boundary: a volume to be filled."""
         stack, axis = self.preprocessing.stack(volume), self.preprocessing.slicing_axis
-        mask = _empty_like(volume, np.uint8 if max(self.labels) < 256 else np.uint16)
+        mask = empty_like(volume, np.uint8 if max(self.labels) < 256 else np.uint16)
         values = volume_to_slices(mask, axis)
         boundaries = None if boundary is None else volume_to_slices(boundary, axis)
         files = writing_probabilities(probabilities, self.labels, volume, axis) if probabilities else nullcontext()
@@ -133,7 +134,7 @@ class Predictor:
         return slice_logits(self.network, slices, self.passes, boundary=boundary, on_positions=on_positions)
 
 
-def _empty_like(volume: Volume, dtype: DTypeLike) -> Volume:
+def empty_like(volume: Volume, dtype: DTypeLike) -> Volume:
     """One value a voxel on the grid of a volume, in the same order in memory."""
     array = volume.array if volume.array.ndim == 3 else volume.array[..., 0]
     return volume.with_array(np.empty_like(array, dtype=dtype, subok=False))

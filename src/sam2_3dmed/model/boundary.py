@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_3dmed.model.slice_decoder import Memory, MemoryBank, SliceDecoder
+from sam2_3dmed.model.slice_decoder import Bank, Memory, SliceDecoder
 
 
 class BoundaryFusion(nn.Module):
@@ -68,12 +68,13 @@ class BoundaryDetector(nn.Module):
         self.decoder = decoder
         self.fusion = fusion
 
-    def forward(self, context: Tensor, z: Tensor, stride8: Tensor, stride4: Tensor, bank: MemoryBank) -> BoundaryStep:
+    def forward(self, context: Tensor, z: Tensor, stride8: Tensor, stride4: Tensor, bank: Bank) -> BoundaryStep:
         """The boundaries of one slice, in the light of the bank, which stays as it is.
 
         context, z: (B, C, h, w); stride8, stride4: the slice's share of `decoder.project`.
         """
-        fused = self.fusion(self.decoder.attend(context, bank), z)
-        logits, pointer = self.decoder.decode(fused, stride8, stride4)
-        memory = self.decoder.remember(z, logits, pointer) if bank.will_be_read else None
-        return BoundaryStep(fused, logits, memory)
+        attended = self.decoder.attend(context, bank)
+        fused = self.fusion(attended, z)
+        found = self.decoder.decode(fused, stride8, stride4)
+        memory = self.decoder.remember(z, found, attended) if bank.will_be_read else None
+        return BoundaryStep(fused, found.logits, memory)

@@ -30,11 +30,13 @@ def build_network(
     boundary_fusion: bool = True,
     fusion_residual: bool = False,
     pointer_time: bool = True,
+    memory: str = "recent",
 ) -> SAM2For3dMed:
     """A network with fresh weights, made for training from scratch; `weights.load_sam2` puts SAM2's in.
 
     size: a key of SIZES; image_size: H = W in pixels, a multiple of 32; num_classes: K. The switches are those of the
-    paper's ablations; pointer_time: false for SAM 2.0 weights.
+    paper's ablations; pointer_time: false for SAM 2.0 weights; memory: `recent`, SAM2's bank, or `self_sorting`,
+    MedSAM-2's.
     """
     from transformers import Sam2VisionModel
 
@@ -42,12 +44,13 @@ def build_network(
     channels = SIZES[size].channels
     encoder = ImageEncoder(VisionEncoder(Sam2VisionModel(config.vision_config), image_size), image_size)
     grid = image_size // 16
-    segmentation = _slice_decoder(config, grid, num_classes, pointer_time)
+    about: dict[str, Any] = {"pointer_time": pointer_time, "self_sorting": memory == "self_sorting"}
+    segmentation = _slice_decoder(config, grid, num_classes, **about)
     detector = None
     if boundary:
         position = _sine(channels, grid)
         fusion = BoundaryFusion(channels, position, attention=boundary_fusion, residual=fusion_residual)
-        detector = BoundaryDetector(_slice_decoder(config, grid, num_classes, pointer_time), fusion)
+        detector = BoundaryDetector(_slice_decoder(config, grid, num_classes, **about), fusion)
     predictor = (
         SliceRelativePositionPredictor(channels, share_context=share_context, causal=srpp_memory) if srpp else None
     )
@@ -65,7 +68,7 @@ def _sine(channels: int, grid: int) -> Tensor:
     return plane.flatten(2).transpose(1, 2).contiguous()
 
 
-def _slice_decoder(config: Any, grid: int, num_classes: int, pointer_time: bool) -> SliceDecoder:
+def _slice_decoder(config: Any, grid: int, num_classes: int, *, pointer_time: bool, self_sorting: bool) -> SliceDecoder:
     from transformers.models.sam2_video import modeling_sam2_video as upstream
 
     config._attn_implementation = config.mask_decoder_config._attn_implementation = "sdpa"
@@ -76,6 +79,7 @@ def _slice_decoder(config: Any, grid: int, num_classes: int, pointer_time: bool)
         positional_embedding=upstream.Sam2VideoPositionalEmbedding(config.prompt_encoder_config),
         channels=channels,
         num_classes=num_classes,
+        iou_prediction_head=_iou_head(config.mask_decoder_config) if self_sorting else None,
     )
     return SliceDecoder(
         memory_attention=MemoryAttention(
@@ -94,7 +98,18 @@ def _slice_decoder(config: Any, grid: int, num_classes: int, pointer_time: bool)
         channels=channels,
         num_classes=num_classes,
         pointer_time=pointer_time,
+        self_sorting=self_sorting,
     )
+
+
+def _iou_head(config: Any) -> nn.Module:
+    """SAM2's, for its single mask and the three others."""
+    from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoFeedForward
+
+    num_masks = config.num_multimask_outputs + 1
+    width, depth = config.iou_head_hidden_dim, config.iou_head_depth
+    head: nn.Module = Sam2VideoFeedForward(config.hidden_size, width, num_masks, depth, sigmoid_output=True)
+    return head
 
 
 @torch.no_grad()

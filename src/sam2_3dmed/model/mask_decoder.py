@@ -1,7 +1,20 @@
 """SAM2's mask decoder without a prompt, with a mask token for each of K classes (reading 4)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+
+
+class Masks(NamedTuple):
+    """What the mask decoder says of a slice."""
+
+    logits: Tensor
+    """(B, K, 4h, 4w)."""
+    class_tokens: Tensor
+    """(B, K, C)."""
+    confidence: Tensor | None
+    """(B,), the IoU that SAM2 predicts for its single mask, which is one for all classes; None without its head."""
 
 
 class ClassHypernetworks(nn.Module):
@@ -32,6 +45,8 @@ class MaskDecoder(nn.Module):
 
     All of SAM2's tokens stay in the sequence, since they attend to each other. Class 1 is SAM2's single-mask token,
     classes 2..K are added tokens; only class tokens make masks. Names are upstream's where the part is.
+
+    iou_prediction_head: SAM2's, for who wants to know how sure the masks are.
     """
 
     NUM_SAM2_TOKENS = 6
@@ -45,6 +60,7 @@ class MaskDecoder(nn.Module):
         positional_embedding: nn.Module,
         channels: int,
         num_classes: int,
+        iou_prediction_head: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -62,12 +78,12 @@ class MaskDecoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, channels)
         self.not_a_point_embed = nn.Embedding(1, channels)
         self.shared_image_embedding = positional_embedding
+        self.iou_prediction_head = iou_prediction_head
 
-    def forward(self, features: Tensor, stride8: Tensor, stride4: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor, stride8: Tensor, stride4: Tensor) -> Masks:
         """Masks of one slice.
 
         features: (B, C, h, w), after memory attention; stride8: (B, C/4, 2h, 2w); stride4: (B, C/8, 4h, 4w).
-        Returns: logits (B, K, 4h, 4w); class tokens (B, K, C).
         """
         batch, channels, height, width = features.shape
         tokens, image = self.transformer(
@@ -76,12 +92,14 @@ class MaskDecoder(nn.Module):
             image_positional_embeddings=self._grid_encoding(height, width).expand(batch, -1, -1, -1),
             attention_similarity=None,
         )
-        class_tokens = self._class_tokens(tokens.squeeze(1))
+        tokens = tokens.squeeze(1)
+        class_tokens = self._class_tokens(tokens)
         image = image.transpose(2, 3).reshape(batch, channels, height, width)
         upscaled = self.activation(self.upscale_layer_norm(self.upscale_conv1(image) + stride8))
         upscaled = self.activation(self.upscale_conv2(upscaled) + stride4)
         logits = torch.einsum("bkc,bchw->bkhw", self.class_hypernetworks(class_tokens), upscaled)
-        return logits, class_tokens
+        head = self.iou_prediction_head
+        return Masks(logits, class_tokens, None if head is None else head(tokens[:, 1])[:, 0].detach())
 
     def _tokens(self) -> Tensor:
         """(N, C): SAM2's tokens, the added classes', and the empty prompt, which SAM2 pads to two points."""

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sam2_3dmed.model.boundary import BoundaryDetector
 from sam2_3dmed.model.encoder import NO_LATERALS, Features, ImageEncoder, Laterals
-from sam2_3dmed.model.slice_decoder import Memory, MemoryBank, SliceDecoder
+from sam2_3dmed.model.slice_decoder import Bank, Memory, MemoryBank, SliceDecoder
 from sam2_3dmed.model.srpp import SliceRelativePositionPredictor
 
 
@@ -57,8 +57,8 @@ class DecoderFeatures(NamedTuple):
 class DecoderState(NamedTuple):
     """What the branches remember between the slices of one pass."""
 
-    segmentation: MemoryBank
-    boundary: MemoryBank
+    segmentation: Bank
+    boundary: Bank
 
 
 class DecodedSlice(NamedTuple):
@@ -79,6 +79,9 @@ class SAM2For3dMed(nn.Module):
     """
 
     checkpointing = False
+    draw = 0
+    """Which random numbers a self-sorting memory takes in training, so that each step draws anew and can be repeated;
+    prediction always takes the first."""
 
     def __init__(
         self,
@@ -164,7 +167,9 @@ class SAM2For3dMed(nn.Module):
 
     def start(self, num_slices: int) -> DecoderState:
         """Empty memories, for a pass of `num_slices` calls of `step`: a window, or a whole stack."""
-        return DecoderState(MemoryBank(num_slices), MemoryBank(num_slices))
+        draw = self.draw if self.training else 0
+        boundary = MemoryBank(num_slices) if self.boundary is None else self.boundary.decoder.start(num_slices, draw)
+        return DecoderState(self.segmentation.start(num_slices, draw), boundary)
 
     def step(self, state: DecoderState, features: DecoderFeatures, context: Tensor) -> tuple[Tensor, Tensor | None]:
         """The next slice of a pass, which `state` then remembers as far as later slices read it.
@@ -181,16 +186,16 @@ class SAM2For3dMed(nn.Module):
     def _decode_slice(self, state: DecoderState, features: DecoderFeatures, context: Tensor) -> DecodedSlice:
         """A slice in the light of a state, which stays as it is: so it can be computed a second time."""
         z, boundary_logits, boundary_memory = features.z, None, None
-        z_seg = self.segmentation.attend(context, state.segmentation)
+        attended = z_seg = self.segmentation.attend(context, state.segmentation)
         if self.boundary is not None and self.boundary_to_segmentation is not None:
             assert features.boundary_stride8 is not None
             assert features.boundary_stride4 is not None
             found = self.boundary(context, z, features.boundary_stride8, features.boundary_stride4, state.boundary)
             z_seg = z_seg + self.boundary_to_segmentation(found.features)
             boundary_logits, boundary_memory = found.logits, found.memory
-        logits, pointer = self.segmentation.decode(z_seg, features.stride8, features.stride4)
-        memory = self.segmentation.remember(z, logits, pointer) if state.segmentation.will_be_read else None
-        return DecodedSlice(logits, boundary_logits, memory, boundary_memory)
+        decoded = self.segmentation.decode(z_seg, features.stride8, features.stride4)
+        memory = self.segmentation.remember(z, decoded, attended) if state.segmentation.will_be_read else None
+        return DecodedSlice(decoded.logits, boundary_logits, memory, boundary_memory)
 
     @property
     def _keeps_little(self) -> bool:
@@ -207,8 +212,9 @@ class SAM2For3dMed(nn.Module):
         """What a slice reads, as it must find it again on the way back, when later slices are remembered too."""
         if not self._keeps_little:
             return state
-        if state.segmentation.count > 0:  # made here once: made within slices, they would be made again for each
+        # Made here once: made within slices, they would be made again for each.
+        if isinstance(state.segmentation, MemoryBank) and state.segmentation.count > 0:
             self.segmentation.ages(state.segmentation)
-        if state.boundary.count > 0 and self.boundary is not None:
+        if isinstance(state.boundary, MemoryBank) and state.boundary.count > 0 and self.boundary is not None:
             self.boundary.decoder.ages(state.boundary)
         return DecoderState(*(bank.as_it_is() for bank in state))

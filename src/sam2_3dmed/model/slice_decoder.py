@@ -16,6 +16,7 @@ from sam2_3dmed.model.encoder import NO_LATERALS, Features, Laterals
 from sam2_3dmed.model.mask_decoder import MaskDecoder
 from sam2_3dmed.model.memory_attention import KeyValues, MemoryAttention
 from sam2_3dmed.model.precision import in_float32
+from sam2_3dmed.model.self_sorting_memory import SelfSortingBank, embedding_of
 from sam2_3dmed.model.upsample import upsample
 
 NUM_MEMORIES = 7
@@ -43,6 +44,21 @@ class Memory(NamedTuple):
     """What each layer of memory attention reads of it, but for its age."""
     pointer: Tensor
     """(B, C), SAM2's object pointer."""
+    confidence: Tensor | None = None
+    """(B,), the IoU that the mask decoder predicts; for a self-sorting bank only, as is the next."""
+    embedding: Tensor | None = None
+    """(B, C h w), see `embedding_of`."""
+
+
+class Decoded(NamedTuple):
+    """What the mask decoder makes of a slice."""
+
+    logits: Tensor
+    """(B, K, 4h, 4w) at stride 4."""
+    pointer: Tensor
+    """(B, C), SAM2's object pointer."""
+    confidence: Tensor | None
+    """(B,), the predicted IoU; None where nobody asks for it."""
 
 
 class MemoryBank:
@@ -98,12 +114,16 @@ class MemoryBank:
         return [self.first.pointer, *recent], [self.count, *range(1, len(recent) + 1)]
 
 
+Bank = MemoryBank | SelfSortingBank
+
+
 class SliceDecoder(nn.Module):
     """Decodes a stack slice by slice, each in the light of those before it. Paper: 3.1; readings 3 and 4.
 
     The modules are upstream's, or have upstream's parameter names, so that weights load by name.
     num_classes: K. place_code (1, h w, C), memory_code (1, h w, 64): SAM2's code of each place, as tokens.
-    pointer_time: whether pointers carry their distance (SAM 2.1 does, SAM 2.0 does not).
+    pointer_time: whether pointers carry their distance (SAM 2.1 does, SAM 2.0 does not). self_sorting: MedSAM-2's bank
+    instead of SAM2's, which has no use for times and pointers.
     """
 
     place_code: Tensor
@@ -121,8 +141,10 @@ class SliceDecoder(nn.Module):
         channels: int,
         num_classes: int,
         pointer_time: bool = True,
+        self_sorting: bool = False,
     ) -> None:
         super().__init__()
+        self.self_sorting = self_sorting
         self.channels = channels
         self.memory_attention = memory_attention
         self.memory_encoder = memory_encoder
@@ -139,6 +161,20 @@ class SliceDecoder(nn.Module):
         self.class_memory = nn.Conv2d(num_classes, MEMORY_CHANNELS, 1, bias=False) if num_classes > 1 else None
         if self.class_memory is not None:
             nn.init.zeros_(self.class_memory.weight)
+        if self_sorting:
+            self._freeze_unused()
+
+    def start(self, num_slices: int, draw: int = 0) -> Bank:
+        """An empty memory for a pass of so many slices; draw: see `SelfSortingBank`."""
+        return SelfSortingBank(num_slices, draw) if self.self_sorting else MemoryBank(num_slices)
+
+    def _freeze_unused(self) -> None:
+        """What a self-sorting bank does not read; and predicted IoUs decide, so that no gradient reaches them."""
+        unused = [self.object_pointer_proj, self.mask_decoder.iou_prediction_head]
+        for module in (*unused, self.temporal_positional_encoding_projection_layer):
+            if module is not None:
+                module.requires_grad_(False)
+        self.memory_temporal_positional_encoding.requires_grad_(False)
 
     def project(self, features: Features, laterals: Laterals = NO_LATERALS) -> HighResolution:
         """The finer levels of all slices through this branch's conv_s1 and conv_s0, and `laterals` before those."""
@@ -146,7 +182,7 @@ class SliceDecoder(nn.Module):
         stride4 = _pointwise(self.mask_decoder.conv_s0, features.stride4, laterals.stride4)
         return HighResolution(stride8, stride4)
 
-    def attend(self, context: Tensor, bank: MemoryBank) -> Tensor:
+    def attend(self, context: Tensor, bank: Bank) -> Tensor:
         """One slice in the light of the bank.
 
         context: (B, C, h, w). Returns: the same shape; the first slice gets SAM2's "no memory" embedding instead.
@@ -154,7 +190,8 @@ class SliceDecoder(nn.Module):
         if bank.count == 0:
             return context + self.no_memory_embedding.view(1, -1, 1, 1)
         places = context.flatten(2).transpose(1, 2)  # (B, h w, C)
-        attended = self.memory_attention(places + 0.1 * self.place_code.to(places.dtype), self._read(bank))
+        memory = bank.read(context) if isinstance(bank, SelfSortingBank) else self._read(bank)
+        attended = self.memory_attention(places + 0.1 * self.place_code.to(places.dtype), memory)
         return attended.transpose(1, 2).unflatten(-1, context.shape[-2:])
 
     def ages(self, bank: MemoryBank) -> tuple[tuple[Tensor, ...], ...]:
@@ -163,20 +200,20 @@ class SliceDecoder(nn.Module):
             bank.ages = self.memory_attention.ages(self.memory_temporal_positional_encoding.flatten(1))
         return bank.ages
 
-    def decode(self, features: Tensor, stride8: Tensor, stride4: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask logits and object pointer of one slice.
+    def decode(self, features: Tensor, stride8: Tensor, stride4: Tensor) -> Decoded:
+        """The masks of one slice.
 
         features: (B, C, h, w); stride8, stride4: the slice's share of `project`.
-        Returns: logits (B, K, 4h, 4w) at stride 4; pointer (B, C).
         """
-        logits, class_tokens = in_float32(self.mask_decoder, features, stride8, stride4)
-        return logits, self.object_pointer_proj(class_tokens.mean(dim=1))
+        masks = in_float32(self.mask_decoder, features, stride8, stride4)
+        return Decoded(masks.logits, self.object_pointer_proj(masks.class_tokens.mean(dim=1)), masks.confidence)
 
-    def remember(self, z: Tensor, logits: Tensor, pointer: Tensor) -> Memory:
+    def remember(self, z: Tensor, found: Decoded, attended: Tensor) -> Memory:
         """The memory of a slice: its raw features with what was found in it.
 
-        z: (B, C, h, w), raw, as in SAM2; logits: (B, K, 4h, 4w); pointer: (B, C).
+        z: (B, C, h, w), raw, as in SAM2; attended: the same after memory attention, by which MedSAM-2 finds it again.
         """
+        logits = found.logits
         union = logits.amax(dim=1, keepdim=True)  # the largest class probability; itself for K = 1
         size = (16 * z.shape[-2], 16 * z.shape[-1])
         mask = torch.sigmoid(upsample(union, size)) * 20 - 10
@@ -185,7 +222,8 @@ class SliceDecoder(nn.Module):
             memory = memory + self.class_memory(F.avg_pool2d(torch.sigmoid(logits), 4))
         spatial = memory.flatten(2).transpose(1, 2)  # (B, h w, 64)
         read = self.memory_attention.of_places(spatial, self.memory_code.to(spatial.dtype))
-        return Memory(spatial=spatial, read=read, pointer=pointer)
+        embedding = embedding_of(attended) if self.self_sorting else None
+        return Memory(spatial, read, found.pointer, found.confidence, embedding)
 
     def _read(self, bank: MemoryBank) -> tuple[KeyValues, ...]:
         """The bank as each layer reads it: the memories' places, then the pointers' tokens, C / 64 a pointer."""

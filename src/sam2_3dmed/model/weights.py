@@ -19,7 +19,8 @@ from sam2_3dmed.model.slice_decoder import SliceDecoder
 
 DEFAULT_HUB_ID = "facebook/sam2.1-hiera-tiny"
 
-# Parts of SAM2 for prompts, for choosing among masks, for absent objects: never used without prompts.
+# Parts of SAM2 for prompts, for choosing among masks, for absent objects: never used without prompts, but for the head
+# of predicted IoUs where a self-sorting memory goes by it.
 _UNUSED = re.compile(
     r"no_memory_positional_encoding|no_object_pointer|occlusion_spatial_embedding_parameter|mask_downsample\."
     r"|prompt_encoder\.(mask_embed|point_embed)\.|mask_decoder\.(iou_prediction_head|pred_obj_score_head)\."
@@ -117,14 +118,18 @@ def load_sam2(network: SAM2For3dMed, weights: Sam2Weights) -> None:
     Raises:
         WeightsError: keys missing, unexpected, or of another shape, all named.
     """
-    state = {_canonical(name): tensor for name, tensor in weights.state.items() if not _UNUSED.match(name)}
+    target = network.state_dict()
+    state = {
+        _canonical(name): tensor
+        for name, tensor in weights.state.items()
+        if not _UNUSED.match(name) or f"segmentation.{_canonical(name)}" in target
+    }
     decoders = {"segmentation.": network.segmentation}
     if network.boundary is not None:
         decoders["boundary.decoder."] = network.boundary.decoder
     sources = {f"encoder.{name}": name for name in state if name.startswith("vision_encoder.")}
     for prefix in decoders:
         sources |= {prefix + name: name for name in state if not name.startswith("vision_encoder.")}
-    target = network.state_dict()
     expected = {name: tensor for name, tensor in target.items() if name.startswith(("encoder.", *decoders))}
     expected = {name: tensor for name, tensor in expected.items() if "class_" not in name}
     for prefix, decoder in decoders.items():

@@ -8,7 +8,8 @@ from pathlib import Path
 from sam2_3dmed.atomic import write_text
 from sam2_3dmed.errors import UserError
 from sam2_3dmed.inference.auxiliary import Auxiliary
-from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.inference.segmenter import Segmenter
+from sam2_3dmed.records import Sam2Record
 from sam2_3dmed.report import charts
 from sam2_3dmed.report.case_report import CaseReport, Chart, case_report, distance_limit_mm, stills
 from sam2_3dmed.report.contents import CaseEntry, RunContents, chosen_cases, read_run
@@ -80,12 +81,12 @@ def _cases(contents: RunContents, ranked_by: str, figures: Path) -> list[CaseRep
 def _auxiliary_source(contents: RunContents) -> Callable[[CaseEntry, Volume], Auxiliary | None]:
     """A function that gives a case's auxiliary outputs: kept ones, else computed by the model, which is loaded once."""
     folder = contents.folder / "auxiliary"
-    predictors: list[Predictor] = []
+    predictors: list[Segmenter] = []
 
     def auxiliary(entry: CaseEntry, image: Volume) -> Auxiliary | None:
         try:
             kept = Auxiliary.read(folder, entry.name)
-            if kept is not None:
+            if kept is not None or not isinstance(contents.record, Sam2Record):  # no other kind has them
                 return kept
             if not predictors:
                 predictors.append(load_predictor(contents.folder))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sam2_3dmed.atomic import replacing
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.report.panels import class_colour
+from sam2_3dmed.report.panels import CLASS_COLOURS, class_colour
 
 _STYLE = {
     "font.size": 8,
@@ -25,6 +25,7 @@ _STYLE = {
     "lines.linewidth": 1.5,
 }
 _STRIP_WIDTH = 0.25
+_MARKERS = "os^D"  # when the colours begin anew
 
 
 def save_figure(figure: Any, folder: Path, name: str) -> str:
@@ -102,6 +103,34 @@ def distribution_chart(title: str, values: Mapping[str, Sequence[float | None]],
             axes.scatter(place + shift, np.sort(known), s=9, color=colour, alpha=0.75, linewidths=0, zorder=3)
         axes.set_xticks(range(len(values)), list(values))
         axes.set_ylabel(unit or "")
+    return figure
+
+
+def cost_chart(
+    title: str,
+    points: Mapping[str, tuple[float, float, tuple[float, float] | None, float | None]],
+    cost: str,
+    accuracy: str,
+) -> Any:
+    """A dot a system, of an area that grows with its parameters; best is at the top left.
+
+    points: name -> cost, accuracy, its interval, parameters.
+    """
+    largest = max((parameters or 0.0 for *_, parameters in points.values()), default=0.0) or 1.0
+    with _chart(title, width=6.4) as (figure, axes):
+        for number, (name, (x, y, interval, parameters)) in enumerate(points.items()):
+            colour, marker = _line_colour(number), _MARKERS[number // len(CLASS_COLOURS) % len(_MARKERS)]
+            if interval:
+                axes.vlines(x, *interval, color=colour, linewidth=1, alpha=0.6)
+            millions = "" if parameters is None else f" ({parameters / 1e6:.3g} M)"
+            size = 12 + 150 * (parameters or 0.0) / largest
+            label = name + millions
+            axes.scatter([x], [y], s=size, color=colour, marker=marker, alpha=0.85, linewidths=0, label=label, zorder=3)
+        axes.set_xscale("log")
+        axes.set(xlabel=cost, ylabel=accuracy)
+        legend = figure.legend(loc="outside right center")
+        for dot in legend.legend_handles:
+            dot.set_sizes([25])
     return figure
 
 

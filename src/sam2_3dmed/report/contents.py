@@ -10,7 +10,8 @@ from typing import Any
 
 from sam2_3dmed.data.catalog import Case, read_catalog
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.runs import RunRecord, remembered_data
+from sam2_3dmed.records import RunRecord
+from sam2_3dmed.runs import remembered_data
 
 _MEAN = "mean"
 

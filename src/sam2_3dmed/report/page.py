@@ -75,7 +75,7 @@ def _facts(contents: RunContents) -> str:
     parts = [
         f"{len(contents.cases)} test cases",
         f"classes: {', '.join(record.plan.labels.values())}",
-        f"model: size {record.model.size}, {record.model.image_size} pixels, {record.plan.slicing_axis} slices",
+        f"model: {record.about}",
         f"weights: {record.weights}",
         f"{epochs} epochs",
     ]

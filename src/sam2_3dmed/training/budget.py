@@ -12,11 +12,11 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from sam2_3dmed.atomic import write_text
-from sam2_3dmed.config import RunConfig
+from sam2_3dmed.config import FeatureCacheConfig, TrainingConfig
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.training.diagnostics import GradientNorms
-from sam2_3dmed.training.module import TrainingModule
 from sam2_3dmed.training.parallel import gather
+from sam2_3dmed.training.run_module import RunModule
 from sam2_3dmed.training.trial import Stopwatch, try_steps
 
 SCHEDULE_FILE = "schedule.json"
@@ -36,7 +36,7 @@ class Costs:
     """Seconds of a batch of single slices, of a batch of windows, of a validation, and what measuring took.
 
     first_time: what a batch costs more as long as its features are not in the feature cache; first_times: of how many
-    batches that is true until all views are there.
+    batches that is true until all views are there; refresh: after how many epochs it is so again, none for never.
     """
 
     single_slices: float
@@ -45,6 +45,7 @@ class Costs:
     spent: float
     first_time: float = 0.0
     first_times: float = 0.0
+    refresh: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,57 +56,64 @@ class Schedule:
     batches: int
 
 
-def fitting_schedule(config: RunConfig, batches: int, costs: Costs) -> Schedule:
-    """The longest run that ends within `config.training.minutes`; at least a batch an epoch.
+def fitting_schedule(training: TrainingConfig, batches: int, costs: Costs) -> Schedule:
+    """The longest run that ends within `training.minutes`; at least a batch an epoch.
 
     batches: of an epoch as the recipe has it, which is kept but for rounding unless too few epochs would fit.
     """
-    epochs = _most_epochs(config, min(config.training.epochs, _FEWEST_EPOCHS), batches, costs)
-    batches = max(1, int(_batches_that_fit(config, epochs, costs)))
-    return Schedule(_most_epochs(config, epochs, batches, costs), batches)
+    epochs = _most_epochs(training, min(training.epochs, _FEWEST_EPOCHS), batches, costs)
+    batches = max(1, int(_batches_that_fit(training, epochs, costs)))
+    return Schedule(_most_epochs(training, epochs, batches, costs), batches)
 
 
-def _most_epochs(config: RunConfig, epochs: int, batches: int, costs: Costs) -> int:
+def _most_epochs(training: TrainingConfig, epochs: int, batches: int, costs: Costs) -> int:
     """How many of so many batches fit, but not fewer than `epochs`."""
     more = 1
-    while _batches_that_fit(config, epochs + more, costs) >= batches:
+    while _batches_that_fit(training, epochs + more, costs) >= batches:
         epochs, more = epochs + more, 2 * more
     while more := more // 2:
-        if _batches_that_fit(config, epochs + more, costs) >= batches:
+        if _batches_that_fit(training, epochs + more, costs) >= batches:
             epochs += more
     return epochs
 
 
-def _batches_that_fit(config: RunConfig, epochs: int, costs: Costs) -> float:
+def _batches_that_fit(training: TrainingConfig, epochs: int, costs: Costs) -> float:
     """In each of so many epochs."""
-    training, refresh = config.training, config.feature_cache.refresh
     assert training.minutes is not None
     single = int(training.single_slice_fraction * epochs)
     validations = math.ceil(epochs / min(training.validate_every, epochs))
     seconds = 60 * training.minutes * (1 - _MARGIN) - costs.spent - validations * costs.validation
     each = single * costs.single_slices + (epochs - single) * costs.windows
-    first_times = costs.first_times * (math.ceil(epochs / refresh) if refresh else 1)
+    first_times = costs.first_times * (math.ceil(epochs / costs.refresh) if costs.refresh else 1)
     count = (seconds - first_times * costs.first_time) / each
     return count if count * epochs >= first_times else seconds / (each + epochs * costs.first_time)
 
 
-def within_minutes(config: RunConfig, module: TrainingModule, loader: Any, folder: Path, *, resume: bool) -> RunConfig:
-    """The recipe with as many epochs and windows as fit into its minutes.
+def within_minutes(
+    training: TrainingConfig,
+    module: RunModule,
+    loader: Any,
+    folder: Path,
+    *,
+    resume: bool,
+    cache: FeatureCacheConfig | None = None,
+) -> TrainingConfig:
+    """Training with as many epochs and windows as fit into its minutes.
 
     That is measured, with a few batches of each kind and part of a volume, and written into `folder`; for a run that is
-    resumed, what is written there holds.
+    resumed, what is written there holds. cache: of the features of `module`, if it has one.
     """
     path = folder / SCHEDULE_FILE
     schedule = read_schedule(path) if resume else None
     if schedule is None:
-        costs = _measure(config, module, loader)
-        schedule = gather(fitting_schedule(config, len(loader), costs))[0]  # the first process's, for all
+        costs = _measure(training, module, loader, cache)
+        schedule = gather(fitting_schedule(training, len(loader), costs))[0]  # the first process's, for all
         if module.team.first:
             write_text(path, json.dumps(asdict(schedule) | {"seconds": asdict(costs)}, indent=2) + "\n")
-    logger.info("%g minutes: %d epochs of %d batches", config.training.minutes, schedule.epochs, schedule.batches)
+    logger.info("%g minutes: %d epochs of %d batches", training.minutes, schedule.epochs, schedule.batches)
     windows = loader.batch_sampler.division.windows_per_epoch
     changes = {"epochs": schedule.epochs, "windows_per_epoch": max(1, windows * schedule.batches // len(loader))}
-    return config.model_copy(update={"training": config.training.model_copy(update=changes)})
+    return training.model_copy(update=changes)
 
 
 def read_schedule(path: Path) -> Schedule | None:
@@ -123,16 +131,16 @@ def read_schedule(path: Path) -> Schedule | None:
         raise DataError(f'{path}: expected {{"epochs": N, "batches": N, ...}}') from None
 
 
-def _measure(config: RunConfig, module: TrainingModule, loader: Any) -> Costs:
-    assert config.training.minutes is not None
+def _measure(training: TrainingConfig, module: RunModule, loader: Any, cache: FeatureCacheConfig | None) -> Costs:
+    assert training.minutes is not None
     started = time.monotonic()
-    limit = 60 * config.training.minutes * _MEASURED_SHARE
+    limit = 60 * training.minutes * _MEASURED_SHARE
     validation = _ValidationWatch()
 
     def batches(*kinds: bool) -> list[float]:
         """Seconds of one of each kind, and of a validation."""
         watch = Stopwatch(kinds, limit, _MOST_BATCHES)
-        try_steps(module, loader, config, [GradientNorms(), watch, validation], -1)
+        try_steps(module, loader, training, [GradientNorms(), watch, validation], -1)
         return watch.seconds
 
     # The same windows are drawn each time, so their features are in the cache at the second.
@@ -144,30 +152,27 @@ def _measure(config: RunConfig, module: TrainingModule, loader: Any) -> Costs:
         validation=validation.seconds,
         spent=time.monotonic() - started,
         first_time=0.0 if first is None else max(0.0, first - windows),
-        first_times=0.0 if first is None else _batches_of_all_views(config, loader),
+        first_times=0.0 if first is None or cache is None else _batches_of_all_views(cache, loader),
+        refresh=None if cache is None else cache.refresh,
     )
 
 
-def _batches_of_all_views(config: RunConfig, loader: Any) -> float:
+def _batches_of_all_views(cache: FeatureCacheConfig, loader: Any) -> float:
     """How many batches have as many slices as all views of all cases."""
-    slices = sum(case.num_slices for case in loader.dataset.cases) * config.feature_cache.views
+    slices = sum(case.num_slices for case in loader.dataset.cases) * cache.views
     windows = loader.batch_sampler.division.windows_per_epoch / len(loader)
     return float(slices / (windows * loader.dataset.window_slices))
 
 
 class _ValidationWatch(Callback):
-    """Seconds of a validation of all cases, from some slices of the first one."""
+    """Seconds of a validation of all cases, from a part of the first one."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Predict, while everything is where it is in training."""
-        assert isinstance(pl_module, TrainingModule)
-        image = pl_module.validation[0].image[: 2 * pl_module.predictor.passes.window_slices]
-        pl_module.predictor.predict_slices(image)  # the first pass is slower than those that follow
-        started = time.monotonic()
-        pl_module.predictor.predict_slices(image)
-        seconds = (time.monotonic() - started) / len(image) * sum(case.num_slices for case in pl_module.validation)
+        assert isinstance(pl_module, RunModule)
+        seconds = pl_module.validation_seconds()
         pl_module.network.train()
         self.seconds = trainer.strategy.broadcast(seconds / trainer.world_size)

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from sam2_3dmed.atomic import replacing
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.termination import Terminated, take_sigterm
-from sam2_3dmed.training.module import MONITORED
+from sam2_3dmed.training.run_module import MONITORED
 
 BEST_CHECKPOINT = "best.ckpt"
 _NAME = "step-{:08d}.ckpt"

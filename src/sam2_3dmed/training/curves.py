@@ -9,8 +9,8 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from sam2_3dmed.atomic import write_text
-from sam2_3dmed.training.module import TrainingModule
 from sam2_3dmed.training.parallel import gather
+from sam2_3dmed.training.run_module import RunModule
 
 
 class CurvesFile(Callback):
@@ -33,7 +33,7 @@ class CurvesFile(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the file anew, with this epoch's row."""
-        assert isinstance(pl_module, TrainingModule)
+        assert isinstance(pl_module, RunModule)
         means = pl_module.means.compute(gather)
         pl_module.means.clear()
         for logger in trainer.loggers:

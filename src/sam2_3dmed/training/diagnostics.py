@@ -1,6 +1,7 @@
 """How large the gradients of each part are, and whether all numbers are still finite."""
 
 import math
+from collections.abc import Mapping
 
 import lightning
 import torch
@@ -9,8 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sam2_3dmed.errors import TrainingError
-from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.training.module import TrainingModule
+from sam2_3dmed.training.run_module import RunModule
 
 
 class GradientNorms(Callback):
@@ -24,10 +24,9 @@ class GradientNorms(Callback):
         Raises:
             TrainingError: the loss or a gradient is not finite.
         """
-        assert isinstance(pl_module, TrainingModule)
-        norms = gradient_norms(pl_module.network)
-        assert pl_module.latest is not None
-        terms = {f"{name} loss": value for name, value in pl_module.latest._asdict().items()}
+        assert isinstance(pl_module, RunModule)
+        norms = gradient_norms(pl_module.parts())
+        terms = {f"{name} loss": value for name, value in pl_module.latest.items()}
         # One transfer for all: on a GPU each would wait for the step.
         values = torch.stack([*norms.values(), *terms.values()]).tolist()
         for name, value in zip(norms, values, strict=False):
@@ -41,18 +40,10 @@ class GradientNorms(Callback):
             )
 
 
-def gradient_norms(network: SAM2For3dMed) -> dict[str, Tensor]:
+def gradient_norms(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:
     """The Euclidean norm over all gradients of each part that has any."""
-    parts: dict[str, nn.Module | None] = {
-        "encoder": network.encoder,
-        "srpp": network.srpp,
-        "boundary": network.boundary,
-        "segmentation": network.segmentation,
-        "fusion": network.boundary_to_segmentation,
-    }
     gradients = {
         name: [parameter.grad for parameter in part.parameters() if parameter.grad is not None]
         for name, part in parts.items()
-        if part is not None
     }
     return {name: nn.utils.get_total_norm(found) for name, found in gradients.items() if found}

@@ -2,13 +2,14 @@
 
 import logging
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import lightning
 
-from sam2_3dmed.config import RunConfig
+from sam2_3dmed.config import FeatureCacheConfig, RunConfig, TrainingConfig
 from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.network import SAM2For3dMed
@@ -21,6 +22,7 @@ from sam2_3dmed.training.losses import TotalLoss
 from sam2_3dmed.training.module import TrainingModule
 from sam2_3dmed.training.parallel import Team
 from sam2_3dmed.training.rate_finder import RateTest, find_rate
+from sam2_3dmed.training.run_module import RunModule
 from sam2_3dmed.training.trainer import make_trainer, quiet_lightning
 
 logger = logging.getLogger(__name__)
@@ -56,19 +58,50 @@ def fit(
             it. `resume` goes on from the last checkpoint.
     """
     team = team or Team()
+
+    def assemble(changed: TrainingConfig) -> tuple[TrainingModule, Any]:
+        recipe = config.model_copy(update={"training": changed})
+        return _assemble(network, predictor, training, validation, recipe, folder, team)
+
+    return fit_module(
+        assemble,
+        config.training,
+        validation=validation,
+        folder=folder,
+        resume=resume,
+        team=team,
+        cache=config.feature_cache,
+    )
+
+
+def fit_module(
+    assemble: Callable[[TrainingConfig], tuple[RunModule, Any]],
+    training: TrainingConfig,
+    *,
+    validation: CaseCache,
+    folder: Path,
+    resume: bool,
+    team: Team,
+    cache: FeatureCacheConfig | None = None,
+) -> FitResult:
+    """As `fit`, of whatever is assembled.
+
+    assemble: makes the module and the loader of what it trains on, whose batch sampler can be placed anywhere in a run;
+    called a second time when minutes have become epochs. cache: of the module's features, if it has one.
+    """
     if not resume and team.first:
         forget_states(folder / "checkpoints")
     checkpoint = newest_whole_state(folder / "checkpoints") if resume else None
     if resume and checkpoint is None:
         logger.info("%s: no checkpoint yet, so the run starts anew", folder)
     with quiet_lightning():
-        module, loader = _assemble(network, predictor, training, validation, config, folder, team)
-        if config.training.minutes is not None:
-            config = within_minutes(config, module, loader, folder, resume=resume)
-            module, loader = _assemble(network, predictor, training, validation, config, folder, team)
+        module, loader = assemble(training)
+        if training.minutes is not None:
+            training = within_minutes(training, module, loader, folder, resume=resume, cache=cache)
+            module, loader = assemble(training)
         if module.features is not None:
-            module.features.describe(config.training)
-        trainer = make_trainer(config, folder, loader, step_of(checkpoint) if checkpoint else None, team)
+            module.features.describe(training)
+        trainer = make_trainer(training, folder, loader, step_of(checkpoint) if checkpoint else None, team)
         _fit(trainer, module, loader, case_loader(validation, team), checkpoint)
         if module.features is not None:
             module.features.close()
@@ -120,7 +153,7 @@ def _assemble(
     return module, loader
 
 
-def _fit(trainer: lightning.Trainer, module: TrainingModule, loader: Any, cases: Any, checkpoint: Path | None) -> None:
+def _fit(trainer: lightning.Trainer, module: RunModule, loader: Any, cases: Any, checkpoint: Path | None) -> None:
     try:
         trainer.fit(module, loader, cases, ckpt_path=checkpoint)
     except SystemExit:  # Lightning's answer to Ctrl-C, after which it ignores the next one

@@ -1,13 +1,13 @@
 """What feeds a training run: windows of the training cases, and the numbers of the validation cases."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from sam2_3dmed.config import RunConfig
+from sam2_3dmed.config import RunConfig, TrainingConfig
 from sam2_3dmed.data.augment import WindowAugmentation
 from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.data.views import ViewDataset
@@ -33,14 +33,21 @@ def window_loader(
         single_slice_epochs=training.single_slice_epochs,
     )
     views = ViewDataset(windows, num_views=cache.views, refresh=cache.refresh) if cache.views > 0 else None
+    return epoch_loader(windows if views is None else views, collate, training, len(cases), team)
+
+
+def epoch_loader(
+    dataset: Dataset[Any], collate: Callable[[Sequence[Any]], Any], training: TrainingConfig, num_cases: int, team: Team
+) -> DataLoader[Any]:
+    """An epoch of a data set whose keys are `WindowKey`s, in batches that `collate` makes."""
     division = Division(
-        training.windows_per_epoch or len(cases), training.batch_size, training.accumulate, team.size, team.rank
+        training.windows_per_epoch or num_cases, training.batch_size, training.accumulate, team.size, team.rank
     )
     workers = training.workers
     if workers is None:
         workers = max(0, min(8, (os.cpu_count() or 1) // team.devices - 1))
     return DataLoader[Any](
-        windows if views is None else views,
+        dataset,
         batch_sampler=Parts(division),
         collate_fn=collate,
         num_workers=workers,

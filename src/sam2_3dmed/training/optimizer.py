@@ -1,12 +1,12 @@
 """The optimiser and the schedule of its rate (appendix B)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from torch.optim import AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sam2_3dmed.config import TrainingConfig
@@ -18,7 +18,7 @@ _FEWEST_CHANNELS = 16
 def make_optimizer(
     network: nn.Module, config: TrainingConfig, encoder_layers: Sequence[Sequence[nn.Parameter]] = ()
 ) -> Optimizer:
-    """AdamW or Muon over the parameters that train, a group for each learning rate and kind of update.
+    """What the recipe names, over the parameters that train, a group for each learning rate and kind of update.
 
     encoder_layers: the encoder's parameters layer by layer, from the pixels up.
     """
@@ -35,6 +35,8 @@ def make_optimizer(
         {"params": parameters, "lr": config.learning_rate * factor, "matrices": of_matrices}
         for (factor, of_matrices), parameters in sorted(groups.items(), key=lambda item: item[0][0] != 1.0)
     ]
+    if config.optimizer == "sgd":
+        return SGD(described, weight_decay=config.weight_decay, momentum=0.99, nesterov=True)
     kind = Muon if config.optimizer == "muon" else AdamW
     return kind(described, weight_decay=config.weight_decay, fused=True)
 
@@ -64,10 +66,11 @@ def make_schedule(
     single_slice_steps: int,
     window_steps: int,
     cooldown: Cooldown | None = None,
+    falling: Callable[[float], float] | None = None,
 ) -> LambdaLR:
     """The rate rises linearly, then falls as a cosine; the steps of single slices and those of windows each do so.
 
-    cooldown: may be begun while the schedule is in use.
+    cooldown: may be begun while the schedule is in use. falling: from 1 at progress 0 to 0 at 1, none for a cosine.
     """
 
     def factor(step: int) -> float:
@@ -81,18 +84,25 @@ def make_schedule(
             scale, total = 1.0, single_slice_steps
         else:
             scale, total, step = config.window_rate, window_steps, step - single_slice_steps
-        return scale * learning_rate_factor(step, total, config.warmup_fraction, config.final_learning_rate_fraction)
+        shape = config.warmup_fraction, config.final_learning_rate_fraction
+        return scale * learning_rate_factor(step, total, *shape, falling or falling_cosine)
 
     return LambdaLR(optimizer, factor)
-
-
-def learning_rate_factor(step: int, total_steps: int, warmup_fraction: float, final_fraction: float) -> float:
-    """What the learning rate is multiplied with at a step, 0 to `total_steps`."""
-    warmup = warmup_fraction * total_steps
-    rise = min(1.0, (step + 1) / warmup) if warmup >= 1 else 1.0
-    return rise * (final_fraction + (1 - final_fraction) * falling_cosine(step / max(total_steps, 1)))
 
 
 def falling_cosine(progress: float) -> float:
     """From 1 at progress 0 to 0 at 1, where it stays."""
     return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def learning_rate_factor(
+    step: int,
+    total_steps: int,
+    warmup_fraction: float,
+    final_fraction: float,
+    falling: Callable[[float], float] = falling_cosine,
+) -> float:
+    """What the learning rate is multiplied with at a step, 0 to `total_steps`."""
+    warmup = warmup_fraction * total_steps
+    rise = min(1.0, (step + 1) / warmup) if warmup >= 1 else 1.0
+    return rise * (final_fraction + (1 - final_fraction) * falling(step / max(total_steps, 1)))

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from sam2_3dmed.atomic import replacing
-from sam2_3dmed.training.module import Slice, TrainingModule
+from sam2_3dmed.training.run_module import RunModule, Slice
 from sam2_3dmed.volume.colours import colour_of
 
 _HEIGHT = 3.6
@@ -30,11 +30,11 @@ class SlicePictures(Callback):
         """Draw."""
         from matplotlib.image import imsave
 
-        assert isinstance(pl_module, TrainingModule)
+        assert isinstance(pl_module, RunModule)
         if not trainer.is_global_zero or pl_module.shown is None:
             return
         epoch = trainer.current_epoch + 1
-        pixels = draw_slice(pl_module.shown, list(pl_module.predictor.labels.values()), f"epoch {epoch}")
+        pixels = draw_slice(pl_module.shown, pl_module.class_names, f"epoch {epoch}")
         self.folder.mkdir(exist_ok=True)
         content = io.BytesIO()
         imsave(content, pixels, format="png")

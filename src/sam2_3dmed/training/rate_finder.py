@@ -64,7 +64,7 @@ class RateTest:
 def find_rate(module: TrainingModule, loader: Any, config: RunConfig) -> RateTest:
     """Try a hundred rates, a step each, on weights that are put back then."""
     ramp = _Ramp(config.training.learning_rate)
-    try_steps(module, loader, config, [ramp], _STEPS)
+    try_steps(module, loader, config.training, [ramp], _STEPS)
     return RateTest(ramp.rates, ramp.losses, smooth(ramp.losses))
 
 
@@ -90,8 +90,7 @@ class _Ramp(Callback):
     ) -> None:
         """The parts keep the ratios of their rates."""
         assert isinstance(pl_module, TrainingModule)
-        assert pl_module.latest is not None
-        loss = trainer.strategy.broadcast(float(pl_module.latest.total))
+        loss = trainer.strategy.broadcast(float(pl_module.latest["total"]))
         rate = _LOWEST * (_HIGHEST / _LOWEST) ** (len(self.rates) / (_STEPS - 1))
         for group in optimizer.param_groups:
             group["lr"] = rate * group["initial_lr"] / self.learning_rate

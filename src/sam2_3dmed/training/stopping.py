@@ -8,7 +8,7 @@ import lightning
 from lightning.pytorch.callbacks import Callback
 
 from sam2_3dmed.config import TrainingConfig
-from sam2_3dmed.training.module import MONITORED, TrainingModule
+from sam2_3dmed.training.run_module import MONITORED, RunModule
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Ending(Callback):
 
     def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Count, and decide."""
-        assert isinstance(pl_module, TrainingModule)
+        assert isinstance(pl_module, RunModule)
         if self.config.patience is None or self.last_epoch is not None or pl_module.sees_single_slices:
             return
         score = float(trainer.callback_metrics[MONITORED])
@@ -59,7 +59,7 @@ class Ending(Callback):
         if self.waited >= self.config.patience:
             self._end(trainer, pl_module)
 
-    def _end(self, trainer: lightning.Trainer, module: TrainingModule) -> None:
+    def _end(self, trainer: lightning.Trainer, module: RunModule) -> None:
         done = trainer.current_epoch + 1
         more = math.ceil(self.config.cooldown * done)
         assert trainer.max_epochs is not None

@@ -11,16 +11,16 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
-from sam2_3dmed.config import RunConfig
+from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.model.precision import bf16_is_fast
 from sam2_3dmed.training.checkpoints import Checkpoints, WholeFiles
 from sam2_3dmed.training.curves import CurvesFile
 from sam2_3dmed.training.diagnostics import GradientNorms
 from sam2_3dmed.training.loader_share import LoaderShare
 from sam2_3dmed.training.loggers import make_loggers
-from sam2_3dmed.training.module import MONITORED
 from sam2_3dmed.training.parallel import Team
 from sam2_3dmed.training.pictures import SlicePictures
+from sam2_3dmed.training.run_module import MONITORED
 from sam2_3dmed.training.stopping import Ending
 from sam2_3dmed.training.weight_average import WeightAverage
 
@@ -33,27 +33,26 @@ def use_bf16(precision: str, device: str) -> bool:
 
 
 def make_trainer(
-    config: RunConfig, folder: Path, loader: Any, resumed_step: int | None, team: Team
+    training: TrainingConfig, folder: Path, loader: Any, resumed_step: int | None, team: Team
 ) -> lightning.Trainer:
     """The trainer of a run in `folder`.
 
     loader: of the training windows. resumed_step: where a resumed run goes on.
     """
-    training = config.training
     return base_trainer(
-        config,
+        training,
         team,
         max_epochs=training.epochs,
         check_val_every_n_epoch=min(training.validate_every, training.epochs),
         logger=make_loggers(training.loggers, folder, resumed_step),
         log_every_n_steps=min(10, len(loader)),
-        callbacks=_callbacks(config, folder, loader),
+        callbacks=_callbacks(training, folder, loader),
         plugins=[WholeFiles()],
         default_root_dir=folder,
     )
 
 
-def base_trainer(config: RunConfig, team: Team, **options: Any) -> lightning.Trainer:
+def base_trainer(training: TrainingConfig, team: Team, **options: Any) -> lightning.Trainer:
     """A trainer on the devices of a team, in the precision, with the passes a step and the clipping of a recipe."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return lightning.Trainer(
@@ -61,9 +60,9 @@ def base_trainer(config: RunConfig, team: Team, **options: Any) -> lightning.Tra
         devices=team.devices,
         num_nodes=team.nodes,
         strategy=team.strategy(),
-        accumulate_grad_batches=config.training.accumulate,
-        precision="bf16-mixed" if use_bf16(config.training.precision, device) else "32-true",
-        gradient_clip_val=config.training.clip_gradient_norm,
+        accumulate_grad_batches=training.accumulate,
+        precision="bf16-mixed" if use_bf16(training.precision, device) else "32-true",
+        gradient_clip_val=training.clip_gradient_norm,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         use_distributed_sampler=False,
@@ -73,8 +72,7 @@ def base_trainer(config: RunConfig, team: Team, **options: Any) -> lightning.Tra
     )
 
 
-def _callbacks(config: RunConfig, folder: Path, loader: Any) -> Sequence[Callback]:
-    training = config.training
+def _callbacks(training: TrainingConfig, folder: Path, loader: Any) -> Sequence[Callback]:
     callbacks: list[Callback] = [
         GradientNorms(),
         Ending(training),

@@ -10,18 +10,18 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from sam2_3dmed.config import RunConfig
-from sam2_3dmed.training.module import TrainingModule
+from sam2_3dmed.config import TrainingConfig
+from sam2_3dmed.training.run_module import RunModule
 from sam2_3dmed.training.trainer import base_trainer
 
 
 def try_steps(
-    module: TrainingModule, loader: Any, config: RunConfig, callbacks: Sequence[Callback], num_steps: int
+    module: RunModule, loader: Any, training: TrainingConfig, callbacks: Sequence[Callback], num_steps: int
 ) -> None:
     """Train for some steps, or until a callback stops it (-1), with a fresh optimiser; then put the weights back."""
     with _put_back(module):
         trainer = base_trainer(
-            config,
+            training,
             module.team,
             max_steps=num_steps,
             max_epochs=-1,
@@ -35,7 +35,7 @@ def try_steps(
 
 
 @contextmanager
-def _put_back(module: TrainingModule) -> Iterator[None]:
+def _put_back(module: RunModule) -> Iterator[None]:
     before = {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}
     single_slice_steps = module.single_slice_steps
     try:
@@ -84,5 +84,5 @@ class Stopwatch(Callback):
             trainer.should_stop = True
 
     def _be(self, module: lightning.LightningModule, single_slices: bool) -> None:
-        assert isinstance(module, TrainingModule)
+        assert isinstance(module, RunModule)
         module.single_slice_steps = sys.maxsize if single_slices else 0

@@ -73,6 +73,18 @@ def read_label(path: str | Path, allowed: Collection[int] | None = None) -> Volu
         raise VolumeError(f"{path}: {error}") from error
 
 
+def read_affine(path: Path) -> NDArray[np.float64]:
+    """Where a file's voxels lie, (4, 4), without reading them.
+
+    Raises: VolumeError if the header cannot be used.
+    """
+    try:
+        with _open(_with_ending(path, ".img", ".hdr")) as file:
+            return _affine(_read_header(file))
+    except (VolumeError, OSError, EOFError, *_DAMAGED) as error:
+        raise VolumeError(f"{path}: {_reason(error) if isinstance(error, OSError) else error}") from error
+
+
 def write_volume(volume: Volume, path: str | Path) -> None:
     """Write `.nii` or `.nii.gz`, under a temporary name that becomes `path` only once all is written.
 

@@ -1,0 +1,154 @@
+"""Cases on the grid that patches are cut from, as memory maps beside the cache that they are made from."""
+
+import io
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam2_3dmed.atomic import replacing
+from sam2_3dmed.baselines.plan import Grid, resampled_shape
+from sam2_3dmed.baselines.resample import resample_image, resample_labels, thick_axis
+from sam2_3dmed.baselines.spec import PatchSpec
+from sam2_3dmed.data.cache import CachedCase
+from sam2_3dmed.data.catalog import Catalog
+from sam2_3dmed.errors import DataError
+from sam2_3dmed.pool import Progress, map_cases
+from sam2_3dmed.volume.nifti import read_affine
+from sam2_3dmed.volume.slices import SlicingAxis, slice_spacing_mm
+from sam2_3dmed.volume.volume import Volume
+
+_VERSION = 1
+_MOST_PLACES = 10_000
+"""Of a class in a case that patches may be centred on, as in nnU-Net."""
+
+
+@dataclass(frozen=True, eq=False)
+class GriddedCase:
+    """A prepared case and where its slices lie; small, and cheap to send to another process."""
+
+    cached: CachedCase
+    spacing_mm: tuple[float, float, float]
+    """Along (D, H, W)."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the prepared image."""
+        return int(self.cached.image.nbytes)
+
+    @property
+    def grid(self) -> Grid:
+        """Shape and spacing."""
+        d, h, w = self.cached.label.shape
+        return Grid((d, h, w), self.spacing_mm)
+
+
+def with_grids(cases: Iterable[CachedCase], catalog: Catalog, axis: SlicingAxis) -> list[GriddedCase]:
+    """The cases with the spacing that their files' headers tell.
+
+    Raises: VolumeError if one cannot be read.
+    """
+    files = {case.name: case.images[0] for case in catalog.cases}
+    point = np.zeros((1, 1, 1), dtype=np.uint8)
+    return [GriddedCase(case, slice_spacing_mm(Volume(point, read_affine(files[case.name])), axis)) for case in cases]
+
+
+@dataclass(frozen=True, eq=False)
+class PatchCase:
+    """A case on the common grid.
+
+    counts: for class k = 1..K, how many of its voxels `places` holds; none where it is absent.
+    """
+
+    name: str
+    folder: Path
+    counts: dict[int, int]
+
+    @property
+    def image(self) -> "np.memmap[Any, np.dtype[np.float16]]":
+        """(C, D, H, W), normalised."""
+        return _open(self.folder / f"{self.name}.image.npy")
+
+    @property
+    def label(self) -> "np.memmap[Any, np.dtype[np.uint8]]":
+        """(D, H, W) class indices."""
+        return _open(self.folder / f"{self.name}.label.npy")
+
+    def place(self, k: int, rng: np.random.Generator) -> NDArray[np.integer]:
+        """A random voxel of a class, (3,)."""
+        before = sum(count for other, count in self.counts.items() if other < k)
+        places = _open(self.folder / f"{self.name}.places.npy")
+        return np.array(places[before + rng.integers(self.counts[k])])
+
+
+def build_patch_cache(
+    cases: list[GriddedCase],
+    spec: PatchSpec,
+    folder: Path,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> list[PatchCase]:
+    """Bring every case to the common grid, below `folder`; what is whole and current is kept.
+
+    Raises:
+        DataError: no space left, or no permission; what is finished stays.
+    """
+    parts = [_VERSION, spec.spacing_mm, [one.model_dump() for one in spec.intensities]]
+    folder = folder / f"patches-{sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return map_cases(partial(_prepare, spec=spec, folder=folder), cases, workers=workers, progress=progress)
+    except OSError as error:
+        raise DataError(f"{folder}: the cache cannot be written: {error.strerror or error}") from None
+
+
+def _prepare(case: GriddedCase, *, spec: PatchSpec, folder: Path) -> PatchCase:
+    """Where the index is, the arrays are whole: it comes last."""
+    name, index_file = case.cached.name, folder / f"{case.cached.name}.json"
+    try:
+        index = json.loads(index_file.read_text(encoding="utf-8"))
+        if index["key"] == case.cached.key:
+            return PatchCase(name, folder, {int(k): int(count) for k, count in index["counts"].items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    index_file.unlink(missing_ok=True)
+    shape = resampled_shape(case.grid.shape, case.spacing_mm, spec.spacing_mm)
+    thick = thick_axis(case.spacing_mm, spec.spacing_mm)
+    image = resample_image(spec.normalise(np.asarray(case.cached.image)), shape, thick).astype(np.float16)
+    label = resample_labels(np.asarray(case.cached.label), spec.num_classes, shape, thick)
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    places = {k: _places(label == k, rng) for k in range(1, spec.num_classes + 1)}
+    counts = {k: len(found) for k, found in places.items()}
+    for part, array in (("image", image), ("label", label), ("places", np.concatenate(list(places.values())))):
+        _write_array(array, folder / f"{name}.{part}.npy")
+    with replacing(index_file) as file:
+        file.write(json.dumps({"key": case.cached.key, "counts": counts}).encode())
+    return PatchCase(name, folder, counts)
+
+
+def _places(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int32]:
+    """(N, 3), where a mask is; a random part of them if there are many."""
+    found = np.argwhere(mask).astype(np.int32)
+    return found if len(found) <= _MOST_PLACES else found[rng.choice(len(found), _MOST_PLACES, replace=False)]
+
+
+def _open(file: Path) -> "np.memmap[Any, Any]":
+    array: np.memmap[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def _write_array(array: NDArray[Any], file: Path) -> None:
+    array = np.ascontiguousarray(array)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+    with replacing(file) as stream:
+        stream.write(header.getvalue())
+        stream.write(array.data)

@@ -1,0 +1,187 @@
+"""The networks by system: what of each is planned, and how it is built from plain numbers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from sam2_3dmed.baselines.plan import Outline, Three, halvings
+from sam2_3dmed.baselines.recipe import PatchConfig
+
+_UNET_WIDTH, _UNET_WIDEST = {"full": 32, "small": 8}, 320
+_MEDNEXT_WIDTH = {"full": 32, "small": 8}
+_NNFORMER_SMALL = 32
+_UNIVERSAL_WIDTH = {"full": 48, "small": 12}
+
+_MAX_VOXELS: Mapping[str, Mapping[str, int]] = {
+    "unet": {"full": 128**3, "small": 48**3},
+    "mednext": {"full": 128**3, "small": 48**3},
+    "nnformer": {"full": 128**3, "small": 64**3},
+    "universal": {"full": 96**3, "small": 32 * 32 * 64},
+}
+"""Of a patch: as published (half as many for nnFormer where slices are thick), and for a CPU so few that a step takes
+seconds."""
+
+_MEDNEXT: Mapping[str, Mapping[str, Any]] = {
+    "s": {"encoder_expansion_ratio": 2, "decoder_expansion_ratio": 2, "bottleneck_expansion_ratio": 2},
+    "b": {
+        "encoder_expansion_ratio": (2, 3, 4, 4),
+        "decoder_expansion_ratio": (4, 4, 3, 2),
+        "bottleneck_expansion_ratio": 4,
+    },
+    "m": {
+        "encoder_expansion_ratio": (2, 3, 4, 4),
+        "decoder_expansion_ratio": (4, 4, 3, 2),
+        "bottleneck_expansion_ratio": 4,
+        "blocks_down": (3, 4, 4, 4),
+        "blocks_bottleneck": 4,
+        "blocks_up": (4, 4, 4, 3),
+    },
+    "l": {
+        "encoder_expansion_ratio": (3, 4, 8, 8),
+        "decoder_expansion_ratio": (8, 8, 4, 3),
+        "bottleneck_expansion_ratio": 8,
+        "blocks_down": (3, 4, 8, 8),
+        "blocks_bottleneck": 8,
+        "blocks_up": (8, 8, 4, 3),
+    },
+}
+"""The variants, as MONAI's `create_mednext` has them; that one takes no width, and small ones need one."""
+
+
+def plan_network(config: PatchConfig, outline: Outline) -> tuple[Three, dict[str, Any]]:
+    """The patch that a system learns from, and the arguments of its network."""
+    return _PLANS[config.system](config, outline)
+
+
+def build(system: str, arguments: Mapping[str, Any]) -> nn.Module:
+    """A network, with fresh weights.
+
+    In training it gives logits of several sizes, the finest first, see `all_logits`; else those of the patch's size.
+    Raises: TypeError or ValueError if these are not its arguments.
+    """
+    return _BUILDERS[system](**arguments)
+
+
+def all_logits(output: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """What a network gives in training as a list, the finest first: DynUNet stacks what the others list."""
+    if isinstance(output, Tensor):
+        return list(output.unbind(1)) if output.ndim == 6 else [output]
+    return list(output)
+
+
+def _plan_unet(config: PatchConfig, outline: Outline) -> tuple[Three, dict[str, Any]]:
+    voxels = _MAX_VOXELS["unet"][outline.size]
+    strides, kernels = halvings(outline.choose_patch((1, 1, 1), voxels), outline.spacing_mm)
+    d, h, w = (2 ** sum(stride[axis] == 2 for stride in strides) for axis in range(3))
+    width = _UNET_WIDTH[outline.size]
+    return outline.choose_patch((d, h, w), voxels), {
+        "num_channels": outline.num_channels,
+        "num_outputs": outline.num_classes + 1,
+        "strides": [list(stride) for stride in [(1, 1, 1), *strides]],
+        "kernels": [list(kernel) for kernel in kernels],
+        "widths": [min(width * 2**level, _UNET_WIDEST) for level in range(len(kernels))],
+    }
+
+
+def _build_unet(
+    num_channels: int,
+    num_outputs: int,
+    strides: Sequence[Sequence[int]],
+    kernels: Sequence[Sequence[int]],
+    widths: Sequence[int],
+) -> nn.Module:
+    from monai.networks.nets import DynUNet
+
+    network: nn.Module = DynUNet(
+        3,
+        num_channels,
+        num_outputs,
+        kernel_size=kernels,
+        strides=strides,
+        upsample_kernel_size=strides[1:],
+        filters=widths,
+        deep_supervision=True,
+        deep_supr_num=len(strides) - 2,
+    )
+    return network
+
+
+def _plan_mednext(config: PatchConfig, outline: Outline, variant: str) -> tuple[Three, dict[str, Any]]:
+    return outline.choose_patch((16, 16, 16), _MAX_VOXELS["mednext"][outline.size]), {
+        "variant": variant,
+        "num_channels": outline.num_channels,
+        "num_outputs": outline.num_classes + 1,
+        "kernel": config.model.kernel,
+        "width": _MEDNEXT_WIDTH[outline.size],
+    }
+
+
+def _build_mednext(variant: str, num_channels: int, num_outputs: int, kernel: int, width: int) -> nn.Module:
+    from monai.networks.nets.mednext import MedNeXt
+
+    network: nn.Module = MedNeXt(
+        3,
+        init_filters=width,
+        in_channels=num_channels,
+        out_channels=num_outputs,
+        kernel_size=kernel,
+        deep_supervision=True,
+        use_residual_connection=True,
+        **_MEDNEXT[variant],
+    )
+    return network
+
+
+def _plan_nnformer(config: PatchConfig, outline: Outline) -> tuple[Three, dict[str, Any]]:
+    # As published for CT with thick slices, 64 x 128 x 128 voxels, and for isotropic MR, 128 x 128 x 128.
+    thick = outline.spacing_mm[0] >= 2 * min(outline.spacing_mm)
+    stride = (2, 4, 4) if thick else (4, 4, 4)
+    width = _NNFORMER_SMALL if outline.size == "small" else 192 if thick else 96
+    patch = outline.choose_patch([8 * step for step in stride], _MAX_VOXELS["nnformer"][outline.size] // (1 + thick))
+    return patch, {
+        "num_channels": outline.num_channels,
+        "num_outputs": outline.num_classes + 1,
+        "patch": list(patch),
+        "stride": list(stride),
+        "width": width,
+        "heads": [width // 32 * 2**stage for stage in range(4)],
+        "windows": [4, 4, 8, 4],
+    }
+
+
+def _build_nnformer(**arguments: Any) -> nn.Module:
+    from sam2_3dmed.baselines.nnformer import NNFormer
+
+    return NNFormer(**arguments)
+
+
+def _plan_universal(config: PatchConfig, outline: Outline) -> tuple[Three, dict[str, Any]]:
+    return outline.choose_patch((32, 32, 32), _MAX_VOXELS["universal"][outline.size]), {
+        "num_channels": outline.num_channels,
+        "num_classes": outline.num_classes,
+        "width": _UNIVERSAL_WIDTH[outline.size],
+        "text": config.model.text is not None,
+    }
+
+
+def _build_universal(**arguments: Any) -> nn.Module:
+    from sam2_3dmed.baselines.universal import Universal
+
+    return Universal(**arguments)
+
+
+_Plan = Callable[[PatchConfig, Outline], tuple[Three, dict[str, Any]]]
+_PLANS: Mapping[str, _Plan] = {
+    "unet": _plan_unet,
+    **{f"mednext_{variant}": partial(_plan_mednext, variant=variant) for variant in _MEDNEXT},
+    "nnformer": _plan_nnformer,
+    "universal": _plan_universal,
+}
+_BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
+    "unet": _build_unet,
+    **{f"mednext_{variant}": _build_mednext for variant in _MEDNEXT},
+    "nnformer": _build_nnformer,
+    "universal": _build_universal,
+}

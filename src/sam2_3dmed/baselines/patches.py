@@ -1,0 +1,153 @@
+"""Training patches: cut around foreground or anywhere, and augmented by MONAI, all from a seed."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sam2_3dmed.baselines.cache import PatchCase
+from sam2_3dmed.baselines.plan import ANISOTROPIC, Spacing, Three
+from sam2_3dmed.baselines.recipe import PatchAugmentationConfig
+from sam2_3dmed.data.windows import WindowKey
+
+_MARGIN = 1.2
+"""How much larger what is rotated is cut, so that little of the patch comes from beyond."""
+
+
+class Patches(NamedTuple):
+    """Patches as a network takes them."""
+
+    image: Tensor
+    """(B, C, D, H, W) float32."""
+    labels: Tensor
+    """(B, D, H, W) class indices, 0 background."""
+
+
+class PatchDataset(Dataset[Patches]):
+    """Patches of the training cases; the same key gives the same patch in any process.
+
+    Of the draws, `foreground_fraction` are centred on foreground: a class first, each as likely as the others, then a
+    case that has it, then a voxel of it. The others lie anywhere in the next case of a shuffled round. Beyond a volume
+    that is smaller than the patch, the image is 0, which is its mean, and there is background.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[PatchCase],
+        *,
+        patch: Three,
+        spacing_mm: Spacing,
+        augmentation: PatchAugmentationConfig,
+        foreground_fraction: float,
+        seed: int,
+    ) -> None:
+        self.cases = list(cases)
+        self.patch = patch
+        self.augmentation = augmentation
+        self.foreground_fraction = foreground_fraction
+        self.seed = seed
+        self._in_plane = spacing_mm[0] > ANISOTROPIC * min(spacing_mm)
+        classes = sorted({k for case in self.cases for k, count in case.counts.items() if count})
+        self._cases_with = {k: [case for case in self.cases if case.counts.get(k)] for k in classes}
+        self._intensity: Any = None
+
+    def __getitem__(self, key: WindowKey) -> Patches:
+        """One patch, as a batch of one."""
+        rng = np.random.default_rng([self.seed, *key])
+        case, centre = self.draw(key, rng)
+        moved = rng.random() < self.augmentation.affine
+        size = [math.ceil(_MARGIN * n) for n in self.patch] if moved else self.patch
+        image, label = cut(case.image, centre, size), cut(case.label[None], centre, size)
+        seed = int(rng.integers(2**31))
+        return Patches(*self._augmented(image.astype(np.float32), label.astype(np.float32), moved, seed, rng))
+
+    def draw(self, key: WindowKey, rng: np.random.Generator) -> tuple[PatchCase, list[int]]:
+        """The case of a patch, and the voxel in its middle."""
+        if self._cases_with and rng.random() < self.foreground_fraction:
+            k = list(self._cases_with)[rng.integers(len(self._cases_with))]
+            case = self._cases_with[k][rng.integers(len(self._cases_with[k]))]
+            middle = case.place(k, rng).tolist()
+        else:
+            turn, place = divmod(key.number, len(self.cases))
+            order = np.random.default_rng([self.seed, key.epoch, turn, 1]).permutation(len(self.cases))
+            case = self.cases[order[place]]
+            middle = [int(rng.integers(size)) for size in case.label.shape]
+        return case, [
+            min(max(at, side // 2), size - side + side // 2) if size > side else size // 2
+            for at, side, size in zip(middle, self.patch, case.label.shape, strict=True)
+        ]
+
+    def _augmented(
+        self, image: NDArray[np.float32], label: NDArray[np.float32], moved: bool, seed: int, rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor]:
+        state = np.random.RandomState(seed)
+        if moved:
+            image, label = self._moved(image, label, state)
+        flips = tuple(axis + 1 for axis in range(3) if rng.random() < self.augmentation.flip)
+        image, label = np.flip(image, flips), np.flip(label, flips)
+        tensor = torch.from_numpy(np.ascontiguousarray(image))
+        if self._intensity is None:
+            self._intensity = _intensity_transform(self.augmentation)
+        changed = self._intensity.set_random_state(state=state)(tensor)
+        labels = torch.from_numpy(np.ascontiguousarray(label[0])).round().to(torch.int32)
+        return torch.as_tensor(np.asarray(changed), dtype=torch.float32)[None], labels[None]
+
+    def _moved(
+        self, image: NDArray[np.float32], label: NDArray[np.float32], state: np.random.RandomState
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Rotated and scaled about the middle, and cut to the patch."""
+        from monai.transforms import Affine
+
+        c = self.augmentation
+        limit = math.radians(c.rotation_degrees)
+        angles = state.uniform(-limit, limit, 3)
+        if self._in_plane:
+            angles[1:] = 0
+        scales = np.repeat(state.uniform(1 - c.scale, 1 + c.scale), 3)
+        if self._in_plane:
+            scales[0] = 1
+        affine = Affine(
+            rotate_params=angles.tolist(), scale_params=scales.tolist(), spatial_size=self.patch, image_only=True
+        )
+        found = [
+            np.asarray(affine(torch.from_numpy(np.ascontiguousarray(array)), mode=mode, padding_mode=padding))
+            for array, mode, padding in ((image, "bilinear", "border"), (label, "nearest", "zeros"))
+        ]
+        return found[0], found[1]
+
+
+def _intensity_transform(config: PatchAugmentationConfig) -> Any:
+    from monai import transforms
+
+    chance = config.intensity
+    return transforms.Compose(
+        [
+            transforms.RandGaussianNoise(prob=config.noise, std=config.noise_std),
+            transforms.RandScaleIntensity(factors=0.25, prob=chance),
+            transforms.RandScaleIntensityFixedMean(factors=0.25, prob=chance, preserve_range=True),
+            transforms.RandAdjustContrast(prob=chance, gamma=(0.7, 1.5), retain_stats=True),
+        ]
+    )
+
+
+def cut(array: NDArray[Any], centre: Sequence[int], size: Sequence[int]) -> NDArray[Any]:
+    """The box of `size` about a voxel of (C, D, H, W), with zeros where it leaves the array."""
+    starts = [at - side // 2 for at, side in zip(centre, size, strict=True)]
+    inside = tuple(
+        slice(max(start, 0), max(0, min(start + side, n)))
+        for start, side, n in zip(starts, size, array.shape[1:], strict=True)
+    )
+    box = np.zeros((len(array), *size), dtype=array.dtype)
+    places = tuple(slice(part.start - start, part.stop - start) for part, start in zip(inside, starts, strict=True))
+    box[(slice(None), *places)] = array[(slice(None), *inside)]
+    return box
+
+
+def collate(patches: Sequence[Patches]) -> Patches:
+    """A batch."""
+    return Patches(*(torch.cat(parts) for parts in zip(*patches, strict=True)))

@@ -1,0 +1,54 @@
+"""From one grid to another, as nnU-Net does it: smoothly, but not between slices that lie far apart."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam2_3dmed.baselines.plan import ANISOTROPIC, Three
+
+
+def thick_axis(*spacings_mm: Sequence[float]) -> int | None:
+    """The axis along which slices lie far apart, in the first of the grids that has one; none if none has."""
+    for spacing in spacings_mm:
+        worst = int(np.argmax(spacing))
+        if spacing[worst] > ANISOTROPIC * min(spacing):
+            return worst
+    return None
+
+
+def resample_image(image: NDArray[np.float32], shape: Three, thick: int | None) -> NDArray[np.float32]:
+    """(C, D, H, W) -> (C, *shape), by cubic splines; along a thick axis the nearest slice."""
+    if image.shape[1:] == shape:
+        return image
+    return np.stack([_resample(channel, shape, thick, order=3) for channel in image])
+
+
+def resample_labels(
+    labels: NDArray[np.integer], num_classes: int, shape: Three, thick: int | None
+) -> NDArray[np.integer]:
+    """(D, H, W) class indices -> `shape`: the class with the largest share of a voxel, linearly; a class at a time."""
+    dtype: np.dtype[Any] = np.min_scalar_type(num_classes)
+    if labels.shape == shape:
+        return labels.astype(dtype)
+    classes = np.zeros(shape, dtype=dtype)
+    largest = _resample((labels == 0).astype(np.float32), shape, thick, order=1)
+    for k in range(1, num_classes + 1):
+        share = _resample((labels == k).astype(np.float32), shape, thick, order=1)
+        wins = share > largest
+        classes[wins] = k
+        largest[wins] = share[wins]
+    return classes
+
+
+def _resample(array: NDArray[np.float32], shape: Three, thick: int | None, order: Literal[1, 3]) -> NDArray[np.float32]:
+    from scipy.ndimage import zoom
+
+    smooth = [n if axis == thick else size for axis, (n, size) in enumerate(zip(array.shape, shape, strict=True))]
+    steps: tuple[tuple[Sequence[int], Literal[0, 1, 3]], ...] = ((smooth, order), (shape, 0))
+    for target, how in steps:
+        factors = [size / n for size, n in zip(target, array.shape, strict=True)]
+        if any(factor != 1 for factor in factors):
+            array = zoom(array, factors, order=how, mode="nearest", grid_mode=True)
+    return array

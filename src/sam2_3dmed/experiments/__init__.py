@@ -1,0 +1,1 @@
+"""The paper's tables run again: what each row is, which runs it takes, and what these measure."""

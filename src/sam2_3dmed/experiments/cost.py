@@ -1,0 +1,66 @@
+"""What a trained model costs: parameters, and for one volume operations, seconds and memory."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch.utils.flop_counter import FlopCounterMode
+
+from sam2_3dmed.data.catalog import read_case, read_catalog
+from sam2_3dmed.data.splits import Split
+from sam2_3dmed.errors import DataError
+from sam2_3dmed.experiments.usage import metered
+from sam2_3dmed.runs import MODEL_FILE, load_predictor
+from sam2_3dmed.train import SPLIT_FILE
+
+
+def num_parameters(model: Path) -> int:
+    """Numbers in a file of weights; what a model keeps beside its parameters, a code of places say, counts too."""
+    with safe_open(model, framework="pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+def prediction_cost(folder: Path, data: Path) -> dict[str, Any]:
+    """Of a run: its parameters, and what its first test case takes to be predicted, once it is read.
+
+    Returns: `case`, its `voxels`, `parameters`, `gflop`, and `seconds` and memory of a second pass. A multiplication
+        and an addition count as two operations; matrix products, convolutions and attention are counted, no others.
+    Raises:
+        UserError: a run that cannot be loaded, or data that cannot be read.
+    """
+    split = Split.read(folder / SPLIT_FILE)
+    case = next((case for case in read_catalog(data).cases if case.name == split.test[0]), None)
+    if case is None:
+        raise DataError(f"{data}: has no case {split.test[0]}")
+    volume, _ = read_case(case)
+    predictor = load_predictor(folder)
+    with counting() as counter:
+        predictor(volume)
+    with metered() as usage:
+        predictor(volume)
+    return {
+        "case": case.name,
+        "voxels": math.prod(volume.array.shape[:3]),
+        "parameters": num_parameters(folder / MODEL_FILE),
+        "gflop": counter.get_total_flops() / 1e9,
+        **asdict(usage),
+    }
+
+
+@contextmanager
+def counting() -> Iterator[FlopCounterMode]:
+    """Count operations; torch's counter does not know its own fused attention on CPUs."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    with FlopCounterMode(display=False, custom_mapping={fused: _attention_flop}) as counter:
+        yield counter
+
+
+def _attention_flop(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    """Shapes (B, heads, N, C): the product of queries and keys, and that of the weights and values."""
+    batch, heads, length, channels = query
+    return int(2 * batch * heads * length * key[2] * (channels + value[3]))

@@ -1,0 +1,259 @@
+"""What a run is asked for, and all that it begins with: split, plan, prepared cases, network; by the kind of system."""
+
+import logging
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from sam2_3dmed.baselines.recipe import PatchConfig, patch_recipe
+from sam2_3dmed.baselines.systems import OURS, require_system
+from sam2_3dmed.config import Plan, RunConfig
+from sam2_3dmed.data.cache import CaseCache, build_cache
+from sam2_3dmed.data.catalog import Catalog
+from sam2_3dmed.data.fingerprint import fingerprint
+from sam2_3dmed.data.plan import propose_plan, read_plan_yaml
+from sam2_3dmed.data.splits import Split, split_cases
+from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.first_weights import check_adaptation, make_model, remake_model
+from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.model.adapt import merge_lora
+from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.pool import Progress, progress_bar
+from sam2_3dmed.records import PATCH_KIND, PatchRecord, RunRecord, Sam2Record
+from sam2_3dmed.runs import make_predictor
+from sam2_3dmed.training.checkpoints import newest_whole_state
+from sam2_3dmed.training.feature_cache import require_frozen
+from sam2_3dmed.training.fit import FitResult, fit
+from sam2_3dmed.training.memory_budget import fit_to_memory
+from sam2_3dmed.training.parallel import Team
+from sam2_3dmed.training.trainer import seed_everything, use_bf16
+
+if TYPE_CHECKING:
+    from sam2_3dmed.baselines.start import PatchRun
+
+SPLIT_FILE = "split.json"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What a training run is asked for.
+
+    data: the data set's folder; out: the run folder, none for runs/NAME; config: the recipe, none for the system's own;
+    plan: a YAML file instead of the proposed plan;
+    fold: (i, n), 1 <= i <= n; resume: go on with the run in `out`, with the recipe, plan and split it has; cache:
+    folder for prepared cases, none for one beside the run folders; gpu_memory: what a GPU has, in GB, into which a step
+    is made to fit; devices, nodes: see `Team.find`; system: ours, or one of `baselines.systems.SYSTEMS`.
+    """
+
+    data: Path
+    out: Path | None = None
+    config: RunConfig | PatchConfig | None = None
+    weights: str = "auto"
+    plan: Path | None = None
+    fold: tuple[int, int] | None = None
+    resume: bool = False
+    cache: Path | None = None
+    gpu_memory: float | None = None
+    devices: int | None = None
+    nodes: int | None = None
+    system: str = OURS
+
+    @property
+    def recipe(self) -> RunConfig | PatchConfig:
+        """What the run is told."""
+        if self.config is not None:
+            return self.config
+        return RunConfig() if self.system == OURS else patch_recipe(self.system)
+
+    def check(self) -> None:
+        """Raise ConfigError for what cannot be; here, since reading a data set can take minutes."""
+        if self.system == OURS:
+            if not isinstance(self.recipe, RunConfig):
+                raise ConfigError(f"this recipe is for {self.recipe.system}, not for {OURS}")
+            check_adaptation(self.recipe, self.weights)
+            return
+        require_system(self.system)
+        if not isinstance(self.recipe, PatchConfig) or self.recipe.system != self.system:
+            raise ConfigError(f"this recipe is not for {self.system}; `patch_recipe` makes one")
+        if self.weights not in ("auto", "none"):
+            raise ConfigError(f"--weights {self.weights}: {self.system} starts without weights")
+        if self.gpu_memory is not None:
+            raise ConfigError(f"--gpu-memory is for {OURS}; of {self.system} set training.batch_size or model.patch")
+
+
+@dataclass(frozen=True)
+class Start(ABC):
+    """All that training begins with."""
+
+    split: Split
+    record: RunRecord
+    network: nn.Module
+
+    @abstractmethod
+    def fit(self, folder: Path, *, resume: bool, team: Team) -> FitResult:
+        """Train, and leave the best weights in the network."""
+
+
+@dataclass(frozen=True)
+class Sam2Start(Start):
+    """Of a run of ours."""
+
+    record: Sam2Record
+    network: SAM2For3dMed
+    predictor: Predictor
+    training: CaseCache
+    validation: CaseCache
+
+    def within_memory(self, gigabytes: float, team: Team) -> "Sam2Start":
+        """The same, with a step that fits into that."""
+        recipe = fit_to_memory(self.record.recipe, self.record.plan, self.predictor, gigabytes, team.size)
+        return replace(self, record=self.record.model_copy(update={"recipe": recipe}))
+
+    def fit(self, folder: Path, *, resume: bool, team: Team) -> FitResult:
+        """See `training.fit.fit`; adapters become part of the weights."""
+        result = fit(
+            self.network,
+            self.predictor,
+            training=self.training,
+            validation=self.validation,
+            config=self.record.recipe,
+            folder=folder,
+            resume=resume,
+            team=team,
+        )
+        if self.record.recipe.model.adapt == "lora" and team.first:
+            merge_lora(self.network.encoder)
+        return result
+
+
+@dataclass(frozen=True)
+class PatchStart(Start):
+    """Of a run of a patch-based system."""
+
+    record: PatchRecord
+    run: "PatchRun"
+
+    def fit(self, folder: Path, *, resume: bool, team: Team) -> FitResult:
+        """See `baselines.module.fit_patches`."""
+        return self.run.fit(folder, resume=resume, team=team)
+
+
+def make_start(request: TrainRequest, catalog: Catalog, folder: Path, old: RunRecord | None, team: Team) -> Start:
+    """old: of the run that is resumed, or that another process has begun.
+
+    Raises: UserError for data, plan or weights that cannot be used.
+    """
+    config = old.recipe if old else request.recipe
+    split = Split.read(folder / SPLIT_FILE) if old else split_cases(catalog.names, config.split, request.fold)
+    split.require_known(catalog.names)
+    opened = catalog.subset({*split.train, *split.validation})  # the test cases stay closed
+    plan = old.plan if old else _plan(opened, split, request.plan)
+    logger.info(
+        "%s: %d cases to train on, %d to validate, %d to test; %s slices",
+        *(catalog.name, len(split.train), len(split.validation), len(split.test), plan.slicing_axis),
+    )
+    prepare = _Preparation(request, opened, plan, folder, team)
+    seed_everything(config.training.seed)
+    if isinstance(config, PatchConfig):
+        assert old is None or isinstance(old, PatchRecord)
+        return _start_patches(config, split, prepare, old)
+    assert old is None or isinstance(old, Sam2Record)
+    return _start_sam2(config, request.weights, split, prepare, old)
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """What cases are prepared with."""
+
+    request: TrainRequest
+    catalog: Catalog
+    plan: Plan
+    folder: Path
+    team: Team
+
+    def cache(self) -> CaseCache:
+        """The prepared cases."""
+        with self.progress("Preparing cases") as progress:
+            return build_cache(self.catalog, self.plan, self.cache_folder, progress=progress)
+
+    def progress(self, title: str) -> AbstractContextManager[Progress | None]:
+        """A bar, in the first process."""
+        return progress_bar(title) if self.team.first else nullcontext()
+
+    @property
+    def cache_folder(self) -> Path:
+        """Runs that prepare the same files in the same way share it; any other run keeps its own."""
+        parts = f"{self.request.data.resolve()} {self.plan.preprocessing} {self.plan.label_values}"
+        key = sha256(parts.encode()).hexdigest()[:12]
+        return self.request.cache or self.folder.parent / ".cache" / key
+
+
+def _start_sam2(
+    config: RunConfig, weights: str, split: Split, prepare: _Preparation, old: Sam2Record | None
+) -> Sam2Start:
+    # Weights first: they fail in seconds, the cache takes minutes.
+    plan = prepare.plan
+    network, record = _sam2_network(old, prepare.folder) if old else make_model(config, plan, weights)
+    logger.info(
+        "model: size %s at %d pixels, D = %d, K = %d, weights %s, encoder %s",
+        *(record.model.size, record.model.image_size, config.window_slices or plan.window_slices, plan.num_classes),
+        record.weights,
+        "trains" if record.encoder_trains else f"frozen, adapts by {config.model.adapt or 'nothing'}",
+    )
+    if config.feature_cache.views > 0:
+        require_frozen(network.encoder)
+    cache = prepare.cache()
+    bf16 = use_bf16(config.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    predictor = make_predictor(network, record, bf16=bf16)
+    return Sam2Start(split, record, network, predictor, cache.subset(split.train), cache.subset(split.validation))
+
+
+def _sam2_network(old: Sam2Record, folder: Path) -> tuple[SAM2For3dMed, Sam2Record]:
+    """The network of a run to resume; with its first weights, if it was stopped before there was a checkpoint."""
+    if newest_whole_state(folder / "checkpoints") is not None:
+        return remake_model(old), old
+    return make_model(old.recipe, old.plan, old.weights)[0], old
+
+
+def _start_patches(config: PatchConfig, split: Split, prepare: _Preparation, old: PatchRecord | None) -> PatchStart:
+    from sam2_3dmed.baselines.start import begin
+
+    require_system(config.system)
+    cache = prepare.cache()
+    run = begin(
+        config,
+        prepare.plan,
+        prepare.catalog,
+        training=cache.subset(split.train),
+        validation=cache.subset(split.validation),
+        folder=prepare.cache_folder,
+        spec=old.model if old else None,
+        progress=prepare.progress,
+    )
+    record = old or PatchRecord(
+        kind=PATCH_KIND,
+        model=run.spec,
+        plan=prepare.plan,
+        recipe=config,
+        weights="none",
+        versions={name: version(name) for name in ("sam2-3dmed", "torch", "monai")},
+    )
+    return PatchStart(split, record, run.predictor.network, run)
+
+
+def _plan(catalog: Catalog, split: Split, path: Path | None) -> Plan:
+    """The given plan, or one proposed from the training cases alone, so that nothing leaks from the others."""
+    if path is not None:
+        return read_plan_yaml(path)
+    with progress_bar("Reading cases") as progress:
+        found = fingerprint(catalog, progress=progress)
+    return propose_plan(found, split.train)

@@ -1,0 +1,47 @@
+"""Prepared balls, and specs of small networks for them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from sam2_3dmed.baselines.cache import GriddedCase, with_grids
+from sam2_3dmed.baselines.recipe import patch_recipe
+from sam2_3dmed.baselines.spec import PatchSpec
+from sam2_3dmed.config import Plan
+from sam2_3dmed.data.cache import CaseCache
+from sam2_3dmed.data.catalog import Catalog
+
+
+class Balls(NamedTuple):
+    """The data set of balls, prepared."""
+
+    plan: Plan
+    catalog: Catalog
+    cache: CaseCache
+    cases: list[GriddedCase]
+
+
+@pytest.fixture(scope="session")
+def balls(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Balls:
+    from sam2_3dmed.data.cache import build_cache
+    from sam2_3dmed.data.catalog import read_catalog
+    from sam2_3dmed.data.fingerprint import fingerprint
+    from sam2_3dmed.data.plan import propose_plan
+
+    catalog = read_catalog(blobs)
+    plan = propose_plan(fingerprint(catalog))
+    cache = build_cache(catalog, plan, tmp_path_factory.mktemp("cache"))
+    return Balls(plan, catalog, cache, with_grids(cache, catalog, plan.slicing_axis))
+
+
+@pytest.fixture(scope="session")
+def make_spec(balls: Balls) -> Callable[..., PatchSpec]:
+    """The spec of a small network for the balls; settings as arguments."""
+    from sam2_3dmed.baselines.start import plan_spec
+
+    def make(system: str = "unet", *settings: str) -> PatchSpec:
+        return plan_spec(patch_recipe(system, ["model.size=small", *settings]), balls.plan, balls.cases)
+
+    return make

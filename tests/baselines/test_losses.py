@@ -1,0 +1,43 @@
+"""The losses by hand, and the weights of the sizes."""
+
+import math
+
+import pytest
+import torch
+
+from sam2_3dmed.baselines.losses import deep_supervision_loss, dice_cross_entropy, dice_sigmoid
+
+LABELS = torch.tensor([[[[0, 1], [2, 2]]]], dtype=torch.uint8)
+
+
+def test_logits_that_know_nothing() -> None:
+    loss = dice_cross_entropy(torch.zeros(1, 3, 1, 2, 2), LABELS)
+    # Every probability is 1/3. Class 1: overlap 1/3, sizes 4/3 + 1; class 2: 2/3 and 4/3 + 2.
+    dice = ((2 / 3 + 1) / (7 / 3 + 1) + (4 / 3 + 1) / (10 / 3 + 1)) / 2
+    assert loss.item() == pytest.approx(1 - dice + math.log(3))
+
+
+def test_perfect_logits() -> None:
+    one_hot = torch.nn.functional.one_hot(LABELS.long(), 3).movedim(-1, 1).float()
+    assert dice_cross_entropy(100 * one_hot, LABELS).item() == pytest.approx(0, abs=1e-6)
+    assert dice_sigmoid(200 * one_hot[:, 1:] - 100, LABELS).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_coarser_sizes_weigh_half_each() -> None:
+    torch.manual_seed(0)
+    labels = torch.randint(0, 3, (2, 4, 8, 8)).to(torch.uint8)
+    fine, coarse = torch.randn(2, 3, 4, 8, 8), torch.randn(2, 3, 2, 4, 4)
+    terms = deep_supervision_loss([fine, coarse], labels, background=True)
+    small = torch.nn.functional.interpolate(labels[:, None].float(), (2, 4, 4), mode="nearest-exact")[:, 0]
+    expected = (2 * dice_cross_entropy(fine, labels) + dice_cross_entropy(coarse, small.to(torch.uint8))) / 3
+    assert terms["total"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert terms["segmentation"].item() == dice_cross_entropy(fine, labels).item()
+
+
+def test_a_case_weighs_the_same_alone() -> None:
+    """So that a batch can be divided over processes and passes."""
+    torch.manual_seed(0)
+    labels, logits = torch.randint(0, 3, (2, 4, 8, 8)).to(torch.uint8), torch.randn(2, 3, 4, 8, 8)
+    for loss, channels in ((dice_cross_entropy, 3), (dice_sigmoid, 2)):
+        alone = [loss(logits[i : i + 1, :channels], labels[i : i + 1]).item() for i in range(2)]
+        assert loss(logits[:, :channels], labels).item() == pytest.approx(sum(alone) / 2, rel=1e-5)

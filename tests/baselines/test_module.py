@@ -1,0 +1,94 @@
+"""The step of a patch-based system: its optimiser, its schedule, how a batch is divided, how long validation takes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sam2_3dmed.baselines.cache import build_patch_cache
+from sam2_3dmed.baselines.module import PatchModule, falling_poly, make_optimizer
+from sam2_3dmed.baselines.patches import Patches
+from sam2_3dmed.baselines.predictor import make_patch_predictor
+from sam2_3dmed.baselines.recipe import patch_recipe
+from sam2_3dmed.baselines.spec import PatchSpec
+from sam2_3dmed.training.division import Division
+from sam2_3dmed.training.parallel import Team
+
+
+@pytest.fixture(scope="module")
+def make_module(balls: Any, make_spec: Callable[..., PatchSpec]) -> Callable[..., PatchModule]:
+    def make(*settings: str, division: Division | None = None) -> PatchModule:
+        config = patch_recipe("unet", settings)
+        torch.manual_seed(0)
+        spec = make_spec()
+        return PatchModule(
+            make_patch_predictor(spec.build(), spec, balls.plan, config),
+            validation=balls.cases[:2],
+            config=config.training,
+            division=division or Division(windows_per_epoch=10, batch_size=2),
+            team=Team(),
+        )
+
+    return make
+
+
+def test_a_rate_that_falls_as_nnunets() -> None:
+    assert [falling_poly(progress) for progress in (0.0, 0.5, 1.0, 2.0)] == pytest.approx([1, 0.5**0.9, 0, 0])
+
+
+def test_the_optimiser_of_the_recipe(make_module: Callable[..., PatchModule]) -> None:
+    module = make_module("training.epochs=4")
+    planned = module.configure_optimizers()
+    group = planned["optimizer"].param_groups[0]
+    assert isinstance(planned["optimizer"], torch.optim.SGD)
+    assert (group["nesterov"], group["momentum"], group["weight_decay"]) == (True, 0.99, 3e-5)
+    rates = []
+    for _ in range(20):
+        rates.append(group["lr"])
+        planned["optimizer"].step()
+        planned["lr_scheduler"]["scheduler"].step()
+    assert rates == pytest.approx([0.01 * (1 - step / 20) ** 0.9 for step in range(20)])
+    training = patch_recipe("mednext_s").training
+    assert isinstance(make_optimizer(module.network, training), torch.optim.AdamW)
+
+
+def test_a_batch_in_parts_is_the_batch(
+    make_module: Callable[..., PatchModule], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(1)
+    patch = make_module().predictor.spec.patch
+    batch = Patches(torch.randn(4, 1, *patch), torch.randint(0, 3, (4, *patch)).to(torch.uint8))
+    losses = []
+    for accumulate in (1, 2):
+        module = make_module(division=Division(windows_per_epoch=4, batch_size=4, accumulate=accumulate)).train()
+        monkeypatch.setattr(module, "log", lambda *args, **options: None)
+        monkeypatch.setattr(module, "optimizers", lambda m=module: torch.optim.SGD(m.parameters(), lr=1.0))
+        parts = [Patches(*(tensor[i : i + 4 // accumulate] for tensor in batch)) for i in range(0, 4, 4 // accumulate)]
+        steps = [module.training_step(part, number) for number, part in enumerate(parts)]
+        losses.append(torch.stack(steps).mean().item())
+        assert set(module.means.compute()) == {"train/total", "train/segmentation", "learning_rate"}
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_validation_predicts_whole_cases(make_module: Callable[..., PatchModule], balls: Any) -> None:
+    module = make_module()
+    classes, error = module.predict_case(1)
+    assert classes.shape == balls.cases[1].cached.label.shape
+    assert error != error  # there is no SRPP
+    assert module.validation_seconds() > 0
+    assert dict(module.parts()) == {"network": module.network}
+
+
+def test_the_cached_cases_are_what_it_learns_from(
+    balls: Any, make_spec: Callable[..., PatchSpec], tmp_path: Path
+) -> None:
+    """The predictor normalises as the cache does, so training and prediction see the same intensities."""
+    spec = make_spec()
+    case = build_patch_cache(balls.cases[:1], spec, tmp_path)[0]
+    predictor = make_patch_predictor(spec.build(), spec, balls.plan, patch_recipe("unet"))
+    seen: list[torch.Tensor] = []
+    predictor.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
+    predictor.predict_slices(balls.cases[0].cached.image, balls.cases[0].spacing_mm)
+    torch.testing.assert_close(seen[0][0], torch.from_numpy(case.image[:].astype("float32")), atol=5e-3, rtol=0)

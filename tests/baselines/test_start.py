@@ -1,0 +1,139 @@
+"""Every system from data set to scores; a run that stops goes on exactly; the plan of a run is kept."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sam2_3dmed.baselines.recipe import patch_recipe
+from sam2_3dmed.baselines.spec import PatchSpec
+from sam2_3dmed.baselines.start import first_network, plan_spec
+from sam2_3dmed.baselines.systems import SYSTEMS
+from sam2_3dmed.errors import ConfigError, WeightsError
+from sam2_3dmed.records import PatchRecord, RunRecord
+from sam2_3dmed.runs import load_predictor, read_weights
+from sam2_3dmed.termination import Terminated
+from sam2_3dmed.train import TrainRequest, test_run, train_run
+from sam2_3dmed.volume.nifti import read_label, read_volume
+from sam2_3dmed.volume.volume import same_grid
+
+test_run.__test__ = False  # a function of the package, not a test
+
+QUICK = ["model.size=small", "training.epochs=1", "training.windows_per_epoch=4", "training.workers=0"]
+
+
+def request(system: str, data: Path, out: Path, *settings: str, **more: Any) -> TrainRequest:
+    return TrainRequest(data, out, config=patch_recipe(system, [*QUICK, *settings]), system=system, **more)
+
+
+@pytest.mark.parametrize("system", ["unet", "mednext_s", "nnformer", pytest.param("universal", marks=pytest.mark.long)])
+def test_from_data_to_scores(system: str, blobs: Path, tmp_path: Path) -> None:
+    if "einops" in SYSTEMS[system].packages:
+        pytest.importorskip("einops")
+    run = train_run(request(system, blobs, tmp_path / "run"))
+    record = RunRecord.read(run)
+    assert isinstance(record, PatchRecord)
+    assert (record.kind, record.model.system, record.weights) == ("patches", system, "none")
+    assert record.model.text == ("learnt" if system == "universal" else None)
+    evaluation = test_run(run, blobs)
+    assert len(evaluation.cases) == 2
+    for case in evaluation.cases:
+        image = read_volume(blobs / "imagesTr" / f"{case.name}.nii.gz")
+        assert same_grid(read_label(case.prediction, {1, 3}), image)
+    names = {path.name for path in run.iterdir()}
+    assert {"model.safetensors", "config.yaml", "split.json", "curves.csv", "data.json", "log.txt"} < names
+    assert json.loads((run / "evaluation" / "summary.json").read_text())["cases"] == 2
+
+
+@pytest.mark.long
+def test_the_balls_are_learnt(blobs: Path, tmp_path: Path) -> None:
+    settings = ["training.epochs=8", "training.windows_per_epoch=16", "training.validate_every=4"]
+    run = train_run(request("unet", blobs, tmp_path / "run", *settings))
+    mean = next(row for row in test_run(run, blobs).summary()["results"] if row["kind"] == "mean")
+    assert mean["dice"]["mean"] > 0.8
+
+
+def test_a_run_that_stops_goes_on_exactly(blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the network that leaves out paths at random."""
+    settings = ["training.epochs=3", "training.windows_per_epoch=2", "training.validate_every=2"]
+    straight = train_run(request("nnformer", blobs, tmp_path / "straight", *settings))
+    from sam2_3dmed.training.checkpoints import Checkpoints
+
+    save = Checkpoints._save
+
+    def then_stop(self: Checkpoints, trainer: Any) -> None:
+        save(self, trainer)
+        if trainer.current_epoch == 1:
+            raise Terminated
+
+    monkeypatch.setattr(Checkpoints, "_save", then_stop)
+    with pytest.raises(Terminated):
+        train_run(request("nnformer", blobs, tmp_path / "stopped", *settings))
+    monkeypatch.setattr(Checkpoints, "_save", save)
+    assert not (tmp_path / "stopped" / "model.safetensors").exists()
+    stopped = train_run(TrainRequest(blobs, tmp_path / "stopped", resume=True))
+    expected, found = (read_weights(run / "model.safetensors") for run in (straight, stopped))
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert (stopped / "curves.csv").read_text() == (straight / "curves.csv").read_text()
+
+
+def test_minutes_become_epochs(blobs: Path, tmp_path: Path) -> None:
+    settings = ["training.minutes=0.02", "training.epochs=2", "training.validate_every=2"]
+    run = train_run(request("unet", blobs, tmp_path / "run", *settings))
+    schedule = json.loads((run / "schedule.json").read_text())
+    assert schedule["epochs"] >= 2
+    assert (
+        f"{schedule['epochs'] * schedule['batches']} steps in {schedule['epochs']} epochs"
+        in (run / "log.txt").read_text()
+    )
+
+
+def test_requests_that_cannot_be(blobs: Path, tmp_path: Path) -> None:
+    for changes, line in (
+        ({"system": "mednext_s"}, "^this recipe is not for mednext_s"),
+        ({"system": "sam2_3dmed"}, "^this recipe is for unet, not for sam2_3dmed"),
+        ({"system": "unett"}, "^no system 'unett'; did you mean 'unet'"),
+        ({"weights": "auto.pt"}, r"^--weights auto\.pt: unet starts without weights"),
+        ({"gpu_memory": 8.0}, "^--gpu-memory is for sam2_3dmed"),
+    ):
+        asked = TrainRequest(**{**vars(request("unet", blobs, tmp_path / "run")), **changes})
+        with pytest.raises(ConfigError, match=line):
+            train_run(asked)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_record_of_a_network(blobs: Path, tmp_path: Path) -> None:
+    run = train_run(request("unet", blobs, tmp_path / "run"))
+    config = run / "config.yaml"
+    other = shutil.copytree(run, tmp_path / "other") / "config.yaml"
+    other.write_text(config.read_text().replace("num_outputs: 3", "num_outputs: 4"))
+    with pytest.raises(WeightsError, match="not the weights of this model: size mismatch"):
+        load_predictor(other.parent)
+    other.write_text(config.read_text().replace("system: unet\n  size", "system: vnet\n  size"))
+    with pytest.raises(ConfigError, match="no system 'vnet'"):
+        load_predictor(other.parent)
+    with pytest.raises(ConfigError, match="has no option 'direction'"):
+        load_predictor(run, direction="forward")
+    with pytest.raises(ConfigError, match="--backend onnxruntime is for SAM2-3dMed, and this is U-Net"):
+        load_predictor(run, backend="onnxruntime")
+
+
+def test_a_plan_of_the_balls(make_spec: Callable[..., PatchSpec], balls: Any) -> None:
+    spec = make_spec()
+    assert (spec.spacing_mm, spec.patch, spec.num_classes) == ((3.0, 1.5, 1.5), (7, 28, 24), 2)
+    found = spec.intensities[0]
+    values = [case.cached.image[:, 0][case.cached.label > 0].astype(float) for case in balls.cases]
+    every = torch.cat([torch.from_numpy(part) for part in values])
+    assert (found.mean, found.std) == pytest.approx((every.mean().item(), every.std(correction=0).item()), rel=1e-6)
+    assert first_network(spec, patch_recipe("unet"), balls.plan).training
+
+
+def test_names_are_embedded_where_there_is_a_clip(balls: Any, tmp_path: Path) -> None:
+    config = patch_recipe("universal", ["model.size=small", f"model.text={tmp_path / 'clip'}"])
+    spec = plan_spec(config, balls.plan, balls.cases)
+    assert (spec.text, spec.network["text"]) == ("embedded by CLIP", True)

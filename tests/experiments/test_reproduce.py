@@ -1,0 +1,102 @@
+"""A small table from data to text, stopped and gone on with."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from sam2_3dmed.experiments import reproduce as steps
+from sam2_3dmed.experiments.planning import plan_experiment
+from sam2_3dmed.experiments.reproduce import describe, reproduce
+from sam2_3dmed.experiments.work import Place
+
+
+def small(request_for, out, **changes):
+    return request_for(1, methods=("medsam2", "nnunet", "full"), out=out, **changes)
+
+
+@pytest.fixture
+def first(request_for, tmp_path):
+    """A table stopped before its second run, and then gone on with: the request, and the outcome."""
+    request = replace(small(request_for, tmp_path / "out"), methods=("medsam2", "full"))
+    carry_out, called = steps.carry_out, []
+
+    def stop_at_second(run, out):
+        called.append(run.method)
+        if len(called) == 2:
+            raise KeyboardInterrupt
+        return carry_out(run, out)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "carry_out", stop_at_second)
+        with pytest.raises(KeyboardInterrupt):
+            reproduce(request)
+    return request
+
+
+def test_a_table_is_stopped_and_goes_on(first, blobs):
+    folder = first.out / "table_1"
+    text = (folder / "table.md").read_text()
+    assert "SAM2-3dMed: seed 0: not run yet" in text
+    runs = {run.method: run for run in plan_experiment(first).runs}
+    places = {method: Place.of(run, first.out) for method, run in runs.items()}
+    assert {method: place.state for method, place in places.items()} == {"medsam2": "done", "full": "missing"}
+    assert "medsam2" in describe(first)
+    assert "2 runs; what is left takes about 0.0 hours, and 1 runs of which nothing is known" in describe(first)
+    model = places["medsam2"].folder / "model.safetensors"
+    before = model.stat().st_mtime_ns
+
+    outcome = reproduce(replace(first, methods=("medsam2", "nnunet", "full")))
+
+    assert model.stat().st_mtime_ns == before  # what is finished is not done again
+    assert outcome.failures == ()
+    assert "nnU-Net" in outcome.text
+    assert outcome.text == (folder / "table.md").read_text()
+    assert {path.name for path in folder.iterdir()} == {
+        "table.md",
+        "table.csv",
+        "table.tex",
+        "manifest.json",
+        f"accuracy_and_cost_{blobs.name}.png",
+        f"accuracy_and_cost_{blobs.name}.svg",
+    }
+    cost = places["full"].cost
+    assert cost["prediction"]["parameters"] > places["medsam2"].cost["prediction"]["parameters"] > 1e5
+    assert cost["prediction"]["gflop"] > places["medsam2"].cost["prediction"]["gflop"] > 0.1
+    assert cost["training"]["seconds"] > 0
+    summary = json.loads((places["full"].folder / "evaluation" / "summary.json").read_text())
+    shown = f"{next(r for r in summary['results'] if r['kind'] == 'mean')['dice']['mean']:.4f}"
+    line = next(line for line in outcome.text.splitlines() if line.startswith("| SAM2-3dMed"))
+    assert line.split("|")[2].split("·")[1].replace("*", "").split()[0] == shown
+
+    # Another table's run of the same content is the same run, and a run that broke off goes on.
+    model.unlink()
+    shutil.rmtree(places["medsam2"].folder / "evaluation")
+    assert places["medsam2"].state == "begun"
+    seconds = places["medsam2"].cost["training"]["seconds"]
+    again = reproduce(replace(first, table=4, methods=("full", "medsam2")))
+    assert again.failures == ()
+    assert places["medsam2"].state == "done"
+    assert places["medsam2"].cost["training"]["seconds"] > seconds
+    assert len(list((first.out / "runs" / blobs.name).glob("*-seed0-*"))) == 2
+
+
+def test_a_dry_run_says_what_is_shared_and_how_long_it_takes(request_for, finish):
+    request = request_for(2, epochs=None, minutes=5.0)
+    text = describe(request)
+    assert "without_pretraining = full" in text
+    assert text.count("about 5 min") == 3
+    assert text.endswith("3 runs; what is left takes about 0.2 hours")
+    assert not (request.out / "runs").exists()
+    run = plan_experiment(request).runs[0]
+    finish(run, request.out, [0.5, 0.5])
+    assert describe(request).endswith("3 runs; what is left takes about 0.2 hours")
+    assert describe(request).count("done") == 1
+
+
+def test_a_finished_seed_tells_how_long_the_next_takes(request_for, finish):
+    request = request_for(4, methods=("full",), seeds=2)
+    finish(plan_experiment(request).runs[0], request.out, [0.5, 0.5], seconds=534.0)
+    assert describe(request).splitlines()[1].endswith("about 9 min")
+    assert describe(request).endswith("2 runs; what is left takes about 0.1 hours" + "")
