@@ -1,5 +1,8 @@
 """The errors a user can cause. The command line prints each as one line and exits with status 2."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class UserError(Exception):
     """What the user gave cannot be used; the message is one clear line that names the file or key."""
@@ -23,3 +26,14 @@ class WeightsError(UserError):
 
 class TrainingError(UserError):
     """Training cannot go on: its numbers are not finite any more."""
+
+
+class ProcessError(UserError):
+    """A process in another system's environment has failed; the message has its last words."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that does not exist: the nearest one that does, or all of them."""
+    names = list(known)
+    near = get_close_matches(name, names, n=1, cutoff=0.4)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"

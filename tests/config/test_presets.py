@@ -96,23 +96,6 @@ SAM2 = {
 }
 
 
-@pytest.mark.parametrize("base", PRESETS)
-@pytest.mark.parametrize(
-    ("opponent", "changes"),
-    [("sam2", SAM2), ("medsam2", {**SAM2, "model.memory": "self_sorting", "inference.mode": "stream"})],
-)
-def test_an_opponent_changes_what_it_says(base, opponent, changes):
-    config = read_recipe(f"{base}+{opponent}")
-    assert changed(config, PRESETS[base](False)) == changes
-    assert RunConfig.model_validate(config.model_dump()) == config
-
-
-def test_the_table_above_names_every_opponent():
-    marks = test_an_opponent_changes_what_it_says.pytestmark
-    names = {row[0] for mark in marks if "opponent" in mark.args[0] for row in mark.args[1]}
-    assert names == set(OPPONENTS)
-
-
 def test_ablations_add_up_in_any_order():
     for first, second in product(ABLATIONS, ABLATIONS):
         expected = {
@@ -124,8 +107,10 @@ def test_ablations_add_up_in_any_order():
 
 @pytest.mark.parametrize("base", PRESETS)
 @pytest.mark.parametrize(
-    ("addition", "changes"),
+    ("name", "changes"),
     [
+        ("sam2", SAM2),
+        ("medsam2", {**SAM2, "model.memory": "self_sorting", "inference.mode": "stream"}),
         ("lora", {"model.adapt": "lora", "training.encoder_rate": 5.0}),
         (
             "last_stage",
@@ -134,16 +119,16 @@ def test_ablations_add_up_in_any_order():
         ("ema", {"training.weight_average": 0.999}),
     ],
 )
-def test_an_addition_changes_what_it_says(base, addition, changes):
-    config = read_recipe(f"{base}+{addition}")
+def test_an_addition_or_opponent_changes_what_it_says(base, name, changes):
+    config = read_recipe(f"{base}+{name}")
     assert changed(config, PRESETS[base](False)) == changes
     assert RunConfig.model_validate(config.model_dump()) == config
 
 
-def test_the_table_above_names_every_addition():
-    marks = test_an_addition_changes_what_it_says.pytestmark
-    names = {row[0] for mark in marks if "addition" in mark.args[0] for row in mark.args[1]}
-    assert names == set(ADDITIONS)
+def test_the_table_above_names_every_addition_and_opponent():
+    marks = test_an_addition_or_opponent_changes_what_it_says.pytestmark
+    names = {row[0] for mark in marks if "name" in mark.args[0] for row in mark.args[1]}
+    assert names == {*ADDITIONS, *OPPONENTS}
     assert not names & set(ABLATIONS)
 
 

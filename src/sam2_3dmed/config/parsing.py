@@ -1,7 +1,6 @@
 """From YAML to models: every mistake at once, each with its file, its key and the nearest key that exists."""
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -9,7 +8,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.errors import ConfigError, suggest
 
 
 def parse(data: Any, model: type[BaseModel], source: str) -> Any:
@@ -41,12 +40,11 @@ def _explain(error: Any, model: type[BaseModel], source: str) -> str:
     key = ".".join(path)
     if error["type"] != "extra_forbidden":
         reason = error["msg"].removeprefix("Value error, ")
-        found = "" if error["type"] == "missing" else f" (got {error['input']!r})"
+        about_many = error["type"] == "missing" or isinstance(error["input"], Mapping | BaseModel)
+        found = "" if about_many else f" (got {error['input']!r})"
         return f"{source}: {key or 'configuration'}: {reason}{found}"[:300]
     known = _keys_beside(model, path)
-    near = get_close_matches(path[-1], known, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)}"
-    return f"{source}: no such key {key!r}{hint}"
+    return f"{source}: no such key {key!r}; {suggest(path[-1], known)}"
 
 
 def _keys_beside(model: type[BaseModel], path: Sequence[str]) -> list[str]:

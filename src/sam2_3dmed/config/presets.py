@@ -1,7 +1,6 @@
 """Recipes by name: presets, ablations (the full method with one thing changed), additions, and other systems."""
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +8,7 @@ from pydantic import BaseModel
 
 from sam2_3dmed.config.parsing import parse, parse_yaml, read_yaml
 from sam2_3dmed.config.schema import RunConfig
-from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.errors import ConfigError, suggest
 
 Config = TypeVar("Config", bound=BaseModel)
 """What settings can be applied to: our recipe, or another system's."""
@@ -166,11 +165,9 @@ def _read_preset(text: str, from_scratch: bool) -> RunConfig:
 
 
 def _named(table: Mapping[str, Callable[..., RunConfig]], name: str, kind: str) -> Callable[..., RunConfig]:
-    if name in table:
-        return table[name]
-    near = get_close_matches(name, list(table), n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]!r}?" if near else "known are " + ", ".join(table)
-    raise ConfigError(f"no {kind} {name!r}; {hint}")
+    if name not in table:
+        raise ConfigError(f"no {kind} {name!r}; {suggest(name, table)}")
+    return table[name]
 
 
 def _read_recipe_file(path: Path, from_scratch: bool) -> RunConfig:

@@ -105,7 +105,7 @@ class TrainingModule(RunModule):
         return (time.monotonic() - started) / len(image) * sum(case.num_slices for case in self.validation)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over all that trains, with the schedule of each part of the run (appendix B)."""
+        """The recipe's optimiser over all that trains, with the schedule of each part of the run (appendix B)."""
         optimizer = make_optimizer(self.network, self.config, self.network.encoder.vision_encoder.layers())
         schedule = make_schedule(optimizer, self.config, self.single_slice_steps, self.window_steps, self.cooldown)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,7 +1,7 @@
 """What the training of every system has in common, for Lightning: counts, validation of whole volumes, checkpoints."""
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ class Slice(NamedTuple):
     predicted: NDArray[np.integer]
 
 
-class RunModule(lightning.LightningModule):
+class RunModule(lightning.LightningModule, ABC):
     """A network that learns, and is validated on volumes with the real metric.
 
     class_names: of class 1..K. validation: the cases that the validation loader's numbers stand for. division: how
