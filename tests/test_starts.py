@@ -1,26 +1,57 @@
-"""What a request comes to before data is read; what training itself begins with is seen in test_train and baselines."""
+"""What runs begin with, by the kind of recipe; the training that follows is seen in test_train and baselines."""
 
 from pathlib import Path
 
 import pytest
 
-from sam2_3dmed.baselines.recipe import patch_recipe
-from sam2_3dmed.config import RunConfig, paper, with_settings
-from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.starts import TrainRequest
+from sam2_3dmed.baselines.recipes import system_recipe
+from sam2_3dmed.config import Plan, read_recipe, with_settings
+from sam2_3dmed.data import fingerprint
+from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.records import PatchRecord, Sam2Record
+from sam2_3dmed.starts import PatchStart, Sam2Start, make_start
+from sam2_3dmed.train_request import TrainRequest
+from sam2_3dmed.training.parallel import Team
 
 
-def test_the_recipe_is_the_systems_own_unless_told() -> None:
-    assert TrainRequest(Path("data")).recipe == RunConfig()
-    assert TrainRequest(Path("data"), system="nnformer").recipe == patch_recipe("nnformer")
-    told = patch_recipe("unet", ["training.epochs=2"])
-    assert TrainRequest(Path("data"), system="unet", config=told).recipe == told
+def begin(data: Path, out: Path, **request):
+    return make_start(TrainRequest(data, weights="none", **request), read_catalog(data), out, None, Team())
 
 
-def test_what_cannot_be_is_said_at_once() -> None:
-    TrainRequest(Path("data")).check()
-    TrainRequest(Path("data"), system="unet", weights="none").check()
-    with pytest.raises(ConfigError, match="adapts a pre-trained encoder"):
-        TrainRequest(Path("data"), config=with_settings(paper(), ["model.adapt=lora"]), weights="none").check()
-    with pytest.raises(ConfigError, match=r"^this recipe is not for nnformer; `patch_recipe` makes one$"):
-        TrainRequest(Path("data"), config=paper(), system="nnformer").check()
+@pytest.fixture
+def ours(blobs: Path, tmp_path: Path) -> Sam2Start:
+    config = with_settings(read_recipe("scratch"), ["model.size=nano", "model.image_size=64"])
+    start = begin(blobs, tmp_path / "ours", config=config)
+    assert isinstance(start, Sam2Start)
+    return start
+
+
+def test_ours_begins_with_its_network_and_cases(ours: Sam2Start) -> None:
+    assert isinstance(ours.record, Sam2Record)
+    assert [case.name for case in ours.training] == list(ours.split.train)
+    assert [case.name for case in ours.validation] == list(ours.split.validation)
+    assert ours.predictor.network is ours.network
+
+
+def test_a_patch_system_begins_with_its_own_and_the_same_split(ours: Sam2Start, blobs: Path, tmp_path: Path) -> None:
+    start = begin(blobs, tmp_path / "unet", config=system_recipe("unet", ["model.size=small"]), system="unet")
+    assert isinstance(start, PatchStart)
+    assert isinstance(start.record, PatchRecord)
+    assert start.split == ours.split
+    assert [case.name for case in start.run.training] == list(ours.split.train)
+
+
+def test_test_cases_stay_closed(blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sam2_3dmed import starts
+
+    opened: list[str] = []
+
+    def note(catalog, **more):
+        opened.extend(catalog.names)
+        return fingerprint.fingerprint(catalog, **more)
+
+    monkeypatch.setattr(starts, "fingerprint", note)
+    start = begin(blobs, tmp_path / "unet", config=system_recipe("unet", ["model.size=small"]), system="unet")
+    assert isinstance(start.record.plan, Plan)
+    assert set(opened) == {*start.split.train, *start.split.validation}
+    assert not set(opened) & set(start.split.test)

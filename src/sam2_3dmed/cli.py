@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sam2_3dmed.cli_baselines import commands as baselines
 from sam2_3dmed.cli_evaluation import commands as evaluation
 from sam2_3dmed.cli_evaluation import examples
 from sam2_3dmed.cli_experiments import commands as experiments
@@ -108,6 +109,7 @@ app.add_typer(inference)
 app.add_typer(exporting)
 app.add_typer(evaluation)
 app.add_typer(experiments)
+app.add_typer(baselines)
 
 
 def main() -> None:

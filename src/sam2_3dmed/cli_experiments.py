@@ -1,12 +1,18 @@
 """The command that runs a table of the paper again; `cli` puts it beside the others."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sam2_3dmed.cli_evaluation import examples
 from sam2_3dmed.cli_inference import end_with
+from sam2_3dmed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sam2_3dmed.experiments.reproduce import Runner
 
 commands = typer.Typer(rich_markup_mode="rich")
 
@@ -32,6 +38,9 @@ PatchSettings = Annotated[
 Minutes = Annotated[float | None, typer.Option(help="Of training, for every run.", min=0.1)]
 Epochs = Annotated[int | None, typer.Option(help="Of every run, instead of its recipe's.", min=1)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for runs and tables; tables share runs.")]
+Cluster = Annotated[str | None, typer.Option(help="ray or slurm: runs are its jobs; without it, one after the other.")]
+Workers = Annotated[int | None, typer.Option(help="With --cluster ray: runs at a time.", min=1)]
+Slurm = Annotated[list[str] | None, typer.Option(help="With --cluster slurm: KEY=VALUE for submitit; may be repeated.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the runs and what they would take; run none.")]
 
 
@@ -41,6 +50,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the runs and what 
         "sam2-3dmed reproduce 2 --data MSD --tasks lung,spleen --seeds 3",
         "sam2-3dmed reproduce 1 --data MSD --tasks Task04_Hippocampus --weights none --minutes 5",
         "sam2-3dmed reproduce 1 --data MSD --methods full,sam2,mednext_s --epochs 50",
+        "sam2-3dmed reproduce 1 --data MSD --cluster slurm --slurm gpus_per_node=1 --slurm timeout_min=2880",
     )
 )
 def reproduce(
@@ -56,12 +66,16 @@ def reproduce(
     minutes: Minutes = None,
     epochs: Epochs = None,
     out: Out = Path("reproduced"),
+    cluster: Cluster = None,
+    workers: Workers = None,
+    slurm: Slurm = None,
     dry_run: DryRun = False,
 ) -> None:
     """Run a table of the paper again, measured beside reported; stops and goes on at any point."""
     from sam2_3dmed.experiments import reproduce as steps
     from sam2_3dmed.experiments.planning import Request
 
+    runner = _runner(cluster, workers, slurm or [])
     request = Request(
         table=table,
         data=data,
@@ -79,12 +93,35 @@ def reproduce(
     if dry_run:
         typer.echo(steps.describe(request))
         return
-    outcome = steps.reproduce(request)
+    outcome = steps.reproduce(request, runner)
     typer.echo(outcome.text, nl=False)
     typer.echo(f"\nWritten to {outcome.folder}")
     end_with({str(folder): reason for folder, reason in outcome.failures})
 
 
+def _runner(cluster: str | None, workers: int | None, slurm: Sequence[str]) -> "Runner":
+    """Where runs are carried out.
+
+    Raises: ConfigError for options that do not go together.
+    """
+    from sam2_3dmed.experiments import clusters
+    from sam2_3dmed.slurm import parse_options
+
+    if cluster not in (None, "ray", "slurm"):
+        raise ConfigError(f"--cluster {cluster}: expected ray or slurm")
+    if slurm and cluster != "slurm":
+        raise ConfigError("--slurm is for --cluster slurm")
+    if workers is not None and cluster != "ray":
+        raise ConfigError("--workers is for --cluster ray")
+    if cluster == "slurm":
+        return partial(clusters.on_slurm, options=parse_options(slurm))
+    if cluster == "ray":
+        if workers is None:
+            raise ConfigError("--cluster ray needs --workers, the number of runs at a time")
+        return partial(clusters.on_ray, workers=workers)
+    return clusters.one_by_one
+
+
 def _names(given: list[str] | None) -> tuple[str, ...]:
-    """An option that was repeated, or lists names with commas."""
-    return tuple(name for text in given or () for name in text.split(",") if name)
+    """An option that was repeated, or lists names with commas or spaces."""
+    return tuple(name for text in given or () for name in text.replace(",", " ").split())

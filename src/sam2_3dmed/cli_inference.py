@@ -199,6 +199,7 @@ def _runner(cluster: str | None, workers: int | None, device: str | None, slurm:
     """
     from sam2_3dmed.inference import on_ray, on_slurm
     from sam2_3dmed.inference.workers import assign_devices, in_processes, in_this_process
+    from sam2_3dmed.slurm import parse_options
 
     if cluster not in (None, "ray", "slurm"):
         raise ConfigError(f"--cluster {cluster}: expected ray or slurm")
@@ -213,7 +214,7 @@ def _runner(cluster: str | None, workers: int | None, device: str | None, slurm:
         raise ConfigError(f"--cluster {cluster} needs --workers, the number of its processes")
     if cluster == "ray":
         return partial(on_ray.on_ray, workers=workers, device=device)
-    return partial(on_slurm.on_slurm, tasks=workers, device=device, options=on_slurm.parse_options(slurm))
+    return partial(on_slurm.on_slurm, tasks=workers, device=device, options=parse_options(slurm))
 
 
 def _run(job: "Job", inputs: "Sequence[Input]", runner: "Runner", *, overwrite: bool) -> None:

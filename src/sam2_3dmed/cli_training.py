@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sam2_3dmed.baselines.systems import OURS
+from sam2_3dmed.baselines.systems import OURS, SYSTEMS
 from sam2_3dmed.cli_evaluation import examples, summary_text
 from sam2_3dmed.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sam2_3dmed.baselines.recipe import PatchConfig
+    from sam2_3dmed.baselines.recipes import SystemConfig
     from sam2_3dmed.config import RunConfig
 
 commands = typer.Typer(rich_markup_mode="rich")
@@ -46,9 +46,7 @@ GpuMemory = Annotated[
 Devices = Annotated[
     int | None, typer.Option(help="GPUs of a machine (or processes, without GPUs) that share each batch.", min=1)
 ]
-System = Annotated[
-    str, typer.Option(help="Ours, or unet, mednext_s, mednext_b, mednext_m, mednext_l, nnformer, universal.")
-]
+System = Annotated[str, typer.Option(help=f"Ours, or {', '.join(SYSTEMS)}.")]
 Nodes = Annotated[int | None, typer.Option(help="Machines, on which torchrun or srun starts this.", min=1)]
 
 
@@ -123,7 +121,7 @@ def find_rate(
     settings: Settings = None,
 ) -> None:
     """Try a hundred learning rates, a step each, and suggest one to begin training with; takes minutes."""
-    config, chosen_fold = _config(recipe, weights, settings or []), _fold(fold)
+    config, chosen_fold = _sam2_config(recipe, weights, settings or []), _fold(fold)
 
     from sam2_3dmed.train import TrainRequest, find_learning_rate
 
@@ -133,15 +131,19 @@ def find_rate(
     typer.echo(f"{config.training.learning_rate:g}, and the suggestion is:\n--set training.learning_rate={rate:.1e}")
 
 
-def _config(recipe: str, weights: str, settings: Sequence[str], system: str = OURS) -> "RunConfig | PatchConfig":
+def _config(recipe: str, weights: str, settings: Sequence[str], system: str = OURS) -> "RunConfig | SystemConfig":
+    if system == OURS:
+        return _sam2_config(recipe, weights, settings)
+    from sam2_3dmed.baselines.recipes import system_recipe
+
+    if recipe != "auto":
+        raise ConfigError(f"--recipe {recipe} is for {OURS}; {system} has its own, which --set changes")
+    return system_recipe(system, settings)
+
+
+def _sam2_config(recipe: str, weights: str, settings: Sequence[str]) -> "RunConfig":
     from sam2_3dmed.config import read_recipe, with_settings
 
-    if system != OURS:
-        from sam2_3dmed.baselines.recipe import patch_recipe
-
-        if recipe != "auto":
-            raise ConfigError(f"--recipe {recipe} is for {OURS}; {system} has its own, which --set changes")
-        return patch_recipe(system, settings)
     if "without_pretraining" in recipe and weights != "none":
         raise ConfigError(f"--recipe {recipe}: without pre-training means --weights none")
     return with_settings(read_recipe(recipe, from_scratch=weights == "none"), settings)

@@ -1,6 +1,7 @@
 """`config.yaml` of a run folder: everything that made a model, besides its weights; a kind of record for each way."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from sam2_3dmed.atomic import write_text
+from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetSpec
 from sam2_3dmed.baselines.recipe import PatchConfig
 from sam2_3dmed.baselines.spec import PatchSpec
 from sam2_3dmed.config import Plan, RunConfig, parse, read_yaml
@@ -16,6 +18,7 @@ from sam2_3dmed.errors import WeightsError
 CONFIG_FILE = "config.yaml"
 KIND = "sam2_3dmed"
 PATCH_KIND = "patches"
+NNUNET_KIND = "nnunet"
 
 
 class ModelSpec(BaseModel):
@@ -36,22 +39,22 @@ class ModelSpec(BaseModel):
     memory: str = "recent"
 
 
-class RunRecord(BaseModel):
+class RunRecord(BaseModel, ABC):
     """What the records of all kinds have: how the model is built, the plan of its data, what training was told."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: str
-    model: ModelSpec | PatchSpec
+    model: ModelSpec | PatchSpec | NnunetSpec
     plan: Plan
-    recipe: RunConfig | PatchConfig
+    recipe: RunConfig | PatchConfig | NnunetConfig
     weights: str
     versions: dict[str, str]
 
     @property
+    @abstractmethod
     def about(self) -> str:
         """The model in a few words."""
-        raise NotImplementedError
 
     def write(self, folder: Path) -> None:
         """Write `config.yaml`, whole or not at all."""
@@ -106,7 +109,19 @@ class PatchRecord(RunRecord):
         return self.model.about
 
 
-RECORDS: Mapping[str, type[RunRecord]] = {KIND: Sam2Record, PATCH_KIND: PatchRecord}
+class NnunetRecord(RunRecord):
+    """Of the real nnU-Net."""
+
+    model: NnunetSpec
+    recipe: NnunetConfig
+
+    @property
+    def about(self) -> str:
+        """Configuration and patch."""
+        return self.model.about
+
+
+RECORDS: Mapping[str, type[RunRecord]] = {KIND: Sam2Record, PATCH_KIND: PatchRecord, NNUNET_KIND: NnunetRecord}
 """From the kind of model to its record."""
 
 

@@ -31,7 +31,16 @@ from sam2_3dmed.inference.segmenter import Segmenter
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.precision import bf16_is_fast
-from sam2_3dmed.records import CONFIG_FILE, KIND, PATCH_KIND, PatchRecord, RunRecord, Sam2Record
+from sam2_3dmed.records import (
+    CONFIG_FILE,
+    KIND,
+    NNUNET_KIND,
+    PATCH_KIND,
+    NnunetRecord,
+    PatchRecord,
+    RunRecord,
+    Sam2Record,
+)
 
 MODEL_FILE = "model.safetensors"
 DATA_FILE = "data.json"
@@ -174,7 +183,18 @@ def _load_patches(folder: Path, record: PatchRecord, device: torch.device, **opt
     return make_patch_predictor(network.to(device).eval(), record.model, record.plan, record.recipe, **told)
 
 
-LOADERS: Mapping[str, Callable[..., Segmenter]] = {KIND: _load_sam2_3dmed, PATCH_KIND: _load_patches}
+def _load_nnunet(folder: Path, record: NnunetRecord, device: torch.device, **options: Any) -> Segmenter:
+    from sam2_3dmed.baselines.nnunet.predictor import make_nnunet_predictor
+
+    weights = folder / MODEL_FILE
+    return make_nnunet_predictor(weights, record.model, record.plan, record.recipe, device, **options)
+
+
+LOADERS: Mapping[str, Callable[..., Segmenter]] = {
+    KIND: _load_sam2_3dmed,
+    PATCH_KIND: _load_patches,
+    NNUNET_KIND: _load_nnunet,
+}
 """From the kind of model in a run's record to the function that loads it."""
 
 

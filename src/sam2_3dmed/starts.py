@@ -1,4 +1,4 @@
-"""What a run is asked for, and all that it begins with: split, plan, prepared cases, network; by the kind of system."""
+"""All that a run begins with: split, plan, prepared cases, network; by the kind of system."""
 
 import logging
 from abc import ABC, abstractmethod
@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from sam2_3dmed.baselines.recipe import PatchConfig, patch_recipe
-from sam2_3dmed.baselines.systems import OURS, require_system
+from sam2_3dmed.baselines.nnunet.environment import installed_versions
+from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig
+from sam2_3dmed.baselines.nnunet.run import fit_nnunet, plan_run
+from sam2_3dmed.baselines.recipe import PatchConfig
+from sam2_3dmed.baselines.systems import require_system
 from sam2_3dmed.config import Plan, RunConfig
 from sam2_3dmed.data.cache import CaseCache, build_cache
 from sam2_3dmed.data.catalog import Catalog
@@ -21,13 +24,14 @@ from sam2_3dmed.data.fingerprint import fingerprint
 from sam2_3dmed.data.plan import propose_plan, read_plan_yaml
 from sam2_3dmed.data.splits import Split, split_cases
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.first_weights import check_adaptation, make_model, remake_model
+from sam2_3dmed.first_weights import make_model, remake_model
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.adapt import merge_lora
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.pool import Progress, progress_bar
-from sam2_3dmed.records import PATCH_KIND, PatchRecord, RunRecord, Sam2Record
-from sam2_3dmed.runs import make_predictor
+from sam2_3dmed.records import NNUNET_KIND, PATCH_KIND, NnunetRecord, PatchRecord, RunRecord, Sam2Record
+from sam2_3dmed.runs import make_predictor, save_model
+from sam2_3dmed.train_request import TrainRequest
 from sam2_3dmed.training.checkpoints import newest_whole_state
 from sam2_3dmed.training.feature_cache import require_frozen
 from sam2_3dmed.training.fit import FitResult, fit
@@ -44,67 +48,34 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TrainRequest:
-    """What a training run is asked for.
-
-    data: the data set's folder; out: the run folder, none for runs/NAME; config: the recipe, none for the system's own;
-    plan: a YAML file instead of the proposed plan;
-    fold: (i, n), 1 <= i <= n; resume: go on with the run in `out`, with the recipe, plan and split it has; cache:
-    folder for prepared cases, none for one beside the run folders; gpu_memory: what a GPU has, in GB, into which a step
-    is made to fit; devices, nodes: see `Team.find`; system: ours, or one of `baselines.systems.SYSTEMS`.
-    """
-
-    data: Path
-    out: Path | None = None
-    config: RunConfig | PatchConfig | None = None
-    weights: str = "auto"
-    plan: Path | None = None
-    fold: tuple[int, int] | None = None
-    resume: bool = False
-    cache: Path | None = None
-    gpu_memory: float | None = None
-    devices: int | None = None
-    nodes: int | None = None
-    system: str = OURS
-
-    @property
-    def recipe(self) -> RunConfig | PatchConfig:
-        """What the run is told."""
-        if self.config is not None:
-            return self.config
-        return RunConfig() if self.system == OURS else patch_recipe(self.system)
-
-    def check(self) -> None:
-        """Raise ConfigError for what cannot be; here, since reading a data set can take minutes."""
-        if self.system == OURS:
-            if not isinstance(self.recipe, RunConfig):
-                raise ConfigError(f"this recipe is for {self.recipe.system}, not for {OURS}")
-            check_adaptation(self.recipe, self.weights)
-            return
-        require_system(self.system)
-        if not isinstance(self.recipe, PatchConfig) or self.recipe.system != self.system:
-            raise ConfigError(f"this recipe is not for {self.system}; `patch_recipe` makes one")
-        if self.weights not in ("auto", "none"):
-            raise ConfigError(f"--weights {self.weights}: {self.system} starts without weights")
-        if self.gpu_memory is not None:
-            raise ConfigError(f"--gpu-memory is for {OURS}; of {self.system} set training.batch_size or model.patch")
-
-
-@dataclass(frozen=True)
 class Start(ABC):
     """All that training begins with."""
 
     split: Split
     record: RunRecord
-    network: nn.Module
 
     @abstractmethod
     def fit(self, folder: Path, *, resume: bool, team: Team) -> FitResult:
-        """Train, and leave the best weights in the network."""
+        """Train."""
+
+    @abstractmethod
+    def save(self, folder: Path) -> None:
+        """Write what training has come to, `model.safetensors` last: it is what marks a finished run."""
 
 
 @dataclass(frozen=True)
-class Sam2Start(Start):
+class NetworkStart(Start):
+    """Of a network that is trained in this process."""
+
+    network: nn.Module
+
+    def save(self, folder: Path) -> None:
+        """See `runs.save_model`."""
+        save_model(self.network, self.record, folder)
+
+
+@dataclass(frozen=True)
+class Sam2Start(NetworkStart):
     """Of a run of ours."""
 
     record: Sam2Record
@@ -136,7 +107,7 @@ class Sam2Start(Start):
 
 
 @dataclass(frozen=True)
-class PatchStart(Start):
+class PatchStart(NetworkStart):
     """Of a run of a patch-based system."""
 
     record: PatchRecord
@@ -145,6 +116,21 @@ class PatchStart(Start):
     def fit(self, folder: Path, *, resume: bool, team: Team) -> FitResult:
         """See `baselines.module.fit_patches`."""
         return self.run.fit(folder, resume=resume, team=team)
+
+
+@dataclass(frozen=True)
+class NnunetStart(Start):
+    """Of a run of the real nnU-Net, which trains in a process of its own."""
+
+    record: NnunetRecord
+
+    def fit(self, folder: Path, *, resume: bool, team: Team) -> FitResult:
+        """See `baselines.nnunet.run.fit_nnunet`."""
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return fit_nnunet(self.record.recipe, self.record.model, self.record.plan.labels, folder, device=device)
+
+    def save(self, folder: Path) -> None:
+        """Nothing: nnU-Net's process has."""
 
 
 def make_start(request: TrainRequest, catalog: Catalog, folder: Path, old: RunRecord | None, team: Team) -> Start:
@@ -162,6 +148,9 @@ def make_start(request: TrainRequest, catalog: Catalog, folder: Path, old: RunRe
         *(catalog.name, len(split.train), len(split.validation), len(split.test), plan.slicing_axis),
     )
     prepare = _Preparation(request, opened, plan, folder, team)
+    if isinstance(config, NnunetConfig):
+        assert old is None or isinstance(old, NnunetRecord)
+        return _start_nnunet(config, split, prepare, old)
     seed_everything(config.training.seed)
     if isinstance(config, PatchConfig):
         assert old is None or isinstance(old, PatchRecord)
@@ -248,6 +237,21 @@ def _start_patches(config: PatchConfig, split: Split, prepare: _Preparation, old
         versions={name: version(name) for name in ("sam2-3dmed", "torch", "monai")},
     )
     return PatchStart(split, record, run.predictor.network, run)
+
+
+def _start_nnunet(config: NnunetConfig, split: Split, prepare: _Preparation, old: NnunetRecord | None) -> NnunetStart:
+    if prepare.team.size > 1:
+        raise ConfigError("--devices and --nodes: nnunet trains on one GPU here")
+    require_system(config.system)
+    if old is not None:
+        return NnunetStart(split, old)
+    spec = plan_run(config, prepare.plan, prepare.catalog, split, prepare.folder, progress=prepare.progress)
+    versions = {"sam2-3dmed": version("sam2-3dmed"), **installed_versions()}
+    record = NnunetRecord(
+        kind=NNUNET_KIND, model=spec, plan=prepare.plan, recipe=config, weights="none", versions=versions
+    )
+    logger.info("model: %s", record.about)
+    return NnunetStart(split, record)
 
 
 def _plan(catalog: Catalog, split: Split, path: Path | None) -> Plan:

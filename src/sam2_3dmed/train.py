@@ -16,13 +16,12 @@ from sam2_3dmed.inference.cohort import Results, predict_cohort
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.pool import progress_bar
 from sam2_3dmed.records import CONFIG_FILE, RunRecord
-from sam2_3dmed.runs import MODEL_FILE, load_predictor, log_to, remember_data, save_model
+from sam2_3dmed.runs import MODEL_FILE, load_predictor, log_to, remember_data
 from sam2_3dmed.starts import SPLIT_FILE as SPLIT_FILE
 from sam2_3dmed.starts import Sam2Start, make_start
-from sam2_3dmed.starts import TrainRequest as TrainRequest
 from sam2_3dmed.termination import Terminated, raising_terminated
+from sam2_3dmed.train_request import TrainRequest as TrainRequest
 from sam2_3dmed.training.fit import try_rates
-from sam2_3dmed.training.loggers import require_loggers
 from sam2_3dmed.training.parallel import Team
 
 _CANNOT_WRITE = {
@@ -72,7 +71,6 @@ def _lead(request: TrainRequest, team: Team) -> Path:
         return folder
     if not request.resume:
         request.check()
-        require_loggers(request.recipe.training.loggers)
     with _writing(folder), log_to(folder / "log.txt"), raising_terminated():
         _train(request, catalog, folder, team)
     return folder
@@ -132,7 +130,7 @@ def _train(request: TrainRequest, catalog: Catalog, folder: Path, team: Team) ->
     remember_data(folder, request.data)
     team.agree()
     result = start.fit(folder, resume=request.resume, team=team)
-    save_model(start.network, start.record, folder)
+    start.save(folder)
     logger.info(
         "trained %d steps in %d epochs; best validation Dice %.4f",
         result.steps,

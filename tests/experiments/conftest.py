@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sam2_3dmed.baselines.nnunet.environment import VARIABLE
 from sam2_3dmed.experiments.planning import Request, Run
 from sam2_3dmed.experiments.work import Place
 
@@ -28,6 +29,12 @@ SUMMARY = {
     },
     "empty_policy": "penalise",
 }
+
+
+@pytest.fixture(autouse=True)
+def without_nnunet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever this machine has: a run of it takes minutes."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "no environment"))
 
 
 @pytest.fixture

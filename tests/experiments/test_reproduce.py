@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sam2_3dmed.experiments import reproduce as steps
+from sam2_3dmed.experiments import clusters
 from sam2_3dmed.experiments.planning import plan_experiment
 from sam2_3dmed.experiments.reproduce import describe, reproduce
 from sam2_3dmed.experiments.work import Place
@@ -20,7 +20,7 @@ def small(request_for, out, **changes):
 def first(request_for, tmp_path):
     """A table stopped before its second run, and then gone on with: the request, and the outcome."""
     request = replace(small(request_for, tmp_path / "out"), methods=("medsam2", "full"))
-    carry_out, called = steps.carry_out, []
+    carry_out, called = clusters.carry_out, []
 
     def stop_at_second(run, out):
         called.append(run.method)
@@ -29,7 +29,7 @@ def first(request_for, tmp_path):
         return carry_out(run, out)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "carry_out", stop_at_second)
+        patch.setattr(clusters, "carry_out", stop_at_second)
         with pytest.raises(KeyboardInterrupt):
             reproduce(request)
     return request

@@ -66,6 +66,6 @@ def test_usage_adds_up_over_interruptions():
 
 def test_errors_of_training_are_users_errors(run, tmp_path):
     place = Place.of(run, tmp_path)
-    work._failed(place, str(TrainingError("the loss is not\nfinite")), "details")
+    work.note_failure(place, str(TrainingError("the loss is not\nfinite")), "details")
     assert place.failure == "the loss is not finite"
     assert json.dumps(place.cost) == "{}"

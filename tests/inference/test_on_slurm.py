@@ -9,8 +9,9 @@ import pytest
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.inputs import find_inputs
 from sam2_3dmed.inference.job import run_job
-from sam2_3dmed.inference.on_slurm import LOGS, Part, on_slurm, parse_options
+from sam2_3dmed.inference.on_slurm import Part, on_slurm
 from sam2_3dmed.inference.workers import in_this_process
+from sam2_3dmed.slurm import LOGS
 from sam2_3dmed.volume.nifti import read_label
 
 LOCAL = {"cluster": "local", "timeout_min": 5}
@@ -65,41 +66,7 @@ def test_a_part_that_is_queued_again_is_the_same_part(submitit, inputs, tmp_path
     assert part.checkpoint().function == part
 
 
-@pytest.mark.parametrize(
-    ("options", "line"),
-    [
-        ({}, "--cluster slurm: .*srun"),
-        ({"cluster": "local", "partition": "gpu"}, "--cluster slurm: .*partition"),
-        ({"cluster": "cloud"}, "--cluster slurm: .*cloud"),
-    ],
-)
-def test_what_submitit_refuses_is_one_line(submitit, inputs, tmp_path, options, line, monkeypatch, make_job):
-    monkeypatch.setenv("PATH", str(tmp_path))  # where there is no SLURM
-    with pytest.raises(ConfigError, match=line) as refused:
-        run_job(
-            make_job(tmp_path, tmp_path / "out"),
-            inputs,
-            lambda *given: on_slurm(*given, tasks=1, device=None, options=options),
-        )
-    assert "\n" not in str(refused.value)
-
-
 def test_without_the_extra(monkeypatch, inputs, tmp_path, make_job):
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(ConfigError, match=r"pip install 'sam2-3dmed\[slurm\]'"):
         run_job(make_job(tmp_path, tmp_path / "out"), inputs, two_tasks)
-
-
-def test_options_of_the_command_line():
-    assert parse_options(["slurm_partition=gpu", "timeout_min=240", "slurm_comment=a=b"]) == {
-        "slurm_partition": "gpu",
-        "timeout_min": 240,
-        "slurm_comment": "a=b",
-    }
-    assert parse_options([]) == {}
-
-
-@pytest.mark.parametrize("text", ["gpu", "=3", "timeout_min="])
-def test_options_of_another_form(text):
-    with pytest.raises(ConfigError, match="expected KEY=VALUE"):
-        parse_options([text])

@@ -95,8 +95,10 @@ SETTINGS = [
 ]
 
 
-def train(data: Path, out: Path, *options: str, starter: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [*(starter or (sys.executable,)), "-m", "sam2_3dmed", "train", str(data), "--out", str(out)]
+def train(
+    data: Path, out: Path, *options: str, starter: tuple[str, ...] = (), program: tuple[str, ...] = ("-m", "sam2_3dmed")
+) -> subprocess.CompletedProcess[str]:
+    command = [*(starter or (sys.executable,)), *program, "train", str(data), "--out", str(out)]
     command += ["--recipe", "scratch", "--weights", "none", *options]
     command += [word for setting in SETTINGS for word in ("--set", setting)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -183,3 +185,58 @@ def test_bf16_in_two_processes_and_two_passes(unequal_blobs: Path, alone: Path) 
     assert answer.returncode == 0, answer.stderr
     for mine, theirs in zip(rows(alone), rows(folder), strict=True):
         assert theirs["train/total"] == pytest.approx(mine["train/total"], rel=0.02)
+
+
+@pytest.mark.long
+def test_two_processes_that_are_stopped_go_on_exactly(unequal_blobs: Path, alone: Path) -> None:
+    """SIGTERM to the first alone, as a user sends it, in the middle of an epoch; then from that very state."""
+    straight, stopped = unequal_blobs.parent / "two_straight", unequal_blobs.parent / "two_stopped"
+    command = ("--devices", "2")
+    assert train(unequal_blobs, straight, *command).returncode == 0
+    kill = (
+        "import os, signal\n"
+        "from sam2_3dmed.training.checkpoints import Checkpoints\n"
+        "end = Checkpoints.on_train_batch_end\n"
+        "def on_train_batch_end(self, trainer, *arguments):\n"
+        "    if trainer.global_step == 3 and trainer.is_global_zero:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    end(self, trainer, *arguments)\n"
+        "Checkpoints.on_train_batch_end = on_train_batch_end\n"
+    )
+    program = unequal_blobs.parent / "stopped.py"
+    program.write_text(f"{kill}from sam2_3dmed.cli import main\nmain()\n")
+    answer = train(unequal_blobs, stopped, *command, program=(str(program),))
+    assert answer.returncode == 75, answer.stderr
+    assert answer.stderr.splitlines()[-1] == "Terminated; train --resume goes on from the last checkpoint."
+    assert not (stopped / MODEL_FILE).exists()
+    assert len(rows(stopped)) == 1, "it was within the second epoch"
+    resume = [
+        sys.executable,
+        "-m",
+        "sam2_3dmed",
+        "train",
+        str(unequal_blobs),
+        "--out",
+        str(stopped),
+        "--resume",
+        *command,
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(resume, capture_output=True, text=True, timeout=600, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (stopped / "curves.csv").read_text() == (straight / "curves.csv").read_text()
+    expected, found = read_weights(straight / MODEL_FILE), read_weights(stopped / MODEL_FILE)
+    assert all((tensor == found[name]).all() for name, tensor in expected.items())
+
+
+@pytest.mark.long
+def test_two_processes_plan_their_minutes_together(unequal_blobs: Path, alone: Path) -> None:
+    """Each measures; had they not agreed, one would wait for the other's next step for ever."""
+    import json
+
+    folder = unequal_blobs.parent / "two_minutes"
+    answer = train(unequal_blobs, folder, "--devices", "2", "--minutes", "0.5")
+    assert answer.returncode == 0, answer.stderr
+    planned = json.loads((folder / "schedule.json").read_text())
+    assert len(rows(folder)) == planned["epochs"]
+    assert rows(folder)[-1]["step"] == planned["epochs"] * planned["batches"]

@@ -16,7 +16,7 @@ from sam2_3dmed.baselines.plan import resampled_shape
 from sam2_3dmed.baselines.recipe import PatchConfig
 from sam2_3dmed.baselines.resample import resample_image, thick_axis
 from sam2_3dmed.baselines.spec import PatchSpec
-from sam2_3dmed.baselines.systems import SYSTEMS
+from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.config import InferenceConfig, Plan
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.auxiliary import Auxiliary
@@ -55,7 +55,7 @@ class PatchPredictor:
         self.options = options
         self.post = post
         self.post.require_known(self.labels.values())
-        self._background = SYSTEMS[spec.system].background
+        self._background = PATCH_SYSTEMS[spec.system].background
 
     def __call__(self, volume: Volume, probabilities: Path | None = None) -> Volume:
         """The mask of a volume, on its grid; see `Segmenter`."""
@@ -78,7 +78,7 @@ class PatchPredictor:
 
         Raises: ConfigError, since there are no such outputs.
         """
-        raise ConfigError(f"{SYSTEMS[self.spec.system].title} makes no boundary maps and no relative positions")
+        raise ConfigError(f"{PATCH_SYSTEMS[self.spec.system].title} makes no boundary maps and no relative positions")
 
     def predict_slices(self, image: NDArray[np.floating], spacing_mm: tuple[float, ...]) -> NDArray[np.integer]:
         """(D, C, H, W) in [0, 1] -> (D, H, W) class indices, 0 background. spacing_mm: along (D, H, W)."""
@@ -152,7 +152,7 @@ def make_patch_predictor(
     known = of_passes | of_post
     if unknown := sorted(options.keys() - known):
         raise ConfigError(
-            f"{SYSTEMS[spec.system].title} has no option {unknown[0]!r}; there are {', '.join(sorted(known))}"
+            f"{PATCH_SYSTEMS[spec.system].title} has no option {unknown[0]!r}; there are {', '.join(sorted(known))}"
         )
     told = recipe.inference.model_dump(include=known & InferenceConfig.model_fields.keys()) | options
     return PatchPredictor(

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sam2_3dmed.baselines.systems import SYSTEMS, find_system
+from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.config import InferenceConfig, SplitConfig, TrainingConfig, with_settings
 
 # Of our own method; for anything that learns from patches they would be options without effect.
@@ -96,8 +96,8 @@ class PatchConfig(_Frozen):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
-        if self.system not in SYSTEMS:
-            raise ValueError(f"no such system; there are {', '.join(SYSTEMS)}")
+        if self.system not in PATCH_SYSTEMS:
+            raise ValueError(f"no such system; there are {', '.join(PATCH_SYSTEMS)}")
         if self.model.text is not None and self.system != "universal":
             raise ValueError(f"model.text is for universal, not for {self.system}")
         if self.model.kernel != 3 and not self.system.startswith("mednext"):
@@ -137,10 +137,9 @@ with AdamW; the Universal model's has AdamW, a warm-up and a cosine. Early stopp
 
 
 def patch_recipe(system: str, settings: Sequence[str] = ()) -> PatchConfig:
-    """A system's own recipe with `section.key=value` settings applied.
+    """The own recipe of one of PATCH_SYSTEMS with `section.key=value` settings applied.
 
-    Raises:
-        ConfigError: no such system, or a setting that is not valid.
+    Raises: ConfigError for a setting that is not valid.
     """
-    training = PatchTrainingConfig(**_RECIPES[find_system(system).recipe])
+    training = PatchTrainingConfig(**_RECIPES[PATCH_SYSTEMS[system].recipe])
     return with_settings(PatchConfig(system=system, training=training), settings)

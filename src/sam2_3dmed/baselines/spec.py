@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from sam2_3dmed.baselines.systems import SYSTEMS
+from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.errors import WeightsError
 
 
@@ -44,7 +44,7 @@ class PatchSpec(BaseModel):
         patch = " x ".join(map(str, self.patch))
         spacing = " x ".join(f"{value:.3g}" for value in self.spacing_mm)
         text = f", names {self.text}" if self.text else ""
-        return f"{SYSTEMS[self.system].title}, {self.size}, patches of {patch} voxels of {spacing} mm{text}"
+        return f"{PATCH_SYSTEMS[self.system].title}, {self.size}, patches of {patch} voxels of {spacing} mm{text}"
 
     def build(self) -> nn.Module:
         """The network, with fresh weights.

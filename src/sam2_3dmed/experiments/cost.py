@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
+from sam2_3dmed.baselines.nnunet.predictor import NnunetPredictor
 from sam2_3dmed.data.catalog import read_case, read_catalog
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import DataError
@@ -39,15 +40,20 @@ def prediction_cost(folder: Path, data: Path) -> dict[str, Any]:
         raise DataError(f"{data}: has no case {split.test[0]}")
     volume, _ = read_case(case)
     predictor = load_predictor(folder)
-    with counting() as counter:
-        predictor(volume)
+    if isinstance(predictor, NnunetPredictor):  # it computes in a process of its own
+        gflop, memory_mb = predictor.cost_of(volume)
+    else:
+        with counting() as counter:
+            predictor(volume)
+        gflop, memory_mb = counter.get_total_flops() / 1e9, None
     with metered() as usage:
         predictor(volume)
+    usage.memory_mb = memory_mb or usage.memory_mb
     return {
         "case": case.name,
         "voxels": math.prod(volume.array.shape[:3]),
         "parameters": num_parameters(folder / MODEL_FILE),
-        "gflop": counter.get_total_flops() / 1e9,
+        "gflop": gflop,
         **asdict(usage),
     }
 

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from sam2_3dmed.baselines.systems import OURS, SYSTEMS
 from sam2_3dmed.config import ABLATIONS, OPPONENTS
-from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.errors import ConfigError, suggest
 
 FULL = "full"
 """The whole method, which every other row is compared with."""
@@ -106,8 +105,6 @@ def rows_of(table: int, methods: Sequence[str] | None) -> dict[str, str]:
     rows = ROWS[table]
     chosen = list(dict.fromkeys(methods)) if methods else list(rows)
     for name in chosen:
-        if name not in METHODS and name not in rows:
-            known = [*METHODS, *(row for row in rows if row not in METHODS)]
-            near = get_close_matches(name, known, n=1, cutoff=0.5)
-            raise ConfigError(f"no method {name!r}; " + (f"did you mean {near[0]!r}?" if near else ", ".join(known)))
+        if name not in METHODS:
+            raise ConfigError(f"no method {name!r}; {suggest(name, METHODS)}")
     return {name: rows[name] if name in rows else METHODS[name].title for name in chosen}

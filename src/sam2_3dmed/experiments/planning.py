@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sam2_3dmed.baselines.systems import PATCH_SYSTEMS, require_system
 from sam2_3dmed.config import ABLATIONS, OPPONENTS, RunConfig, SplitConfig, read_recipe, with_settings
 from sam2_3dmed.data.catalog import read_catalog
 from sam2_3dmed.data.plan import read_plan_yaml
@@ -17,7 +18,7 @@ from sam2_3dmed.experiments.paper import TASKS, PaperTable, paper_table
 from sam2_3dmed.experiments.plans import plan_file
 
 if TYPE_CHECKING:
-    from sam2_3dmed.baselines.recipe import PatchConfig
+    from sam2_3dmed.baselines.recipes import SystemConfig
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Run:
     system: str
     task: Task
     seed: int
-    config: "RunConfig | PatchConfig"
+    config: "RunConfig | SystemConfig"
     weights: str
 
     @property
@@ -168,9 +169,9 @@ def _is_data_set(folder: Path) -> bool:
 
 
 def _row(request: Request, name: str, title: str, tasks: Sequence[Task], base: RunConfig) -> Row:
-    if name not in METHODS:
-        return Row(name, title, {}, f"{name} is not part of this version")
     try:
+        if not METHODS[name].of_ours:
+            require_system(METHODS[name].system)
         return Row(name, title, {task.name: _runs(request, name, task, base) for task in tasks})
     except ConfigError as error:
         if METHODS[name].of_ours:
@@ -182,7 +183,7 @@ def _runs(request: Request, name: str, task: Task, base: RunConfig) -> tuple[Run
     method = METHODS[name]
     weights = "none" if method.from_scratch else request.weights
     if not method.of_ours:
-        config: RunConfig | PatchConfig = _patch_config(request, method.system, base)
+        config: RunConfig | SystemConfig = _system_config(request, method.system, base)
         weights = "none"
     else:
         config = base
@@ -204,12 +205,13 @@ def _window_slices(request: Request, task: Task, split: SplitConfig) -> int:
     return read_plan_yaml(plan_file(request.out, task.folder, task.content, split)).window_slices
 
 
-def _patch_config(request: Request, system: str, base: RunConfig) -> "PatchConfig":
+def _system_config(request: Request, system: str, base: RunConfig) -> "SystemConfig":
     """A system's own recipe, with the split of ours."""
-    from sam2_3dmed.baselines.recipe import patch_recipe
+    from sam2_3dmed.baselines.recipes import system_recipe
 
     split = [f"split.{key}={value}" for key, value in base.split.model_dump().items()]
-    return patch_recipe(system, [*split, *request.patch_settings, *request.budget])
+    of_patches = request.patch_settings if system in PATCH_SYSTEMS else ()
+    return system_recipe(system, [*split, *of_patches, *request.budget])
 
 
 def _seeded(config: Any, seed: int) -> Any:

@@ -1,18 +1,24 @@
 """A table of the paper run again: the `reproduce` command, step by step."""
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from sam2_3dmed.atomic import write_text
+from sam2_3dmed.experiments.clusters import Ended, one_by_one
 from sam2_3dmed.experiments.manifest import write_manifest
 from sam2_3dmed.experiments.planning import Experiment, Request, Row, Run, plan_experiment
+from sam2_3dmed.experiments.plans import plan_file
 from sam2_3dmed.experiments.results import TaskTable, task_table
 from sam2_3dmed.experiments.tables import latex, markdown, table_csv
-from sam2_3dmed.experiments.work import Place, carry_out
+from sam2_3dmed.experiments.work import Place
 from sam2_3dmed.report.charts import cost_chart, save_figure
+
+Runner = Callable[[Sequence[Run], Path, Ended], None]
+"""Carries out runs below a folder."""
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +32,8 @@ class Outcome:
     failures: tuple[tuple[Path, str], ...]
 
 
-def reproduce(request: Request) -> Outcome:
-    """Carry out the runs of a table that are not done yet, and write the table after each.
+def reproduce(request: Request, runner: Runner = one_by_one) -> Outcome:
+    """Carry out the runs of a table that are not done yet, and write the table after each. runner: where.
 
     Raises:
         UserError: no such table, task, method or setting, or no data. Terminated, KeyboardInterrupt: stopped; the next
@@ -36,15 +42,21 @@ def reproduce(request: Request) -> Outcome:
     experiment = plan_experiment(request)
     folder = request.out / f"table_{request.table}"
     runs = experiment.runs
-    for number, run in enumerate(runs, start=1):
-        if Place.of(run, request.out).state == "done":
-            continue
-        logger.info("run %d of %d: %s, %s, seed %d", number, len(runs), run.method, run.task.name, run.seed)
-        carry_out(run, request.out)
-        _write(experiment, folder)
+    missing = [run for run in runs if Place.of(run, request.out).state != "done"]
+    for run in missing:  # once, before several jobs would make the same file
+        plan_file(request.out, run.task.folder, run.task.content, run.config.split)
+    if missing:
+        logger.info("%d of %d runs are to be carried out", len(missing), len(runs))
+        runner(missing, request.out, lambda run: _ended(run, experiment, folder))
     text = _write(experiment, folder)
     places = [Place.of(run, request.out) for run in runs]
     return Outcome(folder, text, tuple((p.folder, p.failure) for p in places if p.failure and p.state != "done"))
+
+
+def _ended(run: Run, experiment: Experiment, folder: Path) -> None:
+    state = Place.of(run, experiment.request.out).state
+    logger.info("%s, %s, seed %d: %s", run.method, run.task.name, run.seed, state)
+    _write(experiment, folder)
 
 
 def _write(experiment: Experiment, folder: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam2_3dmed.atomic import write_text
+from sam2_3dmed.baselines.systems import NNUNET
 from sam2_3dmed.errors import UserError
 from sam2_3dmed.experiments.cost import prediction_cost
 from sam2_3dmed.experiments.planning import Run
@@ -78,6 +79,7 @@ def carry_out(run: Run, out: Path) -> Place:
     place = Place.of(run, out)
     if place.state == "done":
         return place
+    logger.info("%s, %s, seed %d", run.method, run.task.name, run.seed)
     (place.folder / FAILURE_FILE).unlink(missing_ok=True)
     try:
         _train(run, place, out)
@@ -88,9 +90,9 @@ def carry_out(run: Run, out: Path) -> Place:
         if "prediction" not in place.cost:
             place.note(prediction=prediction_cost(place.folder, run.task.folder))
     except UserError as error:
-        _failed(place, str(error), str(error))
+        note_failure(place, str(error))
     except Exception as error:  # other people's systems may fail in any way, and the table goes on without them
-        _failed(place, f"{type(error).__name__}: {error}", traceback.format_exc())
+        note_failure(place, f"{type(error).__name__}: {error}", traceback.format_exc())
     return place
 
 
@@ -111,6 +113,8 @@ def _train(run: Run, place: Place, out: Path) -> None:
         with metered() as usage:
             train_run(request)
     finally:
+        if run.system == NNUNET:  # it trains in a process of its own
+            usage.memory_mb = usage.gpu_memory_mb = None
         if place.folder.is_dir():
             place.note(training=_added(place.cost.get("training"), usage))
 
@@ -125,7 +129,8 @@ def _added(before: Mapping[str, Any] | None, usage: Usage) -> dict[str, Any]:
     return {name: (sum(known) if name in sums else max(known)) if known else None for name, known in both.items()}
 
 
-def _failed(place: Place, reason: str, details: str) -> None:
+def note_failure(place: Place, reason: str, details: str = "") -> None:
+    """Write why a run failed; it goes when the run is tried again."""
     line = " ".join(reason.split()) or "failed without a word"
     logger.error("%s: failed: %s", place.folder.name, line)
-    write_text(place.folder / FAILURE_FILE, f"{line}\n\n{details}\n")
+    write_text(place.folder / FAILURE_FILE, f"{line}\n\n{details or reason}\n")

@@ -8,19 +8,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.cohort import Outcome
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.inference.job import Job, Report, run_job
 from sam2_3dmed.inference.workers import in_this_process
+from sam2_3dmed.slurm import SECONDS_BETWEEN_LOOKS, how_it_ended, submit
 
 if TYPE_CHECKING:
     from submitit import Job as Task
     from submitit.core.utils import DelayedSubmission
-
-NEEDS_THE_EXTRA = "--cluster slurm needs the extra: pip install 'sam2-3dmed[slurm]'"
-LOGS = "slurm"
-_SECONDS_BETWEEN_LOOKS = 2.0
 
 
 @dataclass(frozen=True)
@@ -47,55 +43,23 @@ def on_slurm(
 ) -> None:
     """Do a job in that many tasks of an array, and wait for them; to stop waiting does not stop them.
 
-    options: of submitit's AutoExecutor: `slurm_partition`, `timeout_min`, `gpus_per_node`, `mem_gb`, ...; `cluster` is
-    `slurm`, or `local` to try it without one.
+    options: see `submit`.
 
     Raises:
         ConfigError: the extra is missing, there is no SLURM here, or an option is not known.
     """
     numbers = [range(len(inputs))[first::tasks] for first in range(min(tasks, len(inputs)))]
     parts = [Part(job, tuple(inputs[number] for number in own), device) for own in numbers]
-    submitted = _submit(parts, options)
+    submitted = submit(parts, job.results.folder, options)
     waiting = set(range(len(inputs)))
     while not all(task.done() for task in submitted):
         waiting -= _report_finished(job, inputs, sorted(waiting), report)
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(SECONDS_BETWEEN_LOOKS)
     for task, own in zip(submitted, numbers, strict=True):
         outcomes = _outcomes(task, [inputs[number] for number in own], job)
         for number, outcome in zip(own, outcomes, strict=True):
             if number in waiting:
                 report(number, outcome)
-
-
-def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE, each, with whole numbers as numbers.
-
-    Raises:
-        ConfigError: one has no key, or no value.
-    """
-    options: dict[str, Any] = {}
-    for text in texts:
-        key, _, value = text.partition("=")
-        if not (key and value):
-            raise ConfigError(f"--slurm {text}: expected KEY=VALUE, such as slurm_partition=gpu")
-        options[key] = int(value) if value.isdigit() else value
-    return options
-
-
-def _submit(parts: Sequence[Part], options: Mapping[str, Any]) -> list[Task[list[Outcome]]]:
-    try:
-        from submitit import AutoExecutor
-    except ImportError:
-        raise ConfigError(NEEDS_THE_EXTRA) from None
-    told = {"cluster": "slurm", "name": "sam2-3dmed"} | dict(options)
-    folder = parts[0].job.results.folder / LOGS
-    try:
-        executor = AutoExecutor(folder=folder, cluster=told.pop("cluster"))
-        executor.update_parameters(**told)
-        submitted: list[Task[list[Outcome]]] = executor.submit_array(parts)
-    except Exception as error:  # submitit raises what it likes: NameError, RuntimeError, its own
-        raise ConfigError(f"--cluster slurm: {' '.join(str(error).split())[:500]}") from None
-    return submitted
 
 
 def _report_finished(job: Job, inputs: Sequence[Input], waiting: Sequence[int], report: Report) -> set[int]:
@@ -114,9 +78,7 @@ def _outcomes(task: Task[list[Outcome]], inputs: Sequence[Input], job: Job) -> l
     try:
         return [replace(outcome, earlier=False) for outcome in task.result()]
     except Exception:  # it raised, or was killed
-        reason = (
-            f"task {task.job_id} ended as {task.state} ({task.paths.stderr}); the same command does what is missing"
-        )
+        reason = how_it_ended(task)
     return [
         Outcome(item.name, job.results.mask_file(item), None)
         if job.results.manifest is not None and job.results.manifest.finished([item])[0]

@@ -1,0 +1,91 @@
+"""The environment that nnU-Net has for itself: it needs packages that cannot be installed beside ours."""
+
+import json
+import logging
+import os
+import subprocess
+import venv
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from sam2_3dmed.atomic import write_text
+from sam2_3dmed.errors import ConfigError
+
+VARIABLE = "SAM2_3DMED_NNUNET"
+"""Says where the environment is."""
+PACKAGES = ("nnunetv2==2.8.1", "safetensors", "setuptools<81")
+"""nnU-Net imports distutils, which setuptools has where Python has it no longer."""
+_READY = "sam2_3dmed.json"
+_SHOWN_LINES = 5
+
+logger = logging.getLogger(__name__)
+
+
+def environment_folder() -> Path:
+    """Where the environment is, or will be: SAM2_3DMED_NNUNET, else in the user's cache."""
+    if told := os.environ.get(VARIABLE):
+        return Path(told)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam2-3dmed" / "nnunet"
+
+
+def find_python() -> Path:
+    """The interpreter of the environment.
+
+    Raises: ConfigError if `set_up` has not made it.
+    """
+    folder = environment_folder()
+    if not (folder / _READY).is_file():
+        raise ConfigError(
+            f"nnunet needs an environment of its own, and {folder} has none: sam2-3dmed baselines setup nnunet"
+        )
+    return _python(folder)
+
+
+def installed_versions() -> dict[str, str]:
+    """Of what the environment's results depend on.
+
+    Raises: ConfigError if `set_up` has not made it.
+    """
+    find_python()
+    content: dict[str, str] = json.loads((environment_folder() / _READY).read_text(encoding="utf-8"))
+    return content
+
+
+def set_up() -> Path:
+    """Make the environment, with this Python and the torch that we have; one that is there is made anew.
+
+    It takes minutes and gigabytes. Whatever pip is told by its own configuration and variables holds.
+    Returns: its folder.
+    Raises: ConfigError if pip fails.
+    """
+    folder = environment_folder()
+    if folder.exists() and not (folder / "pyvenv.cfg").is_file():
+        raise ConfigError(f"{folder}: is there, and is no environment; {VARIABLE} chooses another place")
+    (folder / _READY).unlink(missing_ok=True)
+    try:
+        venv.EnvBuilder(with_pip=True, clear=True).create(folder)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise ConfigError(f"{folder}: no environment can be made: {error}") from None
+    torch = ".".join(version("torch").split("+")[0].split(".")[:2])
+    logger.info("installing %s with torch %s into %s", PACKAGES[0], torch, folder)
+    with TemporaryDirectory() as temporary:
+        constraints = Path(temporary) / "constraints.txt"
+        constraints.write_text(f"torch=={torch}.*\n", encoding="utf-8")
+        _run(_python(folder), "-m", "pip", "install", "--quiet", "-c", str(constraints), *PACKAGES)
+    script = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in ('nnunetv2', 'torch')}))"
+    found = _run(_python(folder), "-c", f"import nnunetv2.training.nnUNetTrainer.nnUNetTrainer; {script}")
+    write_text(folder / _READY, found.splitlines()[-1] + "\n")
+    return folder
+
+
+def _python(folder: Path) -> Path:
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = " / ".join(line.strip() for line in done.stderr.strip().splitlines()[-_SHOWN_LINES:])
+        raise ConfigError(f"{Path(command[0]).parents[1]}: {' '.join(map(str, command[1:4]))} failed: {last}")
+    return done.stdout

@@ -1,0 +1,225 @@
+"""Runs inside nnU-Net's environment, which has no package of ours: plans, trains, predicts.
+
+`python worker.py plan | train | predict`, told what to do by lines of JSON on standard input, each of which it answers
+by lines of JSON on standard output; `process.Worker` is the other side. What nnU-Net prints goes to standard error.
+nnU-Net's own variables (nnUNet_raw, nnUNet_preprocessed, nnUNet_results) say where its folders are.
+"""
+
+import json
+import os
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.experiment_planning import plan_and_preprocess_api as planning
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+Say = Callable[..., None]
+
+_DATASET = 1
+_FEWEST_EPOCHS = 20
+"""Of a run of so many minutes: the rate falls by the epoch."""
+_MEASURED = 5
+"""Steps from which minutes are planned, after two that are not counted."""
+_MARGIN = 0.05
+"""Of the minutes, for checkpoints and what else is not measured."""
+_CHECKPOINTS = 50
+"""In a run, of those that it can go on from."""
+
+
+def plan(told: dict[str, Any], say: Say) -> None:
+    """Fingerprint, plans, and cases on their grid. told: planner, configuration, processes."""
+    processes = told["processes"]
+    planning.extract_fingerprint_dataset(_DATASET, num_processes=processes, verbose=False, show_progress_bar=False)
+    identifier = planning.plan_experiments([_DATASET], told["planner"])
+    folder = _preprocessed()
+    plans = json.loads((folder / f"{identifier}.json").read_text(encoding="utf-8"))
+    if told["configuration"] not in plans["configurations"]:
+        say(error=f"nnU-Net plans no {told['configuration']} for these cases: {', '.join(plans['configurations'])}")
+        return
+    planning.preprocess_dataset(_DATASET, identifier, [told["configuration"]], [processes], show_progress_bar=False)
+    say(plans=plans, dataset=json.loads((folder / "dataset.json").read_text(encoding="utf-8")))
+
+
+class Trainer(nnUNetTrainer):
+    """nnU-Net's own, for a number of epochs or of minutes, and it tells how far it is."""
+
+    say: Say
+    minutes: float | None = None
+    began = 0.0
+
+    def on_train_start(self) -> None:
+        """As nnU-Net's; then minutes become epochs."""
+        super().on_train_start()
+        if self.minutes is not None:
+            self.num_epochs, self.num_iterations_per_epoch = self._fitting(60 * self.minutes * (1 - _MARGIN))
+            self.num_val_iterations_per_epoch = max(1, self.num_iterations_per_epoch // 5)
+            self.lr_scheduler.max_steps = self.num_epochs
+            self.logger.plot_progress_png = lambda _: None  # takes seconds an epoch; curves.csv has it all
+        self.save_every = max(1, self.num_epochs // _CHECKPOINTS)
+
+    def on_epoch_end(self) -> None:
+        """As nnU-Net's."""
+        super().on_epoch_end()
+        last = {name: float(self.logger.get_value(name, step=-1)) for name in ("train_losses", "val_losses", "lrs")}
+        dice = [float(value) for value in self.logger.get_value("dice_per_class_or_region", step=-1)]
+        steps = self.current_epoch * self.num_iterations_per_epoch
+        self.say(epoch=self.current_epoch, epochs=self.num_epochs, steps=steps, dice=dice, **last)
+
+    def _fitting(self, seconds: float) -> tuple[int, int]:
+        """Epochs, and steps of each; written down, so that a run that goes on has the same."""
+        path = Path(self.output_folder) / "schedule.json"
+        if path.is_file():
+            epochs, steps = json.loads(path.read_text(encoding="utf-8"))
+            return int(epochs), int(steps)
+        self.lr_scheduler.step(0)
+        self.network.train()
+        step = self._seconds_of(lambda: self.train_step(next(self.dataloader_train)))
+        with torch.no_grad():
+            step += self._seconds_of(lambda: self.validation_step(next(self.dataloader_val))) / 5
+        trial = Path(self.output_folder) / "trial.pth"
+        between = 2 * self._seconds_of(lambda: self.save_checkpoint(str(trial)))  # the latest and the best
+        trial.unlink()
+        left = max(0.0, seconds - (time.monotonic() - self.began))
+        schedule = fitting_schedule(left, step, between, self.num_epochs, self.num_iterations_per_epoch)
+        path.write_text(json.dumps(schedule), encoding="utf-8")
+        return schedule
+
+    @staticmethod
+    def _seconds_of(work: Callable[[], object]) -> float:
+        for _ in range(2):
+            work()
+        started = time.monotonic()
+        for _ in range(_MEASURED):
+            work()
+        return (time.monotonic() - started) / _MEASURED
+
+
+def fitting_schedule(seconds: float, step: float, between: float, epochs: int, steps: int) -> tuple[int, int]:
+    """Epochs, at most `epochs`, and steps of each, at most `steps`, that take about so many seconds; at least one.
+
+    step, between: seconds of a step and its share of the validation, and between epochs.
+    """
+    whole = int(seconds / (steps * step + between))
+    if whole >= _FEWEST_EPOCHS:
+        return min(epochs, whole), steps
+    fewest = max(1, min(epochs, _FEWEST_EPOCHS, int(seconds / (step + between))))
+    return fewest, max(1, min(steps, int((seconds / fewest - between) / step)))
+
+
+def train(told: dict[str, Any], say: Say) -> None:
+    """Train, predict the validation cases as nnU-Net does, and write the last weights.
+
+    told: plans, dataset, configuration, epochs, steps_per_epoch, minutes, seed, device, weights.
+    """
+    random.seed(told["seed"])
+    np.random.seed(told["seed"])
+    torch.manual_seed(told["seed"])
+    Trainer.say, Trainer.minutes, Trainer.began = staticmethod(say), told["minutes"], time.monotonic()
+    plans = {**told["plans"], "continue_training": False}
+    trainer = Trainer(plans, told["configuration"], 0, told["dataset"], torch.device(told["device"]))
+    trainer.num_epochs, trainer.num_iterations_per_epoch = told["epochs"], told["steps_per_epoch"]
+    trainer.num_val_iterations_per_epoch = max(1, told["steps_per_epoch"] // 5)
+    folder = Path(trainer.output_folder)
+    found = [path for name in ("final", "latest") if (path := folder / f"checkpoint_{name}.pth").is_file()]
+    if found:
+        trainer.load_checkpoint(str(found[0]))
+    if not found or found[0].stem != "checkpoint_final":
+        trainer.run_training()
+    trainer.perform_actual_validation(False)
+    network: Any = getattr(trainer.network, "_orig_mod", trainer.network)  # torch.compile wraps it on a GPU
+    weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+    written = {name: weights[name] for name in first_names(network).values()}
+    axes = trainer.inference_allowed_mirroring_axes
+    save_file(written, told["weights"], {"mirroring_axes": json.dumps(None if axes is None else list(axes))})
+    say(done=True, peak_mb=_peak_mb())
+
+
+def predict(told: dict[str, Any], say: Say) -> None:
+    """Masks, one for each line that comes.
+
+    told: plans, dataset, configuration, weights, device, flips, overlap. A line: images; mask; probabilities, a file
+    for (K + 1, D, H, W) float32, or null; count, whether operations are.
+    """
+    manager = PlansManager(told["plans"])
+    configuration = manager.get_configuration(told["configuration"])
+    with safe_open(told["weights"], framework="pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        axes = json.loads(file.metadata()["mirroring_axes"])
+    network = nnUNetTrainer.build_network_architecture(
+        manager,
+        configuration,
+        determine_num_input_channels(manager, configuration, told["dataset"]),
+        manager.get_label_manager(told["dataset"]).num_segmentation_heads,
+        enable_deep_supervision=False,
+    )
+    network.load_state_dict({name: weights[first] for name, first in first_names(network).items()})
+    predictor = nnUNetPredictor(
+        tile_step_size=1 - told["overlap"],
+        use_mirroring=told["flips"],
+        device=torch.device(told["device"]),
+        allow_tqdm=False,
+    )
+    predictor.manual_initialization(
+        network, manager, configuration, [network.state_dict()], told["dataset"], "nnUNetTrainer", axes
+    )
+    files = manager.image_reader_writer_class()
+    say(ready=True)
+    for job in _lines():
+        images, properties = files.read_images(job["images"])
+        wanted = job["probabilities"] is not None
+        with FlopCounterMode(display=False) if job["count"] else nullcontext() as counter:
+            found = predictor.predict_single_npy_array(images, properties, save_or_return_probabilities=wanted)
+        if wanted:
+            found, probabilities = found
+            np.save(job["probabilities"], probabilities.astype(np.float32))
+        files.write_seg(found, job["mask"], properties)
+        say(done=True, gflop=counter.get_total_flops() / 1e9 if counter else None, peak_mb=_peak_mb())
+
+
+def first_names(network: torch.nn.Module) -> dict[str, str]:
+    """For each name of a weight the first that it has: nnU-Net knows some by several, and a file has each once."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(value), name) for name, value in network.state_dict(keep_vars=True).items()}
+
+
+def _preprocessed() -> Path:
+    return next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{_DATASET:03d}_*"))  # noqa: SIM112
+
+
+def _peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def _lines() -> Iterator[Any]:
+    for line in sys.stdin:
+        yield json.loads(line)
+
+
+def main() -> None:
+    """What nnU-Net prints, and what its processes print, must not come between the lines of JSON."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def say(**content: Any) -> None:
+        answers.write(json.dumps(content) + "\n")
+        answers.flush()
+
+    {"plan": plan, "train": train, "predict": predict}[sys.argv[1]](next(_lines()), say)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Tasks of a SLURM cluster, through submitit (extra `slurm`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sam2_3dmed.errors import ConfigError
+
+if TYPE_CHECKING:
+    from submitit import Job as Task
+
+NEEDS_THE_EXTRA = "--cluster slurm needs the extra: pip install 'sam2-3dmed[slurm]'"
+LOGS = "slurm"
+"""The folder of the tasks' logs, in that of what they write."""
+SECONDS_BETWEEN_LOOKS = 2.0
+
+Result = TypeVar("Result")
+
+
+def submit(parts: Sequence[Callable[[], Result]], folder: Path, options: Mapping[str, Any]) -> list[Task[Result]]:
+    """A task for each part, in one array. folder: below it are the logs.
+
+    options: of submitit's AutoExecutor: `slurm_partition`, `timeout_min`, `gpus_per_node`, `mem_gb`, ...; `cluster` is
+    `slurm`, or `local` to try it without one.
+
+    Raises:
+        ConfigError: the extra is missing, there is no SLURM here, or an option is not known.
+    """
+    try:
+        from submitit import AutoExecutor
+    except ImportError:
+        raise ConfigError(NEEDS_THE_EXTRA) from None
+    told = {"cluster": "slurm", "name": "sam2-3dmed"} | dict(options)
+    try:
+        executor = AutoExecutor(folder=folder / LOGS, cluster=told.pop("cluster"))
+        executor.update_parameters(**told)
+        submitted: list[Task[Result]] = executor.submit_array(parts)
+    except Exception as error:  # submitit raises what it likes: NameError, RuntimeError, its own
+        raise ConfigError(f"--cluster slurm: {' '.join(str(error).split())[:500]}") from None
+    return submitted
+
+
+def parse_options(texts: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE, each, with whole numbers as numbers.
+
+    Raises:
+        ConfigError: one has no key, or no value.
+    """
+    options: dict[str, Any] = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not (key and value):
+            raise ConfigError(f"--slurm {text}: expected KEY=VALUE, such as slurm_partition=gpu")
+        options[key] = int(value) if value.isdigit() else value
+    return options
+
+
+def how_it_ended(task: Task[Any]) -> str:
+    """Of a task that returned nothing: it raised, or was killed."""
+    return f"task {task.job_id} ended as {task.state} ({task.paths.stderr}); the same command does what is missing"

@@ -1,0 +1,111 @@
+"""Our side of a run of nnU-Net, with a stand-in on the other: data in, curves and weights out, stops and failures."""
+
+import csv
+import json
+
+import pytest
+
+from sam2_3dmed.baselines.nnunet.recipe import nnunet_recipe
+from sam2_3dmed.baselines.nnunet.run import FOLDER
+from sam2_3dmed.baselines.recipe import patch_recipe
+from sam2_3dmed.errors import ConfigError, ProcessError
+from sam2_3dmed.records import NnunetRecord, RunRecord
+from sam2_3dmed.train import TrainRequest, test_run, train_run
+
+test_run.__test__ = False  # a function of the package, not a test
+
+
+def request(data, out, *settings, **more):
+    config = nnunet_recipe(["training.epochs=4", *settings])
+    return TrainRequest(data, out, config=config, system="nnunet", **more)
+
+
+def epochs(run):
+    with (run / "curves.csv").open() as file:
+        return [int(row["epoch"]) for row in csv.DictReader(file)]
+
+
+def test_from_data_to_scores(standin, blobs, tmp_path):
+    run = train_run(request(blobs, tmp_path / "run"))
+    record = RunRecord.read(run)
+    assert isinstance(record, NnunetRecord)
+    assert (record.kind, record.weights) == ("nnunet", "none")
+    assert record.about == "nnU-Net, 3d_fullres, patches of 8 x 16 x 16 voxels"
+    assert record.versions["nnunetv2"] == "0"
+    assert {"model.safetensors", "split.json", "curves.csv", "data.json", "log.txt"} < {p.name for p in run.iterdir()}
+    assert epochs(run) == [0, 1, 2, 3]
+    assert {p.name for p in (run / FOLDER).iterdir()} == {"results", "log.txt"}, "the copies of the data are gone"
+    assert "epoch 3" in (run / FOLDER / "log.txt").read_text()
+    evaluation = test_run(run, blobs)
+    assert len(evaluation.cases) == 2
+    dark = next(row for row in evaluation.summary()["results"] if row["class"] == "dark")
+    assert dark["dice"]["mean"] == pytest.approx(0, abs=0.1), "the stand-in takes the bright ball for the dark one"
+
+
+def test_only_training_and_validation_cases_are_shown(standin, blobs, tmp_path, monkeypatch):
+    from sam2_3dmed.baselines.nnunet import run as module
+
+    seen = {}
+
+    def note(split, folder):
+        raw = folder.parent / "raw" / "Dataset001_run"
+        seen.update(split=split, images=sorted(p.name for p in (raw / "imagesTr").iterdir()))
+        write(split, folder)
+
+    write = module.write_split
+    monkeypatch.setattr(module, "write_split", note)
+    train_run(request(blobs, tmp_path / "run"))
+    split = seen["split"]
+    assert seen["images"] == sorted(f"{name}_0000.nii.gz" for name in (*split.train, *split.validation))
+
+
+def test_a_run_that_fails_goes_on(standin, blobs, tmp_path):
+    with pytest.raises(ProcessError, match=r"nnU-Net has ended: RuntimeError: out of luck \(status 1\).*log\.txt"):
+        train_run(request(blobs, tmp_path / "run", "training.seed=13"))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    assert epochs(tmp_path / "run") == [0, 1]
+    run = train_run(request(blobs, tmp_path / "run", resume=True))
+    assert epochs(run) == [0, 1, 2, 3]
+    log = (run / FOLDER / "log.txt").read_text()
+    assert [log.count(f"epoch {number}\n") for number in range(4)] == [1, 1, 1, 1]
+    assert log.count("planning") == 1
+
+
+def test_what_nnunet_cannot_plan_is_said(standin, blobs, tmp_path):
+    with pytest.raises(ProcessError, match="no 3d_lowres"):
+        train_run(request(blobs, tmp_path / "run", "model.configuration=3d_lowres"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"weights": "tiny.pt"}, "--weights tiny.pt: nnunet starts without weights"),
+        ({"gpu_memory": 8.0}, "--gpu-memory is for sam2_3dmed"),
+        ({"devices": 2}, "--devices and --nodes: nnunet trains on one GPU here"),
+    ],
+)
+def test_what_does_not_go_with_it(standin, blobs, tmp_path, more, message):
+    with pytest.raises(ConfigError, match=message):
+        train_run(request(blobs, tmp_path / "run", **more))
+
+
+def test_another_systems_recipe(standin, blobs, tmp_path):
+    with pytest.raises(ConfigError, match="this recipe is not for nnunet"):
+        train_run(TrainRequest(blobs, tmp_path / "run", config=patch_recipe("unet"), system="nnunet"))
+
+
+def test_without_an_environment(blobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAM2_3DMED_NNUNET", str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="nowhere has none: sam2-3dmed baselines setup nnunet"):
+        train_run(request(blobs, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_its_curves_are_drawn_and_its_runs_compared(standin, blobs, tmp_path):
+    from sam2_3dmed.report.build import write_report
+
+    run = train_run(request(blobs, tmp_path / "run"))
+    test_run(run, blobs)
+    page = write_report(run).read_text()
+    assert "nnU-Net, 3d_fullres" in page
+    assert json.loads((run / "evaluation" / "summary.json").read_text())["cases"] == 2

@@ -1,0 +1,126 @@
+"""The real nnU-Net, in its environment, which takes minutes to make: SAM2_3DMED_NNUNET names one that is there."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sam2_3dmed.baselines.nnunet import environment
+from sam2_3dmed.baselines.nnunet.dataset import to_classes
+from sam2_3dmed.baselines.nnunet.process import Worker
+from sam2_3dmed.baselines.nnunet.recipe import nnunet_recipe
+from sam2_3dmed.baselines.nnunet.run import FOLDER
+from sam2_3dmed.cli import app
+from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.runs import load_predictor
+from sam2_3dmed.termination import Terminated
+from sam2_3dmed.train import TrainRequest, test_run, train_run
+from sam2_3dmed.volume.volume import Volume
+
+test_run.__test__ = False  # a function of the package, not a test
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module", autouse=True)
+def real(tmp_path_factory):
+    """Made by `baselines setup nnunet`, unless it is there."""
+    with pytest.MonkeyPatch.context() as patch:
+        if environment.VARIABLE not in os.environ:
+            patch.setenv(environment.VARIABLE, str(tmp_path_factory.mktemp("nnunet") / "environment"))
+        if not (environment.environment_folder() / environment._READY).is_file():
+            result = CliRunner().invoke(app, ["baselines", "setup", "nnunet"], catch_exceptions=False)
+            assert result.exit_code == 0, result.output
+            assert "nnunetv2 2." in result.output
+        yield
+
+
+def request(data: Path, out: Path, *settings: str, resume: bool = False) -> TrainRequest:
+    return TrainRequest(data, out, config=nnunet_recipe(settings), system="nnunet", resume=resume)
+
+
+@pytest.fixture(scope="module")
+def run(real, blobs, tmp_path_factory):
+    """Trained for a few steps; the balls are so plain that they begin to show."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return train_run(request(blobs, out, "training.epochs=4", "training.steps_per_epoch=8"))
+
+
+def results(run):
+    """nnU-Net's own folder of its one fold."""
+    (fold,) = (run / FOLDER / "results").glob("*/*/fold_0")
+    return fold
+
+
+def test_it_trains_and_is_scored(run, blobs):
+    evaluation = test_run(run, blobs)
+    assert len(evaluation.cases) == 2
+    with (run / "curves.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [8, 16, 24, 32]
+    assert float(rows[-1]["loss/train"]) < float(rows[0]["loss/train"])
+
+
+def test_our_scores_of_its_predictions_are_its_own(run, blobs, tmp_path):
+    """Of what nnU-Net predicts of the validation cases itself, and writes a summary of."""
+    fold = results(run)
+    labels = {case.name: case.label for case in read_catalog(blobs).cases}
+    truth = tmp_path / "truth"
+    truth.mkdir()
+    for prediction in (fold / "validation").glob("*.nii.gz"):
+        label = Volume.read(labels[prediction.name.removesuffix(".nii.gz")])
+        label.with_array(to_classes(label.array, (1, 3))).write(truth / prediction.name)
+    call = ["evaluate", str(fold / "validation"), str(truth), "-o", str(tmp_path / "scores"), "--empty", "nan"]
+    result = CliRunner().invoke(app, call, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    ours = json.loads((tmp_path / "scores" / "summary.json").read_text())["results"]
+    theirs = json.loads((fold / "validation" / "summary.json").read_text())["mean"]
+    for value in ("1", "2"):
+        found = next(row["dice"]["mean"] for row in ours if row["class"] == value)
+        assert found == pytest.approx(theirs[value]["Dice"], abs=1e-9, nan_ok=True)
+
+
+def test_our_predictor_predicts_what_nnunet_does(run, blobs):
+    predictor = load_predictor(run)
+    images = {case.name: case.images[0] for case in read_catalog(blobs).cases}
+    own = list((results(run) / "validation").glob("*.nii.gz"))
+    assert own
+    for prediction in own:
+        mask = predictor(Volume.read(images[prediction.name.removesuffix(".nii.gz")]))
+        classes = Volume.read(prediction).array
+        np.testing.assert_array_equal(to_classes(mask.array, (1, 3)), classes)
+
+
+def test_probabilities_agree_with_the_mask(run, blobs, tmp_path):
+    case = read_catalog(blobs).cases[0]
+    volume = Volume.read(case.images[0])
+    mask = load_predictor(run)(volume, tmp_path / "case")
+    shares = [Volume.read(tmp_path / f"case_{name}.nii.gz").array for name in ("bright", "dark")]
+    for value, share in zip((1, 3), shares, strict=True):
+        assert (share[mask.array == value] >= 1 / 3 - 1 / 255).all()
+        assert (share[mask.array != value] <= 0.5 + 1 / 255).all()
+
+
+def test_minutes_are_planned_once_and_a_stopped_run_goes_on(blobs, tmp_path, monkeypatch):
+    settings = ["training.minutes=0.5", "training.steps_per_epoch=2"]
+    answers = Worker.answers
+
+    def until_the_second_epoch(self):
+        for answer in answers(self):
+            yield answer
+            if answer.get("epoch") == 2:
+                raise Terminated
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "answers", until_the_second_epoch)
+        with pytest.raises(Terminated):
+            train_run(request(blobs, tmp_path / "run", *settings))
+    epochs, steps = json.loads((results(tmp_path / "run") / "schedule.json").read_text())
+    assert 2 < epochs <= 1000
+    assert steps in (1, 2)
+    run = train_run(request(blobs, tmp_path / "run", *settings, resume=True))
+    with (run / "curves.csv").open() as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == [steps * n for n in range(1, epochs + 1)]
