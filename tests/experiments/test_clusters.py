@@ -70,12 +70,11 @@ def test_jobs_that_die_are_failures(broken, tmp_path, monkeypatch, runner, packa
     pickling.register_pickle_by_value(sys.modules[__name__])  # other processes cannot import it
     ended = []
     try:
-        runner(broken, tmp_path, ended.append)
+        runner(broken[:1], tmp_path, ended.append)
     finally:
         pickling.unregister_pickle_by_value(sys.modules[__name__])
-    assert {run.key for run in ended} == {run.key for run in broken}
-    for run in broken:
-        assert words in Place.of(run, tmp_path).failure
+    assert [run.key for run in ended] == [broken[0].key]
+    assert words in Place.of(broken[0], tmp_path).failure
 
 
 def test_a_task_that_is_queued_again_is_the_same(broken, tmp_path):
