@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from typer.testing import CliRunner
 
 from sam2_3dmed.baselines.nnunet import environment
@@ -28,13 +29,17 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module", autouse=True)
 def real(tmp_path_factory):
     """Made by `baselines setup nnunet`, unless it is there."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # which all processes of a test run share
     with pytest.MonkeyPatch.context() as patch:
         if environment.VARIABLE not in os.environ:
-            patch.setenv(environment.VARIABLE, str(tmp_path_factory.mktemp("nnunet") / "environment"))
-        if not (environment.environment_folder() / environment._READY).is_file():
-            result = CliRunner().invoke(app, ["baselines", "setup", "nnunet"], catch_exceptions=False)
-            assert result.exit_code == 0, result.output
-            assert "nnunetv2 2." in result.output
+            patch.setenv(environment.VARIABLE, str(root / "nnunet-environment"))
+        with FileLock(root / "nnunet-environment.lock"):
+            if not (environment.environment_folder() / environment._READY).is_file():
+                result = CliRunner().invoke(app, ["baselines", "setup", "nnunet"], catch_exceptions=False)
+                assert result.exit_code == 0, result.output
+                assert "nnunetv2 2." in result.output
         yield
 
 
@@ -46,7 +51,7 @@ def request(data: Path, out: Path, *settings: str, resume: bool = False) -> Trai
 def run(real, blobs, tmp_path_factory):
     """Trained for a few steps; the balls are so plain that they begin to show."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    return train_run(request(blobs, out, "training.epochs=4", "training.steps_per_epoch=8"))
+    return train_run(request(blobs, out, "training.epochs=3", "training.steps_per_epoch=6"))
 
 
 def results(run):
@@ -60,7 +65,7 @@ def test_it_trains_and_is_scored(run, blobs):
     assert len(evaluation.cases) == 2
     with (run / "curves.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [int(row["step"]) for row in rows] == [8, 16, 24, 32]
+    assert [int(row["step"]) for row in rows] == [6, 12, 18]
     assert float(rows[-1]["loss/train"]) < float(rows[0]["loss/train"])
 
 
@@ -120,7 +125,7 @@ def test_minutes_are_planned_once_and_a_stopped_run_goes_on(blobs, tmp_path, mon
             train_run(request(blobs, tmp_path / "run", *settings))
     epochs, steps = json.loads((results(tmp_path / "run") / "schedule.json").read_text())
     assert 2 < epochs <= 1000
-    assert steps in (1, 2)
+    assert steps == 2
     run = train_run(request(blobs, tmp_path / "run", *settings, resume=True))
     with (run / "curves.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [steps * n for n in range(1, epochs + 1)]

@@ -138,8 +138,8 @@ class _Curves:
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self._path, text.getvalue())
-        logger.info("epoch %d of %d: loss %.4f, Dice of patches %.4f", *(told["epoch"], told["epochs"]),
-                    told["train_losses"], mean)  # fmt: skip
+        done, every, loss = told["epoch"], told["epochs"], told["train_losses"]
+        logger.info("epoch %d of %d: loss %.4f, Dice of patches %.4f", done, every, loss, mean)
 
     def result(self) -> FitResult:
         """The best Dice of patches, epochs, steps."""

@@ -31,9 +31,10 @@ Say = Callable[..., None]
 
 _DATASET = 1
 _FEWEST_EPOCHS = 20
-"""Of a run of so many minutes: the rate falls by the epoch."""
-_MEASURED = 5
-"""Steps from which minutes are planned, after two that are not counted."""
+"""Of a run of so many minutes: the rate falls by the epoch. Fewer where each would have less than these steps."""
+_FEWEST_STEPS = 10
+_MEASURED = 2
+"""Steps from which minutes are planned, after one that is not counted; on a CPU each takes seconds."""
 _MARGIN = 0.05
 """Of the minutes, for checkpoints and what else is not measured."""
 _CHECKPOINTS = 50
@@ -100,8 +101,7 @@ class Trainer(nnUNetTrainer):
 
     @staticmethod
     def _seconds_of(work: Callable[[], object]) -> float:
-        for _ in range(2):
-            work()
+        work()
         started = time.monotonic()
         for _ in range(_MEASURED):
             work()
@@ -113,11 +113,10 @@ def fitting_schedule(seconds: float, step: float, between: float, epochs: int, s
 
     step, between: seconds of a step and its share of the validation, and between epochs.
     """
-    whole = int(seconds / (steps * step + between))
-    if whole >= _FEWEST_EPOCHS:
-        return min(epochs, whole), steps
-    fewest = max(1, min(epochs, _FEWEST_EPOCHS, int(seconds / (step + between))))
-    return fewest, max(1, min(steps, int((seconds / fewest - between) / step)))
+    total = max(1, int(seconds / (step + between / steps)))
+    fewest = max(1, min(_FEWEST_EPOCHS, total // _FEWEST_STEPS))
+    count = min(epochs, max(fewest, total // steps))
+    return count, max(1, min(steps, int((seconds / count - between) / step)))
 
 
 def train(told: dict[str, Any], say: Say) -> None:
