@@ -3,7 +3,7 @@
 import pytest
 
 from sam2_3dmed.baselines.recipe import PatchConfig, patch_recipe
-from sam2_3dmed.baselines.systems import SYSTEMS
+from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def test_what_the_authors_did(system: str, expected: tuple) -> None:
 
 
 def test_every_recipe_survives_yaml() -> None:
-    for system in SYSTEMS:
+    for system in PATCH_SYSTEMS:
         config = PatchConfig(system=system)
         assert PatchConfig.model_validate(config.model_dump(mode="json")) == config
 

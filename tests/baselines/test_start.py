@@ -12,7 +12,7 @@ import torch
 from sam2_3dmed.baselines.recipe import patch_recipe
 from sam2_3dmed.baselines.spec import PatchSpec
 from sam2_3dmed.baselines.start import first_network, plan_spec
-from sam2_3dmed.baselines.systems import SYSTEMS
+from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.errors import ConfigError, WeightsError
 from sam2_3dmed.records import PatchRecord, RunRecord
 from sam2_3dmed.runs import load_predictor, read_weights
@@ -32,7 +32,7 @@ def request(system: str, data: Path, out: Path, *settings: str, **more: Any) -> 
 
 @pytest.mark.parametrize("system", ["unet", "mednext_s", "nnformer", pytest.param("universal", marks=pytest.mark.long)])
 def test_from_data_to_scores(system: str, blobs: Path, tmp_path: Path) -> None:
-    if "einops" in SYSTEMS[system].packages:
+    if "einops" in PATCH_SYSTEMS[system].packages:
         pytest.importorskip("einops")
     run = train_run(request(system, blobs, tmp_path / "run"))
     record = RunRecord.read(run)

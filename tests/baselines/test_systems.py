@@ -3,14 +3,15 @@
 import pytest
 
 from sam2_3dmed.baselines import systems
-from sam2_3dmed.baselines.systems import SYSTEMS, find_system, require_system
+from sam2_3dmed.baselines.systems import PATCH_SYSTEMS, SYSTEMS, find_system, require_system
 from sam2_3dmed.errors import ConfigError
 
 
 def test_the_systems_of_the_paper_that_learn_from_patches() -> None:
     variants = [f"mednext_{variant}" for variant in "sbml"]
-    assert list(SYSTEMS) == ["unet", *variants, "nnformer", "universal"]
-    assert [name for name, system in SYSTEMS.items() if not system.background] == ["universal"]
+    assert list(PATCH_SYSTEMS) == ["unet", *variants, "nnformer", "universal"]
+    assert list(SYSTEMS) == ["nnunet", *PATCH_SYSTEMS]
+    assert [name for name, system in PATCH_SYSTEMS.items() if not system.background] == ["universal"]
 
 
 def test_a_name_that_is_none() -> None:
