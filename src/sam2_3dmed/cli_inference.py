@@ -56,6 +56,10 @@ SaveAuxiliary = Annotated[
 Format = Annotated[str, typer.Option("--format", help="nifti, nrrd (for 3D Slicer), dicom-seg or rtstruct.")]
 Codes = Annotated[Path | None, typer.Option(help='dataset.json whose "codes" give classes their DICOM codes.')]
 Series = Annotated[str | None, typer.Option(help="UID of the DICOM series, where an input has several.")]
+BoxesFrom = Annotated[
+    Path | None,
+    typer.Option("--boxes-from", help="Masks to draw boxes around, for a model trained with model.box_every."),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Predict all; without it what is finished and whole is passed over.")
 ]
@@ -107,6 +111,7 @@ def predict(
     mask_format: Format = "nifti",
     codes: Codes = None,
     series: Series = None,
+    boxes_from: BoxesFrom = None,
     overwrite: Overwrite = False,
     device: Device = None,
     backend: Backend = None,
@@ -127,7 +132,7 @@ def predict(
     options = {key: value for key, value in given.items() if value is not None}
     folders = {"auxiliary": save_auxiliary, "probabilities": probabilities}
     job = _job(model, out, options, mask_format, codes, {name for name, wanted in folders.items() if wanted})
-    _run(job, _find(inputs or [], list_file, model, series), runner, overwrite=overwrite)
+    _run(job, _find(inputs or [], list_file, model, series, boxes_from), runner, overwrite=overwrite)
 
 
 def _job(
@@ -158,19 +163,29 @@ def _job(
     return Job(model, Results(out, written, manifest=Manifest(out, provenance), **wanted), options)
 
 
-def _find(paths: Sequence[Path], list_file: Path | None, model: Path, series: str | None) -> "list[Input]":
+def _find(
+    paths: Sequence[Path], list_file: Path | None, model: Path, series: str | None, boxes_from: Path | None
+) -> "list[Input]":
     """The volumes to predict.
 
     Raises:
-        UserError: there are none, one is missing, or two have one name.
+        UserError: there are none, one is missing, or two have one name; boxes are missing, or not asked for.
     """
-    from sam2_3dmed.inference.inputs import find_inputs, read_list
+    from sam2_3dmed.inference.inputs import find_inputs, read_list, with_references
     from sam2_3dmed.records import RunRecord
 
     wanted = [*paths, *(read_list(list_file) if list_file else [])]
     if not wanted:
         raise ConfigError("nothing to predict: give files or folders, or --list")
-    return find_inputs(wanted, len(RunRecord.read(model).plan.channels), series)
+    record = RunRecord.read(model)
+    found = find_inputs(wanted, len(record.plan.channels), series)
+    if record.takes_boxes != (boxes_from is not None):
+        raise ConfigError(
+            f"{model} takes boxes ({record.about}): --boxes-from has the masks to draw them around"
+            if record.takes_boxes
+            else f"--boxes-from is for a model trained with model.box_every, and {model} is {record.about}"
+        )
+    return found if boxes_from is None else with_references(found, boxes_from)
 
 
 def _volumes_ml(texts: Sequence[str]) -> float | dict[str, float] | None:

@@ -103,6 +103,7 @@ def _build(
         boundary_fusion=model.boundary_fusion,
         fusion_residual=model.fusion_residual,
         memory=model.memory,
+        box_every=model.box_every,
         pointer_time=fill.pointer_time if fill else base.model.pointer_time if base else True,
     )
     network = build_network(**spec.model_dump())

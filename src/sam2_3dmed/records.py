@@ -37,6 +37,7 @@ class ModelSpec(BaseModel):
     fusion_residual: bool
     pointer_time: bool
     memory: str = "recent"
+    box_every: int = 0
 
 
 class RunRecord(BaseModel, ABC):
@@ -55,6 +56,11 @@ class RunRecord(BaseModel, ABC):
     @abstractmethod
     def about(self) -> str:
         """The model in a few words."""
+
+    @property
+    def takes_boxes(self) -> bool:
+        """Whether the model must be told where to look, by boxes that a reference gives."""
+        return False
 
     def write(self, folder: Path) -> None:
         """Write `config.yaml`, whole or not at all."""
@@ -93,8 +99,15 @@ class Sam2Record(RunRecord):
 
     @property
     def about(self) -> str:
-        """Size, pixels, and how volumes are cut."""
-        return f"size {self.model.size}, {self.model.image_size} pixels, {self.plan.slicing_axis} slices"
+        """Size, pixels, how volumes are cut, and what it is told besides."""
+        text = f"size {self.model.size}, {self.model.image_size} pixels, {self.plan.slicing_axis} slices"
+        every = self.model.box_every
+        return f"{text}, boxes from the reference on one slice of {every}" if every else text
+
+    @property
+    def takes_boxes(self) -> bool:
+        """As the recipe's model.box_every says."""
+        return self.model.box_every > 0
 
 
 class PatchRecord(RunRecord):

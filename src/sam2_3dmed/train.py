@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sam2_3dmed.baselines.systems import OURS
-from sam2_3dmed.data.catalog import Catalog, read_catalog
+from sam2_3dmed.data.catalog import Case, Catalog, read_catalog
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import ConfigError, DataError, TrainingError
 from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
@@ -151,7 +151,7 @@ def test_run(folder: Path, data: Path) -> Evaluation:
     predictor = load_predictor(folder)
     with progress_bar("Predicting the test set") as progress:
         outcomes = predict_cohort(
-            predictor, [Input(case.name, case.images) for case in cases], Results(folder / "predictions"), progress
+            predictor, [_input(case, record) for case in cases], Results(folder / "predictions"), progress
         )
     failed = [outcome.error for outcome in outcomes if outcome.error]
     if failed:
@@ -161,6 +161,10 @@ def test_run(folder: Path, data: Path) -> Evaluation:
     evaluation = evaluate_cases(pairs, record.plan.labels, tolerances)
     evaluation.write(folder / "evaluation")
     return evaluation
+
+
+def _input(case: Case, record: RunRecord) -> Input:
+    return Input(case.name, case.images, reference=case.label if record.takes_boxes else None)
 
 
 def _check_folder(folder: Path, resume: bool) -> None:

@@ -1,7 +1,10 @@
 """Every system from data set to scores; a run that stops goes on exactly; the plan of a run is kept."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from sam2_3dmed.baselines.start import first_network, plan_spec
 from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.errors import ConfigError, WeightsError
 from sam2_3dmed.records import PatchRecord, RunRecord
-from sam2_3dmed.runs import load_predictor, read_weights
+from sam2_3dmed.runs import MODEL_FILE, load_predictor, read_weights
 from sam2_3dmed.termination import Terminated
 from sam2_3dmed.train import TrainRequest, test_run, train_run
 from sam2_3dmed.volume.nifti import read_label, read_volume
@@ -55,6 +58,20 @@ def test_the_balls_are_learnt(blobs: Path, tmp_path: Path) -> None:
     run = train_run(request("unet", blobs, tmp_path / "run", *settings))
     mean = next(row for row in test_run(run, blobs).summary()["results"] if row["kind"] == "mean")
     assert mean["dice"]["mean"] > 0.8
+
+
+@pytest.mark.long
+def test_two_processes_train_to_the_weights_of_one(blobs: Path, tmp_path: Path) -> None:
+    settings = [*QUICK, "training.epochs=2", "training.windows_per_epoch=5", "training.batch_size=2"]
+    alone = train_run(request("unet", blobs, tmp_path / "alone", *settings))
+    command = [sys.executable, "-m", "sam2_3dmed", "train", str(blobs), "--system", "unet", "--devices", "2"]
+    command += ["--out", str(tmp_path / "two"), *(word for setting in settings for word in ("--set", setting))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    assert answer.returncode == 0, answer.stderr
+    expected, found = read_weights(alone / MODEL_FILE), read_weights(tmp_path / "two" / MODEL_FILE)
+    assert max((expected[name] - found[name]).abs().max().item() for name in expected) < 1e-5
+    assert any((expected[name] != found[name]).any() for name in expected)  # they are not one run
 
 
 def test_a_run_that_stops_goes_on_exactly(blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,7 @@ SAM2 = {
     "augmentation.reverse": 0.0,
     "inference.direction": "forward",
 }
+MEDSAM2 = {**SAM2, "model.memory": "self_sorting", "inference.mode": "stream"}
 
 
 def test_ablations_add_up_in_any_order():
@@ -110,7 +111,8 @@ def test_ablations_add_up_in_any_order():
     ("name", "changes"),
     [
         ("sam2", SAM2),
-        ("medsam2", {**SAM2, "model.memory": "self_sorting", "inference.mode": "stream"}),
+        ("medsam2", MEDSAM2),
+        ("medsam2_boxes", {**MEDSAM2, "model.box_every": 2}),
         ("lora", {"model.adapt": "lora", "training.encoder_rate": 5.0}),
         (
             "last_stage",

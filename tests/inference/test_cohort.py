@@ -15,7 +15,7 @@ from sam2_3dmed.inference.output import MaskFormat
 from sam2_3dmed.volume.volume import Volume
 
 
-def threshold(volume):
+def threshold(volume, probabilities=None, *, reference=None):
     """In place of a predictor."""
     if volume.num_channels != 1:
         raise VolumeError("the volume has 2 channels, the plan has 1")
@@ -56,14 +56,14 @@ class TestPredictCohort:
     def test_a_file_of_the_working_folder_is_named_too(self, inputs, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path / "in")
 
-        def refuse(volume):
+        def refuse(volume, probabilities, *, reference):
             raise VolumeError("there is no 0.5.")
 
         (outcome,) = predict_cohort(refuse, [Input("good", (Path("good.nii.gz"),))], Results(tmp_path / "out"))
         assert outcome.error == "good.nii.gz: there is no 0.5."
 
     def test_what_is_no_fault_of_the_user_costs_only_itself_too(self, inputs, tmp_path):
-        def too_large(volume):
+        def too_large(volume, probabilities, *, reference):
             raise MemoryError("no 64 GB here")
 
         outcomes = predict_cohort(too_large, inputs[1:2], Results(tmp_path / "out"))
@@ -132,7 +132,7 @@ class TestPredictEach:
                     second.set()
                 yield number, item
 
-        def predictor(volume):
+        def predictor(volume, probabilities, *, reference):
             assert second.wait(30)
             seen.append(len(asked))
             return threshold(volume)
@@ -146,7 +146,7 @@ class TestPredictEach:
         written = {number: Event() for number in range(4)}
         computed = []
 
-        def predictor(volume):
+        def predictor(volume, probabilities, *, reference):
             computed.append(volume)
             assert len(computed) == 1 or written[len(computed) - 2].wait(30)
             return threshold(volume)

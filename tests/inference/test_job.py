@@ -14,7 +14,7 @@ from sam2_3dmed.inference.manifest import Manifest, Provenance
 from sam2_3dmed.volume.volume import Volume
 
 
-def threshold(volume):
+def threshold(volume, probabilities=None, *, reference=None):
     """In place of a predictor."""
     return volume.with_array((volume.array > 0).astype(np.uint8))
 

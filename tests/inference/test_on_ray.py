@@ -57,7 +57,7 @@ class Deadly(Job):
     """In place of a model: a threshold that kills its process at a volume of nines."""
 
     def load(self, device):
-        def predictor(volume):
+        def predictor(volume, probabilities, *, reference):
             if (volume.array == 9).all():
                 os.kill(os.getpid(), signal.SIGKILL)
             return volume.with_array((volume.array > 0).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""That a batch of unequal windows weighs every window alike; single slices, then windows."""
+"""That a batch of unequal windows weighs every window alike; single slices, then windows; who gets boxes."""
 
 from collections.abc import Callable
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sam2_3dmed.data.windows import Windows, collate
+from sam2_3dmed.model.boxes import boxes_around
 from sam2_3dmed.training.module import TrainingModule
 
 MakeModule = Callable[..., TrainingModule]
@@ -79,3 +80,14 @@ def test_gradients_are_clipped_by_their_common_norm(module: TrainingModule) -> N
         norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
         assert norm.item() == pytest.approx(expected, rel=1e-4)
     module.zero_grad()
+
+
+def test_boxes_are_drawn_on_every_so_many_slices(make_module: MakeModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = make_module(**FOUR_EPOCHS, single_slice_fraction=0)
+    module.network.box_every = 2
+    seen: list[torch.Tensor] = []
+    module.network.register_forward_pre_hook(lambda network, arguments: seen.append(arguments[1]))
+    learn(module, monkeypatch, step=0)
+    (boxes,) = seen
+    assert (~boxes[0, :, 0].isnan()).all(-1).tolist() == [True, False, True]
+    torch.testing.assert_close(boxes[0, 2, 0], boxes_around(window(3, 0).labels[0, 2], [1])[0])

@@ -24,6 +24,7 @@ from sam2_3dmed.inference.decision import decide
 from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.predictor import empty_like
 from sam2_3dmed.inference.probabilities import writing_probabilities
+from sam2_3dmed.inference.segmenter import refuse_boxes
 from sam2_3dmed.volume.slices import slice_spacing_mm, volume_to_slices
 from sam2_3dmed.volume.volume import Volume
 
@@ -57,8 +58,9 @@ class PatchPredictor:
         self.post.require_known(self.labels.values())
         self._background = PATCH_SYSTEMS[spec.system].background
 
-    def __call__(self, volume: Volume, probabilities: Path | None = None) -> Volume:
+    def __call__(self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None) -> Volume:
         """The mask of a volume, on its grid; see `Segmenter`."""
+        refuse_boxes(reference)
         axis = self.preprocessing.slicing_axis
         image = self.preprocessing.slices(volume)
         mask = empty_like(volume, np.uint8 if max(self.labels) < 256 else np.uint16)
@@ -73,7 +75,9 @@ class PatchPredictor:
         self.post.apply(mask, self.labels)
         return mask
 
-    def with_auxiliary(self, volume: Volume, probabilities: Path | None = None) -> tuple[Volume, Auxiliary]:
+    def with_auxiliary(
+        self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None
+    ) -> tuple[Volume, Auxiliary]:
         """Never.
 
         Raises: ConfigError, since there are no such outputs.

@@ -56,10 +56,15 @@ def _medsam2(config: RunConfig) -> RunConfig:
     return _change(config, "inference", mode="stream")
 
 
-OPPONENTS: Mapping[str, Callable[[RunConfig], RunConfig]] = {"sam2": _sam2, "medsam2": _medsam2}
+OPPONENTS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
+    "sam2": _sam2,
+    "medsam2": _medsam2,
+    "medsam2_boxes": lambda c: _change(_medsam2(c), "model", box_every=2),
+}
 """The systems of the paper's Table 1 that are our network with other parts. `sam2`: SAM2, fine-tuned: no SRPP, no BD,
 and slices in one direction. `medsam2`: that with MedSAM-2's memory, and all of a volume in one stream, since a window
-is too short to fill it."""
+is too short to fill it. `medsam2_boxes`: that with a box from the reference on every second slice, as its authors run
+it; what it is told is half of the answer, so it is nobody's opponent without prompts."""
 
 
 def _adapted(config: RunConfig, how: str, encoder_rate: float, layer_decay: float = 1.0) -> RunConfig:

@@ -88,6 +88,9 @@ class ModelConfig(_Frozen):
     boundary_fusion: bool = True
     memory: Literal["recent", "self_sorting"] = "recent"
     """What a slice attends to: SAM2's first and latest slices, or MedSAM-2's bank of 16 confident and diverse ones."""
+    box_every: Annotated[int, Field(ge=0)] = 0
+    """A box around each class, taken from the reference, on every so many slices: for MedSAM-2 as it was published. 0:
+    none, as all of this is meant to be used."""
     fusion_residual: bool = False
     """Z1_bd keeps Z_bd beside the cross-attention (reading 3); the paper's Eq. 3 has no residual."""
     train_encoder: bool | None = None

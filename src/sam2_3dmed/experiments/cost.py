@@ -16,6 +16,7 @@ from sam2_3dmed.data.catalog import read_case, read_catalog
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.experiments.usage import metered
+from sam2_3dmed.records import RunRecord
 from sam2_3dmed.runs import MODEL_FILE, load_predictor
 from sam2_3dmed.train import SPLIT_FILE
 
@@ -38,16 +39,17 @@ def prediction_cost(folder: Path, data: Path) -> dict[str, Any]:
     case = next((case for case in read_catalog(data).cases if case.name == split.test[0]), None)
     if case is None:
         raise DataError(f"{data}: has no case {split.test[0]}")
-    volume, _ = read_case(case)
+    volume, label = read_case(case)
+    reference = label if RunRecord.read(folder).takes_boxes else None
     predictor = load_predictor(folder)
     if isinstance(predictor, NnunetPredictor):  # it computes in a process of its own
         gflop, memory_mb = predictor.cost_of(volume)
     else:
         with counting() as counter:
-            predictor(volume)
+            predictor(volume, reference=reference)
         gflop, memory_mb = counter.get_total_flops() / 1e9, None
     with metered() as usage:
-        predictor(volume)
+        predictor(volume, reference=reference)
     usage.memory_mb = memory_mb or usage.memory_mb
     return {
         "case": case.name,

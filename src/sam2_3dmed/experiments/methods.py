@@ -45,6 +45,7 @@ _TITLES = {
     "srpp_weight_0.05": "lambda1=0.05, lambda2=0.1",
     "sam2": "SAM2 (fine-tuned)",
     "medsam2": "MedSAM-2",
+    "medsam2_boxes": "MedSAM-2, boxes from the reference",
 }
 
 METHODS: Mapping[str, Method] = {

@@ -50,6 +50,8 @@ def export_run(
     record = read_sam2_record(run, "export")
     if record.model.memory != "recent":
         raise ConfigError(f"{run}: model.memory {record.model.memory} draws random numbers and cannot become ONNX")
+    if record.model.box_every:
+        raise ConfigError(f"{run}: takes boxes (model.box_every), for which an exported file has no input")
     predictor = cast(Predictor, load_predictor(run, device="cpu"))
     network = predictor.network
     depth = predictor.passes.window_slices

@@ -17,6 +17,7 @@ from sam2_3dmed.inference.probabilities import probability_files
 from sam2_3dmed.inference.segmenter import Segmenter
 from sam2_3dmed.volume.dicom import DicomSeries
 from sam2_3dmed.volume.files import read_channels
+from sam2_3dmed.volume.nifti import read_label
 from sam2_3dmed.volume.volume import Volume
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Results:
         if self.auxiliary is not None:
             outputs |= {boundary_file(self.auxiliary, item.name).resolve() for item in inputs}
         outputs |= {file.resolve() for item in inputs for file in self._probability_files(item)}
-        for file in (file for item in inputs for file in item.files):
+        for file in (file for item in inputs for file in item.sources):
             if file.resolve() in outputs:
                 raise DataError(f"{file}: a mask would replace this input; choose another folder for the masks")
         try:
@@ -143,6 +144,7 @@ class _Case:
         self._seconds = 0.0
         self._series: DicomSeries | None = None
         self._volume: Volume | None = None
+        self._reference: Volume | None = None
         self._mask: Volume | None = None
         self._extra: Auxiliary | None = None
 
@@ -153,7 +155,7 @@ class _Case:
         except Exception as error:  # a volume too large for the memory, too, costs only itself
             logger.warning("%s failed; the reason follows at the end", self.item.name)
             self.error = _explain(error, self.item)
-            self._volume = self._mask = self._extra = None
+            self._volume = self._reference = self._mask = self._extra = None
         self._seconds += perf_counter() - started
 
     def read(self, results: Results) -> None:
@@ -161,21 +163,23 @@ class _Case:
             self._series = self.item.series()
             results.mask_format.require(self._series)
             self._volume = read_channels(self.item.files) if self._series is None else self._series.read()
+            if self.item.reference is not None:
+                self._reference = read_label(self.item.reference)
 
         self._attempt(step)
 
     def compute(self, predictor: Segmenter, results: Results) -> None:
-        volume, self._volume = self._volume, None
+        volume, reference = self._volume, self._reference
+        self._volume = self._reference = None
         if volume is None:  # it could not be read
             return
 
         def step() -> None:
             prefix = results.probability_prefix(self.item)
-            wanted = {} if prefix is None else {"probabilities": prefix}
             if results.auxiliary is None:
-                self._mask = predictor(volume, **wanted)
+                self._mask = predictor(volume, prefix, reference=reference)
             else:
-                self._mask, self._extra = predictor.with_auxiliary(volume, **wanted)
+                self._mask, self._extra = predictor.with_auxiliary(volume, prefix, reference=reference)
 
         self._attempt(step)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.model.boxes import mirrored
 from sam2_3dmed.model.network import DecoderFeatures, DecoderState, SAM2For3dMed
 
 PIXELS_AT_ONCE = (2**17, 2**22)
@@ -38,7 +39,8 @@ class Forward:
     """A network over the slices of one stack.
 
     slices: (N, C, H0, W0) in [0, 1]; bf16: autocast; flips: each slice also passes mirrored along W, as training's
-    flips do, and the logits are averaged; boundary: the K maps of P_bd follow those of P_seg, if the network has BD.
+    flips do, and the logits are averaged; boundary: the K maps of P_bd follow those of P_seg, if the network has BD;
+    boxes: (N, K, 4), for a network that takes them.
 
     With flips, the features of a slice have two rows: its own and those of its mirror image.
     """
@@ -51,6 +53,7 @@ class Forward:
         bf16: bool = False,
         flips: bool = False,
         boundary: bool = False,
+        boxes: Tensor | None = None,
     ) -> None:
         self.network = network
         self.slices = slices
@@ -58,6 +61,7 @@ class Forward:
         self._bf16 = bf16
         self._flips = flips
         self._boundary = boundary
+        self._boxes = boxes
 
     @property
     def chunk(self) -> int:
@@ -73,6 +77,9 @@ class Forward:
             slices = torch.cat([slices, slices.flip(-1)])
         with self._computing():
             features = self.network.project(self.network.encoder(slices))
+        if self._boxes is not None:
+            boxes = self._boxes[start:stop].unsqueeze(0).to(self.device)
+            features = features._replace(boxes=torch.cat([boxes, mirrored(boxes)]) if self._flips else boxes)
         # Views: each keeps the whole chunk, which is small, alive; copies would cost more than what they free.
         return [features.at(i) for i in range(stop - start)]
 

@@ -18,12 +18,14 @@ from sam2_3dmed.volume.volume import Volume
 class Input:
     """One volume to predict: its name, and its file, a file per channel, or the folder, zip or file of a DICOM series.
 
-    series_uid: which series; none takes the only one that makes a volume.
+    series_uid: which series; none takes the only one that makes a volume. reference: a mask to draw boxes around, for a
+    model that takes them.
     """
 
     name: str
     files: tuple[Path, ...]
     series_uid: str | None = None
+    reference: Path | None = None
 
     def series(self) -> DicomSeries | None:
         """The DICOM series, if it is one.
@@ -35,9 +37,14 @@ class Input:
             return None
         return choose_series(self.files[0], self.series_uid)
 
+    @property
+    def sources(self) -> list[Path]:
+        """The files or the folder, and the reference."""
+        return [*self.files, *filter(None, [self.reference])]
+
     def all_files(self) -> list[Path]:
         """Every file that may be a part of it; of a folder those of its whole tree."""
-        return [file for path in self.files for file in (files_below(path) if path.is_dir() else [path])]
+        return [file for path in self.sources for file in (files_below(path) if path.is_dir() else [path])]
 
     def read(self) -> Volume:
         """The volume; several files become channels.
@@ -77,6 +84,24 @@ def find_inputs(paths: Sequence[Path], num_channels: int, series_uid: str | None
             shared = next(item for item in inputs if item.name == name)
             raise DataError(f"{shared.files[0]}: {count} inputs have the name {name!r}")
     return inputs
+
+
+def with_references(inputs: Sequence[Input], source: Path) -> list[Input]:
+    """The inputs, each with the mask of its name.
+
+    source: a folder with NAME.nii.gz or NAME.nii for each input, or, for a single one, its file.
+
+    Raises:
+        DataError: a mask is missing.
+    """
+    if source.is_file() and len(inputs) == 1:
+        return [replace(inputs[0], reference=source)]
+    masks = {case_name(file): file for file in _files(source)}
+    if missing := [item.name for item in inputs if item.name not in masks]:
+        raise DataError(
+            f"{source}: has no mask {missing[0]}.nii.gz" + f" and {len(missing) - 1} more" * (len(missing) > 1)
+        )
+    return [replace(item, reference=masks[item.name]) for item in inputs]
 
 
 def read_list(table: Path) -> list[Path]:

@@ -28,6 +28,7 @@ class OnnxNetwork:
     """
 
     device = torch.device("cpu")
+    box_every = 0
 
     def __init__(self, folder: Path, *, run_sha256: str, model_sha256: str | None = None, window_slices: int) -> None:
         self._folder = folder

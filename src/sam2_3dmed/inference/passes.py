@@ -42,19 +42,21 @@ def slice_logits(
     options: PassOptions,
     *,
     boundary: bool = False,
+    boxes: Tensor | None = None,
     on_positions: Callable[[Window, Tensor], None] = lambda window, positions: None,
 ) -> Iterator[tuple[int, Tensor]]:
     """The index of each slice, once, and its logits (K, H/4, W/4) float32; from the first slice to the last, or back.
 
     slices: (N, C, H0, W0) in [0, 1]; boundary: the K maps of P_bd follow those of P_seg, (2K, H/4, W/4), for a network
-    that has BD; on_positions: gets P_pos, (D, D), of each window or chunk, from a network that has SRPP.
+    that has BD; boxes: (N, K, 4), see `boxes_around`, for a network that takes them; on_positions: gets P_pos, (D, D),
+    of each window or chunk, from a network that has SRPP.
 
     Raises:
         ConfigError: compiling is asked for and there is no compiler. DataError: no room for a temporary file.
     """
     if options.compile:
         compile_network(network)
-    forward = Forward(network, slices, bf16=options.bf16, flips=options.flips, boundary=boundary)
+    forward = Forward(network, slices, bf16=options.bf16, flips=options.flips, boundary=boundary, boxes=boxes)
     if options.mode == "stream":
         yield from stream_logits(
             forward, window_slices=options.window_slices, direction=options.direction, on_positions=on_positions

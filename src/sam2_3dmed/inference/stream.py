@@ -102,6 +102,7 @@ class _Features:
         self._forward = forward
         self._shelf = shelf
         self._kept = True
+        self._there: tuple[bool, ...] = ()
 
     def __enter__(self) -> "_Features":
         return self
@@ -112,6 +113,7 @@ class _Features:
     def keep(self, index: int, features: DecoderFeatures) -> None:
         if not self._kept:
             return
+        self._there = tuple(level is not None for level in features)
         try:
             self._shelf.put(index, [level for level in features if level is not None])
         except DataError as error:
@@ -122,5 +124,8 @@ class _Features:
     def encode(self, start: int, stop: int) -> list[DecoderFeatures]:
         if not self._kept:
             return self._forward.encode(start, stop)
-        device = self._forward.device
-        return [DecoderFeatures(*(level.to(device) for level in self._shelf.take(i))) for i in range(start, stop)]
+        return [self._take(index) for index in range(start, stop)]
+
+    def _take(self, index: int) -> DecoderFeatures:
+        levels = (level.to(self._forward.device) for level in self._shelf.take(index))
+        return DecoderFeatures(*(next(levels) if there else None for there in self._there))  # type: ignore[arg-type]

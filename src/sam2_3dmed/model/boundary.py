@@ -68,13 +68,16 @@ class BoundaryDetector(nn.Module):
         self.decoder = decoder
         self.fusion = fusion
 
-    def forward(self, context: Tensor, z: Tensor, stride8: Tensor, stride4: Tensor, bank: Bank) -> BoundaryStep:
+    def forward(
+        self, context: Tensor, z: Tensor, stride8: Tensor, stride4: Tensor, bank: Bank, boxes: Tensor | None = None
+    ) -> BoundaryStep:
         """The boundaries of one slice, in the light of the bank, which stays as it is.
 
-        context, z: (B, C, h, w); stride8, stride4: the slice's share of `decoder.project`.
+        context, z: (B, C, h, w); stride8, stride4: the slice's share of `decoder.project`; boxes: see
+        `MaskDecoder.forward`.
         """
         attended = self.decoder.attend(context, bank)
         fused = self.fusion(attended, z)
-        found = self.decoder.decode(fused, stride8, stride4)
+        found = self.decoder.decode(fused, stride8, stride4, boxes)
         memory = self.decoder.remember(z, found, attended) if bank.will_be_read else None
         return BoundaryStep(fused, found.logits, memory)

@@ -31,12 +31,13 @@ def build_network(
     fusion_residual: bool = False,
     pointer_time: bool = True,
     memory: str = "recent",
+    box_every: int = 0,
 ) -> SAM2For3dMed:
     """A network with fresh weights, made for training from scratch; `weights.load_sam2` puts SAM2's in.
 
     size: a key of SIZES; image_size: H = W in pixels, a multiple of 32; num_classes: K. The switches are those of the
     paper's ablations; pointer_time: false for SAM 2.0 weights; memory: `recent`, SAM2's bank, or `self_sorting`,
-    MedSAM-2's.
+    MedSAM-2's; box_every: see `SAM2For3dMed`.
     """
     from transformers import Sam2VisionModel
 
@@ -44,7 +45,11 @@ def build_network(
     channels = SIZES[size].channels
     encoder = ImageEncoder(VisionEncoder(Sam2VisionModel(config.vision_config), image_size), image_size)
     grid = image_size // 16
-    about: dict[str, Any] = {"pointer_time": pointer_time, "self_sorting": memory == "self_sorting"}
+    about: dict[str, Any] = {
+        "pointer_time": pointer_time,
+        "self_sorting": memory == "self_sorting",
+        "takes_boxes": box_every > 0,
+    }
     segmentation = _slice_decoder(config, grid, num_classes, **about)
     detector = None
     if boundary:
@@ -56,7 +61,9 @@ def build_network(
     )
     for part in (encoder, segmentation, *([detector.decoder] if detector else [])):
         initialise(part)
-    return SAM2For3dMed(encoder=encoder, segmentation=segmentation, srpp=predictor, boundary=detector)
+    return SAM2For3dMed(
+        encoder=encoder, segmentation=segmentation, srpp=predictor, boundary=detector, box_every=box_every
+    )
 
 
 def _sine(channels: int, grid: int) -> Tensor:
@@ -68,7 +75,9 @@ def _sine(channels: int, grid: int) -> Tensor:
     return plane.flatten(2).transpose(1, 2).contiguous()
 
 
-def _slice_decoder(config: Any, grid: int, num_classes: int, *, pointer_time: bool, self_sorting: bool) -> SliceDecoder:
+def _slice_decoder(
+    config: Any, grid: int, num_classes: int, *, pointer_time: bool, self_sorting: bool, takes_boxes: bool
+) -> SliceDecoder:
     from transformers.models.sam2_video import modeling_sam2_video as upstream
 
     config._attn_implementation = config.mask_decoder_config._attn_implementation = "sdpa"
@@ -80,6 +89,7 @@ def _slice_decoder(config: Any, grid: int, num_classes: int, *, pointer_time: bo
         channels=channels,
         num_classes=num_classes,
         iou_prediction_head=_iou_head(config.mask_decoder_config) if self_sorting else None,
+        takes_boxes=takes_boxes,
     )
     return SliceDecoder(
         memory_attention=MemoryAttention(

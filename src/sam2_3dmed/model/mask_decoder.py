@@ -1,8 +1,9 @@
-"""SAM2's mask decoder without a prompt, with a mask token for each of K classes (reading 4)."""
+"""SAM2's mask decoder with a mask token for each of K classes (reading 4); without a prompt, or with a box a class."""
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -25,6 +26,7 @@ class ClassHypernetworks(nn.Module):
 
     def __init__(self, num_classes: int, channels: int, out_channels: int) -> None:
         super().__init__()
+        self.num_classes = num_classes
         widths = [(channels, channels), (channels, channels), (channels, out_channels)]
         self.weights = nn.ParameterList(torch.empty(num_classes, i, o) for i, o in widths)
         self.biases = nn.ParameterList(torch.zeros(num_classes, 1, o) for _, o in widths)
@@ -46,7 +48,8 @@ class MaskDecoder(nn.Module):
     All of SAM2's tokens stay in the sequence, since they attend to each other. Class 1 is SAM2's single-mask token,
     classes 2..K are added tokens; only class tokens make masks. Names are upstream's where the part is.
 
-    iou_prediction_head: SAM2's, for who wants to know how sure the masks are.
+    iou_prediction_head: SAM2's, for who wants to know how sure the masks are. takes_boxes: whether it has the
+    embeddings of corners.
     """
 
     NUM_SAM2_TOKENS = 6
@@ -61,6 +64,7 @@ class MaskDecoder(nn.Module):
         channels: int,
         num_classes: int,
         iou_prediction_head: nn.Module | None = None,
+        takes_boxes: bool = False,
     ) -> None:
         super().__init__()
         self.transformer = transformer
@@ -77,17 +81,21 @@ class MaskDecoder(nn.Module):
         self.class_hypernetworks = ClassHypernetworks(num_classes, channels, channels // 8)
         self.no_mask_embed = nn.Embedding(1, channels)
         self.not_a_point_embed = nn.Embedding(1, channels)
+        self.point_embed = nn.Embedding(4, channels) if takes_boxes else None
+        # SAM2 has one object at a time; which class a corner is of, only these can say.
+        self.class_box_embed = nn.Embedding(num_classes - 1, channels) if takes_boxes and num_classes > 1 else None
         self.shared_image_embedding = positional_embedding
         self.iou_prediction_head = iou_prediction_head
 
-    def forward(self, features: Tensor, stride8: Tensor, stride4: Tensor) -> Masks:
+    def forward(self, features: Tensor, stride8: Tensor, stride4: Tensor, boxes: Tensor | None = None) -> Masks:
         """Masks of one slice.
 
-        features: (B, C, h, w), after memory attention; stride8: (B, C/4, 2h, 2w); stride4: (B, C/8, 4h, 4w).
+        features: (B, C, h, w), after memory attention; stride8: (B, C/4, 2h, 2w); stride4: (B, C/8, 4h, 4w). boxes: see
+        `boxes_around`, (B, K, 4), for a decoder that takes them; none: of no class.
         """
         batch, channels, height, width = features.shape
         tokens, image = self.transformer(
-            point_embeddings=self._tokens().expand(batch, 1, -1, -1),
+            point_embeddings=self._tokens(batch, boxes).unsqueeze(1),
             image_embeddings=features + self.no_mask_embed.weight.view(1, -1, 1, 1),
             image_positional_embeddings=self._grid_encoding(height, width).expand(batch, -1, -1, -1),
             attention_similarity=None,
@@ -101,11 +109,28 @@ class MaskDecoder(nn.Module):
         head = self.iou_prediction_head
         return Masks(logits, class_tokens, None if head is None else head(tokens[:, 1])[:, 0].detach())
 
-    def _tokens(self) -> Tensor:
-        """(N, C): SAM2's tokens, the added classes', and the empty prompt, which SAM2 pads to two points."""
+    def _tokens(self, batch: int, boxes: Tensor | None) -> Tensor:
+        """(B, N, C): SAM2's tokens, the added classes', and the prompt."""
         added = [self.class_tokens.weight] if self.class_tokens is not None else []
-        prompt = self.not_a_point_embed.weight.expand(2, -1)
-        return torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight, *added, prompt])
+        own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight, *added])
+        return torch.cat([own.expand(batch, -1, -1), self._prompt(batch, boxes)], dim=1)
+
+    def _prompt(self, batch: int, boxes: Tensor | None) -> Tensor:
+        """(B, P, C): two corners for each class and a padding point, as SAM2 has it; without boxes two of the latter.
+
+        A class without a box has padding points for corners, so that all slices have as many tokens.
+        """
+        nothing = self.not_a_point_embed.weight
+        if self.point_embed is None:
+            return nothing.expand(batch, 2, -1)
+        if boxes is None:
+            return nothing.expand(batch, 2 * self.class_hypernetworks.num_classes + 1, -1)
+        corners = boxes.unflatten(-1, (2, 2))  # (B, K, 2, 2), x and y of each
+        points = self.shared_image_embedding(corners.nan_to_num()) + self.point_embed.weight[2:]
+        if self.class_box_embed is not None:
+            points = points + F.pad(self.class_box_embed.weight, (0, 0, 1, 0)).unsqueeze(1)
+        points = torch.where(corners[..., :1].isnan(), nothing, points)
+        return torch.cat([points.flatten(1, 2), nothing.expand(batch, 1, -1)], dim=1)
 
     def _class_tokens(self, tokens: Tensor) -> Tensor:
         first = tokens[:, 2:3]

@@ -25,8 +25,8 @@ class Prediction(NamedTuple):
 
 
 class DecoderFeatures(NamedTuple):
-    """What the decoders take of the encoder's features: the finer levels through each branch's own projections, which
-    makes a slice five times smaller. Levels as in `Features` but for their channels; or of one slice, without D.
+    """What the decoders take of slices: the encoder's features, the finer levels through each branch's own projections,
+    which makes a slice five times smaller. Levels as in `Features` but for their channels; or of one slice, without D.
     """
 
     z: Tensor
@@ -38,6 +38,8 @@ class DecoderFeatures(NamedTuple):
     boundary_stride8: Tensor | None = None
     """The same of the boundary branch; None without BD."""
     boundary_stride4: Tensor | None = None
+    boxes: Tensor | None = None
+    """(B, D, K, 4), the prompt, see `boxes_around`; None for no box."""
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same change to every level."""
@@ -46,6 +48,10 @@ class DecoderFeatures(NamedTuple):
     def at(self, index: int) -> Self:
         """One slice."""
         return self.each(lambda level: level[:, index])
+
+    def rows(self, start: int, stop: int) -> Self:
+        """Some of B."""
+        return self.each(lambda level: level[start:stop])
 
     @classmethod
     def cat(cls, parts: Sequence["DecoderFeatures"]) -> "DecoderFeatures":
@@ -75,7 +81,8 @@ class DecodedSlice(NamedTuple):
 class SAM2For3dMed(nn.Module):
     """Encoder, SRPP, BD and segmentation decoder. Paper: 3.1 to 3.3.
 
-    srpp, boundary: None drops the part (Tables 4 and 5).
+    srpp, boundary: None drops the part (Tables 4 and 5). box_every: whoever feeds it gives a box around each class on
+    every so many slices of a volume; 0: it takes no prompts.
     """
 
     checkpointing = False
@@ -90,8 +97,10 @@ class SAM2For3dMed(nn.Module):
         segmentation: SliceDecoder,
         srpp: SliceRelativePositionPredictor | None,
         boundary: BoundaryDetector | None,
+        box_every: int = 0,
     ) -> None:
         super().__init__()
+        self.box_every = box_every
         self.encoder = encoder
         self.srpp = srpp
         self.boundary = boundary
@@ -102,9 +111,9 @@ class SAM2For3dMed(nn.Module):
             nn.init.zeros_(self.boundary_to_segmentation.weight)
             nn.init.zeros_(self.boundary_to_segmentation.bias)  # type: ignore[arg-type]
 
-    def forward(self, slices: Tensor) -> Prediction:
-        """slices: (B, D, 1 to 3, H0, W0) in [0, 1]; the encoder brings them to H x W."""
-        return self.decode(self.encoder(slices))
+    def forward(self, slices: Tensor, boxes: Tensor | None = None) -> Prediction:
+        """slices: (B, D, 1 to 3, H0, W0) in [0, 1]; the encoder brings them to H x W. boxes: (B, D, K, 4)."""
+        return self.decode(self.encoder(slices), boxes)
 
     @property
     def device(self) -> torch.device:
@@ -121,13 +130,13 @@ class SAM2For3dMed(nn.Module):
         self.checkpointing = self.encoder.checkpointing = checkpointing
         self.encoder.slices_at_once = slices_at_once
 
-    def decode(self, features: Features) -> Prediction:
+    def decode(self, features: Features, boxes: Tensor | None = None) -> Prediction:
         """The trained part, from the encoder's features of a window."""
-        return self.decode_projected(self.project(features))
+        return self.decode_projected(self.project(features)._replace(boxes=boxes))
 
-    def decode_compact(self, features: Features) -> Prediction:
+    def decode_compact(self, features: Features, boxes: Tensor | None = None) -> Prediction:
         """The same from `ImageEncoder.compact`."""
-        return self.decode_projected(self.project(features, self.encoder.laterals))
+        return self.decode_projected(self.project(features, self.encoder.laterals)._replace(boxes=boxes))
 
     def project(self, features: Features, laterals: Laterals = NO_LATERALS) -> DecoderFeatures:
         """The encoder's features as the decoders take them; laterals: what features of `compact` are ahead of."""
@@ -142,8 +151,8 @@ class SAM2For3dMed(nn.Module):
         if not self._keeps_little or at_once is None or features.z.shape[1] > 1:
             return self._decode_windows(features)
         # Single slices have no steps to compute again one by one, so a few of them take a step's place.
-        lots = zip(*(level.split(at_once) for level in features if level is not None), strict=True)
-        parts = [self._decode_windows(DecoderFeatures(*lot)) for lot in lots]
+        starts = range(0, len(features.z), at_once)
+        parts = [self._decode_windows(features.rows(start, start + at_once)) for start in starts]
         return Prediction(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))  # type: ignore[arg-type]
 
     def _decode_windows(self, features: DecoderFeatures) -> Prediction:
@@ -190,10 +199,11 @@ class SAM2For3dMed(nn.Module):
         if self.boundary is not None and self.boundary_to_segmentation is not None:
             assert features.boundary_stride8 is not None
             assert features.boundary_stride4 is not None
-            found = self.boundary(context, z, features.boundary_stride8, features.boundary_stride4, state.boundary)
+            fine = features.boundary_stride8, features.boundary_stride4
+            found = self.boundary(context, z, *fine, state.boundary, features.boxes)
             z_seg = z_seg + self.boundary_to_segmentation(found.features)
             boundary_logits, boundary_memory = found.logits, found.memory
-        decoded = self.segmentation.decode(z_seg, features.stride8, features.stride4)
+        decoded = self.segmentation.decode(z_seg, features.stride8, features.stride4, features.boxes)
         memory = self.segmentation.remember(z, decoded, attended) if state.segmentation.will_be_read else None
         return DecodedSlice(decoded.logits, boundary_logits, memory, boundary_memory)
 

@@ -6,6 +6,7 @@ digits, which a test against Meta's own outputs proves.
 
 import copy
 from collections import deque
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -200,12 +201,12 @@ class SliceDecoder(nn.Module):
             bank.ages = self.memory_attention.ages(self.memory_temporal_positional_encoding.flatten(1))
         return bank.ages
 
-    def decode(self, features: Tensor, stride8: Tensor, stride4: Tensor) -> Decoded:
+    def decode(self, features: Tensor, stride8: Tensor, stride4: Tensor, boxes: Tensor | None = None) -> Decoded:
         """The masks of one slice.
 
-        features: (B, C, h, w); stride8, stride4: the slice's share of `project`.
+        features: (B, C, h, w); stride8, stride4: the slice's share of `project`; boxes: see `MaskDecoder.forward`.
         """
-        masks = in_float32(self.mask_decoder, features, stride8, stride4)
+        masks = in_float32(partial(self.mask_decoder, boxes=boxes), features, stride8, stride4)
         return Decoded(masks.logits, self.object_pointer_proj(masks.class_tokens.mean(dim=1)), masks.confidence)
 
     def remember(self, z: Tensor, found: Decoded, attended: Tensor) -> Memory:

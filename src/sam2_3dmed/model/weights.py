@@ -19,8 +19,8 @@ from sam2_3dmed.model.slice_decoder import SliceDecoder
 
 DEFAULT_HUB_ID = "facebook/sam2.1-hiera-tiny"
 
-# Parts of SAM2 for prompts, for choosing among masks, for absent objects: never used without prompts, but for the head
-# of predicted IoUs where a self-sorting memory goes by it.
+# Parts of SAM2 for prompts, for choosing among masks, for absent objects: never used without prompts. But for the head
+# of predicted IoUs where a self-sorting memory goes by it, and for the embeddings of corners where there are boxes.
 _UNUSED = re.compile(
     r"no_memory_positional_encoding|no_object_pointer|occlusion_spatial_embedding_parameter|mask_downsample\."
     r"|prompt_encoder\.(mask_embed|point_embed)\.|mask_decoder\.(iou_prediction_head|pred_obj_score_head)\."
@@ -171,7 +171,7 @@ def _some(names: list[str]) -> str:
 def _canonical(name: str) -> str:
     """Upstream's name -> the name inside our slice decoder."""
     name = name.replace("prompt_encoder.no_mask_embed.", "mask_decoder.no_mask_embed.")
-    name = name.replace("prompt_encoder.not_a_point_embed.", "mask_decoder.not_a_point_embed.")
+    name = re.sub(r"^prompt_encoder\.(not_a_)?point_embed\.", r"mask_decoder.\1point_embed.", name)
     return name.replace("shared_image_embedding.", "mask_decoder.shared_image_embedding.")
 
 

@@ -15,6 +15,7 @@ from sam2_3dmed.report.case_report import CaseReport, Chart, case_report, distan
 from sam2_3dmed.report.contents import CaseEntry, RunContents, chosen_cases, read_run
 from sam2_3dmed.report.page import Page, page_html
 from sam2_3dmed.runs import load_predictor
+from sam2_3dmed.volume.nifti import read_label
 from sam2_3dmed.volume.volume import Volume
 
 REPORT_FILE = "report.html"
@@ -90,7 +91,8 @@ def _auxiliary_source(contents: RunContents) -> Callable[[CaseEntry, Volume], Au
                 return kept
             if not predictors:
                 predictors.append(load_predictor(contents.folder))
-            _, computed = predictors[0].with_auxiliary(image)
+            reference = read_label(entry.truth) if contents.record.takes_boxes and entry.truth else None
+            _, computed = predictors[0].with_auxiliary(image, reference=reference)
             computed.write(folder, entry.name)
             return Auxiliary.read(folder, entry.name)  # as every later report sees it
         except UserError as error:

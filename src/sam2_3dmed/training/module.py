@@ -15,6 +15,7 @@ from sam2_3dmed.data.cache import CachedCase
 from sam2_3dmed.data.windows import ViewWindows, Windows
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.inference.windows import Window
+from sam2_3dmed.model.boxes import boxes_around, on_slices
 from sam2_3dmed.model.network import Prediction, SAM2For3dMed
 from sam2_3dmed.training.division import Division
 from sam2_3dmed.training.feature_cache import FeatureCache
@@ -93,15 +94,17 @@ class TrainingModule(RunModule):
             if len(window.order) > 1:
                 errors.append(float(position_error(predicted.unsqueeze(0).float(), relative_positions(order))))
 
-        classes = self.predictor.predict_slices(self.validation[number].image, note)
+        case = self.validation[number]
+        classes = self.predictor.predict_slices(case.image, note, reference=case.label)
         return classes, float(np.mean(errors)) if errors else math.nan
 
     def validation_seconds(self) -> float:
         """From some slices of the first case."""
-        image = self.validation[0].image[: 2 * self.predictor.passes.window_slices]
-        self.predictor.predict_slices(image)  # the first pass is slower than those that follow
+        few = slice(2 * self.predictor.passes.window_slices)
+        image, label = self.validation[0].image[few], self.validation[0].label[few]
+        self.predictor.predict_slices(image, reference=label)  # the first pass is slower than those that follow
         started = time.monotonic()
-        self.predictor.predict_slices(image)
+        self.predictor.predict_slices(image, reference=label)
         return (time.monotonic() - started) / len(image) * sum(case.num_slices for case in self.validation)
 
     def configure_optimizers(self) -> Any:
@@ -122,7 +125,11 @@ class TrainingModule(RunModule):
         return LossTerms(*(term * share for term in terms))
 
     def _predict(self, windows: Windows | ViewWindows) -> Prediction:
+        boxes = None
+        if every := self.network.box_every:
+            around = boxes_around(windows.labels, range(1, len(self.predictor.labels) + 1))
+            boxes = on_slices(around, windows.positions, every)
         if isinstance(windows, Windows):
-            return self.network(windows.slices)
+            return self.network(windows.slices, boxes)
         assert self.features is not None
-        return self.network.decode_compact(self.features(windows))
+        return self.network.decode_compact(self.features(windows), boxes)

@@ -19,6 +19,7 @@ from sam2_3dmed.errors import ConfigError, ProcessError, VolumeError
 from sam2_3dmed.inference.auxiliary import Auxiliary
 from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.probabilities import writing_probabilities
+from sam2_3dmed.inference.segmenter import refuse_boxes
 from sam2_3dmed.volume.nifti import read_label
 from sam2_3dmed.volume.slices import volume_to_slices
 from sam2_3dmed.volume.volume import Volume
@@ -58,8 +59,9 @@ class NnunetPredictor:
         }
         self._started: tuple[Worker, Path] | None = None
 
-    def __call__(self, volume: Volume, probabilities: Path | None = None) -> Volume:
+    def __call__(self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None) -> Volume:
         """The mask of a volume, on its grid; see `Segmenter`. Probabilities pass through memory, all classes whole."""
+        refuse_boxes(reference)
         arrays = self._worker()[1] / "probabilities.npy" if probabilities else None
         mask, _ = self._ask(volume, probabilities=arrays and str(arrays), count=False)
         if probabilities and arrays:
@@ -72,7 +74,9 @@ class NnunetPredictor:
         _, answer = self._ask(volume, probabilities=None, count=True)
         return answer["gflop"], answer["peak_mb"]
 
-    def with_auxiliary(self, volume: Volume, probabilities: Path | None = None) -> tuple[Volume, Auxiliary]:
+    def with_auxiliary(
+        self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None
+    ) -> tuple[Volume, Auxiliary]:
         """Never.
 
         Raises: ConfigError, since there are no such outputs.

@@ -144,7 +144,7 @@ def train(told: dict[str, Any], say: Say) -> None:
     written = {name: weights[name] for name in first_names(network).values()}
     axes = trainer.inference_allowed_mirroring_axes
     save_file(written, told["weights"], {"mirroring_axes": json.dumps(None if axes is None else list(axes))})
-    say(done=True, peak_mb=_peak_mb())
+    say(done=True)
 
 
 def predict(told: dict[str, Any], say: Say) -> None:

@@ -1,0 +1,128 @@
+"""MedSAM-2 with a box on every second slice, the whole way: trained, tested, predicted, measured; and without boxes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sam2_3dmed.cli import app
+from sam2_3dmed.config import read_recipe, with_settings
+from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.data.splits import Split
+from sam2_3dmed.errors import ConfigError, DataError, UserError, VolumeError
+from sam2_3dmed.experiments.cost import prediction_cost
+from sam2_3dmed.export.run import export_run
+from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.records import RunRecord
+from sam2_3dmed.report.build import write_report
+from sam2_3dmed.runs import read_weights, rebuild
+from sam2_3dmed.train import SPLIT_FILE, TrainRequest, train_run
+from sam2_3dmed.train import test_run as run_test
+from sam2_3dmed.volume.nifti import read_label, read_volume
+from sam2_3dmed.volume.volume import Volume
+
+SETTINGS = ["model.size=nano", "model.image_size=64", "window_slices=3", "training.epochs=2", "training.batch_size=4"]
+SETTINGS += ["training.windows_per_epoch=8", "inference.direction=both", "inference.flips=true"]
+
+
+def trained(data: Path, folder: Path, *settings: str) -> Path:
+    config = with_settings(read_recipe("scratch+medsam2_boxes"), [*SETTINGS, *settings])
+    run = train_run(TrainRequest(data, folder, config=config, weights="none", cache=folder.parent / "cache"))
+    assert run is not None
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(blobs, tmp_path_factory.mktemp("boxes") / "run")
+
+
+def command(*arguments: object) -> UserError | None:
+    result = CliRunner().invoke(app, ["predict", *map(str, arguments)])
+    assert result.exit_code == 0 or isinstance(result.exception, UserError), result.output
+    return result.exception
+
+
+def test_the_run_says_what_it_is_told(run: Path) -> None:
+    record = RunRecord.read(run)
+    assert record.takes_boxes
+    assert record.about.endswith("boxes from the reference on one slice of 2")
+
+
+def test_every_way_to_predict_draws_the_same_boxes(run: Path, blobs: Path, tmp_path: Path) -> None:
+    run_test(run, blobs)
+    cases = [case for case in read_catalog(blobs).cases if case.name in Split.read(run / SPLIT_FILE).test]
+    assert cases
+    images = [case.images[0] for case in cases]
+    assert command(*images, "-m", run, "-o", tmp_path, "--boxes-from", cases[0].label.parent) is None
+    predictor = Predictor.load(run)
+    for case in cases:
+        tested = read_label(run / "predictions" / f"{case.name}.nii.gz").array
+        assert np.array_equal(read_label(tmp_path / f"{case.name}.nii.gz").array, tested)
+        mask = predictor(read_volume(case.images[0]), reference=read_label(case.label))
+        assert np.array_equal(mask.array, tested)
+    assert prediction_cost(run, blobs)["gflop"] > 0
+    assert write_report(run).is_file()
+
+
+@pytest.mark.parametrize("mode", ["windows", "stream"])
+def test_the_reference_gives_boxes_and_nothing_else(run: Path, blobs: Path, mode: str) -> None:
+    """What lies within a box does not count, nor what lies on slices between; where a box is, does."""
+    predictor = Predictor.load(run, mode=mode, direction="both")
+    torch.manual_seed(0)
+    with torch.no_grad():  # a few steps taught it little of corners
+        predictor.network.segmentation.mask_decoder.point_embed.weight.normal_(std=3)
+    image, truth = read_volume(blobs / "imagesTr" / "blob_00.nii.gz"), read_label(blobs / "labelsTr" / "blob_00.nii.gz")
+    hollow, moved = truth.array.copy(), np.roll(truth.array, 6, axis=0)
+    hollow[:, :, 1::2] = 3
+    for index in range(0, hollow.shape[2], 2):
+        for value in (1, 3):
+            inner = [
+                slice(ends.min() + 1, ends.max())
+                for ends in np.nonzero(truth.array[:, :, index] == value)
+                if len(ends) and np.ptp(ends) > 2
+            ]
+            if len(inner) == 2:
+                plane = hollow[:, :, index]
+                plane[tuple(inner)][plane[tuple(inner)] == value] = 0
+    assert not np.array_equal(hollow, truth.array)
+    masks = [predictor(image, reference=Volume(array, truth.affine)).array for array in (truth.array, hollow, moved)]
+    assert np.array_equal(masks[0], masks[1])
+    assert not np.array_equal(masks[0], masks[2])
+
+
+def test_a_frozen_encoder_and_its_kept_features_go_with_boxes(blobs: Path, tmp_path: Path) -> None:
+    run = trained(blobs, tmp_path / "run", "model.train_encoder=false", "feature_cache.views=2")
+    fresh, learnt = rebuild(RunRecord.read(run)).state_dict(), read_weights(run / "model.safetensors")
+    name = "segmentation.mask_decoder.no_mask_embed.weight"
+    assert fresh.keys() == learnt.keys()
+    assert not torch.equal(fresh[name], learnt[name])
+
+
+def test_who_gives_no_boxes_or_too_many_is_told(run: Path, blob_run: Path, blobs: Path, tmp_path: Path) -> None:
+    image, label = blobs / "imagesTr" / "blob_00.nii.gz", blobs / "labelsTr" / "blob_00.nii.gz"
+    for model, arguments, words in (
+        (run, [], "--boxes-from has the masks"),
+        (blob_run, ["--boxes-from", label], "is for a model trained with model.box_every"),
+        (run, ["--boxes-from", blobs / "imagesTs"], "no such file or folder"),
+        (run, ["--boxes-from", run], "no .nii or .nii.gz file in this folder"),
+    ):
+        error = command(image, "-m", model, "-o", tmp_path / "masks", *arguments)
+        assert words in str(error)
+    (tmp_path / "other.nii.gz").write_bytes(label.read_bytes())
+    error = command(blobs / "imagesTr", "-m", run, "-o", tmp_path / "masks", "--boxes-from", tmp_path)
+    assert isinstance(error, DataError)
+    assert "has no mask blob_00.nii.gz and 11 more" in str(error)
+    error = command(image, "-m", run, "-o", label.parent, "--boxes-from", label.parent)
+    assert "a mask would replace this input" in str(error)
+    volume, reference = read_volume(image), read_label(label)
+    with pytest.raises(ConfigError, match="no reference to draw them"):
+        Predictor.load(run)(volume)
+    with pytest.raises(ConfigError, match="takes no boxes"):
+        Predictor.load(blob_run)(volume, reference=reference)
+    with pytest.raises(VolumeError, match="not on the grid"):
+        Predictor.load(run)(volume, reference=Volume(reference.array[1:], reference.affine))
+    with pytest.raises(ConfigError, match=r"draws random numbers|takes boxes"):
+        export_run(run, tmp_path / "onnx")
