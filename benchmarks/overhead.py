@@ -27,6 +27,11 @@ from typing import Any
 from synthetic_ct import LABELS, make_in_process, random_predictor
 
 
+def each(levels: Any, change: Callable[[Any], Any]) -> Any:
+    """The same change to all levels of features that are there."""
+    return type(levels)(*(None if level is None else change(level) for level in levels))
+
+
 def hollow(predictor: Any, move_features: bool) -> None:
     """Take from a predictor's network what it computes. move_features: or from its features all but a pixel."""
     import torch
@@ -39,12 +44,12 @@ def hollow(predictor: Any, move_features: bool) -> None:
         features = network.encoder(torch.zeros(1, 1, 1, pixels, pixels))
         projected = network.project(features)
     if not move_features:
-        features, projected = (type(levels)(*(x[..., :1, :1] for x in levels)) for levels in (features, projected))
+        features, projected = (each(levels, lambda x: x[..., :1, :1]) for levels in (features, projected))
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, pixels // 4)] * 2, indexing="ij")
     logits = torch.stack([5 * (0.3 - (x - 0.3).hypot(y)), 5 * (0.2 - (x + 0.4).hypot(y))])
 
     def repeat(levels: Any, batch: int, depth: int) -> Any:
-        return type(levels)(*(level.expand(batch, depth, -1, -1, -1) for level in levels))
+        return each(levels, lambda x: x.expand(batch, depth, -1, -1, -1))
 
     def decode(given: Any) -> Prediction:
         batch, depth = given.z.shape[:2]

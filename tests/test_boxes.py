@@ -1,5 +1,6 @@
 """MedSAM-2 with a box on every second slice, the whole way: trained, tested, predicted, measured; and without boxes."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,8 @@ def test_every_way_to_predict_draws_the_same_boxes(run: Path, blobs: Path, tmp_p
         assert np.array_equal(read_label(tmp_path / f"{case.name}.nii.gz").array, tested)
         mask = predictor(read_volume(case.images[0]), reference=read_label(case.label))
         assert np.array_equal(mask.array, tested)
+    lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
+    assert {line["reference"] for line in lines} == {str(case.label.resolve()) for case in cases}
     assert prediction_cost(run, blobs)["gflop"] > 0
     assert write_report(run).is_file()
 
@@ -122,6 +125,8 @@ def test_who_gives_no_boxes_or_too_many_is_told(run: Path, blob_run: Path, blobs
         Predictor.load(run)(volume)
     with pytest.raises(ConfigError, match="takes no boxes"):
         Predictor.load(blob_run)(volume, reference=reference)
+    with pytest.raises(VolumeError, match="holds none of the classes' values, 1, 3"):
+        Predictor.load(run)(volume, reference=reference.with_array((reference.array > 0) * np.uint8(255)))
     with pytest.raises(VolumeError, match="not on the grid"):
         Predictor.load(run)(volume, reference=Volume(reference.array[1:], reference.affine))
     with pytest.raises(ConfigError, match=r"draws random numbers|takes boxes"):

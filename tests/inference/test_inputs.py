@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import DataError, VolumeError
-from sam2_3dmed.inference.inputs import Input, find_inputs, read_list
+from sam2_3dmed.inference.inputs import Input, find_inputs, read_list, with_references
 from sam2_3dmed.volume.volume import Volume
 
 
@@ -116,9 +116,30 @@ class TestAllFiles:
         files = [*touch(tmp_path / "a", "2", "1", ".hidden"), *touch(tmp_path / "a" / "deep", "3")]
         assert Input("a", (tmp_path / "a",)).all_files() == [files[1], files[0], files[3]]
 
+    def test_and_the_reference(self, tmp_path):
+        (image, mask) = touch(tmp_path, "a.nii", "mask.nii")
+        item = Input("a", (image,), reference=mask)
+        assert (item.sources, item.all_files()) == ([image, mask], [image, mask])
+
     def test_of_files_themselves(self, tmp_path):
         files = tuple(touch(tmp_path, "b.nii", "a.nii"))
         assert Input("b", files).all_files() == list(files)
+
+
+class TestWithReferences:
+    def test_by_name_or_a_single_file(self, tmp_path):
+        touch(tmp_path / "images", "b.nii", "a.nii.gz")
+        masks = touch(tmp_path / "masks", "a.nii", "b.nii.gz", "c.nii")
+        inputs = find_inputs([tmp_path / "images"], 1)
+        assert [item.reference for item in with_references(inputs, tmp_path / "masks")] == masks[:2]
+        assert with_references(inputs[:1], masks[2])[0].reference == masks[2]
+
+    def test_missing(self, tmp_path):
+        inputs = find_inputs(touch(tmp_path / "images", "a.nii", "b.nii"), 1)
+        (mask,) = touch(tmp_path / "masks", "a.nii")
+        for source in (mask, mask.parent):
+            with pytest.raises(DataError, match=r"has no mask b\.nii\.gz$"):
+                with_references(inputs, source)
 
 
 class TestReadList:

@@ -1,5 +1,7 @@
 """Boxes by hand and mirrored, and what a network that takes them makes of them: SAM2's own prompt for one class."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from sam2_3dmed.model.boxes import boxes_around, mirrored, on_slices
 from sam2_3dmed.model.weights import load_sam2, read_sam2
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -21,7 +23,7 @@ def test_the_centres_of_the_outermost_pixels_as_shares() -> None:
     labels[0, 9] = 9
     same(
         boxes_around(labels, [7, 8, 9]),
-        torch.tensor([[0.25, 0.375, 0.55, 0.875], [NAN] * 4, [0.95, 0.125, 0.95, 0.125]]),
+        torch.tensor([[0.25, 0.375, 0.55, 0.875], [INF] * 4, [0.95, 0.125, 0.95, 0.125]]),
     )
 
 
@@ -35,7 +37,10 @@ def test_every_slice_for_itself() -> None:
 @given(st.integers(0, 10**6))
 def test_mirrored_are_those_of_the_mirrored_slice(seed: int) -> None:
     labels = (torch.rand(3, 6, 9, generator=torch.Generator().manual_seed(seed)) > 0.9).int()
-    same(mirrored(boxes_around(labels, [1])), boxes_around(labels.flip(-1), [1]))
+    boxes, expected = mirrored(boxes_around(labels, [1])), boxes_around(labels.flip(-1), [1])
+    there = expected.isfinite()
+    same(boxes[there], expected[there])
+    assert boxes[~there].isinf().all()
 
 
 def test_on_every_so_many_slices_of_the_volume() -> None:
@@ -82,16 +87,23 @@ def test_a_box_reaches_its_slice_and_those_after_it(nano, window, open_paths, sw
         assert (found.boundary - without.boundary).abs()[:, :, 1].max() > 1e-4
 
 
-def test_it_matters_whose_box_it_is(nano, window) -> None:
-    network, slices, boxes = nano(box_every=1), window(depth=1), boxes_of(1, 1, 2)
+@pytest.mark.parametrize("num_classes", [1, 2])
+def test_it_matters_whose_box_it_is_and_who_is_absent(nano, window, num_classes: int) -> None:
+    network, slices = nano(num_classes=num_classes, box_every=1), window(depth=1)
+    boxes = boxes_of(1, 1, num_classes)
+    of_class_1 = boxes.clone()
+    of_class_1[:, :, -1] = INF
+    said = [boxes, of_class_1, of_class_1.flip(2), torch.full_like(boxes, INF), torch.full_like(boxes, NAN)]
+    different = {str(each.nan_to_num(7, 8)): each for each in (*said, boxes.flip(2))}  # for one class three are
     with torch.inference_mode():
-        swapped = network(slices, boxes.flip(2)).segmentation
-        assert (network(slices, boxes).segmentation - swapped).abs().max() > 1e-3
+        found = [network(slices, each).segmentation for each in different.values()]
+    assert len(found) == {1: 3, 2: 6}[num_classes]
+    assert min((a - b).abs().max() for a, b in combinations(found, 2)) > 1e-3
 
 
 def test_a_batch_is_its_cases_one_by_one_with_boxes_or_without(nano, window) -> None:
     network, slices, boxes = nano(box_every=2), window(batch=3, depth=3), boxes_of(3, 3, 2)
-    boxes[0], boxes[1, 1, 0] = NAN, NAN
+    boxes[0], boxes[1, 1, 0], boxes[2, 1] = NAN, NAN, INF
     with torch.inference_mode():
         together = network(slices, boxes).segmentation
         for row in range(3):
@@ -101,16 +113,18 @@ def test_a_batch_is_its_cases_one_by_one_with_boxes_or_without(nano, window) -> 
 
 def test_gradients_reach_the_corners(nano, window) -> None:
     network, boxes = nano(box_every=1, boundary=False), boxes_of(1, 2, 2)
+    boxes[0, 1, 0] = INF
     network(window(depth=2), boxes).segmentation.square().sum().backward()
     decoder = network.segmentation.mask_decoder
     assert decoder.point_embed.weight.grad[2:].abs().sum(dim=1).min() > 0
-    assert decoder.class_box_embed.weight.grad.abs().sum() > 0
+    for embedding in (decoder.class_box_embed, decoder.class_absent_embed):
+        assert embedding.weight.grad.abs().sum() > 0
 
 
 def test_what_a_network_has_more_of(nano) -> None:
     added = nano(box_every=1).state_dict().keys() - nano().state_dict().keys()
     branches = ("segmentation", "boundary.decoder")
-    names = ("point_embed", "class_box_embed")
+    names = ("point_embed", "class_box_embed", "class_absent_embed")
     assert added == {f"{branch}.mask_decoder.{name}.weight" for branch in branches for name in names}
 
 

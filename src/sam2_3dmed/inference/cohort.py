@@ -213,4 +213,4 @@ def _read_next(supply: Iterator[tuple[int, Input]], results: Results) -> _Case |
 def _explain(error: Exception, item: Input) -> str:
     """The error in a line that names the input, and its kind where it is none of ours."""
     text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return text if any(str(file) in text for file in item.files) else f"{item.files[0]}: {text}"
+    return text if any(str(file) in text for file in item.sources) else f"{item.files[0]}: {text}"

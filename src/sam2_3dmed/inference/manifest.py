@@ -155,7 +155,10 @@ def _identity(item: Input) -> dict[str, Any]:
         size += state.st_size
         digest.update(f"{file.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     paths = [str(path.resolve()) for path in item.files]
-    return {"input": paths, "series": item.series_uid, "input_bytes": size, "input_state": digest.hexdigest()}
+    identity = {"input": paths, "series": item.series_uid, "input_bytes": size, "input_state": digest.hexdigest()}
+    if item.reference is not None:
+        identity["reference"] = str(item.reference.resolve())
+    return identity
 
 
 def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], str]]:

@@ -145,10 +145,14 @@ class Predictor:
             return self._boxes(None, ())
         if difference := describe_difference(volume, reference):
             raise VolumeError(f"the reference is not on the grid of the volume: {difference}")
-        return self._boxes(volume_to_slices(reference, self.preprocessing.slicing_axis), tuple(self.labels))
+        if reference.array.any() and not np.isin(reference.array, tuple(self.labels)).any():
+            raise VolumeError(f"the reference holds none of the classes' values, {', '.join(map(str, self.labels))}")
+        # By the volume's own axes, in case the two differ in what they call theirs.
+        on_grid = volume.with_array(reference.array)
+        return self._boxes(volume_to_slices(on_grid, self.preprocessing.slicing_axis), tuple(self.labels))
 
     def _boxes(self, labels: NDArray[np.integer] | None, values: Sequence[int]) -> Tensor | None:
-        """(N, K, 4), NaN where there is none; None for a network that takes none.
+        """(N, K, 4), see model/boxes.py; None for a network that takes none.
 
         labels: (N, H0, W0); values: of class 1..K in it.
         """

@@ -1,4 +1,8 @@
-"""Boxes around classes: the prompt that SAM2 takes best, for systems that are compared with the prompt-free one."""
+"""Boxes around classes: the prompt that SAM2 takes best, for systems that are compared with the prompt-free one.
+
+A box is left, top, right and bottom as shares of width, height, width and height, at the centres of its outermost
+pixels; infinite where a class was looked for and is not there, NaN where nobody looked.
+"""
 
 from collections.abc import Sequence
 
@@ -9,9 +13,7 @@ from torch import Tensor
 def boxes_around(labels: Tensor, values: Sequence[int]) -> Tensor:
     """The box around each class of each slice.
 
-    labels: (..., H, W); values: those of class 1..K in it.
-    Returns: (..., K, 4) float32: the centres of the leftmost, topmost, rightmost and bottommost pixels, as shares of
-        width, height, width and height; NaN where a class is absent.
+    labels: (..., H, W); values: those of class 1..K in it. Returns: (..., K, 4) float32, no NaN.
     """
     boxes = [torch.stack([*_ends(mask.any(-2)), *_ends(mask.any(-1))], dim=-1) for mask in map(labels.eq, values)]
     left, right, top, bottom = torch.stack(boxes, dim=-2).unbind(-1)
@@ -24,7 +26,7 @@ def _ends(filled: Tensor) -> tuple[Tensor, Tensor]:
     marks = filled.to(torch.uint8)
     first, last = marks.argmax(-1), size - 1 - marks.flip(-1).argmax(-1)
     absent = ~filled.any(-1)
-    return tuple(((end + 0.5) / size).float().masked_fill(absent, torch.nan) for end in (first, last))  # type: ignore[return-value]
+    return tuple(((end + 0.5) / size).float().masked_fill(absent, torch.inf) for end in (first, last))  # type: ignore[return-value]
 
 
 def on_slices(boxes: Tensor, positions: Tensor, every: int) -> Tensor:

@@ -82,8 +82,9 @@ class MaskDecoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, channels)
         self.not_a_point_embed = nn.Embedding(1, channels)
         self.point_embed = nn.Embedding(4, channels) if takes_boxes else None
-        # SAM2 has one object at a time; which class a corner is of, only these can say.
+        # SAM2 has one object at a time, which is there; whose a corner is and who is absent, only these can say.
         self.class_box_embed = nn.Embedding(num_classes - 1, channels) if takes_boxes and num_classes > 1 else None
+        self.class_absent_embed = nn.Embedding(1, channels) if takes_boxes else None
         self.shared_image_embedding = positional_embedding
         self.iou_prediction_head = iou_prediction_head
 
@@ -118,15 +119,17 @@ class MaskDecoder(nn.Module):
     def _prompt(self, batch: int, boxes: Tensor | None) -> Tensor:
         """(B, P, C): two corners for each class and a padding point, as SAM2 has it; without boxes two of the latter.
 
-        A class without a box has padding points for corners, so that all slices have as many tokens.
+        Where nobody looked for a class, padding points are its corners, so that all slices have as many tokens.
         """
         nothing = self.not_a_point_embed.weight
-        if self.point_embed is None:
+        if self.point_embed is None or self.class_absent_embed is None:
             return nothing.expand(batch, 2, -1)
         if boxes is None:
             return nothing.expand(batch, 2 * self.class_hypernetworks.num_classes + 1, -1)
         corners = boxes.unflatten(-1, (2, 2))  # (B, K, 2, 2), x and y of each
-        points = self.shared_image_embedding(corners.nan_to_num()) + self.point_embed.weight[2:]
+        there = torch.where(corners.isfinite(), corners, 0)
+        points = self.shared_image_embedding(there) + self.point_embed.weight[2:]
+        points = torch.where(corners[..., :1].isinf(), self.class_absent_embed.weight, points)
         if self.class_box_embed is not None:
             points = points + F.pad(self.class_box_embed.weight, (0, 0, 1, 0)).unsqueeze(1)
         points = torch.where(corners[..., :1].isnan(), nothing, points)
