@@ -2,15 +2,20 @@
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 from typer.testing import CliRunner, Result
 
 from sam2_3dmed import cli
 from sam2_3dmed.cli_inference import end_with
+from sam2_3dmed.dicom.codes import UNKNOWN, Code
+from sam2_3dmed.dicom.segmentation import segment_codes
 from sam2_3dmed.errors import ConfigError, UserError, WeightsError
+from sam2_3dmed.runs import remember_codes
 from sam2_3dmed.volume.nifti import read_label
 
 
@@ -128,6 +133,42 @@ def test_a_run_that_is_not_finished(images: Path, blob_run: Path, tmp_path: Path
     error = refused(images, "-m", tmp_path / "run", "-o", tmp_path / "out")
     assert isinstance(error, WeightsError)
     assert "this run is not finished" in str(error)
+
+
+class TestCodes:
+    """Of the run, of `--codes`, and in the manifest."""
+
+    OF_THE_RUN = Code("T-C3000", "SRT", "Spleen")
+
+    @pytest.fixture
+    def run(self, blob_run: Path, tmp_path: Path) -> Path:
+        folder = Path(shutil.copytree(blob_run, tmp_path / "run"))
+        remember_codes(folder, {"bright": self.OF_THE_RUN})
+        return folder
+
+    def test_of_the_run_unless_others_are_given(self, run: Path, tmp_path: Path, write_series, stored_voxels) -> None:
+        write_series(tmp_path / "study", stored_voxels((24, 28, 3)))
+        (tmp_path / "mine.json").write_text('{"codes": {"dark": ["1", "99MINE", "Dark"]}}')
+        given = [tmp_path / "study", "-m", run, "-o", tmp_path / "out", "--format", "dicom-seg"]
+        mine = {"dark": Code("1", "99MINE", "Dark")}
+        for options, codes in (((), {"bright": self.OF_THE_RUN}), (("--codes", tmp_path / "mine.json"), mine)):
+            result = predict(*given, *options)
+            assert result.exit_code == 0, result.output
+            assert "earlier" not in result.output
+            found = segment_codes(dcmread(tmp_path / "out" / "study.seg.dcm"))
+            assert {name: code for name, code in found.items() if code != UNKNOWN} == codes
+            assert entries(tmp_path / "out")[-1]["options"]["codes"] == {
+                name: asdict(code) for name, code in codes.items()
+            }
+        assert "1 of them by an earlier run" in predict(*given, *options).output
+
+    def test_they_change_no_other_format(self, images: Path, blob_run: Path, run: Path, tmp_path: Path) -> None:
+        predict(images, "-m", blob_run, "-o", tmp_path / "out")
+        assert "3 of them by an earlier run" in predict(images, "-m", run, "-o", tmp_path / "out").output
+
+    def test_broken_ones_are_named(self, images: Path, run: Path, tmp_path: Path) -> None:
+        (run / "codes.json").write_text("{")
+        assert "run/codes.json: broken JSON" in str(refused(images, "-m", run, "-o", tmp_path / "out"))
 
 
 def test_no_failure_is_no_end(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sam2_3dmed.config import ChannelPlan, Plan, RunConfig, paper, with_settings
+from sam2_3dmed.dicom.codes import Code
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.first_weights import make_model
 from sam2_3dmed.inference.passes import PassOptions
@@ -17,7 +18,9 @@ from sam2_3dmed.runs import (
     load_predictor,
     log_to,
     make_predictor,
+    remember_codes,
     remember_data,
+    remembered_codes,
     remembered_data,
     save_model,
 )
@@ -110,6 +113,18 @@ def test_where_the_data_set_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (tmp_path / "data.json").write_text(text)
         with pytest.raises(DataError, match=r'data\.json: expected \{"folder": PATH\}'):
             remembered_data(tmp_path)
+
+
+def test_the_codes_of_the_classes(tmp_path: Path) -> None:
+    assert remembered_codes(tmp_path) == {}
+    codes = {"bright": Code("78961009", "SCT", "Spleen")}
+    remember_codes(tmp_path, codes)
+    assert remembered_codes(tmp_path) == codes
+    (tmp_path / "codes.json").write_text('{"codes": {"bright": "78961009"}}')
+    with pytest.raises(DataError, match=r'codes\.json: "codes" must be like'):
+        remembered_codes(tmp_path)
+    remember_codes(tmp_path, {})  # another attempt, with a data set that gives none
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_device_that_is_not_here(run: Path) -> None:

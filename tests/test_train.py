@@ -7,12 +7,17 @@ import shutil
 from pathlib import Path
 
 import pytest
+from pydicom import dcmread
+from typer.testing import CliRunner
 
+from sam2_3dmed import cli
 from sam2_3dmed.config import RunConfig, scratch, with_settings
 from sam2_3dmed.data.splits import Split
+from sam2_3dmed.dicom.codes import UNKNOWN, Code
+from sam2_3dmed.dicom.segmentation import segment_codes
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.records import RunRecord
-from sam2_3dmed.runs import remembered_data
+from sam2_3dmed.runs import remembered_codes, remembered_data
 from sam2_3dmed.train import SPLIT_FILE, TrainRequest, test_run, train_run
 from sam2_3dmed.volume.nifti import read_label, read_volume
 from sam2_3dmed.volume.volume import same_grid
@@ -132,6 +137,33 @@ def test_a_plan_of_ones_own_and_a_fold(data: Path, tmp_path: Path) -> None:
     split = Split.read(tmp_path / "run" / SPLIT_FILE)
     assert len(split.test) == 4
     assert set(split.test).isdisjoint({*split.train, *split.validation})
+
+
+def with_codes(blobs: Path, folder: Path, codes: object) -> Path:
+    """The blobs, with these codes in dataset.json."""
+    file = Path(shutil.copytree(blobs, folder)) / "dataset.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"codes": codes}))
+    return folder
+
+
+def test_codes_of_the_data_set_reach_a_dicom_seg(blobs: Path, tmp_path: Path, write_series, stored_voxels) -> None:
+    data = with_codes(blobs, tmp_path / "blobs", {"bright": ["T-C3000", "SRT", "Spleen"]})
+    run = train_run(TrainRequest(data, tmp_path / "run", config=config(), weights="none"))
+    assert run is not None
+    assert remembered_codes(run) == {"bright": Code("T-C3000", "SRT", "Spleen")}
+    write_series(tmp_path / "study", stored_voxels((24, 28, 4)))
+    arguments = ["predict", tmp_path / "study", "-m", run, "-o", tmp_path / "masks", "--format", "dicom-seg"]
+    result = CliRunner().invoke(cli.app, [*map(str, arguments)])
+    assert result.exit_code == 0, result.output
+    found = segment_codes(dcmread(tmp_path / "masks" / "study.seg.dcm"))
+    assert found == {"bright": Code("T-C3000", "SRT", "Spleen"), "dark": UNKNOWN}
+
+
+def test_broken_codes_stop_training_before_it_begins(blobs: Path, tmp_path: Path) -> None:
+    data = with_codes(blobs, tmp_path / "blobs", {"bright": "78961009"})
+    with pytest.raises(DataError, match=r'blobs/dataset\.json: "codes" must be like'):
+        train_run(TrainRequest(data, tmp_path / "run", config=config(), weights="none"))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"log.txt"}
 
 
 def test_a_broken_training_case_is_named(blobs: Path, tmp_path: Path) -> None:

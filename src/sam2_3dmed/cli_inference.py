@@ -54,7 +54,10 @@ SaveAuxiliary = Annotated[
     bool, typer.Option("--save-auxiliary", help="Also boundary maps and relative positions, in OUT/auxiliary.")
 ]
 Format = Annotated[str, typer.Option("--format", help="nifti, nrrd (for 3D Slicer), dicom-seg or rtstruct.")]
-Codes = Annotated[Path | None, typer.Option(help='dataset.json whose "codes" give classes their DICOM codes.')]
+Codes = Annotated[
+    Path | None,
+    typer.Option(help='dataset.json whose "codes" give classes their DICOM codes; without it the run\'s codes.json.'),
+]
 Series = Annotated[str | None, typer.Option(help="UID of the DICOM series, where an input has several.")]
 BoxesFrom = Annotated[
     Path | None,
@@ -149,14 +152,14 @@ def _job(
     from sam2_3dmed.inference.manifest import Manifest, Provenance, checksum
     from sam2_3dmed.inference.output import MaskFormat, format_name
     from sam2_3dmed.records import RunRecord, Sam2Record
-    from sam2_3dmed.runs import model_files
+    from sam2_3dmed.runs import model_files, remembered_codes
 
-    record, codes_given = RunRecord.read(model), read_codes(codes) if codes else {}
+    record, known = RunRecord.read(model), read_codes(codes) if codes else remembered_codes(model)
     if "auxiliary" in folders and not isinstance(record, Sam2Record):
         raise ConfigError(f"--save-auxiliary is for SAM2-3dMed, and {model} is {record.about}")
-    written = MaskFormat(format_name(mask_format), record.plan.labels, codes_given)
+    written = MaskFormat(format_name(mask_format), record.plan.labels, known if mask_format == "dicom-seg" else {})
     told = record.recipe.inference.model_dump(mode="json") | options
-    told |= {"format": mask_format, "codes": codes_given, **dict.fromkeys(sorted(folders), True)}
+    told |= {"format": mask_format, "codes": written.codes, **dict.fromkeys(sorted(folders), True)}
     decisive = {key: value for key, value in told.items() if key not in _WITHOUT_EFFECT}
     provenance = Provenance(str(model), checksum(model_files(model, options.get("backend", "pytorch"))), decisive)
     wanted = {name: out / name for name in folders}

@@ -6,6 +6,7 @@ runs/NAME/
   split.json   curves.csv   log.txt   tensorboard/   checkpoints/   pictures/
                schedule.json         what `train --minutes` came to
   data.json                          where the data set was when training began
+  codes.json                         the DICOM codes of its classes, if its dataset.json gives any
   predictions/  evaluation/          of the test set, by `train --test`
   report.html  figures/  auxiliary/  by `report`
 """
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from sam2_3dmed.atomic import replacing, write_text
+from sam2_3dmed.dicom.codes import Code, read_codes, write_codes
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.inference.manifest import checksum
 from sam2_3dmed.inference.passes import PassOptions
@@ -44,6 +46,7 @@ from sam2_3dmed.records import (
 
 MODEL_FILE = "model.safetensors"
 DATA_FILE = "data.json"
+CODES_FILE = "codes.json"
 Backend = Literal["pytorch", "onnxruntime"]
 
 logger = logging.getLogger(__name__)
@@ -67,6 +70,24 @@ def remembered_data(folder: Path) -> Path | None:
         return Path(json.loads(path.read_text(encoding="utf-8"))["folder"])
     except (OSError, ValueError, TypeError, KeyError):
         raise DataError(f'{path}: expected {{"folder": PATH}}') from None
+
+
+def remember_codes(folder: Path, codes: Mapping[str, Code]) -> None:
+    """Write the DICOM codes of the classes; without any there is no file."""
+    if codes:
+        write_codes(folder / CODES_FILE, codes)
+    else:
+        (folder / CODES_FILE).unlink(missing_ok=True)
+
+
+def remembered_codes(folder: Path) -> dict[str, Code]:
+    """The DICOM codes of the run's classes, by name; none if the run does not say.
+
+    Raises:
+        DataError: a broken codes.json.
+    """
+    path = folder / CODES_FILE
+    return read_codes(path) if path.is_file() else {}
 
 
 def rebuild(record: Sam2Record) -> SAM2For3dMed:

@@ -10,13 +10,14 @@ from pathlib import Path
 from sam2_3dmed.baselines.systems import OURS
 from sam2_3dmed.data.catalog import Case, Catalog, read_catalog
 from sam2_3dmed.data.splits import Split
+from sam2_3dmed.dicom.codes import read_codes
 from sam2_3dmed.errors import ConfigError, DataError, TrainingError
 from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
 from sam2_3dmed.inference.cohort import Results, predict_cohort
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.pool import progress_bar
 from sam2_3dmed.records import CONFIG_FILE, RunRecord
-from sam2_3dmed.runs import MODEL_FILE, load_predictor, log_to, remember_data
+from sam2_3dmed.runs import MODEL_FILE, load_predictor, log_to, remember_codes, remember_data
 from sam2_3dmed.starts import SPLIT_FILE as SPLIT_FILE
 from sam2_3dmed.starts import Sam2Start, make_start
 from sam2_3dmed.termination import Terminated, raising_terminated
@@ -120,6 +121,8 @@ def default_folder(catalog: Catalog) -> Path:
 
 
 def _train(request: TrainRequest, catalog: Catalog, folder: Path, team: Team) -> None:
+    described = request.data / "dataset.json"
+    codes = read_codes(described) if described.is_file() else {}  # before the cases are read, for minutes
     old = RunRecord.read(folder) if request.resume else None
     start = make_start(request, catalog, folder, old, team)
     if request.gpu_memory is not None and isinstance(start, Sam2Start):
@@ -128,6 +131,7 @@ def _train(request: TrainRequest, catalog: Catalog, folder: Path, team: Team) ->
         start.split.write(folder / SPLIT_FILE)
         start.record.write(folder)  # last: it is what makes the folder a run
     remember_data(folder, request.data)
+    remember_codes(folder, codes)
     team.agree()
     result = start.fit(folder, resume=request.resume, team=team)
     start.save(folder)

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from sam2_3dmed.dicom.codes import UNKNOWN, Code, category_of, code_of, read_codes
+from sam2_3dmed.dicom.codes import UNKNOWN, Code, category_of, code_of, read_codes, write_codes
 from sam2_3dmed.errors import DataError
 
 
@@ -42,6 +42,21 @@ def test_codes_of_another_form(tmp_path, codes):
     (tmp_path / "dataset.json").write_text(json.dumps({"codes": codes}))
     with pytest.raises(DataError, match=r'dataset\.json: "codes" must be like'):
         read_codes(tmp_path / "dataset.json")
+
+
+@pytest.mark.parametrize("code", [["1", "S" * 17, "Spleen"], ["1", "SCT", "S" * 65]])
+def test_codes_too_long_for_dicom(tmp_path, code):
+    write_codes(tmp_path / "dataset.json", {"fits": Code("1" * 40, "S" * 16, "S" * 64)})
+    read_codes(tmp_path / "dataset.json")
+    (tmp_path / "dataset.json").write_text(json.dumps({"codes": {"spleen": code}}))
+    with pytest.raises(DataError, match=r"dataset\.json: the code of 'spleen' in .codes. is too long: at most 16"):
+        read_codes(tmp_path / "dataset.json")
+
+
+def test_what_is_written_is_read(tmp_path):
+    codes = {"Größe": Code("1", "99LOCAL", "Größe"), "spleen": Code("78961009", "SCT", "Spleen")}
+    write_codes(tmp_path / "codes.json", codes)
+    assert read_codes(tmp_path / "codes.json") == codes
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "broken JSON"), (None, "cannot be read")])

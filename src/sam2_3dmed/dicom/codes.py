@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from sam2_3dmed.atomic import write_text
 from sam2_3dmed.errors import DataError
 
 
@@ -27,13 +28,15 @@ _CATEGORIES = {
 }
 _MORPHOLOGIES = {"tumor", "tumour", "cancer", "neoplasm", "lesion", "mass", "edema", "necrosis", "cyst", "metastasis"}
 _SPELLED = {"tumour": "Tumor", "cancer": "Neoplasm"}
+_LONGEST_SCHEME, _LONGEST_MEANING = 16, 64  # of the standard's SH and LO
 
 
 def read_codes(path: Path) -> dict[str, Code]:
     """The codes that a `dataset.json` gives to class names: "codes": {"spleen": ["78961009", "SCT", "Spleen"]}.
 
     Raises:
-        DataError: unreadable, or codes of another form. A file without "codes" is fine: then there are none.
+        DataError: unreadable, codes of another form, or longer than DICOM allows. A file without "codes" is fine:
+            then there are none.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -47,7 +50,21 @@ def read_codes(path: Path) -> dict[str, Code]:
         raise DataError(f"{path}: broken JSON: {error}") from None
     except (TypeError, AttributeError):
         raise DataError(f'{path}: "codes" must be like {{"spleen": ["78961009", "SCT", "Spleen"]}}') from None
+    for name, code in codes.items():
+        if len(code.scheme) > _LONGEST_SCHEME or len(code.meaning) > _LONGEST_MEANING:
+            longest = f"{_LONGEST_SCHEME} characters for the scheme, {_LONGEST_MEANING} for the meaning"
+            raise DataError(f'{path}: the code of {name!r} in "codes" is too long: at most {longest}')
     return codes
+
+
+def write_codes(path: Path, codes: Mapping[str, Code]) -> None:
+    """Write codes as `read_codes` reads them.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    content = {"codes": {name: astuple(code) for name, code in codes.items()}}
+    write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
 
 
 def code_of(name: str, given: Mapping[str, Code]) -> Code:

@@ -16,7 +16,7 @@ from sam2_3dmed.inference.manifest import checksum
 from sam2_3dmed.inference.onnx_files import ENCODER_FILE, FEATURES, FORMAT, OnnxRecord, require_onnx, window_file
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.records import CONFIG_FILE, Sam2Record, read_sam2_record
-from sam2_3dmed.runs import MODEL_FILE, load_predictor
+from sam2_3dmed.runs import MODEL_FILE, load_predictor, remember_codes, remembered_codes
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ def export_run(
         written.append(_write(folder / window_file(length), model, found, of_window))
     if folder.resolve() != run.resolve():
         write_text(folder / CONFIG_FILE, (run / CONFIG_FILE).read_text(encoding="utf-8"))
+        remember_codes(folder, remembered_codes(run))
     return written
 
 
