@@ -3,6 +3,7 @@
 python benchmarks/bf16.py runs/Task04_Hippocampus Task04_Hippocampus --cases 10
 
 The volumes are the run's test cases. On a processor without bf16 instructions the numbers are the same, only slower.
+Without arguments it says what it needs, and measures nothing.
 """
 
 import argparse
@@ -18,10 +19,15 @@ from sam2_3dmed.evaluation.metrics import dice
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--cases", type=int, default=10)
     arguments = parser.parse_args()
+    if arguments.run is None:
+        print("nothing measured: it needs RUN, the folder of a trained run, and DATA, that of its data set; see --help")
+        return
+    if arguments.data is None:
+        parser.error("DATA is missing, the folder of the run's data set")
     names = Split.read(arguments.run / "split.json").test[: arguments.cases]
     cases = {case.name: case for case in read_catalog(arguments.data).cases}
     with_bf16, without = (Predictor.load(arguments.run, bf16=bf16) for bf16 in (True, False))

@@ -5,7 +5,7 @@
 The encoder is that of a trained run, frozen; everything else starts anew. All sides train on the first cases of the
 run's training part, few, so that each slice of a view is used often, and are scored on its validation cases, forward.
 0 views is fresh augmentation, and the encoder at work; the others keep features in bf16. Seconds are those of a
-processor, for training and validation together.
+processor, for training and validation together. Without arguments it says what it needs, and measures nothing.
 """
 
 import argparse
@@ -89,8 +89,8 @@ class _LastWords(logging.Handler):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--cases", type=int, default=24)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=4)
@@ -99,6 +99,11 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of prepared cases that stays; none: a temporary one")
     parser.add_argument("--set", action="append", help="section.key=value, as for `train`")
     arguments = parser.parse_args()
+    if arguments.run is None:
+        print("nothing measured: it needs RUN, the folder of a trained run, and DATA, that of its data set; see --help")
+        return
+    if arguments.data is None:
+        parser.error("DATA is missing, the folder of the run's data set")
 
     import torch
 

@@ -26,7 +26,6 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch, name: s
 
 
 def test_mlflow_keeps_files_in_the_run_folder_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for step, value in ((1, 0.5), (2, 0.25)):  # the second as a resumed run makes it
         (logger,) = make_loggers(["mlflow"], tmp_path)
@@ -40,7 +39,8 @@ def test_mlflow_keeps_files_in_the_run_folder_and_goes_on(tmp_path: Path, monkey
 
 @pytest.mark.slow
 def test_wandb_writes_into_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wandb = pytest.importorskip("wandb")
+    import wandb
+
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     (logger,) = make_loggers(["wandb"], tmp_path)
@@ -52,7 +52,6 @@ def test_wandb_writes_into_the_run_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_broken_list_of_entries_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("wandb")
     (tmp_path / ENTRIES_FILE).write_text("[]]")
     with pytest.raises(DataError, match=r"loggers\.json: expected"):
         make_loggers(["wandb"], tmp_path)
