@@ -18,6 +18,7 @@ from sam2_3dmed.baselines.start import first_network, plan_spec
 from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.errors import ConfigError, WeightsError
 from sam2_3dmed.records import PatchRecord, RunRecord
+from sam2_3dmed.report.build import write_report
 from sam2_3dmed.runs import MODEL_FILE, load_predictor, read_weights
 from sam2_3dmed.termination import Terminated
 from sam2_3dmed.train import TrainRequest, test_run, train_run
@@ -50,12 +51,16 @@ def test_from_data_to_scores(system: str, blobs: Path, tmp_path: Path) -> None:
     names = {path.name for path in run.iterdir()}
     assert {"model.safetensors", "config.yaml", "split.json", "curves.csv", "data.json", "log.txt"} < names
     assert json.loads((run / "evaluation" / "summary.json").read_text())["cases"] == 2
+    assert write_report(run).is_file()
 
 
 @pytest.mark.long
-def test_the_balls_are_learnt(blobs: Path, tmp_path: Path) -> None:
-    settings = ["training.epochs=8", "training.windows_per_epoch=16", "training.validate_every=4"]
-    run = train_run(request("unet", blobs, tmp_path / "run", *settings))
+@pytest.mark.parametrize(("system", "epochs"), [("unet", 8), ("mednext_s", 16), ("nnformer", 16)])
+def test_the_balls_are_learnt(system: str, epochs: int, blobs: Path, tmp_path: Path) -> None:
+    settings = [f"training.epochs={epochs}", "training.windows_per_epoch=16", "training.validate_every=4"]
+    if system == "nnformer":  # its own recipe needs some hundred steps to begin
+        settings += ["training.optimizer=adamw", "training.learning_rate=0.001"]
+    run = train_run(request(system, blobs, tmp_path / "run", *settings))
     mean = next(row for row in test_run(run, blobs).summary()["results"] if row["kind"] == "mean")
     assert mean["dice"]["mean"] > 0.8
 

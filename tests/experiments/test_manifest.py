@@ -6,6 +6,8 @@ import shutil
 
 from sam2_3dmed.experiments.manifest import data_checksums, manifest, write_manifest
 from sam2_3dmed.experiments.planning import plan_experiment
+from sam2_3dmed.experiments.work import Place
+from sam2_3dmed.records import RunRecord
 
 
 def test_holds_what_was_asked_and_what_came_of_it(request_for, finish):
@@ -29,6 +31,25 @@ def test_holds_what_was_asked_and_what_came_of_it(request_for, finish):
     assert content["asked"]["epochs"] == 1
     write_manifest(experiment, experiment.request.out / "table_4")
     assert json.loads((experiment.request.out / "table_4" / "manifest.json").read_text()) == content
+
+
+def test_holds_the_tasks_and_methods_that_were_asked_for(request_for, blobs):
+    request = request_for(4, data=blobs.parent, tasks=(blobs.name,), methods=("full", "sam2"))
+    asked = manifest(plan_experiment(request))["asked"]
+    assert (asked["tasks"], asked["methods"]) == ([blobs.name], ["full", "sam2"])
+
+
+def test_each_run_has_its_versions_and_machines(request_for, finish, blob_run):
+    experiment = plan_experiment(request_for(4))
+    run, out = experiment.runs[0], experiment.request.out
+    folder = finish(run, out, [0.5])
+    machines = [{"processor": "an old one", "gpus": []}, {"processor": "a new one", "gpus": ["H200"]}]
+    Place.of(run, out).note(hardware=machines)
+    RunRecord.read(blob_run).model_copy(update={"versions": {"torch": "1.2.3"}}).write(folder)
+    there, missing = manifest(experiment)["runs"]
+    assert (there["versions"], there["hardware"]) == ({"torch": "1.2.3"}, machines)
+    assert set(there["cost"]) == {"training", "test", "prediction"}
+    assert (missing["versions"], missing["hardware"]) == (None, [])
 
 
 def test_checksums_are_of_the_files_and_follow_a_change(request_for, blobs, tmp_path):

@@ -21,6 +21,7 @@ def test_every_ablation_and_opponent_can_be_run():
     assert {*ABLATIONS, *OPPONENTS, FULL} <= set(METHODS)
     assert all(METHODS[name].change == name and METHODS[name].of_ours for name in (*ABLATIONS, *OPPONENTS))
     assert [name for name, method in METHODS.items() if method.from_scratch] == ["without_pretraining"]
+    assert [name for name, method in METHODS.items() if method.caveat] == ["medsam2_boxes", "universal"]
 
 
 def test_rows_may_be_chosen_and_others_added():

@@ -1,6 +1,7 @@
 """Which runs a table takes, and that they are shared by content."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -127,3 +128,24 @@ def test_a_system_that_is_not_here_is_a_row_with_a_reason(request_for):
 
 def test_the_table_of_single_changes_is_whole():
     assert {"slices_3", "slices_12", "srpp_weight_0.05", "boundary_weight_0.5", "with_srpp_memory"} <= set(ABLATIONS)
+
+
+def test_a_setting_for_one_of_the_systems_that_learn_from_patches(request_for):
+    settings = ("training.batch_size=3", "mednext_s:model.kernel=5")
+    asked = request_for(1, methods=("mednext_s", "unet"), patch_settings=settings)
+    found = {method: run.config for method, (run,) in runs_by_method(plan_experiment(asked)).items()}
+    assert {method: config.training.batch_size for method, config in found.items()} == {"mednext_s": 3, "unet": 3}
+    assert {method: config.model.kernel for method, config in found.items()} == {"mednext_s": 5, "unet": 3}
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("model.kernel=5", "model.kernel is for mednext, not for unet"),
+        ("mednxt_s:model.kernel=5", "no system 'mednxt_s'; did you mean 'mednext_s'?"),
+        ("training.batchsize=3", "batchsize"),
+    ],
+)
+def test_a_setting_that_does_not_fit_is_not_a_row_that_cannot_run(request_for, setting, line):
+    with pytest.raises(ConfigError, match=re.escape(line)):
+        plan_experiment(request_for(1, methods=("mednext_s", "unet"), patch_settings=(setting,)))

@@ -10,6 +10,9 @@ from sam2_3dmed.experiments import clusters
 from sam2_3dmed.experiments.planning import plan_experiment
 from sam2_3dmed.experiments.reproduce import describe, reproduce
 from sam2_3dmed.experiments.work import Place
+from sam2_3dmed.records import RunRecord
+
+HOW = "a finished run of the row tells how long it takes"
 
 
 def small(request_for, out, **changes):
@@ -43,7 +46,7 @@ def test_a_table_is_stopped_and_goes_on(first, blobs):
     places = {method: Place.of(run, first.out) for method, run in runs.items()}
     assert {method: place.state for method, place in places.items()} == {"medsam2": "done", "full": "missing"}
     assert "medsam2" in describe(first)
-    assert "2 runs; what is left takes about 0.0 hours, and 1 runs of which nothing is known" in describe(first)
+    assert describe(first).endswith(f"2 runs; of 1 nothing is known yet: {HOW}, or --minutes sets it")
     model = places["medsam2"].folder / "model.safetensors"
     before = model.stat().st_mtime_ns
 
@@ -53,6 +56,9 @@ def test_a_table_is_stopped_and_goes_on(first, blobs):
     assert outcome.failures == ()
     assert "nnU-Net" in outcome.text
     assert outcome.text == (folder / "table.md").read_text()
+    picture = f"![{blobs.name}: mean Dice against GFLOP a volume](accuracy_and_cost_{blobs.name}.png)"
+    assert picture in outcome.text
+    assert "![" not in text, "one row is no picture"
     assert {path.name for path in folder.iterdir()} == {
         "table.md",
         "table.csv",
@@ -99,4 +105,58 @@ def test_a_finished_seed_tells_how_long_the_next_takes(request_for, finish):
     request = request_for(4, methods=("full",), seeds=2)
     finish(plan_experiment(request).runs[0], request.out, [0.5, 0.5], seconds=534.0)
     assert describe(request).splitlines()[1].endswith("about 9 min")
-    assert describe(request).endswith("2 runs; what is left takes about 0.1 hours" + "")
+    assert describe(request).endswith("2 runs; what is left takes about 0.1 hours")
+    finish(plan_experiment(request).runs[1], request.out, [0.5, 0.5])
+    assert describe(request).endswith("2 runs; all are done")
+
+
+def test_what_is_not_known_is_not_called_no_time(request_for, finish):
+    request = request_for(4)
+    text = describe(request)
+    assert "hours" not in text
+    assert text.count("missing  ?") == 2
+    assert text.endswith(f"2 runs; of 2 nothing is known yet: {HOW}, or --minutes sets it")
+    run = plan_experiment(replace(request, seeds=2)).runs[0]
+    finish(run, request.out, [0.5, 0.5], seconds=30.0)
+    text = describe(replace(request, seeds=2))
+    assert f"4 runs; what is left takes less than 0.1 hours, and of 2 nothing is known yet: {HOW}" in text
+
+
+@pytest.fixture
+def elsewhere(request_for, blobs, blob_run, tmp_path, finish):
+    """Finishes a run of the whole method on other data, of so many epochs or minutes, in 600 s, and the test in 6."""
+    data = shutil.copytree(blobs, tmp_path / "more" / "Other")
+    (data / "labelsTr" / "blob_03.nii.gz").write_bytes((data / "labelsTr" / "blob_04.nii.gz").read_bytes() + b"x")
+
+    def make(**told) -> None:
+        run = plan_experiment(request_for(4, data=data, methods=("full",))).runs[0]
+        folder = finish(run, tmp_path / "out", [0.5, 0.5], seconds=600.0)
+        record = RunRecord.read(blob_run)
+        training = record.recipe.training.model_copy(update=told)
+        recipe = record.recipe.model_copy(update={"training": training})
+        record.model_copy(update={"recipe": recipe}).write(folder)
+
+    return make
+
+
+def test_a_finished_run_on_other_data_is_a_rough_measure(request_for, elsewhere, finish):
+    elsewhere(epochs=4)
+    request = request_for(4, epochs=10)
+    text = describe(request)
+    assert text.count("about 25 min, rough") == 1, "600 s for 4 epochs are 1500 s for 10; and 6 s for the test"
+    assert text.count("missing  ?") == 1, "the other row has no run anywhere"
+    assert "2 runs; what is left takes about 0.4 hours (rough: by runs on other data or with other settings)" in text
+    full = next(run for run in plan_experiment(request).runs if run.method == "full")
+    place = Place.of(full, request.out)
+    place.note(training={"seconds": 900.0})
+    assert "about 10 min, rough" in describe(request), "600 s are left"
+    (place.folder / "model.safetensors").write_bytes(b"")
+    assert "about 0 min, rough" in describe(request), "the test alone is left"
+    assert "about 5 min" in describe(replace(request, epochs=None, minutes=5.0))
+    finish(full, request.out, [0.5], seconds=60.0)
+    assert "rough" not in describe(replace(request, seeds=2)), "a run of the row itself is better"
+
+
+def test_a_run_of_so_many_minutes_says_nothing_of_epochs(request_for, elsewhere):
+    elsewhere(epochs=4, minutes=10.0)
+    assert describe(request_for(4, epochs=10)).count("missing  ?") == 2

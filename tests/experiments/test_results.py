@@ -128,6 +128,17 @@ def test_other_data_has_no_paper_column(request_for, finish):
     assert (cell.paper, cell.difference, cell.paper_best) == (None, None, False)
 
 
+def test_what_is_unlike_in_a_row_is_told_below_it(lung):
+    universal = "learnt from this data set alone; the published figures are of one model for 14 data sets"
+    for settings, names in (((), "learnt"), (("universal:model.text=clip",), "embedded by CLIP")):
+        row = rows(lung(1, methods=("universal", "nnformer"), patch_settings=settings))["universal"]
+        assert row.note == f"{universal}; names of classes {names}; seed 0: not run yet"
+    found = rows(lung(1, methods=("medsam2_boxes", "medsam2")))
+    assert found["medsam2_boxes"].note.startswith("is told by boxes from the reference, on every second slice")
+    assert found["medsam2_boxes"].note.endswith("; seed 0: not run yet")
+    assert found["medsam2"].note == "seed 0: not run yet"
+
+
 def test_a_row_with_the_runs_of_the_full_method_says_so(lung, finish):
     experiment = lung(3)  # from scratch, so that there is no pre-training to leave out
     (run,) = experiment.runs

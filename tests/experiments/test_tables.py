@@ -2,6 +2,7 @@
 
 import csv
 import io
+from dataclasses import replace
 
 import pytest
 
@@ -41,6 +42,19 @@ def test_markdown(table):
     assert "0.7535 · 0.70\\* [" not in text.split("|")[2]
     line = next(line for line in text.splitlines() if line.startswith("| SAM2-3dMed") and "38.9" in line)
     assert [cell.strip() for cell in line.strip("|").split("|")] == ["SAM2-3dMed", "38.9", "1234", "–", "–", "1.5", "–"]
+
+
+def test_a_picture_stands_below_the_costs_of_its_data_set(table):
+    other = replace(table, task=replace(table.task, name="my *own* data"))
+    files = {"my *own* data": "accuracy_and_cost_my *own* data.png"}
+    text = markdown(paper_table(4), [table, other], files)
+    assert text.count("![") == 1
+    lines = text.rstrip().splitlines()
+    alt = r"my \*own\* data: mean Dice against GFLOP a volume"
+    assert lines[-1] == f"![{alt}](accuracy_and_cost_my%20%2Aown%2A%20data.png)"
+    assert lines[-2] == ""
+    assert lines[-3].startswith("| SAM2-3dMed")
+    assert "![" not in markdown(paper_table(4), [table])
 
 
 def test_distances_have_two_decimals(table):
@@ -93,4 +107,6 @@ def test_latex(table):
     assert r" & measured & 0.7000$^{*}$ {\small [0.6000, 0.8000]} & " in text
     assert r" & difference & +0.0496 & " in text
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 1
+    assert "w/o SRPP: seed 2: not run yet.}" in text
+    assert r"\parbox" not in latex(paper_table(4), [replace(table, rows=table.rows[1:])])
     assert "–" not in text

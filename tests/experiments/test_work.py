@@ -64,6 +64,26 @@ def test_usage_adds_up_over_interruptions():
     assert work._added(None, Usage(5.0))["seconds"] == 5.0
 
 
+def test_a_run_notes_every_machine_that_it_was_on_once(run, tmp_path, monkeypatch):
+    broken = replace(run, weights=str(tmp_path / "no-such-weights.pt"))
+    for name in ("fast", "slow", "fast"):
+        monkeypatch.setattr(work, "hardware", lambda name=name: {"processor": name})
+        place = carry_out(broken, tmp_path)
+    assert place.cost["hardware"] == [{"processor": "fast"}, {"processor": "slow"}]
+    assert work.Place(tmp_path / "new").cost == {}
+
+
+def test_nnunets_memory_in_training_is_its_process_s(run, tmp_path, monkeypatch):
+    place = Place.of(replace(run, system="nnunet"), tmp_path)
+    place.note(training={"seconds": 10.0, "memory_mb": 800.0, "gpu_memory_mb": None, "energy_kj": None})
+    (place.folder / "nnunet").mkdir()
+    (place.folder / "nnunet" / "memory.json").write_text(json.dumps({"peak_mb": 12.5, "gpu_peak_mb": 34.5}))
+    monkeypatch.setattr(work, "train_run", lambda request: None)
+    work._train(replace(run, system="nnunet"), place, tmp_path)
+    assert (place.cost["training"]["memory_mb"], place.cost["training"]["gpu_memory_mb"]) == (800.0, 34.5)
+    assert place.cost["training"]["seconds"] > 10.0
+
+
 def test_errors_of_training_are_users_errors(run, tmp_path):
     place = Place.of(run, tmp_path)
     work.note_failure(place, str(TrainingError("the loss is not\nfinite")), "details")

@@ -104,6 +104,13 @@ class PatchConfig(_Frozen):
             raise ValueError(f"model.kernel is for mednext, not for {self.system}")
         return self
 
+    @property
+    def names(self) -> str | None:
+        """What a network makes of the names of classes; None for one that asks for none."""
+        if self.system != "universal":
+            return None
+        return "learnt" if self.model.text is None else "embedded by CLIP"
+
 
 _NNUNET: Mapping[str, Any] = {
     "epochs": 1000,

@@ -1,7 +1,7 @@
 """What a trained model costs: parameters, and for one volume operations, seconds and memory."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -42,15 +42,17 @@ def prediction_cost(folder: Path, data: Path) -> dict[str, Any]:
     volume, label = read_case(case)
     reference = label if RunRecord.read(folder).takes_boxes else None
     predictor = load_predictor(folder)
+    memory: Sequence[float | None] = ()
     if isinstance(predictor, NnunetPredictor):  # it computes in a process of its own
-        gflop, memory_mb = predictor.cost_of(volume)
+        gflop, *memory = predictor.cost_of(volume)
     else:
         with counting() as counter:
             predictor(volume, reference=reference)
-        gflop, memory_mb = counter.get_total_flops() / 1e9, None
+        gflop = counter.get_total_flops() / 1e9
     with metered() as usage:
         predictor(volume, reference=reference)
-    usage.memory_mb = memory_mb or usage.memory_mb
+    if memory:
+        usage.memory_mb, usage.gpu_memory_mb = memory
     return {
         "case": case.name,
         "voxels": math.prod(volume.array.shape[:3]),

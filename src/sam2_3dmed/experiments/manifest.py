@@ -2,21 +2,19 @@
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sam2_3dmed.atomic import write_text
 from sam2_3dmed.data.catalog import read_catalog
 from sam2_3dmed.data.splits import Split
+from sam2_3dmed.errors import UserError
 from sam2_3dmed.experiments.planning import Experiment, Run
-from sam2_3dmed.experiments.work import Place
-from sam2_3dmed.pool import num_processors
+from sam2_3dmed.experiments.work import Place, hardware
+from sam2_3dmed.records import RunRecord
 from sam2_3dmed.train import SPLIT_FILE
 
 CHECKSUMS_FILE = "checksums.json"
@@ -24,13 +22,15 @@ _PACKAGES = ("sam2-3dmed", "torch", "transformers", "lightning", "monai", "numpy
 
 
 def manifest(experiment: Experiment) -> dict[str, Any]:
-    """Only what JSON can hold."""
+    """Only what JSON can hold. Versions and hardware: here, where the table is written; each run has its own."""
     request = experiment.request
     sums = data_checksums(experiment)
     return {
         "table": request.table,
         "paper": "arXiv 2510.08967v1",
         "asked": {
+            "tasks": list(request.tasks),
+            "methods": list(request.methods),
             "recipe": request.recipe,
             "weights": request.weights,
             "settings": list(request.settings),
@@ -51,28 +51,6 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
         "hardware": hardware(),
         "runs": [_run(run, request.out) for run in experiment.runs],
     }
-
-
-def hardware() -> dict[str, Any]:
-    """Of this machine."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else None
-    return {
-        "processor": _processor(),
-        "processors": num_processors(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": memory and round(memory, 1),
-        "gpus": gpus,
-        "system": platform.platform(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _versions() -> dict[str, str]:
@@ -98,6 +76,7 @@ def _split(experiment: Experiment, task: str) -> dict[str, list[str]] | None:
 def _run(run: Run, out: Path) -> dict[str, Any]:
     place = Place.of(run, out)
     cost = place.cost
+    machines = cost.pop("hardware", [])
     seconds = sum(cost.get(part, {}).get("seconds") or 0.0 for part in ("training", "test"))
     return {
         "key": run.key,
@@ -110,8 +89,18 @@ def _run(run: Run, out: Path) -> dict[str, Any]:
         "state": place.state,
         "failure": None if place.state == "done" else place.failure,
         "hours": seconds / 3600,
+        "versions": _versions_of(place.folder),
+        "hardware": machines,
         "cost": cost,
     }
+
+
+def _versions_of(folder: Path) -> dict[str, str] | None:
+    """Those that a run was begun with."""
+    try:
+        return RunRecord.read(folder).versions
+    except UserError:
+        return None
 
 
 def data_checksums(experiment: Experiment) -> dict[str, dict[str, str]]:

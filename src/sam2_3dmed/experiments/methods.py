@@ -16,13 +16,15 @@ class Method:
     """What a row of a table runs.
 
     title: its name in tables; system: a name of `train --system`; change: of the full recipe of ours, a name in
-    ABLATIONS or OPPONENTS; from_scratch: it starts without pre-trained weights, whatever the others start from.
+    ABLATIONS or OPPONENTS; from_scratch: it starts without pre-trained weights, whatever the others start from; caveat:
+    what is unlike in it, for a note below each table.
     """
 
     title: str
     system: str = OURS
     change: str | None = None
     from_scratch: bool = False
+    caveat: str = ""
 
     @property
     def of_ours(self) -> bool:
@@ -48,6 +50,11 @@ _TITLES = {
     "medsam2_boxes": "MedSAM-2, boxes from the reference",
 }
 
+_CAVEATS = {
+    "medsam2_boxes": "is told by boxes from the reference, on every second slice, where the classes are",
+    "universal": "learnt from this data set alone; the published figures are of one model for 14 data sets",
+}
+
 METHODS: Mapping[str, Method] = {
     FULL: Method("SAM2-3dMed"),
     **{
@@ -55,10 +62,11 @@ METHODS: Mapping[str, Method] = {
             _TITLES.get(change, change.replace("_", " ")),
             change=change,
             from_scratch=change == "without_pretraining",
+            caveat=_CAVEATS.get(change, ""),
         )
         for change in (*ABLATIONS, *OPPONENTS)
     },
-    **{name: Method(system.title, system=name) for name, system in SYSTEMS.items()},
+    **{name: Method(system.title, system=name, caveat=_CAVEATS.get(name, "")) for name, system in SYSTEMS.items()},
 }
 """All that can be run, by the name that `--methods` takes."""
 

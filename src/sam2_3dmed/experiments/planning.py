@@ -12,7 +12,7 @@ from sam2_3dmed.baselines.systems import PATCH_SYSTEMS, require_system
 from sam2_3dmed.config import ABLATIONS, OPPONENTS, RunConfig, SplitConfig, read_recipe, with_settings
 from sam2_3dmed.data.catalog import read_catalog
 from sam2_3dmed.data.plan import read_plan_yaml
-from sam2_3dmed.errors import ConfigError, DataError
+from sam2_3dmed.errors import ConfigError, DataError, suggest
 from sam2_3dmed.experiments.methods import FULL, METHODS, rows_of
 from sam2_3dmed.experiments.paper import TASKS, PaperTable, paper_table
 from sam2_3dmed.experiments.plans import plan_file
@@ -169,14 +169,12 @@ def _is_data_set(folder: Path) -> bool:
 
 
 def _row(request: Request, name: str, title: str, tasks: Sequence[Task], base: RunConfig) -> Row:
-    try:
-        if not METHODS[name].of_ours:
+    if not METHODS[name].of_ours:
+        try:
             require_system(METHODS[name].system)
-        return Row(name, title, {task.name: _runs(request, name, task, base) for task in tasks})
-    except ConfigError as error:
-        if METHODS[name].of_ours:
-            raise
-        return Row(name, title, {}, str(error))
+        except ConfigError as error:
+            return Row(name, title, {}, str(error))
+    return Row(name, title, {task.name: _runs(request, name, task, base) for task in tasks})
 
 
 def _runs(request: Request, name: str, task: Task, base: RunConfig) -> tuple[Run, ...]:
@@ -210,8 +208,25 @@ def _system_config(request: Request, system: str, base: RunConfig) -> "SystemCon
     from sam2_3dmed.baselines.recipes import system_recipe
 
     split = [f"split.{key}={value}" for key, value in base.split.model_dump().items()]
-    of_patches = request.patch_settings if system in PATCH_SYSTEMS else ()
+    of_patches = _patch_settings(request, system) if system in PATCH_SYSTEMS else ()
     return system_recipe(system, [*split, *of_patches, *request.budget])
+
+
+def _patch_settings(request: Request, system: str) -> list[str]:
+    """The settings for a system: those for all, and those with its name and a colon before them.
+
+    Raises: ConfigError if there is no system of such a name.
+    """
+    settings = []
+    for text in request.patch_settings:
+        name, colon, setting = text.partition(":")
+        if not colon or "=" in name:
+            settings.append(text)
+        elif name not in PATCH_SYSTEMS:
+            raise ConfigError(f"--set-patches {text}: no system {name!r}; {suggest(name, PATCH_SYSTEMS)}")
+        elif name == system:
+            settings.append(setting)
+    return settings
 
 
 def _seeded(config: Any, seed: int) -> Any:

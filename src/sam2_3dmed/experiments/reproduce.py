@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from sam2_3dmed.atomic import write_text
+from sam2_3dmed.errors import UserError
 from sam2_3dmed.experiments.clusters import Ended, one_by_one
 from sam2_3dmed.experiments.manifest import write_manifest
 from sam2_3dmed.experiments.planning import Experiment, Request, Row, Run, plan_experiment
 from sam2_3dmed.experiments.plans import plan_file
 from sam2_3dmed.experiments.results import TaskTable, task_table
 from sam2_3dmed.experiments.tables import latex, markdown, table_csv
-from sam2_3dmed.experiments.work import Place
+from sam2_3dmed.experiments.work import RUNS, Place
+from sam2_3dmed.records import RunRecord
 from sam2_3dmed.report.charts import cost_chart, save_figure
 
 Runner = Callable[[Sequence[Run], Path, Ended], None]
@@ -64,65 +66,116 @@ def _write(experiment: Experiment, folder: Path) -> str:
     of accuracy against cost. Returns: the Markdown.
     """
     tables = [task_table(experiment, task) for task in experiment.tasks]
-    text = markdown(experiment.paper, tables)
+    drawn = {table.task.name: picture for table in tables if (picture := _draw(table, folder))}
+    text = markdown(experiment.paper, tables, drawn)
     write_text(folder / "table.md", text)
     write_text(folder / "table.csv", table_csv(experiment.paper, tables))
     write_text(folder / "table.tex", latex(experiment.paper, tables))
-    for table in tables:
-        _draw(table, folder)
     write_manifest(experiment, folder)
     return text
 
 
-def _draw(table: TaskTable, folder: Path) -> None:
+def _draw(table: TaskTable, folder: Path) -> str | None:
+    """Returns: the file's name, if there is something to draw."""
     points = {
         row.title: (row.cost["gflop"], row.cells["dice"].ours, row.cells["dice"].interval, row.cost["parameters"])
         for row in table.rows
         if row.cells["dice"].ours is not None and row.cost["gflop"]
     }
-    if len(points) > 1:
-        figure = cost_chart(f"{table.task.name}: accuracy and cost", points, "GFLOP a volume", "mean Dice")
-        save_figure(figure, folder, f"accuracy_and_cost_{table.task.name}")
+    if len(points) < 2:
+        return None
+    figure = cost_chart(f"{table.task.name}: accuracy and cost", points, "GFLOP a volume", "mean Dice")
+    name = f"accuracy_and_cost_{table.task.name}"
+    save_figure(figure, folder, name)
+    return f"{name}.png"
+
+
+@dataclass(frozen=True)
+class _Estimate:
+    """What a run still takes. rough: by runs on other data or with other settings."""
+
+    seconds: float
+    rough: bool = False
+
+    @property
+    def text(self) -> str:
+        return f"about {self.seconds / 60:.0f} min{', rough' if self.rough else ''}"
 
 
 def describe(request: Request) -> str:
     """The runs of a table, what is done of each, and how long the others would take, as far as that can be known."""
     experiment = plan_experiment(request)
-    lines, seconds, unknown = [], 0.0, 0
+    lines: list[str] = []
+    left: list[_Estimate | None] = []
     for run in experiment.runs:
         place = Place.of(run, request.out)
-        estimate = None if place.state == "done" else _estimate(run, experiment, place)
-        seconds += estimate or 0.0
-        unknown += place.state != "done" and estimate is None
-        about = f"about {estimate / 60:.0f} min" if estimate is not None else "" if place.state == "done" else "?"
+        about = ""
+        if place.state != "done":
+            estimate = _estimate(run, experiment, place)
+            left.append(estimate)
+            about = estimate.text if estimate else "?"
         rows = " = ".join(row.method for row in experiment.rows if run.key in _keys(row))
         lines.append(f"{run.task.name:<20} {rows:<24} seed {run.seed}  {run.key}  {place.state:<8} {about}".rstrip())
     lines += [f"{row.title}: not run: {row.problem}" for row in experiment.rows if row.problem]
-    total = f"{len(experiment.runs)} runs; what is left takes about {seconds / 3600:.1f} hours"
-    if unknown:
-        total += f", and {unknown} runs of which nothing is known yet: --minutes would say how long"
-    return "\n".join([*lines, total])
+    return "\n".join([*lines, f"{len(experiment.runs)} runs; {_total(left, request)}"])
 
 
 def _keys(row: Row) -> set[str]:
     return {run.key for runs in row.runs.values() for run in runs}
 
 
-def _estimate(run: Run, experiment: Experiment, place: Place) -> float | None:
-    """Seconds that a run still takes: by its budget, or as a finished run of the same method on the same data took."""
+def _total(left: Sequence[_Estimate | None], request: Request) -> str:
+    known = [estimate for estimate in left if estimate is not None]
+    unknown = len(left) - len(known)
+    parts = []
+    if known:
+        rough = " (rough: by runs on other data or with other settings)" if any(one.rough for one in known) else ""
+        hours = sum(one.seconds for one in known) / 3600
+        about = f"about {hours:.1f}" if hours >= 0.05 else "less than 0.1"
+        parts.append(f"what is left takes {about} hours{rough}")
+    if unknown:
+        how = "a finished run of the row tells how long it takes"
+        how += ", or --minutes sets it" if request.minutes is None else ""
+        parts.append(f"of {unknown} nothing is known yet: {how}")
+    return ", and ".join(parts) or "all are done"
+
+
+def _estimate(run: Run, experiment: Experiment, place: Place) -> _Estimate | None:
+    """By its budget; else as finished runs of the method took, on the same data if there are any."""
+    out = experiment.request.out
+    alike = (one for one in experiment.runs if (one.task.name, one.method) == (run.task.name, run.method))
+    same = [took for one in alike if (took := _took(Place.of(one, out)))]
     spent = place.cost.get("training", {}).get("seconds") or 0.0
-    finished = [
-        cost
-        for other in experiment.runs
-        if other.task.name == run.task.name and other.method == run.method
-        for cost in [Place.of(other, experiment.request.out).cost]
-        if "test" in cost
-    ]
-    test = float(np.mean([cost["test"]["seconds"] for cost in finished])) if finished else 0.0
-    if place.state == "trained":
-        return test
-    if run.config.training.minutes is not None:
-        return max(0.0, 60 * run.config.training.minutes - spent) + test
-    if not finished:
+    minutes = run.config.training.minutes
+    if minutes is not None and place.state != "trained":
+        test = float(np.mean([test for _, test in same])) if same else 0.0
+        return _Estimate(max(0.0, 60 * minutes - spent) + test)
+    known = same or _elsewhere(run, out)
+    if not known:
         return None
-    return max(0.0, float(np.mean([cost["training"]["seconds"] for cost in finished])) - spent) + test
+    training, test = (float(mean) for mean in np.mean(known, axis=0))
+    return _Estimate((0.0 if place.state == "trained" else max(0.0, training - spent)) + test, rough=not same)
+
+
+def _took(place: Place) -> tuple[float, float] | None:
+    """Seconds of training and of the test, once there are both."""
+    cost = place.cost
+    return (cost["training"]["seconds"], cost["test"]["seconds"]) if {"training", "test"} <= cost.keys() else None
+
+
+def _elsewhere(run: Run, out: Path) -> list[tuple[float, float]]:
+    """Seconds of training, for as many epochs as this run has, and of the test, of finished runs of its method with
+    other data or settings; not of those that were trained for so many minutes, which says nothing of epochs.
+    """
+    found = []
+    for place in map(Place, sorted((out / RUNS).glob(f"*/{run.method}-seed*"))):
+        took = _took(place)
+        if took is None or place.state != "done":
+            continue
+        try:
+            told = RunRecord.read(place.folder).recipe.training
+        except UserError:
+            continue
+        if told.minutes is None:
+            found.append((run.config.training.epochs / told.epochs * took[0], took[1]))
+    return found

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sam2_3dmed.baselines.recipe import PatchConfig
 from sam2_3dmed.errors import UserError
 from sam2_3dmed.evaluation.definitions import nsd_column
 from sam2_3dmed.evaluation.metrics import MEAN_NAME
@@ -21,7 +22,7 @@ from sam2_3dmed.evaluation.statistics import (
     holm,
     paired_difference,
 )
-from sam2_3dmed.experiments.methods import FULL
+from sam2_3dmed.experiments.methods import FULL, METHODS
 from sam2_3dmed.experiments.paper import METRICS
 from sam2_3dmed.experiments.planning import Experiment, Row, Run, Task
 from sam2_3dmed.experiments.work import Place
@@ -63,7 +64,8 @@ class Cell:
 class TaskRow:
     """A row of one data set's part of a table.
 
-    seeds: how many runs are in it, of how many. note: why numbers are missing, or fewer. cost: what its runs took.
+    seeds: how many runs are in it, of how many. note: what is unlike in it; why numbers are missing. cost: what its
+    runs took.
     """
 
     method: str
@@ -113,7 +115,7 @@ def task_table(experiment: Experiment, task: Task) -> TaskTable:
             cells=cells[row.method],
             seeds=len(measured[row.method].values.get("dice", ())),
             asked=len(row.runs.get(task.name, ())),
-            note="; ".join(filter(None, [measured[row.method].note, _sameness(row, same)])),
+            note="; ".join(filter(None, [_caveat(row), measured[row.method].note, _sameness(row, same)])),
             cost=measured[row.method].cost,
         )
         for row in experiment.rows
@@ -128,6 +130,13 @@ def _same_as_full(experiment: Experiment, task: Task) -> list[str]:
     keys = [run.key for run in experiment.full[task.name]]
     same = [row.method for row in experiment.rows if [run.key for run in row.runs.get(task.name, ())] == keys]
     return sorted(same, key=lambda method: method != FULL)
+
+
+def _caveat(row: Row) -> str:
+    """What is unlike in a row; of a network that is told the names of classes, also what it makes of them."""
+    configs = [run.config for runs in row.runs.values() for run in runs]
+    names = next((config.names for config in configs if isinstance(config, PatchConfig) and config.names), None)
+    return "; ".join(filter(None, [METHODS[row.method].caveat, names and f"names of classes {names}"]))
 
 
 def _sameness(row: Row, same: Sequence[str]) -> str:

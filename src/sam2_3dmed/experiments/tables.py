@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
+from urllib.parse import quote
 
 from sam2_3dmed.evaluation.comparison_tables import escape_latex, escape_markdown
 from sam2_3dmed.evaluation.statistics import ALPHA, LEVEL, RESAMPLES
@@ -26,8 +27,8 @@ _COST = {
 _ALWAYS = 6  # of the costs above; of the others those that are known
 
 
-def markdown(paper: PaperTable, tables: Sequence[TaskTable]) -> str:
-    """All parts, with what is needed to read them."""
+def markdown(paper: PaperTable, tables: Sequence[TaskTable], pictures: Mapping[str, str] | None = None) -> str:
+    """All parts, with what is needed to read them. pictures: by data set, the file beside it of accuracy and cost."""
     parts = [f"# Table {paper.number}: {paper.title}", _legend()]
     for table in tables:
         parts.append(f"## {escape_markdown(table.task.name)}")
@@ -36,6 +37,8 @@ def markdown(paper: PaperTable, tables: Sequence[TaskTable]) -> str:
         notes = [f"- {escape_markdown(row.title)}: {escape_markdown(row.note)}" for row in table.rows if row.note]
         parts += ["\n".join(notes)] if notes else []
         parts += _cost_part(table)
+        if picture := (pictures or {}).get(table.task.name):
+            parts.append(f"![{escape_markdown(table.task.name)}: mean Dice against GFLOP a volume]({quote(picture)})")
     return "\n\n".join(parts) + "\n"
 
 
@@ -170,7 +173,9 @@ def _latex_part(paper: PaperTable, table: TaskTable) -> str:
         lines.append(_latex_line([escape_latex(row.title), "reported", *_latex_row(cells, "reported")]))
         lines.append(_latex_line(["", "measured", *_latex_row(cells, "measured")]))
         lines.append(_latex_line(["", "difference", *_latex_row(cells, "difference")]))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+    notes = [rf"{escape_latex(row.title)}: {escape_latex(row.note)}." for row in table.rows if row.note]
+    below = [r"\par\smallskip", r"\parbox{\linewidth}{\footnotesize", "\n\n".join(notes) + "}"] if notes else []
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *below, r"\end{table}"])
 
 
 def _latex_row(cells: Mapping[str, Cell], which: str) -> list[str]:

@@ -2,19 +2,25 @@
 
 import json
 import logging
+import os
+import platform
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from sam2_3dmed.atomic import write_text
+from sam2_3dmed.baselines.nnunet.run import training_peaks
 from sam2_3dmed.baselines.systems import NNUNET
 from sam2_3dmed.errors import UserError
 from sam2_3dmed.experiments.cost import prediction_cost
 from sam2_3dmed.experiments.planning import Run
 from sam2_3dmed.experiments.plans import plan_file
 from sam2_3dmed.experiments.usage import Usage, metered
+from sam2_3dmed.pool import num_processors
 from sam2_3dmed.records import CONFIG_FILE
 from sam2_3dmed.runs import MODEL_FILE
 from sam2_3dmed.train import TrainRequest, test_run, train_run
@@ -63,9 +69,37 @@ class Place:
         path = self.folder / FAILURE_FILE
         return path.read_text(encoding="utf-8").splitlines()[0] if path.is_file() else None
 
-    def note(self, **parts: Mapping[str, Any]) -> None:
+    def note(self, **parts: Mapping[str, Any] | Sequence[Any]) -> None:
         """Add to what was measured."""
         write_text(self.folder / COST_FILE, json.dumps({**self.cost, **parts}, indent=1) + "\n")
+
+    def note_machine(self) -> None:
+        """Add this machine to those that the run was on, unless it was."""
+        machines, this = self.cost.get("hardware", []), hardware()
+        if this not in machines:
+            self.note(hardware=[*machines, this])
+
+
+def hardware() -> dict[str, Any]:
+    """Of this machine."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else None
+    return {
+        "processor": _processor(),
+        "processors": num_processors(),
+        "threads": torch.get_num_threads(),
+        "memory_gb": memory and round(memory, 1),
+        "gpus": gpus,
+        "system": platform.platform(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def carry_out(run: Run, out: Path) -> Place:
@@ -82,10 +116,13 @@ def carry_out(run: Run, out: Path) -> Place:
     logger.info("%s, %s, seed %d", run.method, run.task.name, run.seed)
     (place.folder / FAILURE_FILE).unlink(missing_ok=True)
     try:
+        place.note_machine()
         _train(run, place, out)
         if not (place.folder / "evaluation" / "summary.json").is_file():
             with metered() as usage:
                 test_run(place.folder, run.task.folder)
+            if run.system == NNUNET:  # it predicts in a process of its own
+                usage.memory_mb = usage.gpu_memory_mb = None
             place.note(test=asdict(usage))
         if "prediction" not in place.cost:
             place.note(prediction=prediction_cost(place.folder, run.task.folder))
@@ -114,7 +151,7 @@ def _train(run: Run, place: Place, out: Path) -> None:
             train_run(request)
     finally:
         if run.system == NNUNET:  # it trains in a process of its own
-            usage.memory_mb = usage.gpu_memory_mb = None
+            usage.memory_mb, usage.gpu_memory_mb = training_peaks(place.folder)
         if place.folder.is_dir():
             place.note(training=_added(place.cost.get("training"), usage))
 

@@ -34,18 +34,18 @@ def train(told):
     held = [Volume.read(raw / "labelsTr" / f"{name}.nii.gz").array.max() for name in split[0]["val"]]
     state = Path(os.environ["nnUNet_results"]) / "epoch"  # noqa: SIM112
     first = int(state.read_text()) if state.is_file() else 0
+    peaks = {"peak_mb": 800.0, "gpu_peak_mb": 60.0} if first else {"peak_mb": 900.0, "gpu_peak_mb": None}
     for epoch in range(first, told["epochs"]):
         sys.stderr.write(f"epoch {epoch}\n")
         state.write_text(str(epoch + 1))
         dice = [0.1 * (epoch + 1), float("nan")]
         steps = (epoch + 1) * told["steps_per_epoch"]
-        say(
-            epoch=epoch + 1, epochs=told["epochs"], steps=steps, dice=dice, train_losses=-0.5, val_losses=-0.4, lrs=0.01
-        )
+        rates = {"train_losses": -0.5, "val_losses": -0.4, "lrs": 0.01}
+        say(epoch=epoch + 1, epochs=told["epochs"], steps=steps, dice=dice, **rates, **peaks)
         if told["seed"] == 13 and epoch == 1 and first == 0:
             raise RuntimeError("out of luck")
     save_file({"held": torch.tensor(float(np.max(held)))}, told["weights"], {"mirroring_axes": "null"})
-    say(done=True)
+    say(done=True, **{**peaks, "peak_mb": peaks["peak_mb"] + 50})
 
 
 def predict(told):
@@ -61,7 +61,7 @@ def predict(told):
             shares = np.zeros((num_classes + 1, *bright.T.shape), dtype=np.float32)
             shares[0], shares[num_classes] = 1 - 0.9 * bright.T, 0.9 * bright.T
             np.save(job["probabilities"], shares)
-        say(done=True, gflop=2.5 if job["count"] else None, peak_mb=700.0)
+        say(done=True, gflop=2.5 if job["count"] else None, peak_mb=700.0, gpu_peak_mb=70.0)
 
 
 {"plan": plan, "train": train, "predict": predict}[sys.argv[1]](json.loads(sys.stdin.readline()))

@@ -54,7 +54,7 @@ def test_probabilities_lie_where_the_mask_does(make, volume, tmp_path):
 
 
 def test_its_cost_is_that_of_its_process(make, volume):
-    assert make().cost_of(volume) == (2.5, 700.0)
+    assert make().cost_of(volume) == (2.5, 700.0, 70.0)
 
 
 def test_post_processing_is_ours(make, volume):

@@ -2,17 +2,23 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
 from sam2_3dmed.baselines.nnunet.recipe import nnunet_recipe
-from sam2_3dmed.baselines.nnunet.run import FOLDER
+from sam2_3dmed.baselines.nnunet.run import FOLDER, training_peaks
 from sam2_3dmed.baselines.recipe import patch_recipe
 from sam2_3dmed.errors import ConfigError, ProcessError
+from sam2_3dmed.evaluation.compare import compare_runs
+from sam2_3dmed.experiments.manifest import manifest
+from sam2_3dmed.experiments.planning import Request, plan_experiment
+from sam2_3dmed.experiments.work import carry_out
 from sam2_3dmed.records import NnunetRecord, RunRecord
 from sam2_3dmed.train import TrainRequest, test_run, train_run
 
 test_run.__test__ = False  # a function of the package, not a test
+PARTS = ("training", "test", "prediction")
 
 
 def request(data, out, *settings, **more):
@@ -34,8 +40,11 @@ def test_from_data_to_scores(standin, blobs, tmp_path):
     assert record.versions["nnunetv2"] == "0"
     assert {"model.safetensors", "split.json", "curves.csv", "data.json", "log.txt"} < {p.name for p in run.iterdir()}
     assert epochs(run) == [0, 1, 2, 3]
-    assert {p.name for p in (run / FOLDER).iterdir()} == {"results", "log.txt"}, "the copies of the data are gone"
+    assert {p.name for p in (run / FOLDER).iterdir()} == {"results", "log.txt", "memory.json"}, (
+        "the copies of the data are gone"
+    )
     assert "epoch 3" in (run / FOLDER / "log.txt").read_text()
+    assert training_peaks(run) == (950.0, None), "the last answer has the highest, and a CPU has no GPU's"
     evaluation = test_run(run, blobs)
     assert len(evaluation.cases) == 2
     dark = next(row for row in evaluation.summary()["results"] if row["class"] == "dark")
@@ -64,11 +73,27 @@ def test_a_run_that_fails_goes_on(standin, blobs, tmp_path):
         train_run(request(blobs, tmp_path / "run", "training.seed=13"))
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert epochs(tmp_path / "run") == [0, 1]
+    assert training_peaks(tmp_path / "run") == (900.0, None)
     run = train_run(request(blobs, tmp_path / "run", resume=True))
     assert epochs(run) == [0, 1, 2, 3]
     log = (run / FOLDER / "log.txt").read_text()
     assert [log.count(f"epoch {number}\n") for number in range(4)] == [1, 1, 1, 1]
     assert log.count("planning") == 1
+    assert training_peaks(run) == (900.0, 60.0), "the highest of both parts"
+    (run / FOLDER / "memory.json").write_text("{")
+    assert training_peaks(run) == (None, None)
+
+
+def test_its_cost_in_a_table_is_its_process_s(standin, blobs, tmp_path):
+    asked = Request(1, blobs, tmp_path / "out", methods=("nnunet",), epochs=4)
+    place = carry_out(plan_experiment(asked).runs[0], asked.out)
+    assert place.failure is None
+    memory = {part: (place.cost[part]["memory_mb"], place.cost[part]["gpu_memory_mb"]) for part in PARTS}
+    assert memory == {"training": (950.0, None), "test": (None, None), "prediction": (700.0, 70.0)}
+    assert place.cost["prediction"]["gflop"] == 2.5
+    (run,) = manifest(plan_experiment(asked))["runs"]
+    assert run["versions"]["nnunetv2"] == "0"
+    assert len(run["hardware"]) == 1
 
 
 def test_what_nnunet_cannot_plan_is_said(standin, blobs, tmp_path):
@@ -109,3 +134,6 @@ def test_its_curves_are_drawn_and_its_runs_compared(standin, blobs, tmp_path):
     page = write_report(run).read_text()
     assert "nnU-Net, 3d_fullres" in page
     assert json.loads((run / "evaluation" / "summary.json").read_text())["cases"] == 2
+    shutil.copytree(run, tmp_path / "again")
+    compared = compare_runs([run, tmp_path / "again"], ["dice"])
+    assert (compared.runs, compared.cases) == (("run", "again"), 2)

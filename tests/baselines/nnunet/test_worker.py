@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from filelock import FileLock
 from typer.testing import CliRunner
 
@@ -14,7 +15,7 @@ from sam2_3dmed.baselines.nnunet import environment
 from sam2_3dmed.baselines.nnunet.dataset import to_classes
 from sam2_3dmed.baselines.nnunet.process import Worker
 from sam2_3dmed.baselines.nnunet.recipe import nnunet_recipe
-from sam2_3dmed.baselines.nnunet.run import FOLDER
+from sam2_3dmed.baselines.nnunet.run import FOLDER, training_peaks
 from sam2_3dmed.cli import app
 from sam2_3dmed.data.catalog import read_catalog
 from sam2_3dmed.runs import load_predictor
@@ -67,6 +68,19 @@ def test_it_trains_and_is_scored(run, blobs):
         rows = list(csv.DictReader(file))
     assert [int(row["step"]) for row in rows] == [6, 12, 18]
     assert float(rows[-1]["loss/train"]) < float(rows[0]["loss/train"])
+
+
+def test_its_memory_is_its_own(run, blobs):
+    """Not that of the process that starts it, which has more by far."""
+    held = np.ones(3_000_000_000 // 8)
+    volume = Volume.read(read_catalog(blobs).cases[0].images[0])
+    memory_mb, gpu_memory_mb = training_peaks(run)
+    gflop, prediction_mb, prediction_gpu_mb = load_predictor(run).cost_of(volume)
+    assert held.nbytes == 3_000_000_000
+    assert gflop > 0
+    assert memory_mb > 100
+    assert 100 < prediction_mb < 3000
+    assert (gpu_memory_mb is None) == (prediction_gpu_mb is None) == (not torch.cuda.is_available())
 
 
 def test_our_scores_of_its_predictions_are_its_own(run, blobs, tmp_path):

@@ -69,10 +69,12 @@ class NnunetPredictor:
         self.post.apply(mask, self.labels)
         return mask
 
-    def cost_of(self, volume: Volume) -> tuple[float, float]:
-        """GFLOP of the network for a volume, and the peak memory of the process so far in MB, which is not ours."""
+    def cost_of(self, volume: Volume) -> tuple[float, float | None, float | None]:
+        """GFLOP of the network for a volume, and the highest memory of its process, which is not ours, so far: resident
+        and on its GPU, in MB; None where no one tells.
+        """
         _, answer = self._ask(volume, probabilities=None, count=True)
-        return answer["gflop"], answer["peak_mb"]
+        return answer["gflop"], answer["peak_mb"], answer["gpu_peak_mb"]
 
     def with_auxiliary(
         self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -24,8 +25,10 @@ from sam2_3dmed.pool import Progress
 from sam2_3dmed.training.fit import FitResult
 
 FOLDER = "nnunet"
-"""In a run folder, nnU-Net's own: its log, its results, and until training has ended its data."""
+"""In a run folder, nnU-Net's own: its log, its results, its memory, and until training has ended its data."""
 WEIGHTS_FILE = "model.safetensors"
+_MEMORY_FILE = "memory.json"
+_PEAKS = ("peak_mb", "gpu_peak_mb")
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +89,7 @@ def fit_nnunet(
     """Train, or go on from nnU-Net's last checkpoint; leave `model.safetensors` and curves.csv in the run's folder.
 
     The weights are the last ones, as nnU-Net has it; its own predictions of the validation cases and their summary stay
-    in nnunet/results.
+    in nnunet/results. `training_peaks` tells what memory it took.
 
     Raises: ProcessError if nnU-Net fails.
     """
@@ -100,12 +103,34 @@ def fit_nnunet(
     curves = _Curves(folder / "curves.csv", list(labels.values()))
     with Worker("train", told, folders.log, folders=folders.variables, device=device) as worker:
         for answer in worker.answers():
+            _note_peaks(folder, answer)
             if "epoch" in answer:
                 curves.add(answer)
     (folders.root / WEIGHTS_FILE).replace(folder / WEIGHTS_FILE)
     for part in ("nnUNet_raw", "nnUNet_preprocessed"):
         shutil.rmtree(folders.variables[part], ignore_errors=True)
     return curves.result()
+
+
+def training_peaks(folder: Path) -> tuple[float | None, float | None]:
+    """Of a run, the most memory that nnU-Net's process had in training so far, and that it had on its GPU, in MB.
+
+    None: not known. An interrupted run has the highest of its parts.
+    """
+    try:
+        content = json.loads((folder / FOLDER / _MEMORY_FILE).read_text(encoding="utf-8"))
+        memory_mb, gpu_memory_mb = (content[name] for name in _PEAKS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
+    return memory_mb, gpu_memory_mb
+
+
+def _note_peaks(folder: Path, told: Mapping[str, Any]) -> None:
+    before = dict(zip(_PEAKS, training_peaks(folder), strict=True))
+    known = {name: [mb for mb in (before[name], told[name]) if mb is not None] for name in _PEAKS}
+    highest = {name: max(values, default=None) for name, values in known.items()}
+    if highest != before:
+        write_text(folder / FOLDER / _MEMORY_FILE, json.dumps(highest) + "\n")
 
 
 class _Curves:

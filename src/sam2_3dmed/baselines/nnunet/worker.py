@@ -8,7 +8,6 @@ nnU-Net's own variables (nnUNet_raw, nnUNet_preprocessed, nnUNet_results) say wh
 import json
 import os
 import random
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -78,7 +77,8 @@ class Trainer(nnUNetTrainer):
         last = {name: float(self.logger.get_value(name, step=-1)) for name in ("train_losses", "val_losses", "lrs")}
         dice = [float(value) for value in self.logger.get_value("dice_per_class_or_region", step=-1)]
         steps = self.current_epoch * self.num_iterations_per_epoch
-        self.say(epoch=self.current_epoch, epochs=self.num_epochs, steps=steps, dice=dice, **last)
+        told = {"steps": steps, "dice": dice, **last, **_peaks(self.device)}
+        self.say(epoch=self.current_epoch, epochs=self.num_epochs, **told)
 
     def _fitting(self, seconds: float) -> tuple[int, int]:
         """Epochs, and steps of each; written down, so that a run that goes on has the same."""
@@ -144,7 +144,7 @@ def train(told: dict[str, Any], say: Say) -> None:
     written = {name: weights[name] for name in first_names(network).values()}
     axes = trainer.inference_allowed_mirroring_axes
     save_file(written, told["weights"], {"mirroring_axes": json.dumps(None if axes is None else list(axes))})
-    say(done=True)
+    say(done=True, **_peaks(trainer.device))
 
 
 def predict(told: dict[str, Any], say: Say) -> None:
@@ -186,7 +186,7 @@ def predict(told: dict[str, Any], say: Say) -> None:
             found, probabilities = found
             np.save(job["probabilities"], probabilities.astype(np.float32))
         files.write_seg(found, job["mask"], properties)
-        say(done=True, gflop=counter.get_total_flops() / 1e9 if counter else None, peak_mb=_peak_mb())
+        say(done=True, gflop=counter.get_total_flops() / 1e9 if counter else None, **_peaks(predictor.device))
 
 
 def first_names(network: torch.nn.Module) -> dict[str, str]:
@@ -199,8 +199,19 @@ def _preprocessed() -> Path:
     return next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{_DATASET:03d}_*"))  # noqa: SIM112
 
 
-def _peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+def _peaks(device: torch.device) -> dict[str, float | None]:
+    """The most memory that this process has had, and that torch had allocated on its GPU; None where no one tells."""
+    gpu_peak_mb = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
+    return {"peak_mb": _peak_mb(), "gpu_peak_mb": gpu_peak_mb}
+
+
+def _peak_mb() -> float | None:
+    """Not by getrusage, where a process begins with the peak of the one that started it."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def _lines() -> Iterator[Any]:
