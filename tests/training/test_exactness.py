@@ -68,13 +68,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.fixture(scope="module")
-def straight(blobs: Path, root: Path) -> Path:
-    """A run that nothing stopped."""
-    config = with_settings(scratch(), SETTINGS)
-    return train_run(TrainRequest(blobs, root / "straight", config=config, weights="none"))
-
-
 def steps(folder: Path) -> list[int]:
     return [step_of(path) for path in saved_states(folder / "checkpoints")]
 
@@ -83,12 +76,19 @@ def last_line(folder: Path) -> str:
     return (folder / "log.txt").read_text().splitlines()[-1][len("2026-01-01 00:00:00 ") :]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [(), ("model.train_encoder=false", "feature_cache.views=2", "feature_cache.refresh=2")],
+    ids=["fresh windows", "views"],
+)
 def test_killed_twice_it_equals_an_uninterrupted_run(
-    blobs: Path, root: Path, straight: Path, command_line: CommandLine
+    settings: tuple[str, ...], blobs: Path, root: Path, command_line: CommandLine
 ) -> None:
-    folder = root / "killed"
+    folder, straight = (root / f"{name}{len(settings)}" for name in ("killed", "straight"))
+    config = with_settings(scratch(), [*SETTINGS, *settings])
+    train_run(TrainRequest(blobs, straight, config=config, weights="none"))
     status, output = command_line(
-        *anew(blobs, folder, EVERY_STEP), before=killed(1, "SIGTERM")
+        *anew(blobs, folder, EVERY_STEP, *settings), before=killed(1, "SIGTERM")
     )  # within the first epoch
     assert (status, output.splitlines()[-1]) == (75, "Terminated; train --resume goes on from the last checkpoint.")
     assert steps(folder) == [2, 1]  # the step was finished, and no other begun
@@ -114,7 +114,7 @@ def test_sigterm_while_validating(blobs: Path, root: Path, command_line: Command
     kill = "import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n"
     before = (
         "from sam2_3dmed.inference.predictor import Predictor\n"
-        f"def predict_slices(*arguments):\n    {kill.replace(chr(10), '; ')}raise AssertionError\n"
+        f"def predict_slices(*arguments, **more):\n    {kill.replace(chr(10), '; ')}raise AssertionError\n"
         "Predictor.predict_slices = predict_slices\n"
     )
     status, output = command_line(*anew(blobs, folder, EVERY_STEP, "training.epochs=1"), before=before)
