@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from sam2_3dmed.baselines.nnunet.recipe import nnunet_recipe
 from sam2_3dmed.baselines.nnunet.run import FOLDER, training_peaks
 from sam2_3dmed.cli import app
 from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.evaluation.cases import evaluate_folders
 from sam2_3dmed.runs import load_predictor
 from sam2_3dmed.termination import Terminated
 from sam2_3dmed.train import TrainRequest, test_run, train_run
@@ -101,6 +103,28 @@ def test_our_scores_of_its_predictions_are_its_own(run, blobs, tmp_path):
         found = next(row["dice"]["mean"] for row in ours if row["class"] == value)
         assert found == pytest.approx(theirs[value]["Dice"], abs=1e-9)
         assert found > 0.5, "it has learnt something to be scored"
+
+
+def test_classes_that_are_nowhere_or_missed_or_invented_count_as_there(tmp_path):
+    """nnU-Net's own scores of masks made by hand: class 2 absent from both, from the truth, and from the mask."""
+    rng = np.random.default_rng(0)
+    for number, gone in enumerate([(), ("truth", "masks"), ("truth",), ("masks",)]):
+        for folder in ("truth", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            array = rng.integers(0, 2 if folder in gone else 3, (9, 8, 7)).astype(np.uint8)
+            Volume(array, np.eye(4)).write(tmp_path / folder / f"{number}.nii")
+    code = (
+        "from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder_simple as compute\n"
+        "if __name__ == '__main__': compute('truth', 'masks', [1, 2], num_processes=1)\n"
+    )
+    (tmp_path / "theirs.py").write_text(code)
+    subprocess.run([environment.find_python(), "theirs.py"], cwd=tmp_path, check=True, capture_output=True)
+    theirs = json.loads((tmp_path / "masks" / "summary.json").read_text())["mean"]
+    evaluation = evaluate_folders(tmp_path / "masks", tmp_path / "truth", empty="nan")
+    ours = {row["class"]: row["dice"]["mean"] for row in evaluation.summary()["results"]}
+    for value in ("1", "2"):
+        assert ours[value] == pytest.approx(theirs[value]["Dice"], abs=1e-9)
+    assert 0.1 < ours["2"] < 0.2  # a third of one case, and zeros of two
 
 
 def test_our_predictor_predicts_what_nnunet_does(run, blobs):
