@@ -35,5 +35,5 @@ class ProcessError(UserError):
 def suggest(name: str, known: Iterable[str]) -> str:
     """The end of a message about a name that does not exist: the nearest one that does, or all of them."""
     names = list(known)
-    near = get_close_matches(name, names, n=1, cutoff=0.4)
+    near = get_close_matches(name, names, n=1, cutoff=0.6)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(names)}"
