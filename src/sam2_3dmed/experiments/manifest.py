@@ -12,8 +12,9 @@ from sam2_3dmed.atomic import write_text
 from sam2_3dmed.data.catalog import read_catalog
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import UserError
+from sam2_3dmed.experiments.hardware import hardware
 from sam2_3dmed.experiments.planning import Experiment, Run
-from sam2_3dmed.experiments.work import Place, hardware
+from sam2_3dmed.experiments.work import Place
 from sam2_3dmed.records import RunRecord
 from sam2_3dmed.train import SPLIT_FILE
 

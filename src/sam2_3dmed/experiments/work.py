@@ -2,25 +2,21 @@
 
 import json
 import logging
-import os
-import platform
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from sam2_3dmed.atomic import write_text
 from sam2_3dmed.baselines.nnunet.run import training_peaks
 from sam2_3dmed.baselines.systems import NNUNET
 from sam2_3dmed.errors import UserError
 from sam2_3dmed.experiments.cost import prediction_cost
+from sam2_3dmed.experiments.hardware import hardware
 from sam2_3dmed.experiments.planning import Run
 from sam2_3dmed.experiments.plans import plan_file
 from sam2_3dmed.experiments.usage import Usage, metered
-from sam2_3dmed.pool import num_processors
 from sam2_3dmed.records import CONFIG_FILE
 from sam2_3dmed.runs import MODEL_FILE
 from sam2_3dmed.train import TrainRequest, test_run, train_run
@@ -78,28 +74,6 @@ class Place:
         machines, this = self.cost.get("hardware", []), hardware()
         if this not in machines:
             self.note(hardware=[*machines, this])
-
-
-def hardware() -> dict[str, Any]:
-    """Of this machine."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else None
-    return {
-        "processor": _processor(),
-        "processors": num_processors(),
-        "threads": torch.get_num_threads(),
-        "memory_gb": memory and round(memory, 1),
-        "gpus": gpus,
-        "system": platform.platform(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def carry_out(run: Run, out: Path) -> Place:
