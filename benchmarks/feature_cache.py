@@ -2,6 +2,7 @@
 
     python benchmarks/feature_cache.py                                              (tiny and large at 512 pixels)
     python benchmarks/feature_cache.py --sizes nano --image-size 96 --repeats 5     (a trial: seconds)
+    python benchmarks/feature_cache.py --device cuda --bf16 --slices 12 --share     (a GPU, and how much of it is used)
 
 A step is forward, loss, backward, clipping and AdamW for one window of D slices, K = 1, with the encoder frozen and
 random weights; of the whole method, and with BD off. Sides, which take turns:
@@ -51,8 +52,8 @@ def make_views(folder: Path, pixels: int, depth: int) -> Any:
     return ViewDataset(windows, num_views=1, refresh=None)
 
 
-def make_step(network: Any, predict: Callable[[], Any], batch: Any) -> Callable[[], None]:
-    """A step of training."""
+def make_step(network: Any, predict: Callable[[], Any], batch: Any, bf16: bool) -> Callable[[], None]:
+    """A step of training, done when it returns."""
     import torch
 
     from sam2_3dmed.training.losses import TotalLoss
@@ -64,11 +65,37 @@ def make_step(network: Any, predict: Callable[[], Any], batch: Any) -> Callable[
 
     def step() -> None:
         optimizer.zero_grad()
-        loss(predict(), class_masks(batch.labels, 1), batch.positions).total.backward()
+        with torch.autocast(network.device.type, torch.bfloat16, enabled=bf16):
+            total = loss(predict(), class_masks(batch.labels, 1), batch.positions).total
+        total.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
+        finish(network.device)
 
     return step
+
+
+def finish(device: Any) -> None:
+    """Wait for a GPU, which is told what to do long before it has done it."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matrix_rate(device: Any, bf16: bool) -> float:
+    """Operations a second in a product of two large matrices; the best of a few."""
+    import torch
+
+    side = 8192 if device.type == "cuda" else 2048
+    matrix = torch.randn(side, side, device=device, dtype=torch.bfloat16 if bf16 else torch.float32)
+
+    def multiply() -> None:
+        matrix @ matrix
+        finish(device)
+
+    multiply()
+    return 2 * side**3 / min(seconds_of(multiply)[0] for _ in range(5))
 
 
 def seconds_of(work: Callable[[], Any]) -> np.ndarray:
@@ -83,28 +110,34 @@ def measure(size: str, boundary: bool, arguments: argparse.Namespace, folder: Pa
 
     from sam2_3dmed.config import FeatureCacheConfig
     from sam2_3dmed.data.views import View
-    from sam2_3dmed.data.windows import WindowKey, collate
+    from sam2_3dmed.data.windows import ViewWindows, WindowKey, collate
+    from sam2_3dmed.experiments.cost import counting
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.training.feature_cache import FeatureCache
 
     torch.manual_seed(0)
     network = build_network(size=size, image_size=arguments.image_size, num_classes=1, boundary=boundary)
     network.encoder.freeze()
+    device, bf16 = torch.device(arguments.device), arguments.bf16
+    network.to(device)
     views = make_views(folder, arguments.image_size, arguments.slices)
-    (batch,) = collate([views[WindowKey(0, 0)]])
+    (on_cpu,) = collate([views[WindowKey(0, 0)]])
+    batch = ViewWindows(*(part.to(device) for part in on_cpu))
     view = View(*batch.views[0].tolist())
-    slices = torch.stack([views.slice(view, index) for index in batch.positions[0].tolist()]).unsqueeze(0)
+    slices = torch.stack([views.slice(view, index) for index in batch.positions[0].tolist()]).unsqueeze(0).to(device)
     memory, disk = (
         FeatureCache(network.encoder, views, FeatureCacheConfig(views=1, budget_gb=gigabytes), folder / "features")
         for gigabytes in (4, 0)
     )
-    to_make = seconds_of(lambda: memory(batch)) / arguments.slices
-    disk(batch)
-    sides = {
-        "encoder": make_step(network, lambda: network(slices), batch),
-        "memory": make_step(network, lambda: network.decode_compact(memory(batch)), batch),
-        "disk": make_step(network, lambda: network.decode_compact(disk(batch)), batch),
+    with torch.autocast(device.type, torch.bfloat16, enabled=bf16):  # as in training: the cache's keys know of it
+        to_make = seconds_of(lambda: memory(batch)) / arguments.slices
+        disk(batch)
+    predictions = {
+        "encoder": lambda: network(slices),
+        "memory": lambda: network.decode_compact(memory(batch)),
+        "disk": lambda: network.decode_compact(disk(batch)),
     }
+    sides = {side: make_step(network, predict, batch, bf16) for side, predict in predictions.items()}
     times: dict[str, list[np.ndarray]] = {side: [] for side in sides}
     sides["memory"]()  # the first step of all makes AdamW's moments and warms up
     for _ in range(arguments.repeats):
@@ -115,9 +148,19 @@ def measure(size: str, boundary: bool, arguments: argparse.Namespace, folder: Pa
         f"{to_make[1]:.2f} s of a processor to make; load {os.getloadavg()[0]:.1f}"
     )
     medians = {side: np.median(found, axis=0) for side, found in times.items()}
+    rate = matrix_rate(device, bf16) if arguments.share else 0.0
     for side, (wall, processor) in medians.items():
         faster, less = medians["encoder"] / medians[side]
-        print(f"  {side}: {wall:.2f} s, {faster:.2f} times as fast; {processor:.2f} s of a processor, {less:.2f} times")
+        said = f"{wall:.3g} s, {arguments.slices / wall:.3g} slices a second, {faster:.2f} times as fast; "
+        said += f"{processor:.3g} s of a processor, {less:.2f} times"
+        if arguments.share:
+            with counting() as counter:
+                sides[side]()
+            done = counter.get_total_flops()
+            said += f"; {done / 1e9:.0f} GFLOP, {100 * done / wall / rate:.1f}% of the rate of a matrix product"
+        print(f"  {side}: {said}")
+    if arguments.share:
+        print(f"  a matrix product alone: {rate / 1e12:.3g} TFLOP a second")
     sys.stdout.flush()
 
 
@@ -128,12 +171,19 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=6, help="D")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--bf16", action="store_true", help="with bf16 autocast, as training on a GPU has it")
+    parser.add_argument("--share", action="store_true", help="also the share of the device's own rate")
     arguments = parser.parse_args()
 
     import torch
 
+    if arguments.device != "cpu" and not torch.cuda.is_available():
+        parser.error(f"--device {arguments.device}: there is no GPU that torch can use")
     torch.set_num_threads(arguments.threads)
-    print(f"{os.cpu_count()} cores, {arguments.threads} threads, D = {arguments.slices}, {arguments.image_size} pixels")
+    what = torch.cuda.get_device_name(arguments.device) if arguments.device != "cpu" else f"{os.cpu_count()} cores"
+    precision = "bf16" if arguments.bf16 else "fp32"
+    print(f"{what}, {arguments.threads} threads, D = {arguments.slices}, {arguments.image_size} pixels, {precision}")
     for size in arguments.sizes:
         for boundary in (True, False):
             with tempfile.TemporaryDirectory() as folder:
