@@ -64,6 +64,30 @@ def test_a_run_from_sam_2_0_stays_one(tmp_path: Path) -> None:
     assert not record.model.pointer_time
 
 
+def test_only_networks_from_scratch_read_a_token_where_there_is_no_memory(tmp_path: Path) -> None:
+    """A run that starts from another has what its weights have."""
+    _, record = make_model(recipe(), plan(), "none")
+    assert record.model.no_memory_token
+    for token in (True, False):
+        spec = record.model.model_copy(update={"no_memory_token": token})
+        old = record.model_copy(update={"model": spec})
+        save_model(rebuild(old), old, tmp_path / str(token))
+        _, again = make_model(recipe(), plan(), str(tmp_path / str(token)))
+        assert again.model.no_memory_token == token
+
+
+def test_from_scratch_the_width_is_the_recipes(tmp_path: Path) -> None:
+    network, record = make_model(recipe("model.channels=128"), plan(), "none")
+    assert (network.segmentation.channels, record.model.channels) == (128, 128)
+    assert network.srpp.to_context.out_channels == 128
+    save_model(network, record, tmp_path)
+    assert load_predictor(tmp_path).network.segmentation.channels == 128
+    started, again = make_model(recipe(), plan(), str(tmp_path))  # a run that starts from it has its width
+    assert (started.segmentation.channels, again.model.channels) == (128, 128)
+    with pytest.raises(WeightsError, match=r"these weights have 128 channels, but model\.channels is 64"):
+        make_model(recipe("model.channels=64"), plan(), str(tmp_path))
+
+
 def test_a_run_of_another_size_is_refused(run: Path) -> None:
     with pytest.raises(WeightsError, match=r"this run is of size nano, but model\.size is tiny"):
         make_model(recipe("model.size=tiny"), plan(), str(run))

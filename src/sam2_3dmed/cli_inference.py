@@ -31,6 +31,9 @@ Mode = Annotated[str | None, typer.Option(help="windows or stream: one pass thro
 Flips = Annotated[
     bool | None, typer.Option("--flips/--no-flips", help="Average with the mirrored slices', at twice the time.")
 ]
+Shifts = Annotated[
+    bool | None, typer.Option("--shifts/--no-shifts", help="Average over four small shifts; twice the time of --flips.")
+]
 Bf16 = Annotated[
     bool | None, typer.Option("--bf16/--fp32", help="Without either: bf16 where GPU or processor is fast at it.")
 ]
@@ -104,6 +107,7 @@ def predict(
     overlap: Overlap = None,
     batch_size: BatchSize = None,
     flips: Flips = None,
+    shifts: Shifts = None,
     bf16: Bf16 = None,
     compile_network: Compile = False,
     largest_component: LargestComponent = None,
@@ -129,7 +133,7 @@ def predict(
         raise ConfigError(f"--mode {mode}: expected windows or stream")
     runner = _runner(cluster, workers, device, slurm or [])
     given: dict[str, Any] = {"direction": direction, "overlap": overlap, "batch_size": batch_size, "backend": backend}
-    given |= {"mode": mode, "flips": flips, "bf16": bf16, "compile": compile_network or None}
+    given |= {"mode": mode, "flips": flips, "shifts": shifts, "bf16": bf16, "compile": compile_network or None}
     given |= {"largest_component": largest_component, "fill_holes": fill_holes}
     given |= {"min_volume_ml": _volumes_ml(min_volume_ml or [])}
     options = {key: value for key, value in given.items() if value is not None}

@@ -48,7 +48,7 @@ class DemoResult:
 def demo_recipe(minutes: float | None = None) -> RunConfig:
     """`scratch`, with the nano model and as long as a demo may take."""
     config = scratch()
-    # The rate is higher than that of `scratch`, whose steps are four times as many.
+    # The rate is higher than that of `scratch`, whose steps are more than three times as many.
     changes = {"epochs": 10, "single_slice_fraction": 0.8, "validate_every": 10, "learning_rate": 2.5e-3}
     training = config.training.model_copy(update={**changes, "minutes": minutes})
     model = config.model.model_copy(update={"size": "nano", "image_size": 128})  # thin organs: 96 pixels are too few

@@ -92,6 +92,10 @@ def _build(
 ) -> tuple[SAM2For3dMed, Sam2Record]:
     """fill: SAM2's weights to start from; base: the run to start from, whose weights the caller loads."""
     model = config.model
+    channels = base.model.channels if base else None if fill else model.channels
+    width = channels or SIZES[size].channels
+    if model.channels not in (None, width):
+        raise WeightsError(f"{source}: these weights have {width} channels, but model.channels is {model.channels}")
     spec = ModelSpec(
         size=size,
         image_size=model.image_size or SIZES[size].image_size,
@@ -105,6 +109,8 @@ def _build(
         memory=model.memory,
         box_every=model.box_every,
         pointer_time=fill.pointer_time if fill else base.model.pointer_time if base else True,
+        no_memory_token=fill is None and (base.model.no_memory_token if base else True),
+        channels=channels,
     )
     network = build_network(**spec.model_dump())
     if fill is not None:

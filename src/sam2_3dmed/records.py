@@ -38,6 +38,8 @@ class ModelSpec(BaseModel):
     pointer_time: bool
     memory: str = "recent"
     box_every: int = 0
+    no_memory_token: bool = False
+    channels: int | None = None
 
 
 class RunRecord(BaseModel, ABC):

@@ -37,6 +37,7 @@ def test_settings() -> None:
     [
         ("training.layer_decay=0.5", "training: layer_decay: not for systems that learn from patches"),
         ("inference.direction=forward", "inference: direction: not for systems that learn from patches"),
+        ("inference.shifts=true", "inference: shifts: not for systems that learn from patches"),
         ("model.kernel=5", "model.kernel is for mednext, not for unet"),
         ("model.text=clip", "model.text is for universal, not for unet"),
         ("model.patch=[0, 8, 8]", "patch and spacing_mm must be positive"),

@@ -10,8 +10,10 @@ import torch
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.forward import Forward, compile_network
 from sam2_3dmed.inference.passes import PassOptions, slice_logits
+from sam2_3dmed.model.boxes import boxes_around
 from sam2_3dmed.model.build import build_network
-from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.model.encoder import resize
+from sam2_3dmed.model.network import DecoderFeatures, Prediction, SAM2For3dMed
 
 MODES = pytest.mark.parametrize("mode", ["windows", "stream"])
 
@@ -44,9 +46,70 @@ def test_flips_are_the_mean_with_the_mirrored_slice_turned_back(network, mode, d
 
 
 @MODES
-def test_with_flips_a_mirrored_stack_has_mirrored_logits(network, mode):
-    one, two = (logits_of(network, slices, mode=mode, flips=True) for slices in (stack(), mirrored(stack())))
+@pytest.mark.parametrize("shifts", [False, True])
+def test_with_flips_a_mirrored_stack_has_mirrored_logits(network, mode, shifts):
+    options = {"mode": mode, "flips": True, "shifts": shifts}
+    one, two = (logits_of(network, slices, **options) for slices in (stack(), mirrored(stack())))
     torch.testing.assert_close(two.flip(-1), one, atol=2e-3 * one.abs().max().item(), rtol=0)
+
+
+@MODES
+@pytest.mark.parametrize("flips", [False, True])
+def test_shifts_are_the_mean_of_what_is_seen_from_four_places(network, mode, flips):
+    size = network.encoder.image_size
+    large = np.pad(resize(torch.from_numpy(stack()), size), [(0, 0), (0, 0), (2, 2), (2, 2)], mode="edge")
+    expected = torch.zeros(len(large), 2, size // 2, size // 2)
+    for top, left in ((0, 0), (4, 4), (0, 4), (4, 0)):
+        seen = np.ascontiguousarray(large[..., top : top + size, left : left + size])
+        turned = flips and top != left
+        logits = logits_of(network, mirrored(seen) if turned else seen, mode=mode)
+        fine = torch.nn.functional.interpolate(logits.flip(-1) if turned else logits, scale_factor=2, mode="bilinear")
+        around = torch.nn.functional.pad(
+            fine, (1, 1, 1, 1), mode="replicate"
+        )  # fine is at stride 2: a place is 2 pixels
+        top, left = (4 - top) // 2, (4 - left) // 2
+        expected += around[..., top : top + size // 2, left : left + size // 2] / 4
+    found = logits_of(network, stack(), mode=mode, flips=flips, shifts=True)
+    torch.testing.assert_close(found, expected, atol=2e-3 * expected.abs().max().item(), rtol=0)
+
+
+@pytest.mark.parametrize("flips", [False, True])
+def test_boxes_move_and_turn_with_what_is_seen(flips):
+    network = build_network(size="nano", image_size=64, num_classes=1, srpp=False, boundary=False, box_every=1).eval()
+    label = torch.zeros(1, 64, 64, dtype=torch.int32)
+    label[0, 20:30, 12:40] = 1
+    image = label.unsqueeze(1).float().numpy()
+    forward = Forward(network, image, flips=flips, shifts=True, boxes=boxes_around(label, [1]))
+    (features,) = forward.encode(0, 1)
+    seen = forward._seen(torch.from_numpy(image))[:, 0, 0]
+    assert len({tuple(row.nonzero()[0].tolist()) for row in seen}) == 4
+    torch.testing.assert_close(features.boxes, boxes_around((seen > 0).int(), [1]))
+
+
+def test_what_is_seen_further_down_and_right_comes_back_where_it_was(network):
+    """Of a network that sees nothing but brightness."""
+
+    class Bright(torch.nn.Module):
+        device, image_size, laterals = torch.device("cpu"), 64, None
+
+        def __init__(self):
+            super().__init__()
+            self.encoder = self
+
+        def forward(self, slices):
+            planes = torch.nn.functional.avg_pool2d(slices.flatten(0, 1), 4).unflatten(0, slices.shape[:2])
+            return DecoderFeatures(planes, planes, planes)
+
+        def project(self, features):
+            return features
+
+        def decode_projected(self, features):
+            return Prediction(features.z.transpose(1, 2), None, None)
+
+    ramp = torch.linspace(0, 1, 64).view(1, 1, 1, 64) * torch.linspace(0, 1, 64).view(1, 1, 64, 1)
+    found = logits_of(Bright(), ramp.numpy(), shifts=True)
+    expected = torch.nn.functional.avg_pool2d(ramp, 2)
+    torch.testing.assert_close(found[..., 4:-4, 4:-4], expected[..., 4:-4, 4:-4], atol=1e-5, rtol=1e-4)
 
 
 @MODES
@@ -87,6 +150,7 @@ def test_bf16_is_for_the_network_alone(network, mode):
 def test_more_small_slices_are_encoded_at_once(network, monkeypatch):
     assert Forward(network, stack()).chunk == 32
     assert Forward(network, stack(), flips=True).chunk == 16
+    assert Forward(network, stack(), flips=True, shifts=True).chunk == 8
     monkeypatch.setattr(network.encoder, "image_size", 1024)
     assert Forward(network, stack()).chunk == 1
 

@@ -46,10 +46,11 @@ def test_masks_are_those_of_pytorch(make_exported, hippocampus: Volume, num_clas
         np.testing.assert_allclose(mine.relative_position, yours.relative_position, atol=1e-4)
 
 
-def test_flips_and_one_direction_pass_through_it_too(make_exported, hippocampus: Volume) -> None:
+@pytest.mark.parametrize("shifts", [False, True])
+def test_views_and_one_direction_pass_through_it_too(make_exported, hippocampus: Volume, shifts: bool) -> None:
     run, exported = make_exported()
     few = of_slices(hippocampus, 5)
-    options = {"direction": "backward", "flips": True, "overlap": 0.0, "batch_size": 1}
+    options = {"direction": "backward", "flips": True, "shifts": shifts, "overlap": 0.0, "batch_size": 1}
     expected = Predictor.load(run, device="cpu", bf16=False, **options)(few).array
     found = Predictor.load(exported, backend="onnxruntime", **options)(few).array
     assert (found == expected).mean() >= 0.9999

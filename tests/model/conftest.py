@@ -57,12 +57,16 @@ def move() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def open_paths(move: Callable[..., None]) -> Callable[[SAM2For3dMed], SAM2For3dMed]:
-    """Moves every zero-initialised convolution of a network, so that all its parts touch each other."""
+    """Moves every zero-initialised map of a network, so that all its parts touch each other."""
 
     def open_all(network: SAM2For3dMed) -> SAM2For3dMed:
         decoders = [network.segmentation] + ([network.boundary.decoder] if network.boundary else [])
         move(network.srpp and network.srpp.to_context, network.boundary_to_segmentation)
         move(*(decoder.class_memory for decoder in decoders))
+        for decoder in decoders:
+            move(
+                *(layer.cross_attn_image.o_proj for layer in decoder.memory_attention.layers if decoder.no_memory_token)
+            )
         return network
 
     return open_all

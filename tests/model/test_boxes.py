@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam2_3dmed.model.boxes import boxes_around, mirrored, on_slices
+from sam2_3dmed.model.boxes import boxes_around, mirrored, moved, on_slices
 from sam2_3dmed.model.weights import load_sam2, read_sam2
 
 NAN, INF = float("nan"), float("inf")
@@ -109,6 +109,15 @@ def test_a_batch_is_its_cases_one_by_one_with_boxes_or_without(nano, window) -> 
         for row in range(3):
             alone = network(slices[row : row + 1], boxes[row : row + 1]).segmentation
             torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_boxes_move_with_their_classes() -> None:
+    label = torch.zeros(1, 20, 40, dtype=torch.int32)
+    label[0, 4:9, 10:30] = 1
+    rolled = label.roll((3, -5), dims=(1, 2))
+    around = boxes_around(label, [1, 2])
+    torch.testing.assert_close(moved(around, down=3 / 20, right=-5 / 40), boxes_around(rolled, [1, 2]))  # 2 is absent
+    assert moved(torch.full((1, 4), torch.nan), down=0.1, right=0.1).isnan().all()
 
 
 def test_gradients_reach_the_corners(nano, window) -> None:

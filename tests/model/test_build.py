@@ -31,6 +31,16 @@ def test_only_the_new_paths_start_at_zero(nano) -> None:
     assert {f"{path}.bias" for path in NEW_PATHS[:2]} <= zero
 
 
+def test_what_a_fresh_network_remembers_counts_for_nothing(nano, window) -> None:
+    """With a token instead of memories a second slice passes as the first does; without, it passes elsewhere."""
+    network, slices = nano(no_memory_token=True), window(depth=4)
+    together, alone = network(slices), network(slices.transpose(0, 1))
+    torch.testing.assert_close(together.segmentation[0], alone.segmentation[:, :, 0].transpose(0, 1))
+    torch.testing.assert_close(together.boundary[0], alone.boundary[:, :, 0].transpose(0, 1))
+    network, wanted = nano(), nano()(slices.transpose(0, 1)).segmentation[:, :, 0].transpose(0, 1)
+    assert (network(slices).segmentation[0] - wanted).abs().max() > 0.01
+
+
 def test_the_two_decoders_share_nothing(nano) -> None:
     network = nano()
     first = {tensor.data_ptr() for tensor in network.segmentation.parameters()}

@@ -126,7 +126,8 @@ def test_nothing_reaches_the_frozen_encoder(nano, open_paths, terms) -> None:
     assert all(parameter.grad is None for parameter in network.encoder.parameters())
 
 
-# A lone slice has no memory to attend to and no pair; what serves only those gets no gradient from it.
+# A lone slice has no memory to attend to, unless it reads a token, and no pair; what serves only those gets no gradient
+# from it.
 LONE_SLICE = (
     "memory_attention.",
     "memory_encoder.",
@@ -139,9 +140,10 @@ LONE_SLICE = (
 
 @pytest.mark.parametrize("depth", [2, 4])
 @pytest.mark.parametrize("frozen", [True, False])
-def test_every_trained_weight_gets_a_gradient(nano, open_paths, terms, depth: int, frozen: bool) -> None:
+@pytest.mark.parametrize("token", [True, False])
+def test_every_trained_weight_gets_a_gradient(nano, open_paths, terms, depth: int, frozen: bool, token: bool) -> None:
     """Otherwise DDP waits forever for it."""
-    network = open_paths(nano()).train()
+    network = open_paths(nano(no_memory_token=token)).train()
     if frozen:
         network.encoder.freeze()
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
@@ -149,6 +151,17 @@ def test_every_trained_weight_gets_a_gradient(nano, open_paths, terms, depth: in
     left = {name for name, p in network.named_parameters() if p.requires_grad and p.grad is None}
     assert not left
     assert trained == {name for name, p in network.named_parameters() if p.grad is not None}
+
+
+def test_a_lone_slice_teaches_memory_attention_where_it_reads_a_token(nano, open_paths, terms) -> None:
+    network = open_paths(nano(no_memory_token=True)).train()
+    names = reached(network, terms(network, 1).total)
+    attention = "segmentation.memory_attention.layers.0"
+    assert {f"{attention}.self_attn.q_proj.weight", f"{attention}.cross_attn_image.v_proj.weight"} <= names
+    assert {"segmentation.no_memory_embedding", "boundary.decoder.no_memory_embedding"} <= names
+    for left in (f"{attention}.cross_attn_image.q_proj", f"{attention}.cross_attn_image.k_proj"):
+        assert not under(names, left)  # of a single token nothing is chosen
+    assert not under(names, "segmentation.memory_encoder")
 
 
 def test_a_window_of_one_slice_leaves_out_the_memory_alone(nano, open_paths, terms) -> None:
@@ -159,8 +172,9 @@ def test_a_window_of_one_slice_leaves_out_the_memory_alone(nano, open_paths, ter
         assert (parameter.grad is None) == (inside != name and inside.startswith(LONE_SLICE)), name
 
 
-def test_all_of_them_learn_something(nano, open_paths, terms) -> None:
+@pytest.mark.parametrize("token", [True, False])
+def test_all_of_them_learn_something(nano, open_paths, terms, token: bool) -> None:
     """Not only a gradient, but one that is not zero: no part is dead."""
-    network = open_paths(nano()).train()
+    network = open_paths(nano(no_memory_token=token)).train()
     names = reached(network, terms(network, 4).total)
     assert {name for name, _ in network.named_parameters()} - names == set()

@@ -15,6 +15,8 @@ ABLATIONS = {
     "residual fusion": {"fusion_residual": True},
     "SAM2 alone": {"srpp": False, "boundary": False},
     "SAM 2.0": {"pointer_time": False},
+    "from scratch": {"no_memory_token": True},
+    "from scratch, self-sorting memory": {"no_memory_token": True, "memory": "self_sorting"},
     "one class": {"num_classes": 1},
     "five classes": {"num_classes": 5},
 }

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sam2_3dmed.model.memory_attention import KeyValues
 from sam2_3dmed.model.slice_decoder import Decoded, Memory, MemoryBank, SliceDecoder
 
 LENGTH = 20
@@ -156,6 +157,21 @@ def test_the_first_slice_gets_the_no_memory_embedding(nano) -> None:
     context = torch.randn(2, decoder.channels, 4, 4)
     attended = decoder.attend(context, MemoryBank(3))
     torch.testing.assert_close(attended - context, decoder.no_memory_embedding.view(1, -1, 1, 1).expand_as(context))
+
+
+def test_the_first_slice_reads_a_token_where_the_weights_are_no_sam2s(nano, open_paths) -> None:
+    """As any other slice would read a memory of that one token."""
+    network = open_paths(nano(srpp=False, boundary=False, no_memory_token=True))
+    decoder = network.segmentation
+    context = torch.randn(2, decoder.channels, 4, 4)
+    token = decoder.no_memory_embedding
+    assert token.shape == (1, 1, 64)
+    attention = decoder.memory_attention
+    value = attention.layers[0].cross_attn_image.v_proj(token)  # a weight of 1 for the only one there is
+    read = (KeyValues(torch.zeros(2, 1, decoder.channels), value.expand(2, -1, -1)),)
+    places = context.flatten(2).transpose(1, 2) + 0.1 * decoder.place_code
+    expected = attention(places, read).transpose(1, 2).view_as(context)
+    torch.testing.assert_close(decoder.attend(context, MemoryBank(3)), expected)
 
 
 def memory_inputs(decoder: SliceDecoder, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ _NOT_FOR_PATCHES = (
     *("single_slice_fraction", "window_rate", "checkpointing", "encoder_slices", "encoder_rate"),
     "layer_decay",
 )
-_NOT_FOR_PATCHES_IN_INFERENCE = ("mode", "direction")
+_NOT_FOR_PATCHES_IN_INFERENCE = ("mode", "direction", "shifts")
 
 
 def _require_default(config: BaseModel, kind: type[BaseModel], names: Sequence[str]) -> None:

@@ -90,20 +90,20 @@ def scratch() -> RunConfig:
     """
     config = _change(paper(), "loss", segmentation="dice_bce")
     config = _change(config, "model", fusion_residual=True)
-    config = _change(config, "inference", flips=True)
+    config = _change(config, "inference", flips=True, shifts=True)
     config = _change(config, "augmentation", rotation_degrees=15.0, shear_degrees=5.0, noise=0.2, blur=0.2, mosaic=0.0)
     return _change(
         config,
         "training",
-        epochs=40,
+        epochs=34,
         single_slice_fraction=0.75,
         window_rate=0.25,
         windows_per_epoch=400,
         batch_size=8,
         optimizer="muon",
-        learning_rate=1.2e-3,
+        learning_rate=1.8e-3,
         warmup_fraction=0.05,
-        validate_every=20,
+        validate_every=17,
         patience=None,
     )
 

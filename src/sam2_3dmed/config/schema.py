@@ -79,6 +79,8 @@ class ModelConfig(_Frozen):
     """`auto`: tiny with pre-trained weights or a GPU, nano from scratch on a CPU."""
     image_size: Annotated[int, Field(ge=64, le=1024, multiple_of=32)] | None = None
     """H = W of the slices the network sees; none: 512, and 96 for nano."""
+    channels: Annotated[int, Field(ge=64, multiple_of=64)] | None = None
+    """C, the width of the feature pyramid, the decoders and the memory; none: that of the weights, or the size's."""
     srpp: bool = True
     share_context: bool = True
     """SRPP's context reaches both memory attentions (reading 1); false is the literal reading."""
@@ -241,6 +243,9 @@ class InferenceConfig(_Frozen):
     """Windows at once; none: from free memory."""
     flips: bool = False
     """The mean with the mirrored slices', at twice the time."""
+    shifts: bool = False
+    """The mean over four shifts by half a logit, at four times the time; with flips, which then cost nothing more, two
+    of them are mirrored."""
     largest_component: bool | tuple[str, ...] = False
     """Of all classes or of those named, only the largest piece."""
     min_volume_ml: Volume | dict[str, Volume] = 0.0

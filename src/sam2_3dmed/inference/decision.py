@@ -1,4 +1,4 @@
-"""From a slice's logits at stride 4 to its classes and probabilities at native size (reading 10).
+"""From a slice's logits at stride 4 or 2 to its classes and probabilities at native size (reading 10).
 
 Each class is resized on its own, so that no more than one of them exists at native size at a time.
 """

@@ -21,8 +21,9 @@ class PassOptions:
 
     window_slices: D; mode: overlapping windows, or one stream; direction: `both` averages the logits of the two;
     overlap: the share of a window that the next one repeats; batch_size: windows at once, none: from free memory;
-    flips: each slice also passes mirrored along W, and the logits are averaged; bf16: autocast; compile: through
-    torch.compile. Streams have no use for overlap and batch_size.
+    flips: each slice also passes mirrored along W, and the logits are averaged; shifts: each slice passes moved by half
+    a logit towards each corner, with flips two of these mirrored, and the logits are averaged; bf16: autocast; compile:
+    through torch.compile. Streams have no use for overlap and batch_size.
     """
 
     window_slices: int
@@ -31,6 +32,7 @@ class PassOptions:
     overlap: float = 0.5
     batch_size: int | None = None
     flips: bool = False
+    shifts: bool = False
     bf16: bool = False
     compile: bool = False
 
@@ -45,18 +47,20 @@ def slice_logits(
     boxes: Tensor | None = None,
     on_positions: Callable[[Window, Tensor], None] = lambda window, positions: None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """The index of each slice, once, and its logits (K, H/4, W/4) float32; from the first slice to the last, or back.
+    """The index of each slice, once, and its logits (K, H/4, W/4) float32, (K, H/2, W/2) with shifts; from the first
+    slice to the last, or back.
 
-    slices: (N, C, H0, W0) in [0, 1]; boundary: the K maps of P_bd follow those of P_seg, (2K, H/4, W/4), for a network
-    that has BD; boxes: (N, K, 4), see `boxes_around`, for a network that takes them; on_positions: gets P_pos, (D, D),
-    of each window or chunk, from a network that has SRPP.
+    slices: (N, C, H0, W0) in [0, 1]; boundary: the K maps of P_bd follow those of P_seg, for a network that has BD;
+    boxes: (N, K, 4), see `boxes_around`, for a network that takes them; on_positions: gets P_pos, (D, D), of each
+    window or chunk, from a network that has SRPP.
 
     Raises:
         ConfigError: compiling is asked for and there is no compiler. DataError: no room for a temporary file.
     """
     if options.compile:
         compile_network(network)
-    forward = Forward(network, slices, bf16=options.bf16, flips=options.flips, boundary=boundary, boxes=boxes)
+    views = {"flips": options.flips, "shifts": options.shifts}
+    forward = Forward(network, slices, bf16=options.bf16, **views, boundary=boundary, boxes=boxes)
     if options.mode == "stream":
         yield from stream_logits(
             forward, window_slices=options.window_slices, direction=options.direction, on_positions=on_positions

@@ -1,7 +1,7 @@
 """One pass through a whole stack with SAM2's memory: the first slice and the latest ones (reading 6).
 
 What is held is a chunk of D slices and the memory bank, however long the stack. For both directions the first pass's
-logits wait, at stride 4 in 16 bits, and so do the features, so that no slice is encoded twice: in memory while that is
+logits wait, in 16 bits, and so do the features, so that no slice is encoded twice: in memory while that is
 little, else in a temporary file.
 """
 
@@ -33,7 +33,7 @@ def stream_logits(
     direction: Direction,
     on_positions: Callable[[Window, Tensor], None] = lambda window, positions: None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Each slice and its logits, (K, H/4, W/4) float32, in the order of the (last) pass.
+    """Each slice and its logits, as `slice_logits` has them, in the order of the (last) pass.
 
     on_positions: gets P_pos, (D, D), of each chunk in each pass, from a network that has SRPP. The others: see
     `PassOptions`.

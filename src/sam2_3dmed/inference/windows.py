@@ -114,7 +114,7 @@ def window_logits(
     batch_size: int | None,
     on_positions: Callable[[Window, Tensor], None] = lambda window, positions: None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Each slice and its blended logits, (K, H/4, W/4) float32, in the order of the slices.
+    """Each slice and its blended logits, as `slice_logits` has them, in the order of the slices.
 
     batch_size: windows at once; none: see `windows_that_fit`. A batch that does not fit after all is decoded window by
     window, and so are the following ones. on_positions: gets each window's P_pos, (D, D), from a network that has

@@ -41,3 +41,8 @@ def mirrored(boxes: Tensor) -> Tensor:
     """Those of the slices mirrored along W. boxes: (..., 4)."""
     left, top, right, bottom = boxes.unbind(-1)
     return torch.stack([1 - right, top, 1 - left, bottom], dim=-1)
+
+
+def moved(boxes: Tensor, *, down: float, right: float) -> Tensor:
+    """Those of slices whose content is moved by shares of height and width. boxes: (..., 4)."""
+    return boxes + boxes.new_tensor([right, down, right, down])

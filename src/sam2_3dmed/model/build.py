@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -32,23 +33,25 @@ def build_network(
     pointer_time: bool = True,
     memory: str = "recent",
     box_every: int = 0,
+    no_memory_token: bool = False,
+    channels: int | None = None,
 ) -> SAM2For3dMed:
     """A network with fresh weights, made for training from scratch; `weights.load_sam2` puts SAM2's in.
 
     size: a key of SIZES; image_size: H = W in pixels, a multiple of 32; num_classes: K. The switches are those of the
     paper's ablations; pointer_time: false for SAM 2.0 weights; memory: `recent`, SAM2's bank, or `self_sorting`,
-    MedSAM-2's; box_every: see `SAM2For3dMed`.
+    MedSAM-2's; box_every: see `SAM2For3dMed`; no_memory_token: see `SliceDecoder`, not for SAM2's weights; channels: C,
+    none for the size's.
     """
-    from transformers import Sam2VisionModel
-
-    config = sam2_config(SIZES[size], image_size)
-    channels = SIZES[size].channels
-    encoder = ImageEncoder(VisionEncoder(Sam2VisionModel(config.vision_config), image_size), image_size)
+    channels = channels or SIZES[size].channels
+    config = sam2_config(replace(SIZES[size], channels=channels), image_size)
+    encoder = _encoder(config.vision_config, image_size)
     grid = image_size // 16
     about: dict[str, Any] = {
         "pointer_time": pointer_time,
         "self_sorting": memory == "self_sorting",
         "takes_boxes": box_every > 0,
+        "no_memory_token": no_memory_token,
     }
     segmentation = _slice_decoder(config, grid, num_classes, **about)
     detector = None
@@ -66,6 +69,12 @@ def build_network(
     )
 
 
+def _encoder(config: Any, image_size: int) -> ImageEncoder:
+    from transformers import Sam2VisionModel
+
+    return ImageEncoder(VisionEncoder(Sam2VisionModel(config), image_size), image_size)
+
+
 def _sine(channels: int, grid: int) -> Tensor:
     """(1, h w, C): SAM2's code of each place, as tokens."""
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoPositionEmbeddingSine
@@ -76,7 +85,14 @@ def _sine(channels: int, grid: int) -> Tensor:
 
 
 def _slice_decoder(
-    config: Any, grid: int, num_classes: int, *, pointer_time: bool, self_sorting: bool, takes_boxes: bool
+    config: Any,
+    grid: int,
+    num_classes: int,
+    *,
+    pointer_time: bool,
+    self_sorting: bool,
+    takes_boxes: bool,
+    no_memory_token: bool,
 ) -> SliceDecoder:
     from transformers.models.sam2_video import modeling_sam2_video as upstream
 
@@ -109,6 +125,7 @@ def _slice_decoder(
         num_classes=num_classes,
         pointer_time=pointer_time,
         self_sorting=self_sorting,
+        no_memory_token=no_memory_token,
     )
 
 
@@ -137,6 +154,12 @@ def initialise(module: nn.Module) -> None:
         elif isinstance(child, ClassHypernetworks):
             for weight in child.weights:
                 nn.init.trunc_normal_(weight, std=weight.shape[1] ** -0.5)
+    _initialise_by_name(module)
+    if isinstance(module, SliceDecoder) and module.no_memory_token:
+        _silence_memory(module)
+
+
+def _initialise_by_name(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if name.endswith(("pos_embed", "pos_embed_window", "temporal_positional_encoding", "no_memory_embedding")):
             nn.init.trunc_normal_(parameter, std=0.02)
@@ -144,6 +167,14 @@ def initialise(module: nn.Module) -> None:
             nn.init.constant_(parameter, 0.1)
         elif name.endswith("class_memory.weight"):  # the class path of the memory starts at zero (reading 4)
             nn.init.zeros_(parameter)
+
+
+def _silence_memory(decoder: SliceDecoder) -> None:
+    """What memory attention reads counts for nothing at first: memories that say nothing yet disturb nobody."""
+    nn.init.normal_(decoder.no_memory_embedding, std=0.5)
+    for name, weight in decoder.memory_attention.named_parameters():
+        if name.endswith("cross_attn_image.o_proj.weight"):
+            nn.init.zeros_(weight)
 
 
 def _initialise_map(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> None:

@@ -5,7 +5,7 @@ every slice that reads it; what changes as it ages, its temporal code, is a row 
 and rotating are both linear.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -137,13 +137,15 @@ def _values(attention: Projections, tokens: Tensor) -> Tensor:
     return projected
 
 
-def _read(query: Tensor, memory: KeyValues, projection: nn.Module) -> Tensor:
-    """(B, h w, C)."""
-    if memory.values.shape[-1] == memory.keys.shape[-1]:
+def _read(query: Tensor, memory: KeyValues, projection: Callable[[Tensor], Tensor]) -> Tensor:
+    """(B, h w, C); of a single token (B, 1, C)."""
+    are_projected = memory.values.shape[-1] == memory.keys.shape[-1]
+    if memory.values.shape[1] == 1:  # nothing to choose from; as a softmax, it would teach queries and keys noise
+        return memory.values if are_projected else projection(memory.values)
+    if are_projected:
         return _attend(query, memory.keys, memory.values)
     scores = (query * query.shape[-1] ** -0.5) @ memory.keys.transpose(1, 2)
-    projected: Tensor = projection(torch.softmax(scores, dim=-1) @ memory.values)
-    return projected
+    return projection(torch.softmax(scores, dim=-1) @ memory.values)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -124,7 +124,9 @@ class SliceDecoder(nn.Module):
     The modules are upstream's, or have upstream's parameter names, so that weights load by name.
     num_classes: K. place_code (1, h w, C), memory_code (1, h w, 64): SAM2's code of each place, as tokens.
     pointer_time: whether pointers carry their distance (SAM 2.1 does, SAM 2.0 does not). self_sorting: MedSAM-2's bank
-    instead of SAM2's, which has no use for times and pointers.
+    instead of SAM2's, which has no use for times and pointers. no_memory_token: a slice without memories passes through
+    memory attention as the others do and reads one learned token there; otherwise, as SAM2's weights want it, it passes
+    by and a learned embedding is added to it.
     """
 
     place_code: Tensor
@@ -143,9 +145,11 @@ class SliceDecoder(nn.Module):
         num_classes: int,
         pointer_time: bool = True,
         self_sorting: bool = False,
+        no_memory_token: bool = False,
     ) -> None:
         super().__init__()
         self.self_sorting = self_sorting
+        self.no_memory_token = no_memory_token
         self.channels = channels
         self.memory_attention = memory_attention
         self.memory_encoder = memory_encoder
@@ -157,7 +161,7 @@ class SliceDecoder(nn.Module):
             nn.Linear(channels, MEMORY_CHANNELS) if pointer_time else None
         )
         self.memory_temporal_positional_encoding = nn.Parameter(torch.zeros(NUM_MEMORIES, 1, 1, MEMORY_CHANNELS))
-        self.no_memory_embedding = nn.Parameter(torch.zeros(1, 1, channels))
+        self.no_memory_embedding = nn.Parameter(torch.zeros(1, 1, MEMORY_CHANNELS if no_memory_token else channels))
         # For one class the union map says it all; a second path would only break the identity with SAM2.
         self.class_memory = nn.Conv2d(num_classes, MEMORY_CHANNELS, 1, bias=False) if num_classes > 1 else None
         if self.class_memory is not None:
@@ -186,12 +190,16 @@ class SliceDecoder(nn.Module):
     def attend(self, context: Tensor, bank: Bank) -> Tensor:
         """One slice in the light of the bank.
 
-        context: (B, C, h, w). Returns: the same shape; the first slice gets SAM2's "no memory" embedding instead.
+        context: (B, C, h, w). Returns: the same shape; the first slice gets what `no_memory_token` says instead.
         """
-        if bank.count == 0:
+        if bank.count == 0 and not self.no_memory_token:
             return context + self.no_memory_embedding.view(1, -1, 1, 1)
         places = context.flatten(2).transpose(1, 2)  # (B, h w, C)
-        memory = bank.read(context) if isinstance(bank, SelfSortingBank) else self._read(bank)
+        if bank.count == 0:
+            token = self.no_memory_embedding.repeat(len(places), 1, 1)
+            memory = self.memory_attention.of_pointers(token, torch.zeros_like(token))
+        else:
+            memory = bank.read(context) if isinstance(bank, SelfSortingBank) else self._read(bank)
         attended = self.memory_attention(places + 0.1 * self.place_code.to(places.dtype), memory)
         return attended.transpose(1, 2).unflatten(-1, context.shape[-2:])
 
