@@ -43,8 +43,7 @@ OTHERS = {
     "no_token": "a slice without memories passes memory attention by, as SAM2's weights want it",
     "logits": "L_seg and L_bd at the resolution of the logits, against the share of each class in their pixels",
     "deep": "deep supervision: L_seg of a 1 x 1 convolution of each level of the feature pyramid, too, half as much",
-    "views": "slices along all three axes of the volumes, at training; predicted along the plan's alone",
-    "views_fused": "the same, and the mean of the probabilities along all three axes",
+    "views": "training on slices along all three axes of the volumes; predicted along the plan's, and along all three",
 }
 """Changes that there is no option for."""
 
@@ -172,7 +171,7 @@ def train(change: str, seed: int, cases: Any, plan: Any, arguments: argparse.Nam
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay is not None else None
     model.train()
     started = time.process_time()
-    if change.startswith("views"):
+    if change == "views":
         cases = [ViewedCase(case, axis) for case in cases for axis in range(3)]
     steps = arguments.steps, arguments.window_steps
     for batch in batches(cases, config, plan.window_slices, network.encoder.image_size, *steps):
@@ -233,7 +232,7 @@ def run(change: str, seed: int, cache: Path, arguments: argparse.Namespace) -> s
     sides = [("each slice alone", 1, range(1))]
     if arguments.window_steps:
         sides.append(("in windows", plan.window_slices, range(1)))
-    if change == "views_fused":
+    if change == "views":
         sides.append(("each slice alone, along all three axes", 1, range(3)))
     said = []
     for side, depth, axes in sides:
