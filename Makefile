@@ -21,13 +21,14 @@ test: $(VENV)/.installed-test ## run the tests
 test-long: $(VENV)/.installed-test ## run the tests that take minutes each: clusters, dying workers, compiling, learning
 	$(PYTEST) -m long
 
-check: $(VENV)/.installed-dev ## style, types, and whether the installed packages fit together
+check: $(VENV)/.installed-dev ## style, types, import layers, and whether the installed packages fit together
 	@$(BIN)/python -c "import importlib.util as u; raise SystemExit(u.find_spec('torchvision') is not None)" || \
 	  { echo "check: torchvision is installed and must not be: $(BIN)/python -m pip uninstall torchvision" >&2; exit 1; }
 	$(BIN)/python -m pip check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/.installed-dev ## run every file of benchmarks/
 	@for file in benchmarks/*.py; do \

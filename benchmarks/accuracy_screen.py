@@ -1,12 +1,12 @@
 """What moves accuracy from scratch: validation Dice of short runs of `scratch`, each with one thing changed.
 
     python benchmarks/accuracy_screen.py Task04_Hippocampus --changes none bce deep --seeds 0 1
-    python benchmarks/accuracy_screen.py Task04_Hippocampus --changes none no_token --steps 400 --window-steps 130
+    python benchmarks/accuracy_screen.py Task04_Hippocampus --changes none no_token --steps 400 --slab-steps 130
 
 A run is nano on single slices, which most of a run from scratch is: the recipe's data, augmentation, optimiser and
 losses, its rate rising and falling within the run. Then each slice of the validation cases (of the split that `train`
-makes) is predicted on its own, mirrored as well. With --window-steps, steps of windows follow as in the recipe, and
-slices are predicted in windows, too. Test cases are not opened. Runs with other seeds tell how much of a difference is
+makes) is predicted on its own, mirrored as well. With --slab-steps, steps of slabs follow as in the recipe, and
+slices are predicted in slabs, too. Test cases are not opened. Runs with other seeds tell how much of a difference is
 chance. Seconds are those of a processor, of training alone. `--list` says what each change is. Without arguments it
 says what it needs, and measures nothing.
 """
@@ -49,7 +49,7 @@ OTHERS = {
 
 
 class ViewedCase:
-    """A prepared case cut along another of its axes; as `CachedCase` for what draws windows."""
+    """A prepared case cut along another of its axes; as `CachedCase` for what draws slabs."""
 
     def __init__(self, case: Any, axis: int) -> None:
         self.case, self.axis, self.name = case, axis, f"{case.name}_{axis}"
@@ -124,23 +124,23 @@ def make_loss(change: str, config: Any, model: Any) -> Callable[[Any, Any, Any],
     return special.get(change, lambda *arguments: total(*arguments).total)
 
 
-def batches(cases: Any, config: Any, depth: int, pixels: int, single: int, in_windows: int) -> Iterator[Any]:
-    """As many batches of single slices, and then of windows, as there are steps."""
-    from sam2_3dmed.data.augment import WindowAugmentation
-    from sam2_3dmed.data.windows import WindowDataset, WindowKey, collate
+def batches(cases: Any, config: Any, depth: int, pixels: int, single: int, in_slabs: int) -> Iterator[Any]:
+    """As many batches of single slices, and then of slabs, as there are steps."""
+    from sam2_3dmed.data.augment import SlabAugmentation
+    from sam2_3dmed.data.slabs import SampleKey, SlabDataset, collate
 
-    windows = WindowDataset(
+    slabs = SlabDataset(
         cases,
-        window_slices=depth,
-        augmentation=WindowAugmentation(config.augmentation, pixels),
+        slab_slices=depth,
+        augmentation=SlabAugmentation(config.augmentation, pixels),
         foreground_fraction=config.training.foreground_fraction,
         seed=config.training.seed,
         single_slice_epochs=1,
     )
     size = config.training.batch_size
-    for step in range(single + in_windows):
+    for step in range(single + in_slabs):
         epoch = int(step >= single)
-        for batch in collate([windows[WindowKey(epoch, step * size + number)] for number in range(size)]):
+        for batch in collate([slabs[SampleKey(epoch, step * size + number)] for number in range(size)]):
             yield batch if epoch else batch.single_slices()
 
 
@@ -150,8 +150,8 @@ def train(change: str, seed: int, cases: Any, plan: Any, arguments: argparse.Nam
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
     from sam2_3dmed.config import scratch, with_settings
-    from sam2_3dmed.first_weights import make_model
     from sam2_3dmed.model.build import build_network
+    from sam2_3dmed.run.build_model import make_model
     from sam2_3dmed.training.optimizer import make_optimizer, make_schedule
     from sam2_3dmed.training.targets import class_masks
     from sam2_3dmed.training.trainer import seed_everything
@@ -166,15 +166,15 @@ def train(change: str, seed: int, cases: Any, plan: Any, arguments: argparse.Nam
     loss = make_loss(change, config, model)
     recipe = config.training
     optimizer = make_optimizer(model, recipe)
-    schedule = make_schedule(optimizer, recipe, arguments.steps, arguments.window_steps)
+    schedule = make_schedule(optimizer, recipe, arguments.steps, arguments.slab_steps)
     decay = recipe.weight_average
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay is not None else None
     model.train()
     started = time.process_time()
     if change == "views":
         cases = [ViewedCase(case, axis) for case in cases for axis in range(3)]
-    steps = arguments.steps, arguments.window_steps
-    for batch in batches(cases, config, plan.window_slices, network.encoder.image_size, *steps):
+    steps = arguments.steps, arguments.slab_steps
+    for batch in batches(cases, config, plan.slab_slices, network.encoder.image_size, *steps):
         masks = class_masks(batch.labels, plan.num_classes)
         loss(model(batch.slices), masks, batch.positions).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_gradient_norm)
@@ -188,16 +188,16 @@ def train(change: str, seed: int, cases: Any, plan: Any, arguments: argparse.Nam
 
 
 def score(network: Any, cases: Any, num_classes: int, depth: int, axes: range) -> np.ndarray:
-    """Mean Dice of each class over the cases, in windows of so many slices, of the mean of the probabilities along some
+    """Mean Dice of each class over the cases, in slabs of so many slices, of the mean of the probabilities along some
     axes."""
     import torch
 
     from sam2_3dmed.evaluation.metrics import dice
-    from sam2_3dmed.inference.decision import decide, resize
+    from sam2_3dmed.inference.logits_to_mask import argmax_mask, resize
     from sam2_3dmed.inference.passes import PassOptions, slice_logits
 
     network.eval()
-    options = PassOptions(window_slices=depth, direction="both" if depth > 1 else "forward", flips=True)
+    options = PassOptions(slab_slices=depth, direction="both" if depth > 1 else "forward", flips=True)
     scores = []
     for case in cases:
         probabilities = np.zeros((len(case.image), num_classes, *case.image.shape[-2:]), dtype=np.float32)
@@ -209,7 +209,7 @@ def score(network: Any, cases: Any, num_classes: int, depth: int, axes: range) -
                 found[index] = torch.stack([resize(plane, height, width) for plane in logits]).sigmoid().numpy()
             probabilities += along(found, axis) / len(axes)
         height, width = probabilities.shape[-2:]
-        classes = np.stack([decide(torch.from_numpy(p - 0.5), height, width).numpy() for p in probabilities])
+        classes = np.stack([argmax_mask(torch.from_numpy(p - 0.5), height, width).numpy() for p in probabilities])
         scores.append([dice(classes == k, case.label == k) for k in range(1, num_classes + 1)])
     return np.mean(scores, axis=0)
 
@@ -218,20 +218,20 @@ def run(change: str, seed: int, cache: Path, arguments: argparse.Namespace) -> s
     """One change with one seed."""
     from sam2_3dmed.config import scratch
     from sam2_3dmed.data.cache import build_cache
-    from sam2_3dmed.data.catalog import read_catalog
+    from sam2_3dmed.data.dataset import read_dataset
     from sam2_3dmed.data.fingerprint import fingerprint
     from sam2_3dmed.data.plan import propose_plan
     from sam2_3dmed.data.splits import split_cases
 
-    catalog = read_catalog(arguments.data)
+    catalog = read_dataset(arguments.data)
     split = split_cases(catalog.names, scratch().split)
     opened = catalog.subset({*split.train, *split.validation})
     plan = propose_plan(fingerprint(opened), split.train)
     cases = build_cache(opened, plan, cache)
     network, seconds = train(change, seed, cases.subset(split.train), plan, arguments)
     sides = [("each slice alone", 1, range(1))]
-    if arguments.window_steps:
-        sides.append(("in windows", plan.window_slices, range(1)))
+    if arguments.slab_steps:
+        sides.append(("in slabs", plan.slab_slices, range(1)))
     if change == "views":
         sides.append(("each slice alone, along all three axes", 1, range(3)))
     said = []
@@ -247,7 +247,7 @@ def main() -> None:
     parser.add_argument("--changes", nargs="+", default=["none"], choices=[*SETTINGS, *OTHERS], metavar="CHANGE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, default=250)
-    parser.add_argument("--window-steps", type=int, default=0)
+    parser.add_argument("--slab-steps", type=int, default=0)
     parser.add_argument("--cache", type=Path, help="folder of prepared cases that stays; none: a temporary one")
     parser.add_argument("--set", action="append", help="section.key=value, as for `train`, before the changes")
     parser.add_argument("--list", action="store_true", help="say what each change is, and stop")
@@ -266,7 +266,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     print(
-        f"{arguments.steps} + {arguments.window_steps} steps, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
+        f"{arguments.steps} + {arguments.slab_steps} steps, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,7 @@
 
     python benchmarks/adapting_the_encoder.py [--size tiny] [--image-size 512] [--slices 6] [--rank 8] [--repeats 3]
 
-Random weights, SRPP and BD on, fp32, one window, loss and backward pass without the optimiser. The sides take turns in
+Random weights, SRPP and BD on, fp32, one slab, loss and backward pass without the optimiser. The sides take turns in
 one process. Kept are the bytes that autograd holds from the forward pass for the backward one, weights not counted.
 """
 
@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from sam2_3dmed.model.adapt import add_lora, train_last_stage
+from sam2_3dmed.encoders.peft_adapters import add_lora, train_last_stage
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
 

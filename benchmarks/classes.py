@@ -3,9 +3,9 @@
     python benchmarks/classes.py [--sizes nano tiny] [--slices 12] [--threads 1] [--repeats 3]
 
 `slice_logits` with random weights at each size's own image size: the whole network (SRPP, BD) in stream mode, forward;
-the counts take turns, after a warm-up. What stands beside them is the time of `decide` on 512 x 512 pixels: for what
-these networks say, by which every class is above 0 somewhere in every slice, which is the worst; and for classes that
-lie beside each other, as organs do, each in a cell of a chessboard.
+the counts take turns, after a warm-up. What stands beside them is the time of `argmax_mask` on 512 x 512 pixels: for
+what these networks say, by which every class is above 0 somewhere in every slice, which is the worst; and for classes
+that lie beside each other, as organs do, each in a cell of a chessboard.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
 
-    from sam2_3dmed.inference.decision import decide
+    from sam2_3dmed.inference.logits_to_mask import argmax_mask
     from sam2_3dmed.inference.passes import PassOptions, slice_logits
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.model.sizes import SIZES
@@ -44,7 +44,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     slices = np.random.default_rng(0).random((arguments.slices, 1, 512, 512), dtype=np.float32)
-    options = PassOptions(window_slices=6, mode="stream", direction="forward")
+    options = PassOptions(slab_slices=6, mode="stream", direction="forward")
     for size in arguments.sizes:
         torch.manual_seed(0)
         image_size = SIZES[size].image_size
@@ -60,14 +60,14 @@ def main() -> None:
                 logits = [one for _, one in slice_logits(network, slices, options)]
                 passed = clock()
                 for one in logits:
-                    decide(one, 512, 512)
+                    argmax_mask(one, 512, 512)
                 passing[k].append((passed - started) / len(slices))
                 decided = clock()
                 deciding[k].append((decided - passed) / len(slices))
                 organs = beside_each_other(k, *logits[0].shape[1:])
                 started = clock()
                 for _ in logits:
-                    decide(organs, 512, 512)
+                    argmax_mask(organs, 512, 512)
                 apart[k].append((clock() - started) / len(slices))
         print(f"{size}, {image_size} px, {arguments.threads} thread(s), load {os.getloadavg()[0]:.1f}")
         for k in COUNTS:

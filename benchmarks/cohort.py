@@ -27,8 +27,8 @@ def make_run(folder: Path) -> None:
     import torch
 
     from sam2_3dmed.config import ChannelPlan, Plan, scratch, with_settings
-    from sam2_3dmed.first_weights import make_model
-    from sam2_3dmed.runs import save_model
+    from sam2_3dmed.run.build_model import make_model
+    from sam2_3dmed.run.run_folder import save_model
 
     torch.manual_seed(0)
     plan = Plan(

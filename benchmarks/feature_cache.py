@@ -4,7 +4,7 @@
     python benchmarks/feature_cache.py --sizes nano --image-size 96 --repeats 5     (a trial: seconds)
     python benchmarks/feature_cache.py --device cuda --bf16 --slices 12 --share     (a GPU, and how much of it is used)
 
-A step is forward, loss, backward, clipping and AdamW for one window of D slices, K = 1, with the encoder frozen and
+A step is forward, loss, backward, clipping and AdamW for one slab of D slices, K = 1, with the encoder frozen and
 random weights; of the whole method, and with BD off. Sides, which take turns:
 
     encoder   no cache: the encoder computes the features, without gradients, as in any run with a frozen encoder
@@ -29,12 +29,12 @@ import numpy as np
 
 
 def make_views(folder: Path, pixels: int, depth: int) -> Any:
-    """One case of D slices with the paper's augmentation: every window is the whole case."""
+    """One case of D slices with the paper's augmentation: every slab is the whole case."""
     from sam2_3dmed.config import AugmentationConfig
-    from sam2_3dmed.data.augment import WindowAugmentation
+    from sam2_3dmed.data.augment import SlabAugmentation
     from sam2_3dmed.data.cache import CachedCase, CaseCache
+    from sam2_3dmed.data.slabs import SlabDataset
     from sam2_3dmed.data.views import ViewDataset
-    from sam2_3dmed.data.windows import WindowDataset
 
     rng = np.random.default_rng(0)
     coarse = rng.random((depth, 1, pixels // 16, pixels // 16)).repeat(16, -1).repeat(16, -2).astype(np.float16)
@@ -42,14 +42,14 @@ def make_views(folder: Path, pixels: int, depth: int) -> Any:
     np.save(folder / "case.label.npy", (coarse[:, 0] > 0.7).astype(np.uint8))
     (folder / "case.json").write_text('{"key": ""}')
     case = CachedCase("case", folder, depth, {1: np.arange(depth)})
-    windows = WindowDataset(
+    slabs = SlabDataset(
         CaseCache((case,)),
-        window_slices=depth,
-        augmentation=WindowAugmentation(AugmentationConfig(), pixels),
+        slab_slices=depth,
+        augmentation=SlabAugmentation(AugmentationConfig(), pixels),
         foreground_fraction=0,
         seed=0,
     )
-    return ViewDataset(windows, num_views=1, refresh=None)
+    return ViewDataset(slabs, num_views=1, refresh=None)
 
 
 def make_step(network: Any, predict: Callable[[], Any], batch: Any, bf16: bool) -> Callable[[], None]:
@@ -109,8 +109,8 @@ def measure(size: str, boundary: bool, arguments: argparse.Namespace, folder: Pa
     import torch
 
     from sam2_3dmed.config import FeatureCacheConfig
+    from sam2_3dmed.data.slabs import SampleKey, ViewSlabs, collate
     from sam2_3dmed.data.views import View
-    from sam2_3dmed.data.windows import ViewWindows, WindowKey, collate
     from sam2_3dmed.experiments.cost import counting
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.training.feature_cache import FeatureCache
@@ -121,8 +121,8 @@ def measure(size: str, boundary: bool, arguments: argparse.Namespace, folder: Pa
     device, bf16 = torch.device(arguments.device), arguments.bf16
     network.to(device)
     views = make_views(folder, arguments.image_size, arguments.slices)
-    (on_cpu,) = collate([views[WindowKey(0, 0)]])
-    batch = ViewWindows(*(part.to(device) for part in on_cpu))
+    (on_cpu,) = collate([views[SampleKey(0, 0)]])
+    batch = ViewSlabs(*(part.to(device) for part in on_cpu))
     view = View(*batch.views[0].tolist())
     slices = torch.stack([views.slice(view, index) for index in batch.positions[0].tolist()]).unsqueeze(0).to(device)
     memory, disk = (
@@ -134,8 +134,8 @@ def measure(size: str, boundary: bool, arguments: argparse.Namespace, folder: Pa
         disk(batch)
     predictions = {
         "encoder": lambda: network(slices),
-        "memory": lambda: network.decode_compact(memory(batch)),
-        "disk": lambda: network.decode_compact(disk(batch)),
+        "memory": lambda: network.decode_pre_fpn(memory(batch)),
+        "disk": lambda: network.decode_pre_fpn(disk(batch)),
     }
     sides = {side: make_step(network, predict, batch, bf16) for side, predict in predictions.items()}
     times: dict[str, list[np.ndarray]] = {side: [] for side in sides}

@@ -21,11 +21,11 @@ def train(cache: Path, views: int, seed: int, arguments: argparse.Namespace) -> 
     """Validation Dice at the end, and what is said of the loader and the cache."""
     from sam2_3dmed.config import scratch, with_settings
     from sam2_3dmed.data.cache import build_cache
-    from sam2_3dmed.data.catalog import read_catalog
+    from sam2_3dmed.data.dataset import read_dataset
     from sam2_3dmed.data.splits import Split
-    from sam2_3dmed.first_weights import make_model
-    from sam2_3dmed.records import RunRecord
-    from sam2_3dmed.runs import MODEL_FILE, make_predictor, read_weights
+    from sam2_3dmed.run.build_model import make_model
+    from sam2_3dmed.run.run_config import RunRecord
+    from sam2_3dmed.run.run_folder import MODEL_FILE, make_predictor, read_weights
     from sam2_3dmed.training.fit import fit
     from sam2_3dmed.training.trainer import seed_everything
 
@@ -37,7 +37,7 @@ def train(cache: Path, views: int, seed: int, arguments: argparse.Namespace) -> 
         f"model.image_size={record.model.image_size}",
         "model.train_encoder=false",
         f"training.epochs={epochs}",
-        f"training.windows_per_epoch={arguments.steps * arguments.batch_size // epochs}",
+        f"training.samples_per_epoch={arguments.steps * arguments.batch_size // epochs}",
         f"training.batch_size={arguments.batch_size}",
         f"training.validate_every={epochs}",
         f"training.seed={seed}",
@@ -48,7 +48,7 @@ def train(cache: Path, views: int, seed: int, arguments: argparse.Namespace) -> 
     ]
     config = with_settings(scratch(), settings)
     training, validation = sorted(split.train)[: arguments.cases], split.validation
-    cases = build_cache(read_catalog(arguments.data).subset({*training, *validation}), record.plan, cache)
+    cases = build_cache(read_dataset(arguments.data).subset({*training, *validation}), record.plan, cache)
     seed_everything(seed)
     network, made = make_model(config, record.plan, "none")
     weights = read_weights(run / MODEL_FILE)
@@ -108,7 +108,7 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    print(f"{arguments.cases} cases, {arguments.steps} steps of {arguments.batch_size} windows")
+    print(f"{arguments.cases} cases, {arguments.steps} steps of {arguments.batch_size} slabs")
     with tempfile.TemporaryDirectory() as folder:
         for seed in arguments.seeds:
             for views in arguments.views:

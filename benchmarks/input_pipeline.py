@@ -1,12 +1,12 @@
-"""Seconds to make a training window: our augmentation, MONAI's 2D transforms and kornia's, side by side in one run.
+"""Seconds to make a training slab: our augmentation, MONAI's 2D transforms and kornia's, side by side in one run.
 
-    python benchmarks/input_pipeline.py [--slices 12] [--native 512] [--image-size 512] [--windows 20]
+    python benchmarks/input_pipeline.py [--slices 12] [--native 512] [--image-size 512] [--slabs 20]
 
 All sides follow the paper's recipe, with one draw for all slices: flip, rotation within 25 degrees, shear up to 20,
 size, noise, blur, each with its chance, labels with nearest neighbours; RandomMosaic is ours on every side. MONAI gets
 slices as channels, and `RandAffined` makes affine map and size in one pass. kornia is measured if it is installed; it
-is no dependency of ours. The sides take turns window by window; means, since what a window costs depends on what is
-drawn. "Reading" is a window from the memory-mapped cache to float32, which comes before any side.
+is no dependency of ours. The sides take turns slab by slab; means, since what a slab costs depends on what is
+drawn. "Reading" is a slab from the memory-mapped cache to float32, which comes before any side.
 """
 
 import argparse
@@ -24,16 +24,16 @@ import numpy as np
 import torch
 
 Side = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
-"""Image (D, H0, W0) and labels (D, H0, W0), and the number of the window, to both at H x W."""
+"""Image (D, H0, W0) and labels (D, H0, W0), and the number of the slab, to both at H x W."""
 
 ROTATION, SHEAR, NOISE, BLUR, CHANCE, MOSAIC = 25.0, 20.0, 0.1, (0.1, 2.0), 0.5, 0.15
 
 
 def ours(image_size: int) -> Side:
     from sam2_3dmed.config import AugmentationConfig
-    from sam2_3dmed.data.augment import WindowAugmentation
+    from sam2_3dmed.data.augment import SlabAugmentation
 
-    augmentation = WindowAugmentation(AugmentationConfig(), image_size)
+    augmentation = SlabAugmentation(AugmentationConfig(), image_size)
 
     def make(image: torch.Tensor, labels: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
         moved, moved_labels = augmentation(image.unsqueeze(1), labels, np.random.default_rng(number))
@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=12, help="D")
     parser.add_argument("--native", type=int, default=512)
     parser.add_argument("--image-size", type=int, default=512)
-    parser.add_argument("--windows", type=int, default=20)
+    parser.add_argument("--slabs", type=int, default=20)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -119,14 +119,14 @@ def main() -> None:
     if find_spec("kornia"):
         sides["kornia"] = kornia(arguments.image_size)
     shape = (arguments.slices, arguments.native, arguments.native)
-    print(f"windows of {shape} to {arguments.image_size} pixels, one thread, load {os.getloadavg()[0]:.1f}")
+    print(f"slabs of {shape} to {arguments.image_size} pixels, one thread, load {os.getloadavg()[0]:.1f}")
     spent = dict.fromkeys(["reading", *sides], 0.0)
     with tempfile.TemporaryDirectory() as folder:
         image_file, label_file = Path(folder) / "image.npy", Path(folder) / "label.npy"
         rng = np.random.default_rng(0)
         np.save(image_file, rng.random((4 * arguments.slices, *shape[1:]), dtype=np.float32).astype(np.float16))
         np.save(label_file, rng.integers(0, 3, (4 * arguments.slices, *shape[1:]), dtype=np.uint8))
-        for number in range(-1, arguments.windows):  # the first one warms up
+        for number in range(-1, arguments.slabs):  # the first one warms up
             start = int(rng.integers(3 * arguments.slices))
             began = time.process_time()
             image, labels = (
@@ -142,8 +142,8 @@ def main() -> None:
                 if made.shape != expected or made_labels.shape != expected:
                     raise SystemExit(f"{name}: {tuple(made.shape)}, {tuple(made_labels.shape)}")
     for name, seconds in spent.items():
-        milliseconds = 1000 * seconds / arguments.windows
-        print(f"  {name}: {milliseconds:.0f} ms of a processor a window, {seconds / spent['ours']:.2f} times ours")
+        milliseconds = 1000 * seconds / arguments.slabs
+        print(f"  {name}: {milliseconds:.0f} ms of a processor a slab, {seconds / spent['ours']:.2f} times ours")
 
 
 if __name__ == "__main__":

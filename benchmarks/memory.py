@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--slices 200 800] [--models nano tiny] [--direction forward] [--threads 2]
     python benchmarks/memory.py --size 128 --slices 40 160 --models nano          (a trial: a minute)
 
-Synthetic CTs of 512 x 512 int16 as .nii.gz, random weights, windows of 6 with overlap 0.5. A process reads the file,
+Synthetic CTs of 512 x 512 int16 as .nii.gz, random weights, slabs of 6 with overlap 0.5. A process reads the file,
 predicts, and writes the mask. "Growth" is how much more the longest CT takes than the shortest, as a share of what its
 further slices take as int16 input and uint8 mask: 1.2 at most is the claim, and 4.2 for the ratio of seconds at four
 times the slices. Memory is the process's peak (ru_maxrss): Python, PyTorch and the network are in it.
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, nargs="+", default=[200, 800])
     parser.add_argument("--models", nargs="+", default=["nano", "tiny"])
     parser.add_argument("--image-size", type=int, help="without it 512, and 96 for nano")
-    parser.add_argument("--mode", default="windows")
+    parser.add_argument("--mode", default="slabs")
     parser.add_argument("--direction", default="forward")
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--threads", type=int)

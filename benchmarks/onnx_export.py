@@ -1,8 +1,8 @@
 """A run by PyTorch and its export by onnxruntime, on the same slices in one process.
 
-    python benchmarks/onnx_export.py [--size tiny] [--image-size 512] [--window 6] [--slices 18] [--repeats 3]
+    python benchmarks/onnx_export.py [--size tiny] [--image-size 512] [--slab 6] [--slices 18] [--repeats 3]
 
-Random weights, SRPP and BD on, fp32, one direction, windows that overlap by half. Both sides take turns and get the
+Random weights, SRPP and BD on, fp32, one direction, slabs that overlap by half. Both sides take turns and get the
 same threads (OMP_NUM_THREADS). Timed are the passes alone, from slices of the network's size to blended logits; the
 export, the sizes of the files and the time to open them stand beside.
 """
@@ -19,22 +19,22 @@ import torch
 
 from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
 from sam2_3dmed.export.run import export_run
-from sam2_3dmed.first_weights import make_model
 from sam2_3dmed.inference.passes import PassOptions, slice_logits
-from sam2_3dmed.runs import load_predictor, save_model
+from sam2_3dmed.run.build_model import make_model
+from sam2_3dmed.run.run_folder import load_predictor, save_model
 
 
 def make_run(folder: Path, args: argparse.Namespace) -> None:
     channel = ChannelPlan(name="CT", normalisation="fixed", low=-100, high=200)
     labels = {value: f"organ {value}" for value in range(1, args.classes + 1)}
-    settings = [f"model.size={args.size}", f"model.image_size={args.image_size}", f"window_slices={args.window}"]
+    settings = [f"model.size={args.size}", f"model.image_size={args.image_size}", f"slab_slices={args.slab}"]
     torch.manual_seed(0)
     plan = Plan(dataset="Random", channels=(channel,), labels=labels)
     save_model(*make_model(with_settings(paper(), settings), plan, "none"), folder)
 
 
-def timed_pass(network, slices, window: int) -> tuple[float, torch.Tensor]:
-    options = PassOptions(window_slices=window, direction="forward")
+def timed_pass(network, slices, slab: int) -> tuple[float, torch.Tensor]:
+    options = PassOptions(slab_slices=slab, direction="forward")
     started = time.perf_counter()
     logits = dict(slice_logits(network, slices, options))
     return time.perf_counter() - started, torch.stack([logits[index] for index in range(len(slices))])
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--image-size", type=int, default=512)
     parser.add_argument("--classes", type=int, default=2)
-    parser.add_argument("--window", type=int, default=6)
+    parser.add_argument("--slab", type=int, default=6)
     parser.add_argument("--slices", type=int, default=18)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -69,7 +69,7 @@ def main() -> None:
     logits = {}
     for turn in range(args.repeats + 1):
         for backend, network in networks.items():
-            taken, logits[backend] = timed_pass(network, slices, args.window)
+            taken, logits[backend] = timed_pass(network, slices, args.slab)
             if turn:  # the first turn warms up
                 seconds[backend].append(taken)
     medians = {backend: statistics.median(taken) for backend, taken in seconds.items()}

@@ -5,13 +5,13 @@
 
 A synthetic CT of 512 x 512 x 120 as .nii.gz. Ours is the whole prediction, from file to file, with a `tiny` network
 whose costly parts are taken out: its encoder gives back features, and its decoder logits, that were there before. So
-reading, normalising, resizing to the network's pixels (none is needed at 512, see --image-size), windows, blending,
+reading, normalising, resizing to the network's pixels (none is needed at 512, see --image-size), slabs, blending,
 resizing logits, deciding and writing are all in it. Bare is igzip reading the file and writing the bytes of the same
 mask, level 1. 2.5 times bare is the goal. The sides take turns; medians. The features of "ours" are of one pixel; "with
-features" has them as large as those of `tiny`, so that moving them from the encoder into batches of windows counts,
+features" has them as large as those of `tiny`, so that moving them from the encoder into batches of slabs counts,
 too.
 
-The parts are then timed one by one. Last, `tiny` itself on a few slices (windows of 6, overlap 0.5, forward): the share
+The parts are then timed one by one. Last, `tiny` itself on a few slices (slabs of 6, overlap 0.5, forward): the share
 of a prediction's time that is not the model; 15% at most is the goal.
 """
 
@@ -81,7 +81,7 @@ def whole(predictor: Any, file: Path, folder: Path) -> Any:
 def parts(predictor: Any, file: Path, mask: Any, folder: Path) -> dict[str, Callable[[], Any]]:
     import torch
 
-    from sam2_3dmed.inference.decision import decide
+    from sam2_3dmed.inference.logits_to_mask import argmax_mask
     from sam2_3dmed.volume.volume import Volume
 
     volume = Volume.read(file)
@@ -99,7 +99,7 @@ def parts(predictor: Any, file: Path, mask: Any, folder: Path) -> dict[str, Call
 
     def decide_all() -> None:
         for _ in range(len(stack)):
-            decide(logits, *volume.shape[:2])
+            argmax_mask(logits, *volume.shape[:2])
 
     return {
         "read": lambda: Volume.read(file),

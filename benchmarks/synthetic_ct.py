@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SPACING_MM = (0.8, 0.8, 2.5)
-WINDOW_SLICES = 6
+SLAB_SLICES = 6
 LABELS = {1: "organ", 2: "tumour"}
 
 
@@ -52,7 +52,7 @@ def random_predictor(model: str, image_size: int | None = None, **passes: Any) -
     torch.manual_seed(0)
     pixels = image_size or (96 if model == "nano" else 512)
     network = build_network(size=model, image_size=pixels, num_classes=len(LABELS)).eval()
-    options = {"window_slices": WINDOW_SLICES, **passes}
+    options = {"slab_slices": SLAB_SLICES, **passes}
     preprocessing = Preprocessing("axial", (Normalisation("fixed", -160, 240),))
     return Predictor(network, preprocessing=preprocessing, labels=LABELS, passes=PassOptions(**options))
 

@@ -1,15 +1,15 @@
-"""Peak memory of a training step against the slices of a window, with and without checkpointing.
+"""Peak memory of a training step against the slices of a slab, with and without checkpointing.
 
     python benchmarks/training_memory.py [--slices 6 12 24] [--size tiny] [--image-size 512] [--classes 2] [--threads 1]
     python benchmarks/training_memory.py --size nano --image-size 96 --tables nano      (a trial: minutes)
 
-A step is a pass of one window with SRPP and BD, the encoder frozen and given 4 slices at once, in 32 bit: loss at full
+A step is a pass of one slab with SRPP and BD, the encoder frozen and given 4 slices at once, in 32 bit: loss at full
 resolution, gradients, AdamW. Measured: by how much the process's peak (ru_maxrss) exceeds what it was when the network
 stood, each case in a process of its own, in which malloc gives freed memory back; one that would not fit into what is
 free is left out. Counted: bytes of tensors alive at the peak (training/step_memory.py) without the weights, which stood
 before, and Adam's averages, which come when the rest is gone.
 
-Then, for each size of `--tables` (none: nothing), how many windows of a pass fit GPUs of 8, 12, 16 and 24 GB by the
+Then, for each size of `--tables` (none: nothing), how many slabs of a pass fit GPUs of 8, 12, 16 and 24 GB by the
 count. No GPU was there: what a process takes beside its tensors is assumed (training/memory_budget.py).
 """
 
@@ -30,7 +30,7 @@ def make_step(size: str, image_size: int, num_classes: int, checkpointing: bool)
 
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.training.losses import TotalLoss
-    from sam2_3dmed.training.step_memory import Step
+    from sam2_3dmed.training.memory_estimator import Step
 
     torch.manual_seed(0)
     network = build_network(size=size, image_size=image_size, num_classes=num_classes).train()
@@ -39,24 +39,24 @@ def make_step(size: str, image_size: int, num_classes: int, checkpointing: bool)
     return Step(network, TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1), num_classes)
 
 
-def make_windows(slices: int, image_size: int):
+def make_slabs(slices: int, image_size: int):
     import torch
 
-    from sam2_3dmed.data.windows import Windows
+    from sam2_3dmed.data.slabs import Slabs
 
     planes = torch.rand(1, slices, 1, image_size, image_size)
-    return Windows(planes, (planes[:, :, 0] > 0.5).int(), torch.arange(slices).unsqueeze(0))
+    return Slabs(planes, (planes[:, :, 0] > 0.5).int(), torch.arange(slices).unsqueeze(0))
 
 
 def count(case: str) -> None:
-    """In a process of its own; one line of JSON: bytes at the peak, and those of them that are there for any window."""
-    from sam2_3dmed.training.step_memory import counted_bytes
+    """In a process of its own; one line of JSON: bytes at the peak, and those of them that are there for any slab."""
+    from sam2_3dmed.training.memory_estimator import counted_bytes
 
     size, image_size, num_classes, slices, checkpointing = json.loads(case)
     step = make_step(size, image_size, num_classes, checkpointing)
     weights = sum(tensor.nbytes for tensor in (*step.parameters(), *step.buffers()))
     trained = sum(parameter.nbytes for parameter in step.parameters() if parameter.requires_grad)
-    peak = counted_bytes(step, make_windows(slices, image_size), copies=2)
+    peak = counted_bytes(step, make_slabs(slices, image_size), copies=2)
     print(json.dumps({"peak": peak, "fixed": weights + 3 * trained, "grown": peak - weights - 2 * trained}))
 
 
@@ -66,11 +66,11 @@ def measure(case: str) -> None:
 
     size, image_size, num_classes, slices, checkpointing = json.loads(case)
     step = make_step(size, image_size, num_classes, checkpointing)
-    windows = make_windows(slices, image_size)
+    slabs = make_slabs(slices, image_size)
     trained = [parameter for parameter in step.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, fused=True)
     before, started = peak_mb(), time.perf_counter()
-    step(windows)
+    step(slabs)
     optimizer.step()
     print(json.dumps({"grown_mb": peak_mb() - before, "seconds": time.perf_counter() - started}))
 
@@ -95,13 +95,11 @@ def compare(arguments: argparse.Namespace) -> None:
 
 
 def table(size: str, arguments: argparse.Namespace) -> None:
-    """How many windows in a pass fit each GPU."""
+    """How many slabs in a pass fit each GPU."""
     from sam2_3dmed.training.memory_budget import GB, MARGIN, OVERHEAD
 
-    print(
-        f"\nwindows in a pass, {size} at {arguments.image_size} pixels, K = {arguments.classes}, 32 bit, by the count"
-    )
-    print("| D | checkpointing | one window | a further one |" + "".join(f" {gpu} GB |" for gpu in GPUS))
+    print(f"\nslabs in a pass, {size} at {arguments.image_size} pixels, K = {arguments.classes}, 32 bit, by the count")
+    print("| D | checkpointing | one slab | a further one |" + "".join(f" {gpu} GB |" for gpu in GPUS))
     print("|---|---|---|---|" + "---|" * len(GPUS))
     for slices in arguments.slices:
         for checkpointing in (False, True):

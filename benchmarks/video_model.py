@@ -107,7 +107,7 @@ def memories_in_float32(model: Any) -> Iterator[None]:
 def our_side(network: Any, slices: np.ndarray, **changes: bool) -> Iterator[torch.Tensor]:
     from sam2_3dmed.inference.passes import PassOptions, slice_logits
 
-    options = PassOptions(window_slices=6, mode="stream", direction="forward", **changes)
+    options = PassOptions(slab_slices=6, mode="stream", direction="forward", **changes)
     for _, logits in slice_logits(network, slices, options):
         yield logits[0]
 

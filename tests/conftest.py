@@ -116,7 +116,7 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_exported(tmp_path_factory: pytest.TempPathFactory):
-    """Run folders and their ONNX exports, made once each; see `_write_random_run`. Windows of 3 slices, and of 2."""
+    """Run folders and their ONNX exports, made once each; see `_write_random_run`. Slabs of 3 slices, and of 2."""
     made: dict[tuple[int, bool], tuple[Path, Path]] = {}
 
     def make(num_classes: int = 2, parts: bool = True) -> tuple[Path, Path]:
@@ -146,12 +146,12 @@ def _write_random_run(folder: Path, *, num_classes: int = 2, parts: bool = True,
     import torch
 
     from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
-    from sam2_3dmed.first_weights import make_model
-    from sam2_3dmed.runs import save_model
+    from sam2_3dmed.run.build_model import make_model
+    from sam2_3dmed.run.run_folder import save_model
 
     channel = ChannelPlan(name="MRI", normalisation="fixed", low=-100, high=200)
     labels = {value: f"organ {value}" for value in range(1, num_classes + 1)}
-    settings = ["model.size=nano", "model.image_size=64", "window_slices=3"]
+    settings = ["model.size=nano", "model.image_size=64", "slab_slices=3"]
     settings += [] if parts else ["model.srpp=false", "model.boundary=false"]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -273,16 +273,16 @@ def blob_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
-    from sam2_3dmed.first_weights import make_model
-    from sam2_3dmed.runs import save_model
+    from sam2_3dmed.run.build_model import make_model
+    from sam2_3dmed.run.run_folder import save_model
 
     folder = tmp_path_factory.mktemp("blob_run") / "run"
     folder.mkdir()
     channel = ChannelPlan(name="CT", normalisation="fixed", low=-130, high=130)
-    plan = Plan(dataset="Blobs", channels=(channel,), labels={1: "bright", 3: "dark"}, window_slices=3)
+    plan = Plan(dataset="Blobs", channels=(channel,), labels={1: "bright", 3: "dark"}, slab_slices=3)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        recipe = with_settings(paper(), ["model.size=nano", "model.image_size=64", "window_slices=3"])
+        recipe = with_settings(paper(), ["model.size=nano", "model.image_size=64", "slab_slices=3"])
         network, record = make_model(recipe, plan, "none")
         with torch.no_grad():  # of what is zero in a new network nothing could be seen
             for parameter in network.parameters():

@@ -11,22 +11,22 @@ from torch import Tensor
 
 from sam2_3dmed.config import RunConfig, read_recipe, with_settings
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.first_weights import make_model, remake_model
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.records import RunRecord
-from sam2_3dmed.runs import MODEL_FILE, load_predictor, read_weights
-from sam2_3dmed.train import TrainRequest, train_run
+from sam2_3dmed.run.build_model import make_model, remake_model
+from sam2_3dmed.run.run_config import RunRecord
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_predictor, read_weights
+from sam2_3dmed.run.train import TrainRequest, train_run
 from sam2_3dmed.training.checkpoints import BEST_CHECKPOINT, best_state, saved_states, step_of
 
 QUICK = [
     "training.epochs=2",
     "training.single_slice_fraction=0",
-    "training.windows_per_epoch=2",
+    "training.samples_per_epoch=2",
     "training.batch_size=2",
     "training.validate_every=2",
     "training.workers=0",
     "training.learning_rate=1e-3",
-    "window_slices=2",
+    "slab_slices=2",
     "inference.direction=forward",
     "inference.overlap=0",
 ]

@@ -8,24 +8,24 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from sam2_3dmed.cli import app
+from sam2_3dmed.cli.main import app
 from sam2_3dmed.config import read_recipe, with_settings
-from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import ConfigError, DataError, UserError, VolumeError
 from sam2_3dmed.experiments.cost import prediction_cost
 from sam2_3dmed.export.run import export_run
 from sam2_3dmed.inference.predictor import Predictor
-from sam2_3dmed.records import RunRecord
 from sam2_3dmed.report.build import write_report
-from sam2_3dmed.runs import read_weights, rebuild
-from sam2_3dmed.train import SPLIT_FILE, TrainRequest, train_run
-from sam2_3dmed.train import test_run as run_test
+from sam2_3dmed.run.run_config import RunRecord
+from sam2_3dmed.run.run_folder import read_weights, rebuild
+from sam2_3dmed.run.train import SPLIT_FILE, TrainRequest, train_run
+from sam2_3dmed.run.train import test_run as run_test
 from sam2_3dmed.volume.nifti import read_label, read_volume
 from sam2_3dmed.volume.volume import Volume
 
-SETTINGS = ["model.size=nano", "model.image_size=64", "window_slices=3", "training.epochs=2", "training.batch_size=4"]
-SETTINGS += ["training.windows_per_epoch=8", "inference.direction=both", "inference.flips=true"]
+SETTINGS = ["model.size=nano", "model.image_size=64", "slab_slices=3", "training.epochs=2", "training.batch_size=4"]
+SETTINGS += ["training.samples_per_epoch=8", "inference.direction=both", "inference.flips=true"]
 
 
 def trained(data: Path, folder: Path, *settings: str) -> Path:
@@ -54,7 +54,7 @@ def test_the_run_says_what_it_is_told(run: Path) -> None:
 
 def test_every_way_to_predict_draws_the_same_boxes(run: Path, blobs: Path, tmp_path: Path) -> None:
     run_test(run, blobs)
-    cases = [case for case in read_catalog(blobs).cases if case.name in Split.read(run / SPLIT_FILE).test]
+    cases = [case for case in read_dataset(blobs).cases if case.name in Split.read(run / SPLIT_FILE).test]
     assert cases
     images = [case.images[0] for case in cases]
     assert command(*images, "-m", run, "-o", tmp_path, "--boxes-from", cases[0].label.parent) is None
@@ -70,7 +70,7 @@ def test_every_way_to_predict_draws_the_same_boxes(run: Path, blobs: Path, tmp_p
     assert write_report(run).is_file()
 
 
-@pytest.mark.parametrize("mode", ["windows", "stream"])
+@pytest.mark.parametrize("mode", ["slabs", "stream"])
 def test_the_reference_gives_boxes_and_nothing_else(run: Path, blobs: Path, mode: str) -> None:
     """What lies within a box does not count, nor what lies on slices between; where a box is, does."""
     predictor = Predictor.load(run, mode=mode, direction="both")

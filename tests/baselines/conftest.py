@@ -11,14 +11,14 @@ from sam2_3dmed.baselines.recipe import patch_recipe
 from sam2_3dmed.baselines.spec import PatchSpec
 from sam2_3dmed.config import Plan
 from sam2_3dmed.data.cache import CaseCache
-from sam2_3dmed.data.catalog import Catalog
+from sam2_3dmed.data.dataset import MedicalDataset
 
 
 class Balls(NamedTuple):
     """The data set of balls, prepared."""
 
     plan: Plan
-    catalog: Catalog
+    catalog: MedicalDataset
     cache: CaseCache
     cases: list[GriddedCase]
 
@@ -26,11 +26,11 @@ class Balls(NamedTuple):
 @pytest.fixture(scope="session")
 def balls(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Balls:
     from sam2_3dmed.data.cache import build_cache
-    from sam2_3dmed.data.catalog import read_catalog
+    from sam2_3dmed.data.dataset import read_dataset
     from sam2_3dmed.data.fingerprint import fingerprint
     from sam2_3dmed.data.plan import propose_plan
 
-    catalog = read_catalog(blobs)
+    catalog = read_dataset(blobs)
     plan = propose_plan(fingerprint(catalog))
     cache = build_cache(catalog, plan, tmp_path_factory.mktemp("cache"))
     return Balls(plan, catalog, cache, with_grids(cache, catalog, plan.slicing_axis))

@@ -13,8 +13,8 @@ from sam2_3dmed.baselines.patches import Patches
 from sam2_3dmed.baselines.predictor import make_patch_predictor
 from sam2_3dmed.baselines.recipe import patch_recipe
 from sam2_3dmed.baselines.spec import PatchSpec
-from sam2_3dmed.training.division import Division
-from sam2_3dmed.training.parallel import Team
+from sam2_3dmed.training.batch_sharding import Division
+from sam2_3dmed.training.distributed import DistributedContext
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +27,8 @@ def make_module(balls: Any, make_spec: Callable[..., PatchSpec]) -> Callable[...
             make_patch_predictor(spec.build(), spec, balls.plan, config),
             validation=balls.cases[:2],
             config=config.training,
-            division=division or Division(windows_per_epoch=10, batch_size=2),
-            team=Team(),
+            division=division or Division(samples_per_epoch=10, batch_size=2),
+            team=DistributedContext(),
         )
 
     return make
@@ -62,7 +62,7 @@ def test_a_batch_in_parts_is_the_batch(
     batch = Patches(torch.randn(4, 1, *patch), torch.randint(0, 3, (4, *patch)).to(torch.uint8))
     losses = []
     for accumulate in (1, 2):
-        module = make_module(division=Division(windows_per_epoch=4, batch_size=4, accumulate=accumulate)).train()
+        module = make_module(division=Division(samples_per_epoch=4, batch_size=4, accumulate=accumulate)).train()
         monkeypatch.setattr(module, "log", lambda *args, **options: None)
         monkeypatch.setattr(module, "optimizers", lambda m=module: torch.optim.SGD(m.parameters(), lr=1.0))
         parts = [Patches(*(tensor[i : i + 4 // accumulate] for tensor in batch)) for i in range(0, 4, 4 // accumulate)]

@@ -18,7 +18,7 @@ from sam2_3dmed.errors import ConfigError
 def test_what_the_authors_did(system: str, expected: tuple) -> None:
     training = patch_recipe(system).training
     assert (training.optimizer, training.schedule, training.learning_rate, training.weight_decay) == expected
-    assert training.epochs * training.windows_per_epoch / training.batch_size == 250_000
+    assert training.epochs * training.samples_per_epoch / training.batch_size == 250_000
 
 
 def test_every_recipe_survives_yaml() -> None:

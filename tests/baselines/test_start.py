@@ -17,17 +17,17 @@ from sam2_3dmed.baselines.spec import PatchSpec
 from sam2_3dmed.baselines.start import first_network, plan_spec
 from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.errors import ConfigError, WeightsError
-from sam2_3dmed.records import PatchRecord, RunRecord
+from sam2_3dmed.processes.signals import Terminated
 from sam2_3dmed.report.build import write_report
-from sam2_3dmed.runs import MODEL_FILE, load_predictor, read_weights
-from sam2_3dmed.termination import Terminated
-from sam2_3dmed.train import TrainRequest, test_run, train_run
+from sam2_3dmed.run.run_config import PatchRecord, RunRecord
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_predictor, read_weights
+from sam2_3dmed.run.train import TrainRequest, test_run, train_run
 from sam2_3dmed.volume.nifti import read_label, read_volume
 from sam2_3dmed.volume.volume import same_grid
 
 test_run.__test__ = False  # a function of the package, not a test
 
-QUICK = ["model.size=small", "training.epochs=1", "training.windows_per_epoch=4", "training.workers=0"]
+QUICK = ["model.size=small", "training.epochs=1", "training.samples_per_epoch=4", "training.workers=0"]
 
 
 def request(system: str, data: Path, out: Path, *settings: str, **more: Any) -> TrainRequest:
@@ -59,7 +59,7 @@ def test_from_data_to_scores(system: str, blobs: Path, tmp_path: Path) -> None:
     ("system", "epochs", "least"), [("unet", 8, 0.8), ("mednext_s", 16, 0.8), ("nnformer", 16, 0.5)]
 )
 def test_the_balls_are_learnt(system: str, epochs: int, least: float, blobs: Path, tmp_path: Path) -> None:
-    settings = [f"training.epochs={epochs}", "training.windows_per_epoch=16", "training.validate_every=4"]
+    settings = [f"training.epochs={epochs}", "training.samples_per_epoch=16", "training.validate_every=4"]
     if system == "nnformer":  # its own recipe needs some hundred steps to begin
         settings += ["training.optimizer=adamw", "training.learning_rate=0.001"]
     run = train_run(request(system, blobs, tmp_path / "run", *settings))
@@ -69,7 +69,7 @@ def test_the_balls_are_learnt(system: str, epochs: int, least: float, blobs: Pat
 
 @pytest.mark.long
 def test_two_processes_train_to_the_weights_of_one(blobs: Path, tmp_path: Path) -> None:
-    settings = [*QUICK, "training.epochs=2", "training.windows_per_epoch=5", "training.batch_size=2"]
+    settings = [*QUICK, "training.epochs=2", "training.samples_per_epoch=5", "training.batch_size=2"]
     alone = train_run(request("unet", blobs, tmp_path / "alone", *settings))
     command = [sys.executable, "-m", "sam2_3dmed", "train", str(blobs), "--system", "unet", "--devices", "2"]
     command += ["--out", str(tmp_path / "two"), *(word for setting in settings for word in ("--set", setting))]
@@ -83,7 +83,7 @@ def test_two_processes_train_to_the_weights_of_one(blobs: Path, tmp_path: Path) 
 
 def test_a_run_that_stops_goes_on_exactly(blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the network that leaves out paths at random."""
-    settings = ["training.epochs=3", "training.windows_per_epoch=2", "training.validate_every=2"]
+    settings = ["training.epochs=3", "training.samples_per_epoch=2", "training.validate_every=2"]
     straight = train_run(request("nnformer", blobs, tmp_path / "straight", *settings))
     from sam2_3dmed.training.checkpoints import Checkpoints
 

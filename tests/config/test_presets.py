@@ -8,7 +8,7 @@ import pytest
 from sam2_3dmed.config import (
     ABLATIONS,
     ADDITIONS,
-    OPPONENTS,
+    BASELINES,
     PRESETS,
     RunConfig,
     auto,
@@ -64,9 +64,9 @@ def test_paper_is_all_defaults():
         ("with_srpp_memory", "model.srpp_memory", True),
         ("without_boundary", "model.boundary", False),
         ("without_boundary_fusion", "model.boundary_fusion", False),
-        ("slices_3", "window_slices.", 3),
-        ("slices_6", "window_slices.", 6),
-        ("slices_12", "window_slices.", 12),
+        ("slices_3", "slab_slices.", 3),
+        ("slices_6", "slab_slices.", 6),
+        ("slices_12", "slab_slices.", 12),
         ("srpp_weight_0.03", "loss.lambda_srpp", 0.03),
         ("srpp_weight_0.05", "loss.lambda_srpp", 0.05),
         ("boundary_weight_0.3", "loss.lambda_boundary", 0.3),
@@ -130,7 +130,7 @@ def test_an_addition_or_opponent_changes_what_it_says(base, name, changes):
 def test_the_table_above_names_every_addition_and_opponent():
     marks = test_an_addition_or_opponent_changes_what_it_says.pytestmark
     names = {row[0] for mark in marks if "name" in mark.args[0] for row in mark.args[1]}
-    assert names == {*ADDITIONS, *OPPONENTS}
+    assert names == {*ADDITIONS, *BASELINES}
     assert not names & set(ABLATIONS)
 
 
@@ -160,8 +160,8 @@ def test_an_unknown_name_gets_the_nearest(name, message):
 
 class TestFiles:
     def test_starts_from_auto(self, recipe):
-        config = read_recipe(recipe("training: {epochs: 7}\nwindow_slices: 4\n"))
-        assert changed(config, auto(from_scratch=False)) == {"training.epochs": 7, "window_slices.": 4}
+        config = read_recipe(recipe("training: {epochs: 7}\nslab_slices: 4\n"))
+        assert changed(config, auto(from_scratch=False)) == {"training.epochs": 7, "slab_slices.": 4}
 
     def test_starts_from_the_preset_it_names(self, recipe):
         config = read_recipe(recipe("preset: paper+without_srpp\nloss:\n  segmentation: dice_bce\n"))
@@ -213,7 +213,7 @@ class TestSettings:
             ("model.srpp=false", "model.srpp", False),
             ("model.size=tiny", "model.size", "tiny"),
             ("augmentation.blur_sigma=[0.5, 1]", "augmentation.blur_sigma", (0.5, 1.0)),
-            ("window_slices=8", "window_slices.", 8),
+            ("slab_slices=8", "slab_slices.", 8),
         ],
     )
     def test_changes_that_option_alone(self, setting, key, value):
@@ -235,7 +235,7 @@ class TestSettings:
             ("=5", "--set =5: expected section.key=value"),
             ("training.epochs=[", "--set training.epochs=[: not valid YAML: "),
             ("training.epochs.first=5", "--set training.epochs.first=5: epochs has no keys below it"),
-            ("window_slices.a=5", "--set window_slices.a=5: window_slices has no keys below it"),
+            ("slab_slices.a=5", "--set slab_slices.a=5: slab_slices has no keys below it"),
             ("trainig.epochs=5", "--set: no such key 'trainig'; did you mean 'training'?"),
             ("training.epoch=5", "--set: no such key 'training.epoch'; did you mean 'epochs'?"),
             ("training.epochs=0", "--set: training.epochs: Input should be greater than or equal to 1 (got 0)"),

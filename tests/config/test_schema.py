@@ -82,9 +82,9 @@ def test_an_encoder_adapts_or_trains_as_a_whole():
 
 
 @pytest.mark.parametrize("value", [0, 65])
-def test_window_slices_has_bounds(value):
-    with pytest.raises(ValidationError, match="window_slices"):
-        RunConfig(window_slices=value)
+def test_slab_slices_has_bounds(value):
+    with pytest.raises(ValidationError, match="slab_slices"):
+        RunConfig(slab_slices=value)
 
 
 def test_equal_bounds_of_blur_are_a_fixed_blur():
@@ -117,8 +117,8 @@ class TestPlan:
             ({"channels": []}, "channels"),
             ({"channels": [CT] * 4}, "channels"),
             ({"slicing_axis": "oblique"}, "slicing_axis"),
-            ({"window_slices": 0}, "window_slices"),
-            ({"window_slices": 65}, "window_slices"),
+            ({"slab_slices": 0}, "slab_slices"),
+            ({"slab_slices": 65}, "slab_slices"),
             ({"nsd_tolerance_mm": 0}, "nsd_tolerance_mm"),
             ({"tolerance": 2}, "tolerance"),
         ],

@@ -1,4 +1,4 @@
-"""Augmentation: one draw a window, image and label together, and maps that are what they are called."""
+"""Augmentation: one draw a slab, image and label together, and maps that are what they are called."""
 
 import math
 
@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from sam2_3dmed.config import AugmentationConfig
 from sam2_3dmed.data.augment import (
-    WindowAugmentation,
+    SlabAugmentation,
     affine_matrix,
     gaussian_blur,
     mosaic,
@@ -17,7 +17,7 @@ from sam2_3dmed.data.augment import (
     resize_labels,
     sampling_grid,
 )
-from sam2_3dmed.model.encoder import ImageEncoder
+from sam2_3dmed.encoders.image_encoder import ImageEncoder
 
 NOTHING = {"horizontal_flip": 0, "affine": 0, "noise": 0, "blur": 0, "mosaic": 0, "intensity": 0}
 EVERYTHING = AugmentationConfig(
@@ -26,7 +26,7 @@ EVERYTHING = AugmentationConfig(
 
 
 def augment(size, image, labels, seed=0, **config):
-    return WindowAugmentation(AugmentationConfig(**{**NOTHING, **config}), size)(
+    return SlabAugmentation(AugmentationConfig(**{**NOTHING, **config}), size)(
         image, labels, np.random.default_rng(seed)
     )
 
@@ -161,13 +161,13 @@ class TestGeometry:
         assert moved_labels[0, 32, 32] == 1
 
 
-class TestWindow:
+class TestSlab:
     def test_equal_slices_stay_equal(self):
         image = smooth(50, 60).expand(5, 1, 50, 60)
         labels = disc(50, 60, 10, 15, centre=(6, 2)).expand(5, 50, 60)
         config = EVERYTHING.model_copy(update={"noise": 0.0})
         for seed in range(5):
-            moved, moved_labels = WindowAugmentation(config, 64)(image, labels, np.random.default_rng(seed))
+            moved, moved_labels = SlabAugmentation(config, 64)(image, labels, np.random.default_rng(seed))
             assert torch.equal(moved, moved[:1].expand_as(moved))
             assert torch.equal(moved_labels, moved_labels[:1].expand_as(moved_labels))
 
@@ -178,7 +178,7 @@ class TestWindow:
     @pytest.mark.parametrize("channels", [1, 2, 3])
     def test_shapes_and_types(self, channels):
         image = torch.rand(4, channels, 40, 30)
-        moved, labels = WindowAugmentation(EVERYTHING, 64)(
+        moved, labels = SlabAugmentation(EVERYTHING, 64)(
             image, torch.zeros(4, 40, 30, dtype=torch.int32), np.random.default_rng(0)
         )
         assert (moved.shape, moved.dtype) == ((4, channels, 64, 64), torch.float32)
@@ -196,7 +196,7 @@ class TestWindow:
     def test_the_seed_decides(self):
         image, labels = torch.rand(3, 1, 40, 30), torch.randint(0, 3, (3, 40, 30))
         first, again, other = (
-            WindowAugmentation(EVERYTHING, 64)(image, labels, np.random.default_rng(seed)) for seed in (1, 1, 2)
+            SlabAugmentation(EVERYTHING, 64)(image, labels, np.random.default_rng(seed)) for seed in (1, 1, 2)
         )
         assert torch.equal(first[0], again[0])
         assert torch.equal(first[1], again[1])
@@ -206,7 +206,7 @@ class TestWindow:
         image, labels = torch.rand(3, 1, 64, 64), torch.randint(0, 3, (3, 64, 64))
         before = image.clone(), labels.clone()
         for seed in range(4):
-            WindowAugmentation(EVERYTHING, 64)(image, labels, np.random.default_rng(seed))
+            SlabAugmentation(EVERYTHING, 64)(image, labels, np.random.default_rng(seed))
         assert torch.equal(image, before[0])
         assert torch.equal(labels, before[1])
 
@@ -214,12 +214,12 @@ class TestWindow:
         config = EVERYTHING.model_copy(update={"noise": 0.0})
         for seed in range(10):
             image = torch.from_numpy(np.random.default_rng(seed).random((2, 1, 90, 50), dtype=np.float32))
-            moved, _ = WindowAugmentation(config, 64)(image, torch.zeros(2, 90, 50), np.random.default_rng(seed))
+            moved, _ = SlabAugmentation(config, 64)(image, torch.zeros(2, 90, 50), np.random.default_rng(seed))
             assert moved.min() >= 0
             assert moved.max() <= 1 + 1e-6
 
     def test_each_chance_is_what_it_says(self):
-        """With nothing else on, an unchanged window is one that was spared."""
+        """With nothing else on, an unchanged slab is one that was spared."""
         image, labels = smooth(64, 64), torch.zeros(1, 64, 64)
         for key in ("horizontal_flip", "affine", "noise", "blur", "mosaic"):
             changes = [not torch.equal(augment(64, image, labels, seed, **{key: 0.3})[0], image) for seed in range(100)]

@@ -10,7 +10,7 @@ import pytest
 import sam2_3dmed.data.cache as cache_module
 from sam2_3dmed.config import ChannelPlan, Plan
 from sam2_3dmed.data.cache import build_cache
-from sam2_3dmed.data.catalog import Catalog, read_case, read_catalog
+from sam2_3dmed.data.dataset import MedicalDataset, read_case, read_dataset
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.volume.slices import volume_to_slices
 
@@ -22,12 +22,12 @@ PLAN = Plan(
     channels=(ChannelPlan(name="CT", normalisation="fixed", low=0, high=100),),
     labels={1: "liver", 4: "tumour"},
     slicing_axis="axial",
-    window_slices=3,
+    slab_slices=3,
 )
 
 
 @pytest.fixture
-def catalog(write_msd) -> Catalog:
+def catalog(write_msd) -> MedicalDataset:
     rng = np.random.default_rng(0)
     cases = {}
     for name in "abc":
@@ -37,7 +37,7 @@ def catalog(write_msd) -> Catalog:
         cases[name] = rng.integers(-50, 150, SHAPE).astype(np.int16), label
     cases["c"][1][cases["c"][1] == 4] = 0
     root = write_msd(cases, affine=AFFINE, labels={"0": "background", "1": "liver", "4": "tumour"})
-    return read_catalog(root)
+    return read_dataset(root)
 
 
 def _count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -51,7 +51,7 @@ def _count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_a_case_is_what_preprocessing_makes_of_it(catalog: Catalog, tmp_path: Path) -> None:
+def test_a_case_is_what_preprocessing_makes_of_it(catalog: MedicalDataset, tmp_path: Path) -> None:
     cache = build_cache(catalog, PLAN, tmp_path / "cache")
     assert [case.name for case in cache] == ["a", "b", "c"]
     image, label = read_case(catalog.cases[0])
@@ -69,7 +69,7 @@ def test_a_case_is_what_preprocessing_makes_of_it(catalog: Catalog, tmp_path: Pa
     assert case.label[4, 0, 0] == 2  # (4, 3, 4) of an LPS array is the first column and row
 
 
-def test_it_knows_which_slices_hold_a_class(catalog: Catalog, tmp_path: Path) -> None:
+def test_it_knows_which_slices_hold_a_class(catalog: MedicalDataset, tmp_path: Path) -> None:
     cache = build_cache(catalog, PLAN, tmp_path / "cache")
     found = {case.name: {k: v.tolist() for k, v in case.class_slices.items()} for case in cache}
     assert found == {"a": {1: [2, 3, 4], 2: [4]}, "b": {1: [2, 3, 4], 2: [4]}, "c": {1: [2, 3, 4], 2: []}}
@@ -85,7 +85,7 @@ def test_two_channels_stay_two(tmp_path: Path, write) -> None:
     write(tmp_path / "labels/a.nii.gz", np.ones(SHAPE, np.uint8))
     channels = (ChannelPlan(name="T1", normalisation="percentiles", low=0, high=100),) * 2
     plan = PLAN.model_copy(update={"channels": channels})
-    catalog = read_catalog(tmp_path)
+    catalog = read_dataset(tmp_path)
     case = build_cache(catalog, plan, tmp_path / "cache")["a"]
     assert case.image.shape == (6, 2, 4, 5)
     assert np.asarray(case.image).min(axis=(0, 2, 3)).tolist() == [0, 0]
@@ -94,7 +94,7 @@ def test_two_channels_stay_two(tmp_path: Path, write) -> None:
         build_cache(catalog, PLAN, tmp_path / "other")
 
 
-def test_processes_make_the_same(catalog: Catalog, tmp_path: Path) -> None:
+def test_processes_make_the_same(catalog: MedicalDataset, tmp_path: Path) -> None:
     alone = build_cache(catalog, PLAN, tmp_path / "alone", workers=0)
     together = build_cache(catalog, PLAN, tmp_path / "together", workers=2)
     for a, b in zip(alone, together, strict=True):
@@ -103,12 +103,14 @@ def test_processes_make_the_same(catalog: Catalog, tmp_path: Path) -> None:
 
 
 class TestReuse:
-    def test_what_is_current_is_kept(self, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_what_is_current_is_kept(
+        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         first = build_cache(catalog, PLAN, tmp_path / "cache")
         read = _count_reads(monkeypatch)
         seen: list[int] = []
         # What the preprocessing does not depend on may change.
-        plan = PLAN.model_copy(update={"window_slices": 6, "dataset": "x", "labels": {1: "organ", 4: "lesion"}})
+        plan = PLAN.model_copy(update={"slab_slices": 6, "dataset": "x", "labels": {1: "organ", 4: "lesion"}})
         again = build_cache(catalog, plan, tmp_path / "cache", progress=lambda done, _: seen.append(done))
         assert read == []
         assert seen == [1, 2, 3]
@@ -125,7 +127,7 @@ class TestReuse:
         ],
     )
     def test_another_plan_makes_it_anew(
-        self, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
     ) -> None:
         build_cache(catalog, PLAN, tmp_path / "cache")
         read = _count_reads(monkeypatch)
@@ -137,7 +139,7 @@ class TestReuse:
         np.testing.assert_array_equal(changed["a"].label, fresh["a"].label)
 
     def test_another_version_makes_it_anew(
-        self, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         build_cache(catalog, PLAN, tmp_path / "cache")
         monkeypatch.setattr(cache_module, "_VERSION", cache_module._VERSION + 1)
@@ -147,7 +149,7 @@ class TestReuse:
 
     @pytest.mark.parametrize("which", ["image", "label"])
     def test_a_changed_file_is_read_again(
-        self, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
     ) -> None:
         build_cache(catalog, PLAN, tmp_path / "cache")
         case = catalog.cases[1]
@@ -161,7 +163,7 @@ class TestReuse:
     @pytest.mark.parametrize("ending", ["image.npy", "label.npy", "json"])
     @pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
     def test_a_damaged_case_is_made_anew(
-        self, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, damage: str
+        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, damage: str
     ) -> None:
         first = np.array(build_cache(catalog, PLAN, tmp_path / "cache")["b"].image)
         file = tmp_path / "cache" / f"b.{ending}"
@@ -175,7 +177,7 @@ class TestReuse:
         np.testing.assert_array_equal(again["b"].image, first)
 
     def test_an_interrupted_build_never_leaves_a_case_half_new(
-        self, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = np.array(build_cache(catalog, PLAN, tmp_path / "cache")["a"].image)
 
@@ -205,7 +207,7 @@ def _only_the_first(function, afterwards):
 
 class TestErrors:
     def test_a_full_disk_is_told_and_leaves_no_part(
-        self, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def full(file: Path, target: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -215,30 +217,30 @@ class TestErrors:
             build_cache(catalog, PLAN, tmp_path / "cache")
         assert list((tmp_path / "cache").iterdir()) == []
 
-    def test_a_folder_that_is_a_file(self, catalog: Catalog, tmp_path: Path) -> None:
+    def test_a_folder_that_is_a_file(self, catalog: MedicalDataset, tmp_path: Path) -> None:
         (tmp_path / "cache").touch()
         with pytest.raises(DataError, match="cache: the cache cannot be written"):
             build_cache(catalog, PLAN, tmp_path / "cache")
 
-    def test_broken_cases_are_listed_and_the_others_kept(self, catalog: Catalog, tmp_path: Path) -> None:
+    def test_broken_cases_are_listed_and_the_others_kept(self, catalog: MedicalDataset, tmp_path: Path) -> None:
         catalog.cases[0].images[0].write_bytes(b"")
         catalog.cases[2].images[0].unlink()
         with pytest.raises(DataError, match=r"(?s)2 of 3 cases.*a\.nii\.gz.*c\.nii\.gz"):
             build_cache(catalog, PLAN, tmp_path / "cache")
         assert (tmp_path / "cache" / "b.json").is_file()
 
-    def test_a_label_the_plan_does_not_name(self, catalog: Catalog, tmp_path: Path) -> None:
+    def test_a_label_the_plan_does_not_name(self, catalog: MedicalDataset, tmp_path: Path) -> None:
         plan = PLAN.model_copy(update={"labels": {1: "liver"}})
         with pytest.raises(DataError, match=r"labelsTr/a\.nii\.gz.*4"):
             build_cache(catalog, plan, tmp_path / "cache")
 
-    def test_a_case_without_label(self, catalog: Catalog, tmp_path: Path) -> None:
+    def test_a_case_without_label(self, catalog: MedicalDataset, tmp_path: Path) -> None:
         bare = replace(catalog, cases=(replace(catalog.cases[0], label=None),))
         with pytest.raises(DataError, match=r"a\.nii\.gz: has no label"):
             build_cache(bare, PLAN, tmp_path / "cache")
 
 
-def test_a_subset_is_by_name(catalog: Catalog, tmp_path: Path) -> None:
+def test_a_subset_is_by_name(catalog: MedicalDataset, tmp_path: Path) -> None:
     cache = build_cache(catalog, PLAN, tmp_path / "cache")
     assert [case.name for case in cache.subset(["c", "a"])] == ["a", "c"]
     assert len(cache.subset(["c", "a"])) == 2
@@ -246,7 +248,7 @@ def test_a_subset_is_by_name(catalog: Catalog, tmp_path: Path) -> None:
         cache.subset(["x"])
 
 
-def test_a_case_travels_light(catalog: Catalog, tmp_path: Path) -> None:
+def test_a_case_travels_light(catalog: MedicalDataset, tmp_path: Path) -> None:
     case = build_cache(catalog, PLAN, tmp_path / "cache")["a"]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(case)).image, case.image)
     assert len(pickle.dumps(case)) < 1500
@@ -257,12 +259,12 @@ def test_more_than_255_classes_need_two_bytes(tmp_path: Path, write) -> None:
     write(tmp_path / "images/a.nii.gz", np.zeros(label.shape, np.int16))
     write(tmp_path / "labels/a.nii.gz", label)
     plan = PLAN.model_copy(update={"labels": {i: f"class {i}" for i in range(1, 300)}})
-    case = build_cache(read_catalog(tmp_path), plan, tmp_path / "cache")["a"]
+    case = build_cache(read_dataset(tmp_path), plan, tmp_path / "cache")["a"]
     np.testing.assert_array_equal(case.label, label.transpose(2, 1, 0))
 
 
 def test_real_ct(shared_data: Path, tmp_path: Path) -> None:
-    found = read_catalog(shared_data / "Task91_SarcomaCT")
+    found = read_dataset(shared_data / "Task91_SarcomaCT")
     channel = ChannelPlan(name="CT", normalisation="fixed", low=-90, high=96)
     plan = PLAN.model_copy(update={"labels": found.labels, "channels": (channel,)})
     (case,) = build_cache(replace(found, cases=found.cases[:1]), plan, tmp_path)

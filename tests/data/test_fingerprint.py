@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.fingerprint import describe, fingerprint, foreground_percentiles
 from sam2_3dmed.errors import DataError
 
@@ -24,7 +24,7 @@ def _case(shape: tuple[int, int, int] = (6, 8, 10), seed: int = 0) -> tuple[np.n
 
 def test_a_case_is_measured_along_r_a_and_s(write_msd) -> None:
     image, label = _case()
-    found = fingerprint(read_catalog(write_msd({"a": (image, label)}, affine=AFFINE)))
+    found = fingerprint(read_dataset(write_msd({"a": (image, label)}, affine=AFFINE)))
     (case,) = found.cases
     assert (case.name, case.orientation, case.num_channels) == ("a", "SLP", 1)
     assert case.shape == (8, 10, 6)
@@ -42,14 +42,14 @@ def test_slices_are_counted_not_spanned(write_msd) -> None:
     image, label = _case()
     label[...] = 0
     label[0, 3, 3] = label[5, 3, 3] = 1
-    found = fingerprint(read_catalog(write_msd({"a": (image, label)}, affine=AFFINE)))
+    found = fingerprint(read_dataset(write_msd({"a": (image, label)}, affine=AFFINE)))
     assert found.cases[0].classes[1].num_slices == (1, 1, 2)
 
 
 def test_absent_classes_are_told(write_msd) -> None:
     image, label = _case()
     found = fingerprint(
-        read_catalog(write_msd({"a": (image, label), "b": (image, label == 1), "c": (image, label * 0)}))
+        read_dataset(write_msd({"a": (image, label), "b": (image, label == 1), "c": (image, label * 0)}))
     )
     assert [found.absent_classes(case) for case in found.cases] == [(), (2,), (1, 2)]
     assert found.cases[2].num_foreground == 0
@@ -62,7 +62,7 @@ def test_a_plain_pair_of_folders_gets_its_labels_and_channels_from_the_files(tmp
     write(tmp_path / "labels/a.nii.gz", label * 3)
     write(tmp_path / "images/b.nii.gz", np.stack([image, image], axis=-1))
     write(tmp_path / "labels/b.nii.gz", (label == 1) * np.uint8(4))
-    found = fingerprint(read_catalog(tmp_path))
+    found = fingerprint(read_dataset(tmp_path))
     assert found.labels == {3: "class 3", 4: "class 4", 6: "class 6"}
     assert found.channels == ("channel 0", "channel 1")
     assert found.cases[0].foreground_sample.shape == (2, 25)
@@ -74,7 +74,7 @@ def test_images_with_other_channels_are_an_error(tmp_path: Path, write) -> None:
         write(tmp_path / f"labels/{name}.nii.gz", label)
         write(tmp_path / f"images/{name}.nii.gz", image if name != "b" else np.stack([image, image], axis=-1))
     with pytest.raises(DataError, match="b has 2 channels, most cases have 1"):
-        fingerprint(read_catalog(tmp_path))
+        fingerprint(read_dataset(tmp_path))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -84,7 +84,7 @@ def test_all_broken_cases_are_listed_at_once(write_msd, workers: int) -> None:
     (root / "imagesTr/b.nii.gz").write_bytes(b"nonsense")
     (root / "labelsTr/d.nii.gz").write_bytes(b"")
     with pytest.raises(DataError) as caught:
-        fingerprint(read_catalog(root), workers=workers)
+        fingerprint(read_dataset(root), workers=workers)
     lines = str(caught.value).splitlines()
     assert lines[0] == "3 of 5 cases cannot be used:"
     assert [
@@ -101,26 +101,26 @@ def test_channels_must_be_those_the_description_names(write_msd) -> None:
     image, label = _case()
     root = write_msd({"a": (np.stack([image, image], axis=-1), label)})
     with pytest.raises(DataError, match=r"imagesTr/a\.nii\.gz: 2 channels, but the data set names 1"):
-        fingerprint(read_catalog(root))
+        fingerprint(read_dataset(root))
 
 
 def test_no_foreground_anywhere_is_an_error(write_msd) -> None:
     image, label = _case()
     with pytest.raises(DataError, match="Tiny: no label holds any foreground"):
-        fingerprint(read_catalog(write_msd({"a": (image, label * 0)})))
+        fingerprint(read_dataset(write_msd({"a": (image, label * 0)})))
 
 
 def test_progress_counts_to_all_cases(write_msd) -> None:
     seen: list[tuple[int, int]] = []
     root = write_msd({name: _case() for name in "abc"})
-    fingerprint(read_catalog(root), workers=0, progress=lambda done, total: seen.append((done, total)))
+    fingerprint(read_dataset(root), workers=0, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
 class TestForegroundPercentiles:
     def test_small_cases_are_pooled_voxel_by_voxel(self, write_msd) -> None:
         cases = {"a": _case(seed=1), "b": _case(seed=2)}
-        found = fingerprint(read_catalog(write_msd(cases)))
+        found = fingerprint(read_dataset(write_msd(cases)))
         pooled = np.concatenate([image[label > 0] for image, label in cases.values()])
         expected = np.percentile(pooled, [0.5, 30, 99.5], method="inverted_cdf").tolist()
         assert foreground_percentiles(found.cases, 0, [0.5, 30, 99.5]) == expected
@@ -132,7 +132,7 @@ class TestForegroundPercentiles:
             "large": (large, np.ones(large.shape, np.uint8)),
             "small": (small, np.ones(small.shape, np.uint8)),
         }
-        found = fingerprint(read_catalog(write_msd(cases)))
+        found = fingerprint(read_dataset(write_msd(cases)))
         assert found.cases[0].foreground_sample.shape == (1, 4096)
         low, middle, high = foreground_percentiles(found.cases, 0, [0.5, 50, 99.5])
         pooled = np.concatenate([large.ravel(), small.ravel()])
@@ -141,13 +141,13 @@ class TestForegroundPercentiles:
 
     def test_without_foreground_there_are_none(self, write_msd) -> None:
         image, label = _case()
-        found = fingerprint(read_catalog(write_msd({"a": (image, label), "b": (image, label * 0)})))
+        found = fingerprint(read_dataset(write_msd({"a": (image, label), "b": (image, label * 0)})))
         with pytest.raises(DataError, match="no foreground"):
             foreground_percentiles(found.cases[1:], 0, [50])
 
 
 def test_a_subset_keeps_what_describes_the_data_set(write_msd) -> None:
-    found = fingerprint(read_catalog(write_msd({name: _case() for name in "abc"})))
+    found = fingerprint(read_dataset(write_msd({name: _case() for name in "abc"})))
     chosen = found.subset(["c", "a"])
     assert [case.name for case in chosen.cases] == ["a", "c"]
     assert (chosen.labels, chosen.channels) == (found.labels, found.channels)
@@ -159,7 +159,7 @@ def test_a_subset_keeps_what_describes_the_data_set(write_msd) -> None:
 
 def test_the_description_fits_a_terminal(write_msd) -> None:
     image, label = _case()
-    found = fingerprint(read_catalog(write_msd({"a": (image, label), "b": (image, label == 1)}, affine=AFFINE)))
+    found = fingerprint(read_dataset(write_msd({"a": (image, label), "b": (image, label == 1)}, affine=AFFINE)))
     console = Console(width=80, record=True, file=None, quiet=False)
     with console.capture() as captured:
         console.print(describe(found, "axial"))
@@ -173,7 +173,7 @@ def test_the_description_fits_a_terminal(write_msd) -> None:
 
 
 def test_real_mr(shared_data: Path) -> None:
-    found = fingerprint(read_catalog(shared_data / "Task04_Hippocampus"))
+    found = fingerprint(read_dataset(shared_data / "Task04_Hippocampus"))
     assert len(found.cases) == 200
     assert all(found.absent_classes(case) == () for case in found.cases)
     assert all(1 < case.classes[1].volume_ml < 3 for case in found.cases)
@@ -182,7 +182,7 @@ def test_real_mr(shared_data: Path) -> None:
 
 
 def test_real_ct(shared_data: Path) -> None:
-    catalog = read_catalog(shared_data / "Task91_SarcomaCT")
+    catalog = read_dataset(shared_data / "Task91_SarcomaCT")
     found = fingerprint(replace(catalog, cases=catalog.cases[:3]))
     assert {case.orientation for case in found.cases} == {"LPS"}
     assert all(case.spacing_mm == pytest.approx((0.977, 0.977, 3.27), abs=0.01) for case in found.cases)

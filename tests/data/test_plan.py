@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.config import ChannelPlan, Plan
-from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.fingerprint import CaseFingerprint, ClassFingerprint, Fingerprint, fingerprint
 from sam2_3dmed.data.plan import propose_plan, read_plan_yaml, write_plan_yaml
 from sam2_3dmed.errors import ConfigError, DataError
@@ -64,21 +64,21 @@ class TestIntensities:
             propose_plan(_fingerprint(constant, channel="CT"))
 
 
-class TestWindow:
-    @pytest.mark.parametrize(("slices", "window"), [(100, 12), (24, 12), (23, 6), (6, 6), (5, 3), (1, 3)])
-    def test_it_follows_the_structure(self, slices: int, window: int) -> None:
-        assert propose_plan(_fingerprint(_case("a", slices={1: slices}))).window_slices == window
+class TestSlab:
+    @pytest.mark.parametrize(("slices", "slab"), [(100, 12), (24, 12), (23, 6), (6, 6), (5, 3), (1, 3)])
+    def test_it_follows_the_structure(self, slices: int, slab: int) -> None:
+        assert propose_plan(_fingerprint(_case("a", slices={1: slices}))).slab_slices == slab
 
     def test_the_class_that_spans_most_decides_by_its_median_where_present(self) -> None:
         cases = [_case(name, slices={1: 30, 2: 2}) for name in "ab"]
-        assert propose_plan(_fingerprint(*cases, _case("c", slices={2: 2}))).window_slices == 12
-        assert propose_plan(_fingerprint(cases[0], *(_case(n, slices={1: 5}) for n in "cd"))).window_slices == 3
+        assert propose_plan(_fingerprint(*cases, _case("c", slices={2: 2}))).slab_slices == 12
+        assert propose_plan(_fingerprint(cases[0], *(_case(n, slices={1: 5}) for n in "cd"))).slab_slices == 3
 
     def test_it_is_no_longer_than_most_volumes(self) -> None:
         long, short = (_case("a", slices={1: 40}), _case("c", slices={1: 40})), _case("b", slices={1: 4}, depth=4)
-        assert propose_plan(_fingerprint(*long, short)).window_slices == 12  # the short one gives shorter windows
+        assert propose_plan(_fingerprint(*long, short)).slab_slices == 12  # the short one gives shorter slabs
         shallow = [_case(name, slices={1: 8}, depth=8) for name in "bde"]
-        assert propose_plan(_fingerprint(*long[:1], *shallow)).window_slices == 6
+        assert propose_plan(_fingerprint(*long[:1], *shallow)).slab_slices == 6
 
 
 def test_the_axis_crosses_thick_slices() -> None:
@@ -86,7 +86,7 @@ def test_the_axis_crosses_thick_slices() -> None:
     thick = _case("a", slices={1: 9}, spacing_mm=(1, 5, 1))
     plan = propose_plan(_fingerprint(thick))
     assert plan.slicing_axis == "coronal"
-    assert plan.window_slices == 12  # 50 coronal slices
+    assert plan.slab_slices == 12  # 50 coronal slices
 
 
 def test_the_labels_are_all_of_the_data_set() -> None:
@@ -107,7 +107,7 @@ class TestFile:
             channels=channels,
             labels={1: name, 300: "tumour"},
             slicing_axis="coronal",
-            window_slices=12,
+            slab_slices=12,
             nsd_tolerance_mm=0.1,
         )
         write_plan_yaml(plan, tmp_path / "plan.yaml")
@@ -124,9 +124,9 @@ class TestFile:
     @pytest.mark.parametrize(
         ("old", "new", "key"),
         [
-            ("window_slices: 6", "window_slices: 0", "window_slices"),
+            ("slab_slices: 6", "slab_slices: 0", "slab_slices"),
             ("slicing_axis: axial", "slicing_axis: diagonal", "slicing_axis"),
-            ("window_slices", "window_slicse", "'window_slices'"),
+            ("slab_slices", "slab_slicse", "'slab_slices'"),
             ("high: 99.5", "high: 0.1", "channels.0"),
             ("  1: liver", "  1: yes", "labels.1"),
             ("dataset: Tiny", "dataset: [", "not valid YAML"),
@@ -153,13 +153,13 @@ class TestFile:
 
 
 def test_real_ct(shared_data: Path) -> None:
-    catalog = read_catalog(shared_data / "Task91_SarcomaCT")
+    catalog = read_dataset(shared_data / "Task91_SarcomaCT")
     found = fingerprint(replace(catalog, cases=catalog.cases[:3]))
     plan = propose_plan(found, [catalog.cases[0].name])
     assert plan.channels[0].normalisation == "fixed"
     assert plan.labels == {1: "GTV"}
     assert plan.slicing_axis == "axial"
-    assert plan.window_slices == 6  # 16 slices
+    assert plan.slab_slices == 6  # 16 slices
     (case,) = (case for case in found.cases if case.name == catalog.cases[0].name)
     assert plan.channels[0].low == pytest.approx(case.intensities[0][0], abs=2)
     assert plan.channels[0].high == pytest.approx(case.intensities[0][2], abs=2)

@@ -1,4 +1,4 @@
-"""Views: one draw for a whole case, the same slice in any window and process, and swaps at fixed epochs."""
+"""Views: one draw for a whole case, the same slice in any slab and process, and swaps at fixed epochs."""
 
 import subprocess
 import sys
@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sam2_3dmed.config import AugmentationConfig
-from sam2_3dmed.data.augment import WindowAugmentation
+from sam2_3dmed.data.augment import SlabAugmentation
 from sam2_3dmed.data.cache import CachedCase, CaseCache
+from sam2_3dmed.data.slabs import SampleKey, SlabDataset, ViewSlabs, collate
 from sam2_3dmed.data.views import View, ViewDataset
-from sam2_3dmed.data.windows import ViewWindows, WindowDataset, WindowKey, collate
 
 SIZE = 16
 DEPTH = 9
@@ -36,28 +36,28 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> CaseCache:
 
 
 def build(cases: CaseCache, config=PLAIN, *, num_views=2, refresh=None, seed=0) -> ViewDataset:
-    windows = WindowDataset(
+    slabs = SlabDataset(
         cases,
-        window_slices=4,
-        augmentation=WindowAugmentation(config, SIZE),
+        slab_slices=4,
+        augmentation=SlabAugmentation(config, SIZE),
         foreground_fraction=0.5,
         seed=seed,
     )
-    return ViewDataset(windows, num_views=num_views, refresh=refresh)
+    return ViewDataset(slabs, num_views=num_views, refresh=refresh)
 
 
-def view_of(windows: ViewWindows) -> View:
-    return View(*windows.views[0].tolist())
+def view_of(slabs: ViewSlabs) -> View:
+    return View(*slabs.views[0].tolist())
 
 
-def slices_of(dataset: ViewDataset, windows: ViewWindows) -> torch.Tensor:
-    """(D, C, H, W), in the order of the window."""
-    return torch.stack([dataset.slice(view_of(windows), index) for index in windows.positions[0].tolist()])
+def slices_of(dataset: ViewDataset, slabs: ViewSlabs) -> torch.Tensor:
+    """(D, C, H, W), in the order of the slab."""
+    return torch.stack([dataset.slice(view_of(slabs), index) for index in slabs.positions[0].tolist()])
 
 
 def test_without_augmentation_a_view_is_the_case(cases: CaseCache) -> None:
-    plain, dataset = build(cases)._windows, build(cases)
-    key = WindowKey(0, 0)
+    plain, dataset = build(cases)._slabs, build(cases)
+    key = SampleKey(0, 0)
     ours, theirs = dataset[key], plain[key]
     assert torch.equal(slices_of(dataset, ours), theirs.slices[0])
     assert torch.equal(ours.labels, theirs.labels)
@@ -68,12 +68,12 @@ def test_without_augmentation_a_view_is_the_case(cases: CaseCache) -> None:
 def test_case_slices_and_direction_are_drawn_as_without_views(cases: CaseCache, epoch: int) -> None:
     dataset = build(cases, EVERYTHING)
     for number in range(10):
-        key = WindowKey(epoch, number)
-        case, start, length = dataset._windows.draw(key, np.random.default_rng([0, *key]), dataset.window_slices)
-        windows = dataset[key]
-        assert dataset.cases[view_of(windows).case] is case
-        assert sorted(windows.positions[0].tolist()) == list(range(start, start + length))
-    directions = Counter(dataset[WindowKey(epoch, n)].positions[0].diff()[0].item() for n in range(100))
+        key = SampleKey(epoch, number)
+        case, start, length = dataset._slabs.draw(key, np.random.default_rng([0, *key]), dataset.slab_slices)
+        slabs = dataset[key]
+        assert dataset.cases[view_of(slabs).case] is case
+        assert sorted(slabs.positions[0].tolist()) == list(range(start, start + length))
+    directions = Counter(dataset[SampleKey(epoch, n)].positions[0].diff()[0].item() for n in range(100))
     assert set(directions) == {1, -1}
     assert min(directions.values()) > 30
 
@@ -82,8 +82,8 @@ def test_labels_move_with_the_slices(cases: CaseCache) -> None:
     dataset = build(cases, AugmentationConfig(noise=0, blur=0, scale=0.2))
     agreement = []
     for number in range(20):
-        windows = dataset[WindowKey(0, number)]
-        agreement.append(((slices_of(dataset, windows)[:, 0] > 0.5) == (windows.labels[0] > 0)).float().mean())
+        slabs = dataset[SampleKey(0, number)]
+        agreement.append(((slices_of(dataset, slabs)[:, 0] > 0.5) == (slabs.labels[0] > 0)).float().mean())
     assert np.mean(agreement) > 0.93
 
 
@@ -104,7 +104,7 @@ def test_every_slice_of_a_view_has_the_same_parameters_and_noise_of_its_own(case
     assert 0.07 < max(deviations) < 0.12
 
 
-def test_a_slice_is_the_same_in_every_window_and_dataset(cases: CaseCache) -> None:
+def test_a_slice_is_the_same_in_every_slab_and_dataset(cases: CaseCache) -> None:
     one, other = build(cases, EVERYTHING), build(cases, EVERYTHING)
     view = View(1, 0, 0)
     assert torch.equal(one.slice(view, 4), other.slice(view, 4))
@@ -129,27 +129,27 @@ def test_a_view_goes_by_the_cases_name(cases: CaseCache) -> None:
     assert torch.equal(ours.slice(View(2, 1, 0), 0), theirs.slice(View(1, 1, 0), 0))
 
 
-def test_the_same_key_is_the_same_window_in_another_process(cases: CaseCache, tmp_path: Path) -> None:
+def test_the_same_key_is_the_same_slab_in_another_process(cases: CaseCache, tmp_path: Path) -> None:
     dataset = build(cases, EVERYTHING, refresh=2)
     torch.save(dataset, tmp_path / "dataset.pt")
     script = (
         "import sys, torch\n"
         "from sam2_3dmed.data.views import View\n"
-        "from sam2_3dmed.data.windows import WindowKey\n"
+        "from sam2_3dmed.data.slabs import SampleKey\n"
         "dataset = torch.load(sys.argv[1], weights_only=False)\n"
-        "window = dataset[WindowKey(3, 1)]\n"
-        "torch.save([*window, dataset.slice(View(*window.views[0].tolist()), 3)], sys.argv[2])\n"
+        "slab = dataset[SampleKey(3, 1)]\n"
+        "torch.save([*slab, dataset.slice(View(*slab.views[0].tolist()), 3)], sys.argv[2])\n"
     )
-    subprocess.run([sys.executable, "-c", script, tmp_path / "dataset.pt", tmp_path / "window.pt"], check=True)
-    windows = dataset[WindowKey(3, 1)]
-    ours = [*windows, dataset.slice(view_of(windows), 3)]
-    assert all(torch.equal(a, b) for a, b in zip(ours, torch.load(tmp_path / "window.pt"), strict=True))
+    subprocess.run([sys.executable, "-c", script, tmp_path / "dataset.pt", tmp_path / "slab.pt"], check=True)
+    slabs = dataset[SampleKey(3, 1)]
+    ours = [*slabs, dataset.slice(view_of(slabs), 3)]
+    assert all(torch.equal(a, b) for a, b in zip(ours, torch.load(tmp_path / "slab.pt"), strict=True))
 
 
 class TestSwaps:
     def generations(self, dataset: ViewDataset, epochs: int) -> dict[int, list[set[int]]]:
         """For each slot, what is drawn in each epoch."""
-        drawn = [[view_of(dataset[WindowKey(epoch, n)]) for n in range(40)] for epoch in range(epochs)]
+        drawn = [[view_of(dataset[SampleKey(epoch, n)]) for n in range(40)] for epoch in range(epochs)]
         slots = {view.slot for views in drawn for view in views}
         return {s: [{view.generation for view in views if view.slot == s} for views in drawn] for s in sorted(slots)}
 
@@ -167,15 +167,15 @@ class TestSwaps:
         assert [dataset.num_generations(epochs) for epochs in (1, 2, 3, 5, 8)] == [2, 2, 3, 4, 5]
 
 
-def test_windows_of_views_as_a_batch_and_as_single_slices(cases: CaseCache) -> None:
+def test_slabs_of_views_as_a_batch_and_as_single_slices(cases: CaseCache) -> None:
     dataset = build(cases)
-    (batch,) = collate([dataset[WindowKey(0, n)] for n in range(3)])
-    assert isinstance(batch, ViewWindows)
+    (batch,) = collate([dataset[SampleKey(0, n)] for n in range(3)])
+    assert isinstance(batch, ViewSlabs)
     assert [tuple(part.shape) for part in batch] == [(3, 3), (3, 4, SIZE, SIZE), (3, 4)]
     single = batch.single_slices()
     assert [tuple(part.shape) for part in single] == [(12, 3), (12, 1, SIZE, SIZE), (12, 1)]
     for row in range(12):
-        window, place = divmod(row, 4)
-        assert torch.equal(single.views[row], batch.views[window])
-        assert torch.equal(single.labels[row, 0], batch.labels[window, place])
-        assert single.positions[row, 0] == batch.positions[window, place]
+        slab, place = divmod(row, 4)
+        assert torch.equal(single.views[row], batch.views[slab])
+        assert torch.equal(single.labels[row, 0], batch.labels[slab, place])
+        assert single.positions[row, 0] == batch.positions[slab, place]

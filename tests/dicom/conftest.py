@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sam2_3dmed.volume.dicom import choose_series
+from sam2_3dmed.dicom.series import choose_series
 from sam2_3dmed.volume.volume import Volume
 
 LABELS = {1: "left kidney", 3: "tumour", 7: "spleen"}

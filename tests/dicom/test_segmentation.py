@@ -5,10 +5,10 @@ import pytest
 from pydicom import dcmread
 
 from sam2_3dmed.dicom.codes import Code
+from sam2_3dmed.dicom.files import DicomFile
 from sam2_3dmed.dicom.segmentation import read_segments, segment_codes, segment_names, write_segmentation
+from sam2_3dmed.dicom.series import choose_series
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.volume.dicom import choose_series
-from sam2_3dmed.volume.dicom_files import DicomFile
 from sam2_3dmed.volume.volume import Volume
 
 

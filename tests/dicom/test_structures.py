@@ -5,10 +5,10 @@ import pytest
 from matplotlib.path import Path as Outline
 from pydicom import dcmread
 
+from sam2_3dmed.dicom.files import DicomFile
+from sam2_3dmed.dicom.series import choose_series
 from sam2_3dmed.dicom.structures import read_structures, structure_names, write_structures
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.volume.dicom import choose_series
-from sam2_3dmed.volume.dicom_files import DicomFile
 from sam2_3dmed.volume.nifti import read_label
 
 

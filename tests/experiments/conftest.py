@@ -8,13 +8,13 @@ import pytest
 
 from sam2_3dmed.baselines.nnunet.environment import VARIABLE
 from sam2_3dmed.experiments.planning import Request, Run
-from sam2_3dmed.experiments.work import Place
+from sam2_3dmed.experiments.run_executor import Place
 
 QUICK = (
     "model.size=nano",
     "model.image_size=64",
     "training.single_slice_fraction=0",
-    "training.windows_per_epoch=2",
+    "training.samples_per_epoch=2",
     "training.batch_size=2",
     "training.validate_every=1",
     "training.workers=0",
@@ -39,10 +39,10 @@ def without_nnunet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture
 def request_for(blobs: Path, tmp_path: Path):
-    """A request for a table on the blobs, from scratch; windows of 3 slices unless it says otherwise."""
+    """A request for a table on the blobs, from scratch; slabs of 3 slices unless it says otherwise."""
 
     def make(table: int = 1, **changes) -> Request:
-        settings = changes.pop("settings", ("window_slices=3",))
+        settings = changes.pop("settings", ("slab_slices=3",))
         given = {"data": blobs, "out": tmp_path / "out", "weights": "none", "epochs": 1, **changes}
         return Request(table, settings=(*QUICK, *settings), **given)
 

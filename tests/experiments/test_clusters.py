@@ -11,7 +11,7 @@ from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.experiments.clusters import Part, on_ray, on_slurm, one_by_one
 from sam2_3dmed.experiments.planning import plan_experiment
 from sam2_3dmed.experiments.reproduce import reproduce
-from sam2_3dmed.experiments.work import Place
+from sam2_3dmed.experiments.run_executor import Place
 
 LOCAL = {"cluster": "local", "timeout_min": 10}
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from sam2_3dmed.baselines.nnunet.predictor import NnunetPredictor
-from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.experiments import cost
 from sam2_3dmed.experiments.cost import counting, num_parameters, prediction_cost
-from sam2_3dmed.experiments.usage import Usage
+from sam2_3dmed.experiments.resource_meter import Usage
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def tested(blob_run, blobs, tmp_path, monkeypatch):
         yield Usage(1.0, 2.0, 3.0, 4.0)
 
     monkeypatch.setattr(cost, "metered", metered)
-    names = [case.name for case in read_catalog(blobs).cases]
+    names = [case.name for case in read_dataset(blobs).cases]
     folder = shutil.copytree(blob_run, tmp_path / "run")
     Split(tuple(names[:2]), (names[2],), (names[3],)).write(folder / "split.json")
     return folder

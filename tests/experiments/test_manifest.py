@@ -6,8 +6,8 @@ import shutil
 
 from sam2_3dmed.experiments.manifest import data_checksums, manifest, write_manifest
 from sam2_3dmed.experiments.planning import plan_experiment
-from sam2_3dmed.experiments.work import Place
-from sam2_3dmed.records import RunRecord
+from sam2_3dmed.experiments.run_executor import Place
+from sam2_3dmed.run.run_config import RunRecord
 
 
 def test_holds_what_was_asked_and_what_came_of_it(request_for, finish):

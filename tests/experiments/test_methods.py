@@ -2,7 +2,7 @@
 
 import pytest
 
-from sam2_3dmed.config import ABLATIONS, OPPONENTS
+from sam2_3dmed.config import ABLATIONS, BASELINES
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.experiments.methods import FULL, METHODS, ROWS, rows_of
 from sam2_3dmed.experiments.paper import paper_table
@@ -18,8 +18,8 @@ def test_table_3_is_a_part_of_table_2():
 
 
 def test_every_ablation_and_opponent_can_be_run():
-    assert {*ABLATIONS, *OPPONENTS, FULL} <= set(METHODS)
-    assert all(METHODS[name].change == name and METHODS[name].of_ours for name in (*ABLATIONS, *OPPONENTS))
+    assert {*ABLATIONS, *BASELINES, FULL} <= set(METHODS)
+    assert all(METHODS[name].change == name and METHODS[name].of_ours for name in (*ABLATIONS, *BASELINES))
     assert [name for name, method in METHODS.items() if method.from_scratch] == ["without_pretraining"]
     assert [name for name, method in METHODS.items() if method.caveat] == ["medsam2_boxes", "universal"]
 

@@ -50,7 +50,7 @@ def test_without_weights_there_is_no_pretraining_to_leave_out(request_for):
 
 
 def test_the_row_of_as_many_slices_as_the_plan_has_is_the_full_one(request_for):
-    experiment = plan_experiment(request_for(7, settings=()))  # the balls span 5 slices: windows of 3
+    experiment = plan_experiment(request_for(7, settings=()))  # the balls span 5 slices: slabs of 3
     (full,) = experiment.full[experiment.tasks[0].name]
     assert runs_by_method(experiment)["slices_3"][0].key == full.key
     assert len({run.key for run in experiment.runs}) == 3
@@ -71,8 +71,8 @@ def test_the_key_tells_seed_budget_setting_and_data_apart(request_for, blobs: Pa
         key(),
         key(epochs=2),
         key(epochs=None, minutes=5.0),
-        key(settings=("window_slices=3", "loss.lambda_srpp=1")),
-        key(settings=("window_slices=3", "training.seed=1")),
+        key(settings=("slab_slices=3", "loss.lambda_srpp=1")),
+        key(settings=("slab_slices=3", "training.seed=1")),
         key(weights="x.pt"),
         key(data=other),
     ]
@@ -89,7 +89,7 @@ def test_seeds_are_numbered_and_come_before_the_next_seed(request_for):
     ]
 
 
-def test_tasks_of_the_paper_have_its_folders_and_windows(request_for, blobs: Path, tmp_path: Path):
+def test_tasks_of_the_paper_have_its_folders_and_slabs(request_for, blobs: Path, tmp_path: Path):
     for name in ("Task06_Lung", "Task09_Spleen", "Mine"):
         shutil.copytree(blobs, tmp_path / "msd" / name)
     request = request_for(4, data=tmp_path / "msd", tasks=("lung", "Task09_Spleen", "Mine"), settings=())
@@ -99,8 +99,8 @@ def test_tasks_of_the_paper_have_its_folders_and_windows(request_for, blobs: Pat
         ("spleen", "spleen"),
         ("Mine", None),
     ]
-    windows = {name: runs[0].config.window_slices for name, runs in experiment.full.items()}
-    assert windows == {"lung": 6, "spleen": 12, "Mine": 3}
+    slabs = {name: runs[0].config.slab_slices for name, runs in experiment.full.items()}
+    assert slabs == {"lung": 6, "spleen": 12, "Mine": 3}
     with pytest.raises(DataError, match=r"Task07_Pancreas: no such folder; --tasks chooses others$"):
         plan_experiment(dataclasses.replace(request, tasks=()))
 

@@ -9,8 +9,8 @@ import pytest
 from sam2_3dmed.experiments import clusters
 from sam2_3dmed.experiments.planning import plan_experiment
 from sam2_3dmed.experiments.reproduce import describe, reproduce
-from sam2_3dmed.experiments.work import Place
-from sam2_3dmed.records import RunRecord
+from sam2_3dmed.experiments.run_executor import Place
+from sam2_3dmed.run.run_config import RunRecord
 
 HOW = "a finished run of the row tells how long it takes"
 

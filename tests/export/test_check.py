@@ -9,7 +9,7 @@ import torch
 
 from sam2_3dmed.errors import DataError, WeightsError
 from sam2_3dmed.export.check import Differences, real_slices
-from sam2_3dmed.runs import remember_data
+from sam2_3dmed.run.run_folder import remember_data
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.volume import Volume
 
@@ -29,13 +29,11 @@ def test_differences_by_hand() -> None:
 
 
 def test_what_passes() -> None:
-    differences([1.0], [1.5]).require(0.34, "window_3.onnx")
-    with pytest.raises(
-        WeightsError, match=r"window_3\.onnx: logits differs from PyTorch's by 0\.33 .* 0\.3 is allowed"
-    ):
-        differences([1.0], [1.5]).require(0.3, "window_3.onnx")
+    differences([1.0], [1.5]).require(0.34, "slab_3.onnx")
+    with pytest.raises(WeightsError, match=r"slab_3\.onnx: logits differs from PyTorch's by 0\.33 .* 0\.3 is allowed"):
+        differences([1.0], [1.5]).require(0.3, "slab_3.onnx")
     with pytest.raises(WeightsError, match="by nan"):
-        differences([math.nan], [1.5]).require(0.3, "window_3.onnx")
+        differences([math.nan], [1.5]).require(0.3, "slab_3.onnx")
 
 
 def test_a_given_volume(tmp_path: Path) -> None:
@@ -44,7 +42,7 @@ def test_a_given_volume(tmp_path: Path) -> None:
     real = real_slices(tmp_path, tmp_path / "ct.nii.gz", PREPROCESSING, at_least=6)
     assert real.slices.shape == (6, 1, 5, 4)
     assert (real.source, real.slices.min(), real.slices.max()) == ("a given volume", 0, 1)
-    with pytest.raises(DataError, match=r"ct\.nii\.gz: has 6 slices, and the check needs a window of 7"):
+    with pytest.raises(DataError, match=r"ct\.nii\.gz: has 6 slices, and the check needs a slab of 7"):
         real_slices(tmp_path, tmp_path / "ct.nii.gz", PREPROCESSING, at_least=7)
 
 

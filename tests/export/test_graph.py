@@ -1,11 +1,11 @@
-"""The network as ONNX: the same numbers at any number of slices and windows, and nothing but the model in the file."""
+"""The network as ONNX: the same numbers at any number of slices and slabs, and nothing but the model in the file."""
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from sam2_3dmed.export.graph import OPSET, encoder_onnx, window_onnx
+from sam2_3dmed.export.graph import OPSET, encoder_onnx, slab_onnx
 from sam2_3dmed.inference.onnx_files import FEATURES, open_session
 from sam2_3dmed.model.build import build_network
 
@@ -27,8 +27,8 @@ def encoder(network) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def window(network) -> bytes:
-    return window_onnx(network, 2)
+def slab(network) -> bytes:
+    return slab_onnx(network, 2)
 
 
 def shapes(values) -> dict[str, list[str | int]]:
@@ -47,8 +47,8 @@ def test_the_encoder_is_equal_for_any_number_of_slices(network, encoder: bytes) 
             np.testing.assert_allclose(ours, theirs[0].numpy(), atol=2e-4)
 
 
-def test_the_loop_is_equal(network, window: bytes) -> None:
-    session = open_session(window, 1)
+def test_the_loop_is_equal(network, slab: bytes) -> None:
+    session = open_session(slab, 1)
     for _ in range(2):
         with torch.no_grad():
             features = network.encoder(torch.rand(1, 2, 1, 64, 64))
@@ -58,12 +58,12 @@ def test_the_loop_is_equal(network, window: bytes) -> None:
             np.testing.assert_allclose(ours, theirs[0].numpy(), atol=2e-4)
 
 
-def test_inputs_and_outputs_are_named_and_shaped(encoder: bytes, window: bytes) -> None:
+def test_inputs_and_outputs_are_named_and_shaped(encoder: bytes, slab: bytes) -> None:
     graph = onnx.load_from_string(encoder).graph
     levels = {"z": [64, 4, 4], "stride8": [64, 8, 8], "stride4": [64, 16, 16]}
     assert shapes(graph.input) == {"slices": ["num_slices", 2, 64, 64]}
     assert shapes(graph.output) == {name: ["num_slices", *shape] for name, shape in levels.items()}
-    graph = onnx.load_from_string(window).graph
+    graph = onnx.load_from_string(slab).graph
     assert shapes(graph.input) == {name: [2, *shape] for name, shape in levels.items()}
     assert shapes(graph.output) == {
         "segmentation": [2, 2, 16, 16],
@@ -72,8 +72,8 @@ def test_inputs_and_outputs_are_named_and_shaped(encoder: bytes, window: bytes) 
     }
 
 
-def test_the_files_are_plain_onnx_and_tell_nothing_of_the_machine(encoder: bytes, window: bytes) -> None:
-    for model in (encoder, window):
+def test_the_files_are_plain_onnx_and_tell_nothing_of_the_machine(encoder: bytes, slab: bytes) -> None:
+    for model in (encoder, slab):
         proto = onnx.load_from_string(model)
         onnx.checker.check_model(proto)
         assert [(opset.domain, opset.version) for opset in proto.opset_import] == [("", OPSET)]
@@ -81,17 +81,17 @@ def test_the_files_are_plain_onnx_and_tell_nothing_of_the_machine(encoder: bytes
         assert b"sam2_3dmed" not in model
 
 
-def test_constant_parts_are_computed_beforehand(window: bytes) -> None:
-    operators = {node.op_type for node in onnx.load_from_string(window).graph.node}
+def test_constant_parts_are_computed_beforehand(slab: bytes) -> None:
+    operators = {node.op_type for node in onnx.load_from_string(slab).graph.node}
     assert not operators & {"Constant", "Shape", "Range", "Cos", "Sin", "If"}
 
 
-def test_every_weight_is_there_once(network, window: bytes) -> None:
-    weights = [(tuple(w.dims), w.raw_data) for w in onnx.load_from_string(window).graph.initializer]
+def test_every_weight_is_there_once(network, slab: bytes) -> None:
+    weights = [(tuple(w.dims), w.raw_data) for w in onnx.load_from_string(slab).graph.initializer]
     assert len(set(weights)) == len(weights)
     loop = sum(p.nbytes for name, p in network.named_parameters() if not name.startswith("encoder"))
-    assert len(window) < 1.5 * loop
+    assert len(slab) < 1.5 * loop
 
 
-def test_the_fused_encoder_layer_is_back_after_tracing(window: bytes) -> None:
+def test_the_fused_encoder_layer_is_back_after_tracing(slab: bytes) -> None:
     assert torch.backends.mha.get_fastpath_enabled()

@@ -22,27 +22,27 @@ def said(path: Path) -> dict[str, str]:
 
 def test_what_the_files_say(make_exported) -> None:
     run, exported = make_exported()
-    names = ["config.yaml", "encoder.onnx", "window_2.onnx", "window_3.onnx"]
+    names = ["config.yaml", "encoder.onnx", "slab_2.onnx", "slab_3.onnx"]
     assert sorted(path.name for path in exported.iterdir()) == names
     assert (exported / "config.yaml").read_bytes() == (run / "config.yaml").read_bytes()
-    window = said(exported / "window_3.onnx")
-    assert window["part"] == "window"
-    assert window["model_sha256"] == checksum([run / "model.safetensors"])
-    assert window["checked_on"] == "a phantom"
-    numbers = {key: json.loads(window[key]) for key in ("opset", "image_size", "window_slices", "classes")}
+    slab = said(exported / "slab_3.onnx")
+    assert slab["part"] == "slab"
+    assert slab["model_sha256"] == checksum([run / "model.safetensors"])
+    assert slab["checked_on"] == "a phantom"
+    numbers = {key: json.loads(slab[key]) for key in ("opset", "image_size", "slab_slices", "classes")}
     assert numbers == {
         "opset": 18,
         "image_size": 64,
-        "window_slices": 3,
+        "slab_slices": 3,
         "classes": {"1": "organ 1", "2": "organ 2"},
     }
     for key in ("max_abs_difference", "max_rel_difference"):
-        differences = json.loads(window[key])
+        differences = json.loads(slab[key])
         assert list(differences) == ["segmentation", "boundary", "relative_position"]
         assert all(0 <= value < 1e-3 for value in differences.values())
     encoder = said(exported / "encoder.onnx")
-    assert encoder["model_sha256"] == window["model_sha256"]
-    assert (encoder["part"], encoder["window_slices"]) == ("encoder", "null")
+    assert encoder["model_sha256"] == slab["model_sha256"]
+    assert (encoder["part"], encoder["slab_slices"]) == ("encoder", "null")
 
 
 def test_a_file_that_is_not_equal_enough_is_not_written(make_exported, tmp_path: Path) -> None:
@@ -72,9 +72,9 @@ def test_a_folder_that_holds_another_run(make_exported, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("length", [0, 3])
-def test_lengths_that_no_window_needs(make_exported, tmp_path: Path, length: int) -> None:
+def test_lengths_that_no_slab_needs(make_exported, tmp_path: Path, length: int) -> None:
     run, _ = make_exported()
-    with pytest.raises(ConfigError, match=f"--length {length}: expected 1 to 2, since the run's windows have 3"):
+    with pytest.raises(ConfigError, match=f"--length {length}: expected 1 to 2, since the run's slabs have 3"):
         export_run(run, tmp_path, lengths=[length])
 
 
@@ -98,7 +98,7 @@ def test_the_guides_way_to_run_it_without_our_package(
     guide = Path(__file__).parents[2] / "docs" / "export.md"
     (code,) = re.findall(r"^```python\n(.*?)^```$", guide.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     names: dict[str, np.ndarray] = {}
-    exec(code.replace("window_6", "window_3"), names)
+    exec(code.replace("slab_6", "slab_3"), names)
     predictor = Predictor.load("spleen-onnx", backend="onnxruntime", direction="forward")
     expected = predictor.predict_slices(predictor.preprocessing.slices(scan))
     assert names["mask"].shape == expected.shape

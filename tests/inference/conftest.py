@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam2_3dmed.inference.cohort import Results
+from sam2_3dmed.inference.batch import Results
 from sam2_3dmed.inference.job import Job
 from sam2_3dmed.inference.manifest import Manifest, Provenance
 from sam2_3dmed.model.build import build_network

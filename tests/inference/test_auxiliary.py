@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from sam2_3dmed.errors import DataError, VolumeError
-from sam2_3dmed.inference.auxiliary import Auxiliary, WindowPositions, boundary_file, positions_file
+from sam2_3dmed.inference.auxiliary import Auxiliary, SlabPositions, boundary_file, positions_file
 from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
@@ -19,7 +19,7 @@ LAS = np.diag([-1.0, 1.0, 2.0, 1.0])
 
 
 def predictor(network, **options) -> Predictor:
-    passes = PassOptions(**{"window_slices": 3, "direction": "forward", **options})
+    passes = PassOptions(**{"slab_slices": 3, "direction": "forward", **options})
     preprocessing = Preprocessing("axial", (Normalisation("fixed", 0, 1),))
     return Predictor(network, preprocessing=preprocessing, labels={1: "a", 2: "b"}, passes=passes)
 
@@ -41,15 +41,15 @@ def test_the_mask_is_the_same_and_the_map_what_the_network_said(network, volume:
     assert auxiliary.boundary.array.dtype == np.uint8
     assert np.array_equal(auxiliary.boundary.affine, volume.affine)
     assert np.abs(auxiliary.boundary.array - expected).max() < 0.6
-    (window,) = auxiliary.positions
-    assert window.slices == (0, 1, 2)
-    assert window.relative_position == pytest.approx(said.relative_position[0].numpy(), abs=1e-5)
+    (slab,) = auxiliary.positions
+    assert slab.slices == (0, 1, 2)
+    assert slab.relative_position == pytest.approx(said.relative_position[0].numpy(), abs=1e-5)
 
 
-def test_every_window_has_its_positions(network) -> None:
+def test_every_slab_has_its_positions(network) -> None:
     volume = Volume(np.zeros((8, 8, 5), dtype=np.float32), LAS)
     _, auxiliary = predictor(network, direction="both", overlap=0.0).with_auxiliary(volume)
-    assert [window.slices for window in auxiliary.positions] == [(0, 1, 2), (2, 1, 0), (2, 3, 4), (4, 3, 2)]
+    assert [slab.slices for slab in auxiliary.positions] == [(0, 1, 2), (2, 1, 0), (2, 3, 4), (4, 3, 2)]
 
 
 def test_a_network_without_the_parts_says_nothing(volume: Volume) -> None:
@@ -61,15 +61,15 @@ def test_a_network_without_the_parts_says_nothing(volume: Volume) -> None:
 
 def test_files_keep_it(tmp_path) -> None:
     boundary = Volume(np.arange(24, dtype=np.uint8).reshape(2, 3, 4) * 10, LAS)
-    window = WindowPositions((2, 1, 0), np.array([[0, -1.25, 0.3333333]] * 3, dtype=np.float32))
-    Auxiliary(boundary, (window,)).write(tmp_path / "new", "case")
+    slab = SlabPositions((2, 1, 0), np.array([[0, -1.25, 0.3333333]] * 3, dtype=np.float32))
+    Auxiliary(boundary, (slab,)).write(tmp_path / "new", "case")
     found = Auxiliary.read(tmp_path / "new", "case")
     assert np.array_equal(found.boundary.array, boundary.array)
     assert found.positions[0].slices == (2, 1, 0)
-    assert found.positions[0].relative_position == pytest.approx(window.relative_position, abs=1e-4)
+    assert found.positions[0].relative_position == pytest.approx(slab.relative_position, abs=1e-4)
     content = json.loads(positions_file(tmp_path / "new", "case").read_text())
     assert content["unit"] == "slices"
-    assert content["windows"][0]["relative_position"][0] == [0, -1.25, 0.3333]
+    assert content["slabs"][0]["relative_position"][0] == [0, -1.25, 0.3333]
 
 
 def test_what_was_never_written_is_none_and_no_map_is_no_file(tmp_path) -> None:
@@ -79,7 +79,7 @@ def test_what_was_never_written_is_none_and_no_map_is_no_file(tmp_path) -> None:
     assert Auxiliary.read(tmp_path, "case") == Auxiliary(None, ())
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"windows": [{"slices": [0]}]}', '{"windows": 3}'])
+@pytest.mark.parametrize("text", ["{", "[]", '{"slabs": [{"slices": [0]}]}', '{"slabs": 3}'])
 def test_broken_files_are_named(tmp_path, text: str) -> None:
     positions_file(tmp_path, "case").write_text(text)
     with pytest.raises(DataError, match=r"case_positions\.json: cannot be read"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import DataError, WeightsError
-from sam2_3dmed.inference.cohort import Results, predict_each
+from sam2_3dmed.inference.batch import Results, predict_each
 from sam2_3dmed.inference.inputs import find_inputs
 from sam2_3dmed.inference.job import Job, run_job
 from sam2_3dmed.inference.manifest import Manifest, Provenance

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.cohort import Results
+from sam2_3dmed.inference.batch import Results
 from sam2_3dmed.inference.inputs import find_inputs
 from sam2_3dmed.inference.job import Job, run_job
 from sam2_3dmed.inference.on_ray import Tries, Worker, on_ray

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from sam2_3dmed.errors import ConfigError, WeightsError
-from sam2_3dmed.inference.onnx_files import FORMAT, OnnxRecord, open_session, read_record, require_onnx, window_file
+from sam2_3dmed.inference.onnx_files import FORMAT, OnnxRecord, open_session, read_record, require_onnx, slab_file
 
 RECORD = OnnxRecord(
-    part="window",
+    part="slab",
     format=FORMAT,
     version="7",  # would be a number in JSON
     model_sha256="00",
     run_sha256="11",
     opset=18,
     image_size=64,
-    window_slices=3,
+    slab_slices=3,
     classes={"1": "left atrium"},
     outputs=("segmentation",),
     checked_on="a phantom",
@@ -41,8 +41,8 @@ def test_the_record_survives_its_properties() -> None:
     assert properties["version"] == "7"
     assert properties["classes"] == '{"1": "left atrium"}'
     assert OnnxRecord.from_properties(properties | {"added": "by someone"}) == RECORD
-    assert read_record(Described(properties), Path("window_3.onnx")) == RECORD
-    encoder = RECORD.model_copy(update={"part": "encoder", "window_slices": None})
+    assert read_record(Described(properties), Path("slab_3.onnx")) == RECORD
+    encoder = RECORD.model_copy(update={"part": "encoder", "slab_slices": None})
     assert OnnxRecord.from_properties(encoder.properties()) == encoder
 
 
@@ -57,11 +57,11 @@ def test_files_that_are_not_ours_or_of_another_format() -> None:
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"no model at all"])
 def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / window_file(3)
-    with pytest.raises(WeightsError, match=r"window_3\.onnx: no such file; sam2-3dmed export writes it"):
+    path = tmp_path / slab_file(3)
+    with pytest.raises(WeightsError, match=r"slab_3\.onnx: no such file; sam2-3dmed export writes it"):
         open_session(path, 1)
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=r"window_3\.onnx: cannot be read: ") as caught:
+    with pytest.raises(WeightsError, match=r"slab_3\.onnx: cannot be read: ") as caught:
         open_session(path, 1)
     assert "\n" not in str(caught.value)
 

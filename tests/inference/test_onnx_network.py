@@ -13,7 +13,7 @@ from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.inference.onnx_network import OnnxNetwork
 from sam2_3dmed.inference.passes import PassOptions
-from sam2_3dmed.runs import load_predictor
+from sam2_3dmed.run.run_folder import load_predictor
 
 
 @pytest.fixture(scope="module")
@@ -56,19 +56,19 @@ def test_views_and_one_direction_pass_through_it_too(make_exported, hippocampus:
     assert (found == expected).mean() >= 0.9999
 
 
-def test_a_volume_that_is_shorter_than_a_window(make_exported, hippocampus: Volume) -> None:
+def test_a_volume_that_is_shorter_than_a_slab(make_exported, hippocampus: Volume) -> None:
     run, exported = make_exported()
     ours = Predictor.load(exported, backend="onnxruntime")
     two = of_slices(hippocampus, 2)
     assert np.array_equal(ours(two).array, Predictor.load(run, device="cpu", bf16=False)(two).array)
-    with pytest.raises(DataError, match=r"^1 slices are too few for windows of 2 or 3, .* --length 1 adds it$"):
+    with pytest.raises(DataError, match=r"^1 slices are too few for slabs of 2 or 3, .* --length 1 adds it$"):
         ours(of_slices(hippocampus, 1))
 
 
 def network(folder: Path, **changes) -> OnnxNetwork:
-    from sam2_3dmed.records import RunRecord
+    from sam2_3dmed.run.run_config import RunRecord
 
-    given = {"run_sha256": RunRecord.read(folder).sha256(), "window_slices": 3} | changes
+    given = {"run_sha256": RunRecord.read(folder).sha256(), "slab_slices": 3} | changes
     return OnnxNetwork(folder, **given)
 
 
@@ -90,7 +90,7 @@ def test_it_has_what_prediction_needs_of_a_network(make_exported) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"mode": "stream"}, r"^mode stream: --backend onnxruntime has windows only"),
+        ({"mode": "stream"}, r"^mode stream: --backend onnxruntime has slabs only"),
         ({"bf16": True}, r"^bf16: --backend onnxruntime computes its files as they are"),
         ({"compile": True}, r"^compile: "),
     ],
@@ -98,9 +98,9 @@ def test_it_has_what_prediction_needs_of_a_network(make_exported) -> None:
 def test_passes_that_only_pytorch_has(make_exported, changes: dict[str, object], line: str) -> None:
     _, exported = make_exported()
     made = network(exported)
-    made.require(PassOptions(window_slices=3))
+    made.require(PassOptions(slab_slices=3))
     with pytest.raises(ConfigError, match=line):
-        made.require(PassOptions(window_slices=3, **changes))
+        made.require(PassOptions(slab_slices=3, **changes))
     with pytest.raises(ConfigError, match=line):
         load_predictor(exported, backend="onnxruntime", **changes)
 
@@ -120,13 +120,13 @@ def test_files_of_another_model(make_exported, tmp_path: Path) -> None:
     _, exported = make_exported()
     _, other = make_exported(1, False)
     mixed = copy_of(exported, tmp_path / "mixed")
-    shutil.copy(other / "window_3.onnx", mixed)
-    with pytest.raises(WeightsError, match=r"window_3\.onnx: of another model or plan than config\.yaml describes"):
+    shutil.copy(other / "slab_3.onnx", mixed)
+    with pytest.raises(WeightsError, match=r"slab_3\.onnx: of another model or plan than config\.yaml describes"):
         load_predictor(mixed, backend="onnxruntime")
 
     retrained = copy_of(exported, tmp_path / "retrained")
-    change_property(retrained / "window_3.onnx", "model_sha256", "ab")
-    with pytest.raises(WeightsError, match=r"window_3\.onnx: of other weights than the files beside it"):
+    change_property(retrained / "slab_3.onnx", "model_sha256", "ab")
+    with pytest.raises(WeightsError, match=r"slab_3\.onnx: of other weights than the files beside it"):
         load_predictor(retrained, backend="onnxruntime")
 
     beside = copy_of(exported, tmp_path / "beside")
@@ -138,14 +138,14 @@ def test_files_of_another_model(make_exported, tmp_path: Path) -> None:
 def test_files_of_another_version_damaged_or_missing(make_exported, tmp_path: Path) -> None:
     _, exported = make_exported()
     broken = copy_of(exported, tmp_path / "broken")
-    change_property(broken / "window_3.onnx", "format", "99")
-    with pytest.raises(WeightsError, match=r"window_3\.onnx: written by sam2-3dmed .* in format 99"):
+    change_property(broken / "slab_3.onnx", "format", "99")
+    with pytest.raises(WeightsError, match=r"slab_3\.onnx: written by sam2-3dmed .* in format 99"):
         load_predictor(broken, backend="onnxruntime")
-    shutil.copy(broken / "window_2.onnx", broken / "window_3.onnx")
-    with pytest.raises(WeightsError, match=r"window_3\.onnx: holds what belongs in window_2\.onnx$"):
+    shutil.copy(broken / "slab_2.onnx", broken / "slab_3.onnx")
+    with pytest.raises(WeightsError, match=r"slab_3\.onnx: holds what belongs in slab_2\.onnx$"):
         load_predictor(broken, backend="onnxruntime")
-    (broken / "window_3.onnx").unlink()
-    with pytest.raises(WeightsError, match=r"window_3\.onnx: no such file"):
+    (broken / "slab_3.onnx").unlink()
+    with pytest.raises(WeightsError, match=r"slab_3\.onnx: no such file"):
         load_predictor(broken, backend="onnxruntime")
     content = (broken / "encoder.onnx").read_bytes()
     (broken / "encoder.onnx").write_bytes(content[: len(content) // 2])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
+from sam2_3dmed.dicom.series import choose_series
 from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.inference.output import MaskFormat, format_name
-from sam2_3dmed.volume.dicom import choose_series
 from sam2_3dmed.volume.nifti import read_label
 from sam2_3dmed.volume.volume import Volume
 

@@ -8,7 +8,7 @@ import torch
 
 from sam2_3dmed.inference.passes import PassOptions, slice_logits
 
-ALL = list(product(["windows", "stream"], ["forward", "backward", "both"]))
+ALL = list(product(["slabs", "stream"], ["forward", "backward", "both"]))
 
 
 def stack(depth, seed=0):
@@ -34,10 +34,10 @@ def test_the_readers_mode_is_left_alone(network):
 
 
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_a_stack_of_one_window_is_the_same_in_both_modes(network, direction):
+def test_a_stack_of_one_slab_is_the_same_in_both_modes(network, direction):
     one, other = (
         dict(slice_logits(network, stack(4), PassOptions(6, mode=mode, direction=direction)))
-        for mode in ("windows", "stream")
+        for mode in ("slabs", "stream")
     )
     for index in range(4):
         torch.testing.assert_close(one[index], other[index], atol=1e-4, rtol=1e-4)

@@ -43,7 +43,7 @@ def make(make_network):
     def predictor(labels=None, channels=1, axis="axial", post=None, **options):
         labels = labels or {1: "a", 2: "b"}
         preprocessing = Preprocessing(axis, (Normalisation("fixed", 0, 200),) * channels)
-        passes = PassOptions(**{"window_slices": 3, "direction": "forward", **options})
+        passes = PassOptions(**{"slab_slices": 3, "direction": "forward", **options})
         network = make_network(len(labels))
         return Predictor(network, preprocessing=preprocessing, labels=labels, passes=passes, post=post)
 
@@ -95,7 +95,7 @@ class TestGrid:
     @pytest.mark.parametrize("shape", [(9, 8, 1), (9, 8, 2), (1, 8, 4), (200, 3, 2), (70, 90, 2)])
     def test_unusual_shapes(self, make, shape):
         volume = Volume(body(shape), OBLIQUE)
-        require_on_grid(make(window_slices=5, direction="both")(volume), volume)
+        require_on_grid(make(slab_slices=5, direction="both")(volume), volume)
 
 
 class TestFiles:
@@ -188,13 +188,13 @@ class TestChannels:
 
 class TestDirection:
     def test_both_is_the_mean_of_the_logits(self, make, monkeypatch):
-        """Seen at `decide`, the last place where there are logits."""
+        """Seen at `argmax_mask`, the last place where there are logits."""
         seen = {}
         slices = body((5, 1, 20, 24)) / 200
         for direction in ("forward", "backward", "both"):
             kept = seen.setdefault(direction, [])
             monkeypatch.setattr(
-                "sam2_3dmed.inference.predictor.decide",
+                "sam2_3dmed.inference.predictor.argmax_mask",
                 lambda logits, height, width, kept=kept: kept.append(logits) or torch.zeros(height, width).byte(),
             )
             make(direction=direction).predict_slices(slices)

@@ -1,4 +1,4 @@
-"""Windows through a network that is one: what a batch may not change, and a batch that truly does not fit."""
+"""Slabs through a network that is one: what a batch may not change, and a batch that truly does not fit."""
 
 import subprocess
 import sys
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_3dmed.inference.forward import Forward
-from sam2_3dmed.inference.windows import window_logits
+from sam2_3dmed.inference.slabs import slab_logits
+from sam2_3dmed.inference.tta import Forward
 
 
 class TestRealNetwork:
@@ -19,19 +19,19 @@ class TestRealNetwork:
         assert one.shape == (depth, 2, 16, 16)
         torch.testing.assert_close(many, one, atol=1e-4, rtol=1e-4)
 
-    def test_one_window_is_the_network_itself(self, network):
+    def test_one_slab_is_the_network_itself(self, network):
         slices = np.random.default_rng(1).random((3, 1, 20, 30), dtype=np.float32)
         with torch.inference_mode():
             expected = network(torch.from_numpy(slices).unsqueeze(0)).segmentation[0].transpose(0, 1)
-        found = self._run(network, slices, 1, direction="forward", window_slices=8)
+        found = self._run(network, slices, 1, direction="forward", slab_slices=8)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
     @staticmethod
-    def _run(network, slices, batch_size, direction="both", window_slices=4):
+    def _run(network, slices, batch_size, direction="both", slab_slices=4):
         with torch.inference_mode():
-            found = window_logits(
+            found = slab_logits(
                 Forward(network, slices),
-                window_slices=window_slices,
+                slab_slices=slab_slices,
                 overlap=0.5,
                 direction=direction,
                 batch_size=batch_size,
@@ -63,7 +63,7 @@ if not os.fork():  # a copy of this process finds out what the whole batch takes
     os.write(writer, str(of_address_space("VmPeak") - used).encode())
     os._exit(0)
 room = int(os.read(reader, 100)) // 2
-assert room > 10 * 2**20, room  # much more than a single window takes, which `expected` left room for besides
+assert room > 10 * 2**20, room  # much more than a single slab takes, which `expected` left room for besides
 resource.setrlimit(resource.RLIMIT_AS, (used + room,) * 2)
 torch.testing.assert_close(run(1000), expected, atol=1e-4, rtol=1e-4)
 """
@@ -74,5 +74,5 @@ def test_a_batch_beyond_a_real_limit_of_memory_goes_on_one_by_one():
     # Python 3.12 warns of forking where there may be threads; there are none that matter.
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", UNDER_A_LIMIT]
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert answer.stderr.strip() == "a batch of 56 windows does not fit in memory: going on one by one"
+    assert answer.stderr.strip() == "a batch of 56 slabs does not fit in memory: going on one by one"
     assert answer.returncode == 0

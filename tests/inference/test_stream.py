@@ -9,9 +9,9 @@ import torch
 
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.inference import stream as stream_module
-from sam2_3dmed.inference.forward import Forward
-from sam2_3dmed.inference.shelf import Shelf
 from sam2_3dmed.inference.stream import stream_logits
+from sam2_3dmed.inference.tensor_spill import TensorSpill
+from sam2_3dmed.inference.tta import Forward
 from sam2_3dmed.model.build import build_network
 
 
@@ -29,11 +29,11 @@ def stack(depth, seed=0):
     return np.random.default_rng(seed).random((depth, 1, 20, 30), dtype=np.float32)
 
 
-def streamed(network, slices, direction="forward", window_slices=4, **options):
+def streamed(network, slices, direction="forward", slab_slices=4, **options):
     """The order of the slices, and their logits (N, K, h, w)."""
     with torch.inference_mode():
         forward = Forward(network, slices)
-        found = stream_logits(forward, window_slices=window_slices, direction=direction, **options)
+        found = stream_logits(forward, slab_slices=slab_slices, direction=direction, **options)
         indices, logits = zip(*found, strict=True)
     return list(indices), torch.stack(logits)[np.argsort(indices)]
 
@@ -42,19 +42,19 @@ def by_hand(network, slices, chunk):
     """One pass of the network's own steps, with all features at hand."""
     with torch.inference_mode():
         features = network.project(network.encoder(torch.from_numpy(slices).unsqueeze(0)))
-        context = torch.cat([network.look_around(part)[0] for part in features.z.split(chunk, dim=1)], dim=1)
+        context = torch.cat([network.slice_context(part)[0] for part in features.z.split(chunk, dim=1)], dim=1)
         state = network.start(len(slices))
         logits = [network.step(state, features.at(i), context[:, i])[0] for i in range(len(slices))]
     return torch.cat(logits)
 
 
 @pytest.mark.parametrize("depth", [1, 4, 20])
-def test_one_chunk_is_the_networks_own_window(network, depth):
+def test_one_chunk_is_the_networks_own_slab(network, depth):
     """However long: 20 slices are more than the bank holds."""
     slices = stack(depth)
     with torch.inference_mode():
         expected = network(torch.from_numpy(slices).unsqueeze(0)).segmentation[0].transpose(0, 1)
-    order, logits = streamed(network, slices, window_slices=depth)
+    order, logits = streamed(network, slices, slab_slices=depth)
     assert order == list(range(depth))
     torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
 
@@ -63,7 +63,7 @@ def test_one_chunk_is_the_networks_own_window(network, depth):
 def test_context_comes_from_chunks_and_memory_from_all(network, depth, chunk):
     slices = stack(depth)
     expected = by_hand(network, slices, chunk)
-    torch.testing.assert_close(streamed(network, slices, window_slices=chunk)[1], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(streamed(network, slices, slab_slices=chunk)[1], expected, atol=1e-4, rtol=1e-4)
     if 1 < chunk < depth:
         assert (expected - by_hand(network, slices, depth)).abs().max() > 1e-3
 
@@ -98,14 +98,14 @@ class TestBoth:
         expected = streamed(network, slices, "both")[1]
         assert asked == list(range(9))
         if not room:
-            put = Shelf.put
+            put = TensorSpill.put
 
             def small(self, number, record):
                 if len(record) > 1 and number == 3:
                     raise DataError("/tmp: no temporary file: full")
                 put(self, number, record)
 
-            monkeypatch.setattr(Shelf, "put", small)
+            monkeypatch.setattr(TensorSpill, "put", small)
         asked.clear()
         with caplog.at_level(logging.WARNING):
             torch.testing.assert_close(streamed(network, slices, "both")[1], expected, atol=1e-5, rtol=1e-4)
@@ -120,9 +120,9 @@ class TestBoth:
 
     def test_nothing_is_left_when_the_reader_stops(self, network, monkeypatch):
         monkeypatch.setattr(stream_module, "IN_MEMORY_BYTES", 0)
-        shelves, make = [], Shelf.__init__
-        monkeypatch.setattr(Shelf, "__init__", lambda self, *a: shelves.append(self) or make(self, *a))
-        found = stream_logits(Forward(network, stack(9)), window_slices=4, direction="both")
+        shelves, make = [], TensorSpill.__init__
+        monkeypatch.setattr(TensorSpill, "__init__", lambda self, *a: shelves.append(self) or make(self, *a))
+        found = stream_logits(Forward(network, stack(9)), slab_slices=4, direction="both")
         with torch.inference_mode():
             next(found)
         assert [shelf._file.closed for shelf in shelves] == [False, False]
@@ -135,22 +135,22 @@ def test_what_is_held_does_not_grow_with_the_slices(network, monkeypatch, direct
     """Features of no more than two chunks live at any time, and no waiting tensor is in memory."""
     monkeypatch.setattr(stream_module, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(stream_module, "IN_MEMORY_SHARE", 0)
-    alive, look_around = weakref.WeakSet(), Forward.look_around
+    alive, slice_context = weakref.WeakSet(), Forward.slice_context
 
     def watch(self, slices):
         alive.update(features.z for features in slices)
-        return look_around(self, slices)
+        return slice_context(self, slices)
 
-    monkeypatch.setattr(Forward, "look_around", watch)
+    monkeypatch.setattr(Forward, "slice_context", watch)
     with torch.inference_mode():
-        for _ in stream_logits(Forward(network, stack(40)), window_slices=4, direction=direction):
+        for _ in stream_logits(Forward(network, stack(40)), slab_slices=4, direction=direction):
             assert len(alive) <= 8
 
 
 @pytest.mark.parametrize(("direction", "passes"), [("forward", [False]), ("backward", [True]), ("both", [False, True])])
 def test_every_chunk_tells_its_positions(network, direction, passes):
     told = []
-    streamed(network, stack(6), direction, on_positions=lambda window, positions: told.append((window, positions)))
+    streamed(network, stack(6), direction, on_positions=lambda slab, positions: told.append((slab, positions)))
     orders = {False: [[0, 1, 2, 3], [4, 5]], True: [[5, 4, 3, 2], [1, 0]]}
-    assert [window.order for window, _ in told] == [order for reverse in passes for order in orders[reverse]]
-    assert all(positions.shape == (len(window.order),) * 2 for window, positions in told)
+    assert [slab.order for slab, _ in told] == [order for reverse in passes for order in orders[reverse]]
+    assert all(positions.shape == (len(slab.order),) * 2 for slab, positions in told)

@@ -1,4 +1,4 @@
-"""Nano networks at 64 pixels, windows for them, a way to move what starts at zero, and a folder of weights."""
+"""Nano networks at 64 pixels, slabs for them, a way to move what starts at zero, and a folder of weights."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +31,7 @@ def nano() -> Callable[..., SAM2For3dMed]:
 
 
 @pytest.fixture(scope="session")
-def window() -> Callable[..., Tensor]:
+def slab() -> Callable[..., Tensor]:
     """Slices (B, D, C, 64, 64) in [0, 1]: coarse blobs, no two slices alike."""
 
     def make(*, batch: int = 1, depth: int = 4, channels: int = 1, seed: int = 1) -> Tensor:

@@ -130,10 +130,10 @@ def test_places_keep_their_place(attention: bool) -> None:
     torch.testing.assert_close(fusion(boundary.flip(-1), z), fused.flip(-1), atol=1e-5, rtol=1e-4)
 
 
-def test_the_detector_remembers_its_own_boundaries(nano, window) -> None:
+def test_the_detector_remembers_its_own_boundaries(nano, slab) -> None:
     network = nano(num_classes=3, srpp=False)
     detector = network.boundary
-    features_of = network.encoder(window(batch=2, depth=2))
+    features_of = network.encoder(slab(batch=2, depth=2))
     fine = detector.decoder.project(features_of)
     bank = MemoryBank(3)
     for i in range(2):

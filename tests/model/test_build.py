@@ -31,9 +31,9 @@ def test_only_the_new_paths_start_at_zero(nano) -> None:
     assert {f"{path}.bias" for path in NEW_PATHS[:2]} <= zero
 
 
-def test_what_a_fresh_network_remembers_counts_for_nothing(nano, window) -> None:
+def test_what_a_fresh_network_remembers_counts_for_nothing(nano, slab) -> None:
     """With a token instead of memories a second slice passes as the first does; without, it passes elsewhere."""
-    network, slices = nano(no_memory_token=True), window(depth=4)
+    network, slices = nano(no_memory_token=True), slab(depth=4)
     together, alone = network(slices), network(slices.transpose(0, 1))
     torch.testing.assert_close(together.segmentation[0], alone.segmentation[:, :, 0].transpose(0, 1))
     torch.testing.assert_close(together.boundary[0], alone.boundary[:, :, 0].transpose(0, 1))
@@ -48,22 +48,22 @@ def test_the_two_decoders_share_nothing(nano) -> None:
     assert not first & second
 
 
-def test_the_signal_survives_the_depth(nano, window) -> None:
+def test_the_signal_survives_the_depth(nano, slab) -> None:
     """Feature levels of a fresh encoder differ between slices about as much as they vary at all."""
-    features = nano().encoder(window(depth=6))
+    features = nano().encoder(slab(depth=6))
     for level in features:
         assert 0.05 < level.std() < 50
         assert level.std(dim=1).mean() > 0.1 * level.std()
 
 
-def test_fresh_logits_are_neither_flat_nor_huge(nano, window) -> None:
-    prediction = nano()(window(depth=3))
+def test_fresh_logits_are_neither_flat_nor_huge(nano, slab) -> None:
+    prediction = nano()(slab(depth=3))
     for logits in (prediction.segmentation, prediction.boundary):
         assert 1e-3 < logits.std() < 30
 
 
-def test_classes_start_apart_from_scratch(nano, window) -> None:
-    logits = nano(num_classes=3)(window(depth=1)).segmentation
+def test_classes_start_apart_from_scratch(nano, slab) -> None:
+    logits = nano(num_classes=3)(slab(depth=1)).segmentation
     assert (logits[:, 0] - logits[:, 1]).abs().max() > 1e-2
 
 

@@ -13,8 +13,8 @@ PARTS = ("encoder", "srpp", "boundary", "segmentation", "boundary_to_segmentatio
 
 
 @pytest.fixture
-def terms(window) -> Callable[..., LossTerms]:
-    """Eq. 6's terms of a window of four slices, two blobs in them, fed in reverse."""
+def terms(slab) -> Callable[..., LossTerms]:
+    """Eq. 6's terms of a slab of four slices, two blobs in them, fed in reverse."""
 
     def compute(network: SAM2For3dMed, depth: int = 4) -> LossTerms:
         masks = torch.zeros(2, 2, depth, 64, 64)
@@ -22,7 +22,7 @@ def terms(window) -> Callable[..., LossTerms]:
         masks[:, 1, :, 30:50, 20:60] = 1
         loss = TotalLoss(segmentation="dice_bce", lambda_srpp=0.01, lambda_boundary=0.1)
         positions = torch.arange(depth, 0, -1).expand(2, depth)
-        return loss(network(window(batch=2, depth=depth)), masks, positions)
+        return loss(network(slab(batch=2, depth=depth)), masks, positions)
 
     return compute
 
@@ -80,8 +80,8 @@ def test_an_unshared_context_keeps_the_mask_losses_out_of_srpp(nano, open_paths,
     assert not under(reached(network, computed.segmentation) | reached(network, computed.boundary), "srpp.")
 
 
-def test_changing_srpps_encoder_changes_the_segmentation_once_the_convolution_moved(nano, window, move) -> None:
-    network, slices = nano(), window(depth=3)
+def test_changing_srpps_encoder_changes_the_segmentation_once_the_convolution_moved(nano, slab, move) -> None:
+    network, slices = nano(), slab(depth=3)
     weights = {name: tensor.clone() for name, tensor in network.srpp.slice_encoder.state_dict().items()}
     before = network(slices)
     move(network.srpp.slice_encoder)
@@ -164,7 +164,7 @@ def test_a_lone_slice_teaches_memory_attention_where_it_reads_a_token(nano, open
     assert not under(names, "segmentation.memory_encoder")
 
 
-def test_a_window_of_one_slice_leaves_out_the_memory_alone(nano, open_paths, terms) -> None:
+def test_a_slab_of_one_slice_leaves_out_the_memory_alone(nano, open_paths, terms) -> None:
     network = open_paths(nano()).train()
     terms(network, 1).total.backward()
     for name, parameter in network.named_parameters():

@@ -44,7 +44,7 @@ def upstream_decoder(config, ours):
     return theirs
 
 
-def test_one_class_is_upstreams_decoder_without_prompt(nano, window) -> None:
+def test_one_class_is_upstreams_decoder_without_prompt(nano, slab) -> None:
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoModel
 
     from sam2_3dmed.model.sizes import SIZES, sam2_config
@@ -57,7 +57,7 @@ def test_one_class_is_upstreams_decoder_without_prompt(nano, window) -> None:
         whole = Sam2VideoModel(config)
     whole.shared_image_embedding.positional_embedding = ours.shared_image_embedding.positional_embedding
     with torch.inference_mode():
-        features = network.encoder(window(batch=2, depth=1))
+        features = network.encoder(slab(batch=2, depth=1))
         fine = network.segmentation.project(features)
         z, stride8, stride4 = features.z[:, 0], fine.stride8[:, 0], fine.stride4[:, 0]
         logits, tokens, _ = ours(z, stride8, stride4)
@@ -76,9 +76,9 @@ def test_one_class_is_upstreams_decoder_without_prompt(nano, window) -> None:
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 4])
-def test_shapes_and_tokens(nano, window, num_classes: int) -> None:
+def test_shapes_and_tokens(nano, slab, num_classes: int) -> None:
     network = nano(num_classes=num_classes, srpp=False, boundary=False)
-    features = network.encoder(window(batch=2, depth=1))
+    features = network.encoder(slab(batch=2, depth=1))
     fine = network.segmentation.project(features)
     logits, tokens, confidence = network.segmentation.mask_decoder(
         features.z[:, 0], fine.stride8[:, 0], fine.stride4[:, 0]
@@ -88,11 +88,11 @@ def test_shapes_and_tokens(nano, window, num_classes: int) -> None:
     assert confidence is None
 
 
-def test_all_of_sam2s_tokens_take_part(nano, window) -> None:
+def test_all_of_sam2s_tokens_take_part(nano, slab) -> None:
     """The masks change with the multi-mask, IoU and object-score tokens: they stay in the sequence."""
     network = nano(num_classes=2, srpp=False, boundary=False)
     decoder = network.segmentation.mask_decoder
-    features = network.encoder(window(depth=1))
+    features = network.encoder(slab(depth=1))
     fine = network.segmentation.project(features)
     inputs = (features.z[:, 0].detach(), fine.stride8[:, 0].detach(), fine.stride4[:, 0].detach())
     for embedding in (decoder.mask_tokens, decoder.iou_token, decoder.obj_score_token, decoder.not_a_point_embed):
@@ -100,10 +100,10 @@ def test_all_of_sam2s_tokens_take_part(nano, window) -> None:
         assert (gradient.abs().sum(dim=1) > 0).all()
 
 
-def test_a_class_makes_its_mask_with_its_own_hypernetwork(nano, window) -> None:
+def test_a_class_makes_its_mask_with_its_own_hypernetwork(nano, slab) -> None:
     network = nano(num_classes=3, srpp=False, boundary=False)
     decoder = network.segmentation.mask_decoder
-    features = network.encoder(window(depth=1))
+    features = network.encoder(slab(depth=1))
     fine = network.segmentation.project(features)
     inputs = (features.z[:, 0], fine.stride8[:, 0], fine.stride4[:, 0])
     with torch.no_grad():

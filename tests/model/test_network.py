@@ -27,10 +27,10 @@ def assert_same(ours: torch.Tensor, expected: torch.Tensor, atol: float = 1e-4) 
 
 
 @pytest.mark.parametrize("switches", ABLATIONS.values(), ids=ABLATIONS.keys())
-def test_every_ablation_runs(nano, window, switches: dict) -> None:
+def test_every_ablation_runs(nano, slab, switches: dict) -> None:
     network = nano(**switches)
     with torch.inference_mode():
-        prediction = network(window(batch=2, depth=3))
+        prediction = network(slab(batch=2, depth=3))
     masks = (2, switches.get("num_classes", 2), 3, 16, 16)
     assert prediction.segmentation.shape == masks
     assert (prediction.boundary is not None) == switches.get("boundary", True)
@@ -44,18 +44,18 @@ def test_every_ablation_runs(nano, window, switches: dict) -> None:
 
 @pytest.mark.parametrize("num_classes", [1, 3])
 @pytest.mark.parametrize("training", [False, True])
-def test_fresh_srpp_and_bd_leave_the_segmentation_as_it_was(nano, window, num_classes: int, training: bool) -> None:
+def test_fresh_srpp_and_bd_leave_the_segmentation_as_it_was(nano, slab, num_classes: int, training: bool) -> None:
     full = nano(num_classes=num_classes).train(training)
     plain = nano(num_classes=num_classes, seed=5, srpp=False, boundary=False).train(training)
     result = plain.load_state_dict(full.state_dict(), strict=False)
     assert not result.missing_keys
     assert {name.split(".")[0] for name in result.unexpected_keys} == {"srpp", "boundary", "boundary_to_segmentation"}
-    slices = window(batch=2, depth=4)
+    slices = slab(batch=2, depth=4)
     assert_same(full(slices).segmentation, plain(slices).segmentation, atol=1e-6)
 
 
-def test_moved_srpp_and_bd_change_the_segmentation(nano, window, move) -> None:
-    network, slices = nano(), window(depth=3)
+def test_moved_srpp_and_bd_change_the_segmentation(nano, slab, move) -> None:
+    network, slices = nano(), slab(depth=3)
     before = network(slices).segmentation
     move(network.boundary_to_segmentation)
     with_boundary = network(slices).segmentation
@@ -64,11 +64,11 @@ def test_moved_srpp_and_bd_change_the_segmentation(nano, window, move) -> None:
     assert (network(slices).segmentation - with_boundary).abs().max() > 1e-3
 
 
-def later_change(network, window) -> tuple[Prediction, Prediction]:
+def later_change(network, slab) -> tuple[Prediction, Prediction]:
     """A prediction of five slices, and one after the last two of them changed."""
-    slices = window(depth=5)
+    slices = slab(depth=5)
     changed = slices.clone()
-    changed[:, 3:] = window(depth=2, seed=9)
+    changed[:, 3:] = slab(depth=2, seed=9)
     with torch.inference_mode():
         return network(slices), network(changed)
 
@@ -76,9 +76,9 @@ def later_change(network, window) -> tuple[Prediction, Prediction]:
 @pytest.mark.parametrize(
     "switches", [{"srpp": False}, {"share_context": False}, {"srpp_memory": True}], ids=["off", "unshared", "causal"]
 )
-def test_later_slices_do_not_reach_earlier_ones(nano, window, open_paths, switches: dict) -> None:
+def test_later_slices_do_not_reach_earlier_ones(nano, slab, open_paths, switches: dict) -> None:
     network = open_paths(nano(**switches))
-    one, other = later_change(network, window)
+    one, other = later_change(network, slab)
     for name in ("segmentation", "boundary"):
         before, after = getattr(one, name), getattr(other, name)
         assert_same(after[:, :, :3], before[:, :, :3])
@@ -87,23 +87,23 @@ def test_later_slices_do_not_reach_earlier_ones(nano, window, open_paths, switch
         assert_same(other.relative_position[:, :3, :3], one.relative_position[:, :3, :3])
 
 
-def test_the_shared_context_looks_both_ways(nano, window, open_paths) -> None:
-    one, other = later_change(open_paths(nano()), window)
+def test_the_shared_context_looks_both_ways(nano, slab, open_paths) -> None:
+    one, other = later_change(open_paths(nano()), slab)
     assert (other.segmentation[:, :, :3] - one.segmentation[:, :, :3]).abs().max() > 1e-3
 
 
-def test_earlier_slices_reach_later_ones(nano, window) -> None:
+def test_earlier_slices_reach_later_ones(nano, slab) -> None:
     network = nano(srpp=False, boundary=False)
-    slices = window(depth=3)
+    slices = slab(depth=3)
     with torch.inference_mode():
         alone = network(slices[:, 2:]).segmentation
         assert (network(slices).segmentation[:, :, 2:] - alone).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("switches", [{}, {"srpp_memory": True}, {"num_classes": 1, "boundary_fusion": False}])
-def test_a_batch_is_its_cases_one_by_one(nano, window, open_paths, switches: dict) -> None:
+def test_a_batch_is_its_cases_one_by_one(nano, slab, open_paths, switches: dict) -> None:
     network = open_paths(nano(**switches))
-    slices = window(batch=3, depth=3)
+    slices = slab(batch=3, depth=3)
     with torch.inference_mode():
         batch = network(slices)
         for b in range(3):
@@ -111,10 +111,10 @@ def test_a_batch_is_its_cases_one_by_one(nano, window, open_paths, switches: dic
                 assert_same(together[b : b + 1], alone)
 
 
-def test_training_mode_computes_what_evaluation_does(nano, window, open_paths) -> None:
+def test_training_mode_computes_what_evaluation_does(nano, slab, open_paths) -> None:
     """No dropout and no batch statistics anywhere."""
     network = open_paths(nano())
-    slices = window(batch=2, depth=3)
+    slices = slab(batch=2, depth=3)
     with torch.no_grad():
         trained, evaluated = network.train()(slices), network.eval()(slices)
     for a, b in zip(trained, evaluated, strict=True):
@@ -122,10 +122,10 @@ def test_training_mode_computes_what_evaluation_does(nano, window, open_paths) -
 
 
 @pytest.mark.parametrize("depth", [1, 2, 20])
-def test_any_number_of_slices(nano, window, open_paths, depth: int) -> None:
+def test_any_number_of_slices(nano, slab, open_paths, depth: int) -> None:
     network = open_paths(nano())
     with torch.inference_mode():
-        prediction = network(window(depth=depth))
+        prediction = network(slab(depth=depth))
     assert prediction.segmentation.shape[2] == prediction.boundary.shape[2] == depth
     assert prediction.relative_position.shape == (1, depth, depth)
     assert all(part.isfinite().all() for part in prediction)
@@ -136,17 +136,17 @@ def test_the_input_may_have_any_size_in_plane(nano) -> None:
         assert nano()(torch.rand(1, 2, 3, 35, 51)).segmentation.shape == (1, 2, 2, 16, 16)
 
 
-def test_both_branches_remember_raw_features_and_their_own_masks(nano, window, open_paths) -> None:
+def test_both_branches_remember_raw_features_and_their_own_masks(nano, slab, open_paths) -> None:
     """Memory encoders take Z, not the context or what fusion made of it, as SAM2's do (reading 3)."""
-    network, slices = open_paths(nano()), window(depth=3)
+    network, slices = open_paths(nano()), slab(depth=3)
     seen = {"segmentation": [], "boundary": []}
     for name, decoder in (("segmentation", network.segmentation), ("boundary", network.boundary.decoder)):
 
-        def spy(z, found, attended, *, name=name, remember=decoder.remember):
+        def spy(z, found, attended, *, name=name, remember=decoder.encode_memory):
             seen[name].append((z, found.logits))
             return remember(z, found, attended)
 
-        decoder.remember = spy
+        decoder.encode_memory = spy
     with torch.inference_mode():
         features = network.encoder(slices)
         prediction = network.decode(features)
@@ -157,9 +157,9 @@ def test_both_branches_remember_raw_features_and_their_own_masks(nano, window, o
             assert torch.equal(logits, getattr(prediction, name)[:, :, i])
 
 
-def test_training_goes_on_after_validation(nano, window) -> None:
+def test_training_goes_on_after_validation(nano, slab) -> None:
     """Upstream keeps its last positional code: one made in inference mode must not break the next backward."""
-    network, slices = nano(), window(depth=2)
+    network, slices = nano(), slab(depth=2)
     with torch.inference_mode():
         network.eval()(slices)
     prediction = network.train()(slices)
@@ -167,11 +167,11 @@ def test_training_goes_on_after_validation(nano, window) -> None:
     assert network.segmentation.no_memory_embedding.grad is not None
 
 
-def test_compact_features_decode_to_the_same(nano, window, open_paths) -> None:
+def test_compact_features_decode_to_the_same(nano, slab, open_paths) -> None:
     """Two 1 x 1 convolutions in one are the same numbers; with all digits, so that only the order of sums differs."""
     network = open_paths(nano()).double()
     network.encoder.freeze()
-    slices = window().double()
-    found, expected = network.decode_compact(network.encoder.compact(slices)), network(slices)
+    slices = slab().double()
+    found, expected = network.decode_pre_fpn(network.encoder.pre_fpn_features(slices)), network(slices)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)

@@ -32,9 +32,9 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance * (1 + gradient.abs().max().item()))
 
 
-def test_gradients_are_those_without(nano, window, open_paths) -> None:
+def test_gradients_are_those_without(nano, slab, open_paths) -> None:
     """Nine slices: the bank has let go of some that earlier slices read, and all are read again on the way back."""
-    network, slices = open_paths(nano()), window(depth=9)
+    network, slices = open_paths(nano()), slab(depth=9)
     plain, plain_bytes = learn(network, slices)
     network.save_memory(checkpointing=True, slices_at_once=2)
     lean, lean_bytes = learn(network, slices)
@@ -44,8 +44,8 @@ def test_gradients_are_those_without(nano, window, open_paths) -> None:
     assert lean_bytes < plain_bytes / 4
 
 
-def test_gradients_of_single_slices_are_those_without(nano, window, open_paths) -> None:
-    network, slices = open_paths(nano()), window(batch=5, depth=1)
+def test_gradients_of_single_slices_are_those_without(nano, slab, open_paths) -> None:
+    network, slices = open_paths(nano()), slab(batch=5, depth=1)
     network.encoder.freeze()
     plain, plain_bytes = learn(network, slices)
     network.save_memory(checkpointing=True, slices_at_once=2)
@@ -54,19 +54,19 @@ def test_gradients_of_single_slices_are_those_without(nano, window, open_paths) 
     assert lean_bytes < plain_bytes / 3
 
 
-def test_gradients_under_autocast_are_those_without(nano, window, open_paths) -> None:
-    network, slices = open_paths(nano()), window(depth=2)
+def test_gradients_under_autocast_are_those_without(nano, slab, open_paths) -> None:
+    network, slices = open_paths(nano()), slab(depth=2)
     plain, _ = learn(network, slices, bf16=True)
     network.save_memory(checkpointing=True, slices_at_once=None)
     lean, _ = learn(network, slices, bf16=True)
     assert_same(lean, plain, 1e-3)  # the order of sums, in bf16
 
 
-def test_what_is_computed_again_is_not_remembered_again(nano, window) -> None:
-    network, slices = nano().train(), window(depth=4)
+def test_what_is_computed_again_is_not_remembered_again(nano, slab) -> None:
+    network, slices = nano().train(), slab(depth=4)
     network.save_memory(checkpointing=True, slices_at_once=None)
     features = network.project(network.encoder(slices))
-    context, _ = network.look_around(features.z)
+    context, _ = network.slice_context(features.z)
     state = network.start(4)
     masks = [network.step(state, features.at(i), context[:, i])[0] for i in range(4)]
     before = [bank.spatial()[0] for bank in state]
@@ -76,8 +76,8 @@ def test_what_is_computed_again_is_not_remembered_again(nano, window) -> None:
         assert all(a is b for a, b in zip(bank.spatial()[0], memories, strict=True))
 
 
-def test_predictions_do_not_change(nano, window) -> None:
-    network, slices = nano(), window(batch=2, depth=3)
+def test_predictions_do_not_change(nano, slab) -> None:
+    network, slices = nano(), slab(batch=2, depth=3)
     with torch.inference_mode():
         expected = network(slices)
         network.save_memory(checkpointing=True, slices_at_once=4)
@@ -85,8 +85,8 @@ def test_predictions_do_not_change(nano, window) -> None:
             torch.testing.assert_close(found, part, atol=1e-5, rtol=1e-5)
 
 
-def test_a_window_of_24_slices_trains(nano, window, open_paths) -> None:
-    network, slices = open_paths(nano(boundary=False)), window(depth=24)
+def test_a_slab_of_24_slices_trains(nano, slab, open_paths) -> None:
+    network, slices = open_paths(nano(boundary=False)), slab(depth=24)
     network.save_memory(checkpointing=True, slices_at_once=4)
     target = F.interpolate(slices[:, :, 0], (16, 16)).unsqueeze(1).gt(0.5).float().expand(-1, 2, -1, -1, -1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
@@ -101,7 +101,7 @@ def test_a_window_of_24_slices_trains(nano, window, open_paths) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_there_is_no_dropout(nano, window, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_no_dropout(nano, slab, monkeypatch: pytest.MonkeyPatch) -> None:
     """In training as well: what is computed again must be the same, and the paper names none."""
     network = nano().train()
     assert not [name for name, module in network.named_modules() if isinstance(module, nn.Dropout) and module.p > 0]
@@ -113,6 +113,6 @@ def test_there_is_no_dropout(nano, window, monkeypatch: pytest.MonkeyPatch) -> N
         return attention(query, key, value, attn_mask, dropout_p, *args, **kwargs)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", note)
-    network(window(depth=2))
+    network(slab(depth=2))
     assert len(shares) > 20  # encoder, SRPP, memory attention and mask decoder of two branches
     assert set(shares) == {0.0}

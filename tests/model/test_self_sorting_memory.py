@@ -145,20 +145,20 @@ def network(nano, open_paths):
 
 @pytest.mark.parametrize("num_classes", [1, 3])
 @pytest.mark.parametrize("parts", [False, True])
-def test_a_batch_equals_its_windows_one_by_one(network, window, num_classes: int, parts: bool) -> None:
+def test_a_batch_equals_its_slabs_one_by_one(network, slab, num_classes: int, parts: bool) -> None:
     made = network(num_classes=num_classes, srpp=parts, boundary=parts)
-    windows = window(batch=2, depth=6)
+    slabs = slab(batch=2, depth=6)
     with torch.no_grad():
-        both = made(windows).segmentation
+        both = made(slabs).segmentation
         assert both.shape == (2, num_classes, 6, 16, 16)
         for row in range(2):
-            alone = made(windows[row : row + 1]).segmentation
+            alone = made(slabs[row : row + 1]).segmentation
             torch.testing.assert_close(both[row : row + 1], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_gradients_reach_what_was_remembered_and_not_what_decides(network, window) -> None:
+def test_gradients_reach_what_was_remembered_and_not_what_decides(network, slab) -> None:
     made = network(num_classes=2).train()
-    made(window(batch=2, depth=4)).segmentation[:, :, -1].sum().backward()
+    made(slab(batch=2, depth=4)).segmentation[:, :, -1].sum().backward()
     decoder = made.segmentation
     for part in (decoder.memory_encoder, decoder.memory_attention, decoder.class_memory, made.encoder):
         assert any(p.grad is not None and p.grad.abs().max() > 0 for p in part.parameters())
@@ -168,12 +168,12 @@ def test_gradients_reach_what_was_remembered_and_not_what_decides(network, windo
     assert not [name for name in trains if "iou_prediction" in name or "object_pointer" in name]
 
 
-def test_gradients_with_checkpointing_are_those_without(network, window) -> None:
-    made, windows, found = network().train(), window(batch=2, depth=5), []
+def test_gradients_with_checkpointing_are_those_without(network, slab) -> None:
+    made, slabs, found = network().train(), slab(batch=2, depth=5), []
     for checkpointing in (False, True):
         made.save_memory(checkpointing=checkpointing, slices_at_once=None)
         made.zero_grad()
-        made(windows).segmentation.square().mean().backward()
+        made(slabs).segmentation.square().mean().backward()
         found.append([None if p.grad is None else p.grad.clone() for p in made.parameters()])
     for plain, again in zip(*found, strict=True):
         assert (plain is None) == (again is None)
@@ -181,24 +181,24 @@ def test_gradients_with_checkpointing_are_those_without(network, window) -> None
             torch.testing.assert_close(plain, again, atol=1e-6, rtol=1e-4)
 
 
-def test_training_draws_anew_each_step_and_prediction_never(network, window) -> None:
-    made, windows = network(), window(depth=6)
+def test_training_draws_anew_each_step_and_prediction_never(network, slab) -> None:
+    made, slabs = network(), slab(depth=6)
     with torch.no_grad():
         evaluated, trained = [], []
         for draw in (0, 1, 1):
             made.draw = draw
-            evaluated.append(made.eval()(windows).segmentation)
-            trained.append(made.train()(windows).segmentation)
+            evaluated.append(made.eval()(slabs).segmentation)
+            trained.append(made.train()(slabs).segmentation)
     assert torch.equal(evaluated[0], evaluated[1])
     assert torch.equal(trained[1], trained[2])
     assert not torch.equal(trained[0], trained[1])
 
 
-@pytest.mark.parametrize("mode", ["windows", "stream"])
+@pytest.mark.parametrize("mode", ["slabs", "stream"])
 def test_predictions_of_a_long_stack_repeat(network, mode) -> None:
     made = network().eval()
     slices = torch.rand(20, 1, 40, 40, generator=torch.Generator().manual_seed(3)).numpy()  # more than the bank holds
-    options = PassOptions(window_slices=4, mode=mode, flips=True)
+    options = PassOptions(slab_slices=4, mode=mode, flips=True)
     first, again = (dict(slice_logits(made, slices, options)) for _ in range(2))
     assert sorted(first) == list(range(20))
     assert all(torch.equal(first[index], again[index]) for index in first)
@@ -212,9 +212,9 @@ def test_sam2s_head_of_predicted_ious_is_loaded(network, hf_folder, upstream) ->
     torch.testing.assert_close(made.segmentation.mask_decoder.iou_prediction_head(tokens), expected)
 
 
-def test_the_confidence_is_the_heads_first_number_for_the_iou_token(network, window) -> None:
+def test_the_confidence_is_the_heads_first_number_for_the_iou_token(network, slab) -> None:
     made = network(num_classes=3)
-    features = made.encoder(window(batch=2, depth=1))
+    features = made.encoder(slab(batch=2, depth=1))
     fine = made.segmentation.project(features)
     decoder, seen = made.segmentation.mask_decoder, []
     decoder.iou_prediction_head.register_forward_hook(lambda _, given, answer: seen.append((given[0], answer)))

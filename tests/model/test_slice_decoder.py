@@ -180,20 +180,20 @@ def memory_inputs(decoder: SliceDecoder, num_classes: int) -> tuple[Tensor, Tens
     return torch.randn(2, decoder.channels, 4, 4), torch.randn(2, num_classes, 16, 16), pointer
 
 
-def remember(decoder: SliceDecoder, z: Tensor, logits: Tensor, pointer: Tensor) -> Memory:
-    return decoder.remember(z, Decoded(logits, pointer, None), attended=z)
+def encode_memory(decoder: SliceDecoder, z: Tensor, logits: Tensor, pointer: Tensor) -> Memory:
+    return decoder.encode_memory(z, Decoded(logits, pointer, None), attended=z)
 
 
 def test_the_memory_takes_the_union_of_the_classes(nano, move) -> None:
     """With the class path at zero the memory of K classes is that of one class with their largest logit."""
     decoder = nano(srpp=False, boundary=False, num_classes=3).segmentation
     z, logits, pointer = memory_inputs(decoder, 3)
-    union = remember(decoder, z, logits, pointer)
+    union = encode_memory(decoder, z, logits, pointer)
     assert union.spatial.shape == (2, 16, 64)
     one_map = logits.amax(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-    torch.testing.assert_close(union.spatial, remember(decoder, z, one_map, pointer).spatial)
+    torch.testing.assert_close(union.spatial, encode_memory(decoder, z, one_map, pointer).spatial)
     move(decoder.class_memory)
-    assert (remember(decoder, z, logits, pointer).spatial - union.spatial).abs().max() > 1e-3
+    assert (encode_memory(decoder, z, logits, pointer).spatial - union.spatial).abs().max() > 1e-3
 
 
 def test_the_moved_class_path_tells_the_classes_apart(nano, move) -> None:
@@ -201,10 +201,10 @@ def test_the_moved_class_path_tells_the_classes_apart(nano, move) -> None:
     z, logits, pointer = memory_inputs(decoder, 3)
     swapped = logits[:, [1, 0, 2]]
     torch.testing.assert_close(
-        remember(decoder, z, logits, pointer).spatial, remember(decoder, z, swapped, pointer).spatial
+        encode_memory(decoder, z, logits, pointer).spatial, encode_memory(decoder, z, swapped, pointer).spatial
     )
     move(decoder.class_memory)
-    apart = remember(decoder, z, logits, pointer).spatial - remember(decoder, z, swapped, pointer).spatial
+    apart = encode_memory(decoder, z, logits, pointer).spatial - encode_memory(decoder, z, swapped, pointer).spatial
     assert apart.abs().max() > 1e-3
 
 
@@ -218,7 +218,7 @@ def test_the_memory_encoder_sees_raw_features_and_probabilities_of_20_p_minus_10
 
     decoder.memory_encoder.forward = spy
     z, _, pointer = memory_inputs(decoder, 1)
-    remember(decoder, z, torch.full((2, 1, 16, 16), 2.0), pointer)
+    encode_memory(decoder, z, torch.full((2, 1, 16, 16), 2.0), pointer)
     assert seen["z"] is z
     assert seen["mask"].shape == (2, 1, 64, 64)
     expected = 20 / (1 + torch.tensor(-2.0).exp()) - 10
@@ -229,10 +229,10 @@ def test_one_class_has_no_class_path(nano) -> None:
     assert nano(srpp=False, boundary=False, num_classes=1).segmentation.class_memory is None
 
 
-def test_the_pointer_is_the_projection_of_the_mean_class_token(nano, window) -> None:
+def test_the_pointer_is_the_projection_of_the_mean_class_token(nano, slab) -> None:
     network = nano(srpp=False, boundary=False, num_classes=3)
     decoder = network.segmentation
-    features = network.encoder(window(depth=1))
+    features = network.encoder(slab(depth=1))
     fine = decoder.project(features)
     inputs = (features.z[:, 0], fine.stride8[:, 0], fine.stride4[:, 0])
     pointer, tokens = decoder.decode(*inputs).pointer, decoder.mask_decoder(*inputs).class_tokens

@@ -28,28 +28,28 @@ def volumes(shared_data, nano) -> list[Tensor]:
 
 
 def error_in_slices(srpp: SliceRelativePositionPredictor, volumes: list[Tensor]) -> float:
-    """The mean absolute error over the pairs i != j of every window of every volume."""
+    """The mean absolute error over the pairs i != j of every slab of every volume."""
     pairs = ~torch.eye(DEPTH, dtype=torch.bool)
     errors = []
     for volume in volumes:
-        windows = torch.stack([volume[start : start + DEPTH] for start in range(len(volume) - DEPTH + 1)])
+        slabs = torch.stack([volume[start : start + DEPTH] for start in range(len(volume) - DEPTH + 1)])
         target = relative_positions(torch.arange(DEPTH).unsqueeze(0))
         with torch.no_grad():
-            errors.append((srpp(windows)[1] - target).abs()[:, pairs].mean())
+            errors.append((srpp(slabs)[1] - target).abs()[:, pairs].mean())
     return float(torch.stack(errors).mean())
 
 
 def draw(volumes: list[Tensor], rng: np.random.Generator, count: int = 8) -> tuple[Tensor, Tensor]:
-    """Windows (count, D, C, h, w), half of them in reverse, and the positions of their slices."""
-    windows, positions = [], []
+    """Slabs (count, D, C, h, w), half of them in reverse, and the positions of their slices."""
+    slabs, positions = [], []
     for _ in range(count):
         volume = volumes[rng.integers(len(volumes))]
         start = int(rng.integers(len(volume) - DEPTH + 1))
         order = torch.arange(start, start + DEPTH)
         order = order.flip(0) if rng.random() < 0.5 else order
-        windows.append(volume[order])
+        slabs.append(volume[order])
         positions.append(order)
-    return torch.stack(windows), torch.stack(positions)
+    return torch.stack(slabs), torch.stack(positions)
 
 
 @pytest.mark.slow
@@ -63,8 +63,8 @@ def test_srpp_learns_the_order_of_unseen_volumes(volumes: list[Tensor]) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=STEPS)
     rng = np.random.default_rng(0)
     for _ in range(STEPS):
-        windows, positions = draw(training, rng)
-        loss = relative_position_loss(srpp(windows)[1], relative_positions(positions))
+        slabs, positions = draw(training, rng)
+        loss = relative_position_loss(srpp(slabs)[1], relative_positions(positions))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(srpp.parameters(), 1.0)

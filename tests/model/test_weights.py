@@ -75,7 +75,7 @@ def test_our_loop_is_sam2(meta_tiny: Path, shared_data: Path) -> None:
         prediction = network.decode(features)
         fine = network.segmentation.project(features)
         z = features.z
-        memories = [network.segmentation.remember(z[:, i], found[i], z[:, i]).spatial for i in (0, 8)]
+        memories = [network.segmentation.encode_memory(z[:, i], found[i], z[:, i]).spatial for i in (0, 8)]
     pointers = [decoded.pointer for decoded in found]
 
     np.testing.assert_allclose(features.z[0, 0].numpy(), reference["z_first"], atol=1e-3)
@@ -161,11 +161,11 @@ def test_a_hugging_face_folder_loads_into_every_part(nano, upstream, hf_weights:
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])
-def test_further_classes_start_as_copies_of_the_first(nano, window, hf_weights: Sam2Weights, num_classes: int) -> None:
+def test_further_classes_start_as_copies_of_the_first(nano, slab, hf_weights: Sam2Weights, num_classes: int) -> None:
     network = nano(num_classes=num_classes)
     load_sam2(network, hf_weights)
     with torch.inference_mode():
-        prediction = network(window(batch=2, depth=3))
+        prediction = network(slab(batch=2, depth=3))
     for logits in (prediction.segmentation, prediction.boundary):
         assert logits.std() > 1e-3
         for k in range(1, num_classes):

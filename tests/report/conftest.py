@@ -170,15 +170,15 @@ def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
     from sam2_3dmed.evaluation.cases import evaluate_cases
-    from sam2_3dmed.first_weights import make_model
-    from sam2_3dmed.runs import remember_data, save_model
+    from sam2_3dmed.run.build_model import make_model
+    from sam2_3dmed.run.run_folder import remember_data, save_model
     from sam2_3dmed.volume.nifti import read_label
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("report") / "run"
     channel = ChannelPlan(name="CT", normalisation="fixed", low=-130, high=130)
-    plan = Plan(dataset="Blobs", channels=(channel,), labels=LABELS, window_slices=3)
-    recipe = with_settings(paper(), ["model.size=nano", "model.image_size=64", "window_slices=3"])
+    plan = Plan(dataset="Blobs", channels=(channel,), labels=LABELS, slab_slices=3)
+    recipe = with_settings(paper(), ["model.size=nano", "model.image_size=64", "slab_slices=3"])
     (folder / "predictions").mkdir(parents=True)
     save_model(*make_model(recipe, plan, "none"), folder)
     remember_data(folder, data)

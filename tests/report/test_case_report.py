@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.inference.auxiliary import Auxiliary, WindowPositions
+from sam2_3dmed.inference.auxiliary import Auxiliary, SlabPositions
 from sam2_3dmed.report.case_report import (
     CaseReport,
     Surfaces,
@@ -63,7 +63,7 @@ def test_colours_end_at_the_limit() -> None:
 def test_a_case_with_everything(run: Path) -> None:
     contents = read_run(run)
     entry, plan, figures = contents.cases[2], contents.record.plan, run / "figures"
-    positions = WindowPositions((0, 1, 2), np.zeros((3, 3), dtype=np.float32))
+    positions = SlabPositions((0, 1, 2), np.zeros((3, 3), dtype=np.float32))
 
     def auxiliary(given, image: Volume) -> Auxiliary:
         assert given is entry

@@ -45,10 +45,10 @@ def test_dice_along_the_axis_keeps_its_gaps() -> None:
 TRUE = np.array([[0, 1, 2], [-1, 0, 1], [-2, -1, 0]], dtype=float)
 
 
-def test_relative_positions_of_a_reversed_window_are_put_in_order() -> None:
-    windows = [((4, 5, 6), TRUE), ((6, 5, 4), -TRUE)]
-    assert charts.position_errors(windows) == (0, pytest.approx(8 / 6))
-    figure = charts.positions_chart("t", windows)
+def test_relative_positions_of_a_reversed_slab_are_put_in_order() -> None:
+    slabs = [((4, 5, 6), TRUE), ((6, 5, 4), -TRUE)]
+    assert charts.position_errors(slabs) == (0, pytest.approx(8 / 6))
+    figure = charts.positions_chart("t", slabs)
     matrices = [axes.images[0].get_array().tolist() for axes in figure.axes[:2]]
     assert matrices == [TRUE.tolist()] * 2
     median = next(line for line in figure.axes[2].lines if line.get_label() == "median")

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 QUICK = [
     "model.size=nano",
     "model.image_size=64",
-    "window_slices=3",
+    "slab_slices=3",
     "training.epochs=4",
     "training.single_slice_fraction=0.25",
-    "training.windows_per_epoch=4",
+    "training.samples_per_epoch=4",
     "training.batch_size=2",
     "training.validate_every=2",
     "training.workers=0",
@@ -44,11 +44,11 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prepared(blobs: Path, cache_folder: Path) -> tuple:
     """The plan and the prepared cases of the balls."""
     from sam2_3dmed.data.cache import build_cache
-    from sam2_3dmed.data.catalog import read_catalog
+    from sam2_3dmed.data.dataset import read_dataset
     from sam2_3dmed.data.fingerprint import fingerprint
     from sam2_3dmed.data.plan import propose_plan
 
-    catalog = read_catalog(blobs)
+    catalog = read_dataset(blobs)
     plan = propose_plan(fingerprint(catalog))
     return plan, build_cache(catalog, plan, cache_folder)
 
@@ -57,8 +57,8 @@ def prepared(blobs: Path, cache_folder: Path) -> tuple:
 def fit_on_balls(prepared: tuple) -> Callable[..., tuple]:
     """Trains on six of the balls as a recipe says, and validates on two; gives the network and the result."""
     from sam2_3dmed.data.cache import CaseCache
-    from sam2_3dmed.first_weights import make_model
-    from sam2_3dmed.runs import make_predictor
+    from sam2_3dmed.run.build_model import make_model
+    from sam2_3dmed.run.run_folder import make_predictor
     from sam2_3dmed.training.fit import fit
     from sam2_3dmed.training.trainer import seed_everything
 
@@ -74,25 +74,25 @@ def fit_on_balls(prepared: tuple) -> Callable[..., tuple]:
 
 
 SHORT = [
-    "window_slices=2",
+    "slab_slices=2",
     "training.epochs=2",
     "training.single_slice_fraction=0.5",
-    "training.windows_per_epoch=2",
+    "training.samples_per_epoch=2",
     "training.batch_size=1",
 ]
 
 
 @pytest.fixture(scope="session")
 def short(quick: Callable[..., RunConfig]) -> Callable[..., RunConfig]:
-    """An epoch of single slices and one of windows, two steps each; more settings as arguments."""
+    """An epoch of single slices and one of slabs, two steps each; more settings as arguments."""
     return lambda *settings: quick(*SHORT, *settings)
 
 
 _SERVER = """
 import json, os, sys
 import transformers.models.sam2.modeling_sam2
-import sam2_3dmed.train
-from sam2_3dmed.cli import main
+import sam2_3dmed.run.train
+from sam2_3dmed.cli.main import main
 for line in sys.stdin:
     order = json.loads(line)
     child = os.fork()
@@ -137,7 +137,7 @@ def make_module() -> Callable[..., "TrainingModule"]:
     from sam2_3dmed.inference.passes import PassOptions
     from sam2_3dmed.inference.predictor import Predictor
     from sam2_3dmed.model.build import build_network
-    from sam2_3dmed.training.division import Division
+    from sam2_3dmed.training.batch_sharding import Division
     from sam2_3dmed.training.losses import TotalLoss
     from sam2_3dmed.training.module import TrainingModule
     from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
@@ -153,7 +153,7 @@ def make_module() -> Callable[..., "TrainingModule"]:
             predictor=Predictor(network, preprocessing=preprocessing, labels={1: "organ"}, passes=PassOptions(3)),
             validation=[],
             config=scratch().training.model_copy(update=changes),
-            division=Division(windows_per_epoch=5, batch_size=1),
+            division=Division(samples_per_epoch=5, batch_size=1),
         )
 
     return make

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from sam2_3dmed.config import scratch, with_settings
-from sam2_3dmed.records import RunRecord
-from sam2_3dmed.runs import read_weights
-from sam2_3dmed.train import TrainRequest, train_run
+from sam2_3dmed.run.run_config import RunRecord
+from sam2_3dmed.run.run_folder import read_weights
+from sam2_3dmed.run.train import TrainRequest, train_run
 from sam2_3dmed.training.checkpoints import is_whole, saved_states, step_of
 
 STEPS = 3
@@ -23,10 +23,10 @@ STEPS = 3
 SETTINGS = [
     "model.size=nano",
     "model.image_size=64",
-    "window_slices=2",
+    "slab_slices=2",
     "training.epochs=3",
     "training.single_slice_fraction=0.34",  # one epoch of single slices
-    f"training.windows_per_epoch={STEPS}",
+    f"training.samples_per_epoch={STEPS}",
     "training.batch_size=1",
     "training.validate_every=2",
     "training.weight_average=0.9",
@@ -79,7 +79,7 @@ def last_line(folder: Path) -> str:
 @pytest.mark.parametrize(
     "settings",
     [(), ("model.train_encoder=false", "feature_cache.views=2", "feature_cache.refresh=2")],
-    ids=["fresh windows", "views"],
+    ids=["fresh slabs", "views"],
 )
 def test_killed_twice_it_equals_an_uninterrupted_run(
     settings: tuple[str, ...], blobs: Path, root: Path, command_line: CommandLine
@@ -95,7 +95,7 @@ def test_killed_twice_it_equals_an_uninterrupted_run(
     status, _ = command_line("train", blobs, "--out", folder, "--resume", before=killed(STEPS + 2, "SIGKILL"))
     assert status == -9
     assert steps(folder) == [STEPS + 2, STEPS + 1]
-    # The rest with windows drawn in another process, which must begin in the right epoch and at the right place.
+    # The rest with slabs drawn in another process, which must begin in the right epoch and at the right place.
     record = RunRecord.read(folder)
     training = record.recipe.training.model_copy(update={"workers": 1})
     record.model_copy(update={"recipe": record.recipe.model_copy(update={"training": training})}).write(folder)
@@ -124,7 +124,7 @@ def test_sigterm_while_validating(blobs: Path, root: Path, command_line: Command
 
 @pytest.mark.long
 def test_a_signal_to_all_processes_of_a_job(blobs: Path, root: Path) -> None:
-    """As SLURM sends it: the processes that draw windows get it, too, and die of it."""
+    """As SLURM sends it: the processes that draw slabs get it, too, and die of it."""
     folder = root / "job"
     command = [sys.executable, "-m", "sam2_3dmed", *anew(blobs, folder, EVERY_STEP, "training.workers=1")]
     with subprocess.Popen(map(str, command), stderr=subprocess.PIPE, text=True, start_new_session=True) as process:

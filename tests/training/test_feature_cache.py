@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from sam2_3dmed.config import AugmentationConfig, FeatureCacheConfig, TrainingConfig
-from sam2_3dmed.data.augment import WindowAugmentation
+from sam2_3dmed.data.augment import SlabAugmentation
 from sam2_3dmed.data.cache import CachedCase, CaseCache
+from sam2_3dmed.data.slabs import SampleKey, SlabDataset, ViewSlabs, collate
 from sam2_3dmed.data.views import View, ViewDataset
-from sam2_3dmed.data.windows import ViewWindows, WindowDataset, WindowKey, collate
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
@@ -50,32 +50,32 @@ def cases(tmp_path: Path) -> CaseCache:
 
 
 def build_views(cases: CaseCache, *, refresh: int | None = None, seed: int = 0, **augmentation: float) -> ViewDataset:
-    windows = WindowDataset(
+    slabs = SlabDataset(
         cases,
-        window_slices=3,
-        augmentation=WindowAugmentation(AugmentationConfig(**augmentation), SIZE),
+        slab_slices=3,
+        augmentation=SlabAugmentation(AugmentationConfig(**augmentation), SIZE),
         foreground_fraction=0,
         seed=seed,
     )
-    return ViewDataset(windows, num_views=2, refresh=refresh)
+    return ViewDataset(slabs, num_views=2, refresh=refresh)
 
 
 def build_cache_of(network: SAM2For3dMed, views: ViewDataset, own: Path, **options: object) -> FeatureCache:
     return FeatureCache(network.encoder, views, FeatureCacheConfig(views=2, **options), own)
 
 
-def batch_of(views: ViewDataset, count: int = 2, epoch: int = 0) -> ViewWindows:
-    (batch,) = collate([views[WindowKey(epoch, number)] for number in range(count)])
+def batch_of(views: ViewDataset, count: int = 2, epoch: int = 0) -> ViewSlabs:
+    (batch,) = collate([views[SampleKey(epoch, number)] for number in range(count)])
     return batch
 
 
-def pixels(views: ViewDataset, batch: ViewWindows) -> Tensor:
+def pixels(views: ViewDataset, batch: ViewSlabs) -> Tensor:
     """(B, D, C, H, W), what a network without a cache would be given."""
     rows = zip(batch.views.tolist(), batch.positions.tolist(), strict=True)
     return torch.stack([torch.stack([views.slice(View(*view), i) for i in indices]) for view, indices in rows])
 
 
-def gradients(network: SAM2For3dMed, batch: ViewWindows, predict: Callable[[], object]) -> dict[str, Tensor]:
+def gradients(network: SAM2For3dMed, batch: ViewSlabs, predict: Callable[[], object]) -> dict[str, Tensor]:
     network.zero_grad()
     loss = TotalLoss(segmentation="dice_bce", lambda_srpp=0.01, lambda_boundary=0.1)
     loss(predict(), class_masks(batch.labels, 1), batch.positions).total.backward()
@@ -100,7 +100,7 @@ class TestGradients:
         batch = batch.single_slices() if single else batch
         features = build_cache_of(network, views, tmp_path / "features", dtype=dtype)
         expected = gradients(network, batch, lambda: network(pixels(views, batch)))
-        found = gradients(network, batch, lambda: network.decode_compact(features(batch)))
+        found = gradients(network, batch, lambda: network.decode_pre_fpn(features(batch)))
         assert "segmentation.mask_decoder.conv_s0.weight" in found
         assert "boundary.decoder.mask_decoder.conv_s1.bias" in found
         assert not any(name.startswith("encoder.") for name in found)
@@ -114,7 +114,7 @@ class TestGradients:
         views = build_views(cases)
         batch = batch_of(views)
         features = build_cache_of(network, views, tmp_path / "features")
-        first, second = (gradients(network, batch, lambda: network.decode_compact(features(batch))) for _ in range(2))
+        first, second = (gradients(network, batch, lambda: network.decode_pre_fpn(features(batch))) for _ in range(2))
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert features._num_made < features._num_asked
 
@@ -166,7 +166,7 @@ class TestKeeping:
         features = build_cache_of(network, views, folder, budget_gb=gigabytes)
         for epoch in range(3):
             for number in range(9):
-                features(collate([views[WindowKey(epoch, number)]])[0])
+                features(collate([views[SampleKey(epoch, number)]])[0])
             kept = 2 * 2 * DEPTH  # at most: views, cases, slices
             assert features._bytes_in_memory <= kept * PER_SLICE * 2
             assert len([file for file in folder.rglob("*") if file.is_file()]) <= kept
@@ -260,13 +260,13 @@ def test_what_fp16_cannot_hold(network: SAM2For3dMed, cases: CaseCache, tmp_path
 def test_what_to_expect_is_said(
     network: SAM2For3dMed, cases: CaseCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """14 slices, two views: 28 to compute. 7 epochs of 2 windows of 3 slices: 42 drawn; of 20 windows: 420."""
+    """14 slices, two views: 28 to compute. 7 epochs of 2 slabs of 3 slices: 42 drawn; of 20 slabs: 420."""
     features = build_cache_of(network, build_views(cases), tmp_path)
     with caplog.at_level(logging.INFO):
         features.describe(TrainingConfig(epochs=7))
         assert "seen about 1.5 times, so the encoder computes 52%" in caplog.text
         assert "saves little" in caplog.text
         caplog.clear()
-        features.describe(TrainingConfig(epochs=7, windows_per_epoch=20))
+        features.describe(TrainingConfig(epochs=7, samples_per_epoch=20))
         assert "seen about 15.0 times, so the encoder computes 7%" in caplog.text
         assert "saves little" not in caplog.text

@@ -9,13 +9,13 @@ import torch
 
 from sam2_3dmed.config import RunConfig
 from sam2_3dmed.data.cache import CaseCache, build_cache
-from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.fingerprint import fingerprint
 from sam2_3dmed.data.plan import propose_plan
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.first_weights import make_model
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.runs import make_predictor
+from sam2_3dmed.run.build_model import make_model
+from sam2_3dmed.run.run_folder import make_predictor
 from sam2_3dmed.training.fit import fit
 from sam2_3dmed.training.module import TrainingModule
 from sam2_3dmed.training.trainer import seed_everything
@@ -27,7 +27,7 @@ Quick = Callable[..., RunConfig]
 
 @pytest.fixture(scope="module")
 def prepared(blobs: Path, cache_folder: Path) -> tuple:
-    catalog = read_catalog(blobs)
+    catalog = read_dataset(blobs)
     plan = propose_plan(fingerprint(catalog))
     return plan, build_cache(catalog, plan, cache_folder)
 

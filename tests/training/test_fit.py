@@ -12,9 +12,9 @@ import torch
 
 from sam2_3dmed.config import RunConfig
 from sam2_3dmed.evaluation.metrics import dice
-from sam2_3dmed.first_weights import make_model
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.runs import make_predictor
+from sam2_3dmed.run.build_model import make_model
+from sam2_3dmed.run.run_folder import make_predictor
 from sam2_3dmed.training.checkpoints import best_state, saved_states, step_of
 from sam2_3dmed.training.module import TrainingModule
 from sam2_3dmed.training.trainer import seed_everything
@@ -48,7 +48,7 @@ def test_a_run_that_ends_early_is_resumed_exactly(
     settings = ("training.epochs=50", "training.single_slice_fraction=0", "training.warmup_fraction=0")
     config = short(
         *settings,
-        "training.windows_per_epoch=1",
+        "training.samples_per_epoch=1",
         "training.validate_every=1",
         "training.patience=1",
         "training.cooldown=1",
@@ -57,7 +57,7 @@ def test_a_run_that_ends_early_is_resumed_exactly(
     assert (whole.epochs, whole.steps) == (4, 4)
     curve = rows(tmp_path / "straight")
     rates = [float(row["learning_rate"]) for row in curve]
-    assert rates[1] > 0.99 * config.training.learning_rate * config.training.window_rate  # as of 50 epochs
+    assert rates[1] > 0.99 * config.training.learning_rate * config.training.slab_rate  # as of 50 epochs
     assert rates[3] == pytest.approx(0.55 * rates[2], rel=1e-3)  # halfway down to a tenth
 
     def power_cut(self: TrainingModule) -> None:
@@ -114,7 +114,7 @@ def test_what_a_run_leaves(straight: tuple) -> None:
 
 @pytest.mark.long
 def test_it_learns_and_keeps_the_best(fit_on_balls: Fit, quick: Quick, tmp_path: Path) -> None:
-    config = quick("training.epochs=8", "training.windows_per_epoch=24", "training.batch_size=4")
+    config = quick("training.epochs=8", "training.samples_per_epoch=24", "training.batch_size=4")
     _, result = fit_on_balls(config, tmp_path)
     curve = rows(tmp_path)
     assert float(curve[-1]["train/total"]) < 0.7 * float(curve[0]["train/total"])
@@ -139,7 +139,7 @@ def test_a_frozen_encoder_does_not_move(prepared: tuple, fit_on_balls: Fit, shor
 def test_early_stopping(fit_on_balls: Fit, short: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, as the paper does it; two validations without a better one end it."""
     monkeypatch.setattr("sam2_3dmed.training.run_module.dice", lambda *masks: 0.5)
-    settings = ("training.epochs=50", "training.single_slice_fraction=0", "training.windows_per_epoch=1")
+    settings = ("training.epochs=50", "training.single_slice_fraction=0", "training.samples_per_epoch=1")
     config = short(*settings, "training.validate_every=1", "training.patience=2")
     _, result = fit_on_balls(config, tmp_path)
     assert result.epochs == 3

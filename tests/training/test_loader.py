@@ -8,27 +8,27 @@ import torch
 
 from sam2_3dmed.config import RunConfig
 from sam2_3dmed.data.cache import CaseCache, build_cache
-from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.fingerprint import fingerprint
 from sam2_3dmed.data.plan import propose_plan
-from sam2_3dmed.data.windows import ViewWindows
-from sam2_3dmed.training.loader import case_loader, window_loader
-from sam2_3dmed.training.parallel import Team
+from sam2_3dmed.data.slabs import ViewSlabs
+from sam2_3dmed.training.distributed import DistributedContext
+from sam2_3dmed.training.loader import case_loader, slab_loader
 
 
 @pytest.fixture(scope="module")
 def cases(blobs: Path, cache_folder: Path) -> CaseCache:
-    catalog = read_catalog(blobs)
+    catalog = read_dataset(blobs)
     return build_cache(catalog, propose_plan(fingerprint(catalog)), cache_folder)
 
 
 def epoch(cases: CaseCache, config: RunConfig, number: int) -> list[torch.Tensor]:
-    loader = window_loader(cases, config, window_slices=3, image_size=64, team=Team())
+    loader = slab_loader(cases, config, slab_slices=3, image_size=64, team=DistributedContext())
     loader.batch_sampler.set_epoch(number)
-    return [windows.slices for batch in loader for windows in batch]
+    return [slabs.slices for batch in loader for slabs in batch]
 
 
-def test_processes_make_the_same_windows(cases: CaseCache, quick: Callable[..., RunConfig]) -> None:
+def test_processes_make_the_same_slabs(cases: CaseCache, quick: Callable[..., RunConfig]) -> None:
     here, there = (epoch(cases, quick(f"training.workers={count}"), 0) for count in (0, 2))
     assert [tuple(slices.shape) for slices in here] == [(2, 3, 1, 64, 64)] * 2
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
@@ -36,26 +36,29 @@ def test_processes_make_the_same_windows(cases: CaseCache, quick: Callable[..., 
 
 
 def test_cases_by_number(cases: CaseCache) -> None:
-    assert list(case_loader(CaseCache(cases.cases[:3]), Team())) == [0, 1, 2]
-    assert list(case_loader(CaseCache(cases.cases[:3]), Team(devices=2, rank=1))) == [1]
+    assert list(case_loader(CaseCache(cases.cases[:3]), DistributedContext())) == [0, 1, 2]
+    assert list(case_loader(CaseCache(cases.cases[:3]), DistributedContext(devices=2, rank=1))) == [1]
 
 
 def test_processes_share_a_batch(cases: CaseCache, quick: Callable[..., RunConfig]) -> None:
-    """Two processes, two passes a step: each window once, as one process has it."""
+    """Two processes, two passes a step: each slab once, as one process has it."""
     config = quick("training.batch_size=4", "training.accumulate=2")
-    loaders = [window_loader(cases, config, window_slices=3, image_size=64, team=Team(2, rank=rank)) for rank in (0, 1)]
-    passes = [[windows.slices for batch in loader for windows in batch] for loader in loaders]
+    loaders = [
+        slab_loader(cases, config, slab_slices=3, image_size=64, team=DistributedContext(2, rank=rank))
+        for rank in (0, 1)
+    ]
+    passes = [[slabs.slices for batch in loader for slabs in batch] for loader in loaders]
     shared = torch.cat([slices for pair in zip(*passes, strict=True) for slices in pair])
     assert torch.equal(shared, torch.cat(epoch(cases, quick("training.batch_size=4"), 0)))
 
 
-def test_with_a_feature_cache_they_are_windows_of_views(cases: CaseCache, quick: Callable[..., RunConfig]) -> None:
-    config = quick("feature_cache.views=2", "feature_cache.refresh=1", "training.windows_per_epoch=8")
-    loader = window_loader(cases, config, window_slices=3, image_size=64, team=Team())
+def test_with_a_feature_cache_they_are_slabs_of_views(cases: CaseCache, quick: Callable[..., RunConfig]) -> None:
+    config = quick("feature_cache.views=2", "feature_cache.refresh=1", "training.samples_per_epoch=8")
+    loader = slab_loader(cases, config, slab_slices=3, image_size=64, team=DistributedContext())
     loader.batch_sampler.set_epoch(5)
-    batch = [windows for batch in loader for windows in batch]
-    assert all(isinstance(windows, ViewWindows) for windows in batch)
-    assert [tuple(windows.labels.shape) for windows in batch] == [(2, 3, 64, 64)] * 4
-    views = torch.cat([windows.views for windows in batch])
+    batch = [slabs for batch in loader for slabs in batch]
+    assert all(isinstance(slabs, ViewSlabs) for slabs in batch)
+    assert [tuple(slabs.labels.shape) for slabs in batch] == [(2, 3, 64, 64)] * 4
+    views = torch.cat([slabs.views for slabs in batch])
     assert set(views[:, 1].tolist()) == {0, 1}
     assert set(views[:, 2].tolist()) == {5}

@@ -99,7 +99,7 @@ def test_eq_5_balances_the_two_kinds() -> None:
 
 @pytest.mark.parametrize("normalise", NORMALISE)
 @pytest.mark.parametrize("depth_of_boundary", [0, 1])
-def test_eq_5_counts_per_sample_and_class_over_the_window(normalise: str, depth_of_boundary: int) -> None:
+def test_eq_5_counts_per_sample_and_class_over_the_slab(normalise: str, depth_of_boundary: int) -> None:
     """A batch of two and two classes is the mean of its four volumes, each weighed by its own counts."""
     torch.manual_seed(0)
     logits = torch.randn(2, 2, 2, 3, 3)
@@ -148,7 +148,7 @@ def test_dice_by_hand() -> None:
     assert value(dice_loss(logits, volume(1, 0))) == pytest.approx(1 - 2.6 / 3.2, rel=1e-5)
 
 
-def test_dice_counts_each_sample_and_class_over_the_whole_window() -> None:
+def test_dice_counts_each_sample_and_class_over_the_whole_slab() -> None:
     """(B, K) = (1, 2), D = 2: class 1 perfect, class 2 missed whole, its four voxels in both slices."""
     logits = torch.full((1, 2, 2, 1, 2), 100.0)
     logits[:, 1] = -100

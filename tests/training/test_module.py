@@ -1,16 +1,16 @@
-"""That a batch of unequal windows weighs every window alike; single slices, then windows; who gets boxes."""
+"""That a batch of unequal slabs weighs every slab alike; single slices, then slabs; who gets boxes."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from sam2_3dmed.data.windows import Windows, collate
-from sam2_3dmed.model.boxes import boxes_around
+from sam2_3dmed.data.slabs import Slabs, collate
+from sam2_3dmed.model.prompts import boxes_around
 from sam2_3dmed.training.module import TrainingModule
 
 MakeModule = Callable[..., TrainingModule]
-FOUR_EPOCHS = {"epochs": 4, "window_rate": 1}
+FOUR_EPOCHS = {"epochs": 4, "slab_rate": 1}
 
 
 @pytest.fixture(scope="module")
@@ -18,19 +18,19 @@ def module(make_module: MakeModule) -> TrainingModule:
     return make_module(**FOUR_EPOCHS, single_slice_fraction=0)
 
 
-def window(depth: int, seed: int) -> Windows:
+def slab(depth: int, seed: int) -> Slabs:
     generator = torch.Generator().manual_seed(seed)
     slices = torch.rand(1, depth, 1, 64, 64, generator=generator)
-    return Windows(slices, (slices[:, :, 0] > 0.5).int(), torch.arange(depth).unsqueeze(0))
+    return Slabs(slices, (slices[:, :, 0] > 0.5).int(), torch.arange(depth).unsqueeze(0))
 
 
-def test_windows_of_unequal_length_weigh_alike(module: TrainingModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slabs_of_unequal_length_weigh_alike(module: TrainingModule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "log", lambda *args, **options: None)
     monkeypatch.setattr(module, "optimizers", lambda: torch.optim.SGD(module.parameters(), lr=1.0))
-    windows = [window(3, 0), window(2, 1), window(3, 2)]
+    slabs = [slab(3, 0), slab(2, 1), slab(3, 2)]
     with torch.no_grad():
-        together = module.training_step(collate(windows), 0)
-        alone = [module.training_step(collate([w]), 0) for w in windows]
+        together = module.training_step(collate(slabs), 0)
+        alone = [module.training_step(collate([w]), 0) for w in slabs]
     assert together.item() == pytest.approx(sum(loss.item() for loss in alone) / 3, rel=1e-5)
 
 
@@ -40,7 +40,7 @@ def learn(module: TrainingModule, monkeypatch: pytest.MonkeyPatch, step: int) ->
     monkeypatch.setattr(module, "optimizers", lambda: torch.optim.SGD(module.parameters(), lr=1.0))
     monkeypatch.setattr(TrainingModule, "global_step", step)
     module.zero_grad()
-    loss = module.training_step(collate([window(3, 0)]), 0)
+    loss = module.training_step(collate([slab(3, 0)]), 0)
     loss.backward()
     return loss
 
@@ -58,12 +58,12 @@ def test_single_slices_need_no_memory(make_module: MakeModule, monkeypatch: pyte
     network = module.network
     for part in (network.encoder, network.segmentation.mask_decoder, network.boundary.decoder.mask_decoder):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
-    slices = window(3, 0).single_slices()
+    slices = slab(3, 0).single_slices()
     assert [tuple(part.shape) for part in slices] == [(3, 1, 1, 64, 64), (3, 1, 64, 64), (3, 1)]
     assert loss.item() == pytest.approx(module.training_step(collate([slices]), 0).item(), rel=1e-5)
 
 
-def test_then_windows_with_their_memory(make_module: MakeModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_then_slabs_with_their_memory(make_module: MakeModule, monkeypatch: pytest.MonkeyPatch) -> None:
     module = make_module(**FOUR_EPOCHS, single_slice_fraction=0.8)
     learn(module, monkeypatch, step=15)
     assert all(grad is not None for grad in of_memory(module))
@@ -90,4 +90,4 @@ def test_boxes_are_drawn_on_every_so_many_slices(make_module: MakeModule, monkey
     learn(module, monkeypatch, step=0)
     (boxes,) = seen
     assert (~boxes[0, :, 0].isnan()).all(-1).tolist() == [True, False, True]
-    torch.testing.assert_close(boxes[0, 2, 0], boxes_around(window(3, 0).labels[0, 2], [1])[0])
+    torch.testing.assert_close(boxes[0, 2, 0], boxes_around(slab(3, 0).labels[0, 2], [1])[0])

@@ -34,20 +34,20 @@ def test_another_shape_of_the_fall() -> None:
     linear = make_schedule(
         make_optimizer(nn.Linear(1, 1), config), config, 0, 10, falling=lambda progress: 1 - progress
     )
-    assert linear.lr_lambdas[0](5) == pytest.approx(config.window_rate * (0.1 + 0.9 * 0.5))
+    assert linear.lr_lambdas[0](5) == pytest.approx(config.slab_rate * (0.1 + 0.9 * 0.5))
 
 
 def test_each_part_of_the_run_has_its_own_schedule() -> None:
-    config = scratch().training.model_copy(update={"window_rate": 0.25})
+    config = scratch().training.model_copy(update={"slab_rate": 0.25})
     schedule = make_schedule(make_optimizer(nn.Linear(1, 1), config), config, 15, 5)
     (rate,) = schedule.lr_lambdas
     assert [rate(step) for step in range(15)] == [learning_rate_factor(step, 15, 0.05, 0.1) for step in range(15)]
-    windows = [0.25 * learning_rate_factor(step, 5, 0.05, 0.1) for step in range(5)]
-    assert [rate(15 + step) for step in range(5)] == windows
+    slabs = [0.25 * learning_rate_factor(step, 5, 0.05, 0.1) for step in range(5)]
+    assert [rate(15 + step) for step in range(5)] == slabs
 
 
 def test_a_cooldown_goes_from_the_rate_as_it_is_to_the_final_one() -> None:
-    config = scratch().training.model_copy(update={"window_rate": 0.25})
+    config = scratch().training.model_copy(update={"slab_rate": 0.25})
     cooldown = Cooldown()
     schedule = make_schedule(make_optimizer(nn.Linear(1, 1), config), config, 15, 100, cooldown)
     (rate,) = schedule.lr_lambdas
@@ -90,7 +90,7 @@ def test_every_rate_follows_the_schedule() -> None:
         optimizer.step()
         schedule.step()
     full, encoder = (group["lr"] for group in optimizer.param_groups)
-    assert full == pytest.approx(config.learning_rate * config.window_rate * learning_rate_factor(5, 10, 0.0, 0.1))
+    assert full == pytest.approx(config.learning_rate * config.slab_rate * learning_rate_factor(5, 10, 0.0, 0.1))
     assert encoder == pytest.approx(0.1 * full)
 
 

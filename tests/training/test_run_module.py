@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sam2_3dmed.config import scratch
-from sam2_3dmed.training.division import Division
+from sam2_3dmed.training.batch_sharding import Division
 from sam2_3dmed.training.run_module import MONITORED, RunModule
 
 
@@ -41,7 +41,7 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Guess:
         class_names=["a", "b"],
         validation=[case, case],
         config=scratch().training,
-        division=Division(windows_per_epoch=5, batch_size=2),
+        division=Division(samples_per_epoch=5, batch_size=2),
     )
     half = truth.copy()
     half[2, 0, 2:] = 0

@@ -1,4 +1,4 @@
-"""What the losses aim at: classes apart, boundaries by hand, positions along the body in any window and direction."""
+"""What the losses aim at: classes apart, boundaries by hand, positions along the body in any slab and direction."""
 
 import torch
 from hypothesis import given
@@ -72,7 +72,7 @@ def test_relative_positions_by_hand() -> None:
     shift=st.integers(-11, 11),
     reverse=st.tuples(st.booleans(), st.booleans()),
 )
-def test_two_slices_have_the_same_target_in_any_window_and_direction(
+def test_two_slices_have_the_same_target_in_any_slab_and_direction(
     start: int, depth: int, shift: int, reverse: tuple[bool, bool]
 ) -> None:
     def pairs(first: int, backwards: bool) -> dict[tuple[int, int], float]:
@@ -86,6 +86,6 @@ def test_two_slices_have_the_same_target_in_any_window_and_direction(
 
 
 @given(depth=st.integers(1, 12), start=st.integers(0, 50))
-def test_a_reversed_window_has_the_forward_matrix_reversed_in_both_axes(depth: int, start: int) -> None:
+def test_a_reversed_slab_has_the_forward_matrix_reversed_in_both_axes(depth: int, start: int) -> None:
     positions = torch.arange(start, start + depth).unsqueeze(0)
     assert torch.equal(relative_positions(positions.flip(1)), relative_positions(positions).flip(1, 2))

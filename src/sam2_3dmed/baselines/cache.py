@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.atomic import replacing
 from sam2_3dmed.baselines.plan import Grid, resampled_shape
 from sam2_3dmed.baselines.resample import resample_image, resample_labels, thick_axis
 from sam2_3dmed.baselines.spec import PatchSpec
 from sam2_3dmed.data.cache import CachedCase
-from sam2_3dmed.data.catalog import Catalog
+from sam2_3dmed.data.dataset import MedicalDataset
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.pool import Progress, map_cases
+from sam2_3dmed.processes.atomic import replacing
+from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.nifti import read_affine
 from sam2_3dmed.volume.slices import SlicingAxis, slice_spacing_mm
 from sam2_3dmed.volume.volume import Volume
@@ -50,7 +50,7 @@ class GriddedCase:
         return Grid((d, h, w), self.spacing_mm)
 
 
-def with_grids(cases: Iterable[CachedCase], catalog: Catalog, axis: SlicingAxis) -> list[GriddedCase]:
+def with_grids(cases: Iterable[CachedCase], catalog: MedicalDataset, axis: SlicingAxis) -> list[GriddedCase]:
     """The cases with the spacing that their files' headers tell.
 
     Raises: VolumeError if one cannot be read.

@@ -20,11 +20,11 @@ from sam2_3dmed.baselines.recipe import PatchConfig, PatchTrainingConfig
 from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.data.cache import CaseCache
-from sam2_3dmed.training.division import Division
+from sam2_3dmed.training.batch_sharding import Division
+from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.fit import FitResult, fit_module
 from sam2_3dmed.training.loader import epoch_loader
 from sam2_3dmed.training.optimizer import falling_cosine, make_optimizer, make_schedule
-from sam2_3dmed.training.parallel import Team
 from sam2_3dmed.training.run_module import RunModule
 
 
@@ -41,7 +41,7 @@ class PatchModule(RunModule):
         validation: Sequence[GriddedCase],
         config: PatchTrainingConfig,
         division: Division,
-        team: Team,
+        team: DistributedContext,
     ) -> None:
         super().__init__(
             predictor.network,
@@ -110,7 +110,7 @@ def fit_patches(
     config: PatchConfig,
     folder: Path,
     resume: bool,
-    team: Team,
+    team: DistributedContext,
 ) -> FitResult:
     """Train the predictor's network and leave the best weights in it; see `training.fit.fit`."""
     spec = predictor.spec

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from sam2_3dmed.baselines.cache import PatchCase
 from sam2_3dmed.baselines.plan import ANISOTROPIC, Spacing, Three
 from sam2_3dmed.baselines.recipe import PatchAugmentationConfig
-from sam2_3dmed.data.windows import WindowKey
+from sam2_3dmed.data.slabs import SampleKey
 
 _MARGIN = 1.2
 """How much larger what is rotated is cut, so that little of the patch comes from beyond."""
@@ -56,7 +56,7 @@ class PatchDataset(Dataset[Patches]):
         self._cases_with = {k: [case for case in self.cases if case.counts.get(k)] for k in classes}
         self._intensity: Any = None
 
-    def __getitem__(self, key: WindowKey) -> Patches:
+    def __getitem__(self, key: SampleKey) -> Patches:
         """One patch, as a batch of one."""
         rng = np.random.default_rng([self.seed, *key])
         case, centre = self.draw(key, rng)
@@ -66,7 +66,7 @@ class PatchDataset(Dataset[Patches]):
         seed = int(rng.integers(2**31))
         return Patches(*self._augmented(image.astype(np.float32), label.astype(np.float32), moved, seed, rng))
 
-    def draw(self, key: WindowKey, rng: np.random.Generator) -> tuple[PatchCase, list[int]]:
+    def draw(self, key: SampleKey, rng: np.random.Generator) -> tuple[PatchCase, list[int]]:
         """The case of a patch, and the voxel in its middle."""
         if self._cases_with and rng.random() < self.foreground_fraction:
             k = list(self._cases_with)[rng.integers(len(self._cases_with))]

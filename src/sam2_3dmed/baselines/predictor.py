@@ -20,11 +20,11 @@ from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.config import InferenceConfig, Plan
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.auxiliary import Auxiliary
-from sam2_3dmed.inference.decision import decide
+from sam2_3dmed.inference.interface import refuse_boxes
+from sam2_3dmed.inference.logits_to_mask import argmax_mask
 from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.predictor import empty_like
 from sam2_3dmed.inference.probabilities import writing_probabilities
-from sam2_3dmed.inference.segmenter import refuse_boxes
 from sam2_3dmed.volume.slices import slice_spacing_mm, volume_to_slices
 from sam2_3dmed.volume.volume import Volume
 
@@ -69,7 +69,7 @@ class PatchPredictor:
         files = writing_probabilities(probabilities, self.labels, volume, axis) if probabilities else nullcontext()
         with files as writer:
             for index, logits in self._slice_logits(image, slice_spacing_mm(volume, axis)):
-                values[index] = decide(logits, height, width, tuple(self.labels)).cpu().numpy()
+                values[index] = argmax_mask(logits, height, width, tuple(self.labels)).cpu().numpy()
                 if writer is not None:
                     writer.add(index, _log_odds(logits) if self._background else logits)
         self.post.apply(mask, self.labels)
@@ -89,7 +89,7 @@ class PatchPredictor:
         height, width = image.shape[-2:]
         classes = np.empty((len(image), height, width), dtype=np.min_scalar_type(len(self.labels)))
         for index, logits in self._slice_logits(image, spacing_mm):
-            classes[index] = decide(logits, height, width).cpu().numpy()
+            classes[index] = argmax_mask(logits, height, width).cpu().numpy()
         return classes
 
     def num_windows(self, shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> int:
@@ -103,8 +103,8 @@ class PatchPredictor:
     def _slice_logits(self, image: NDArray[np.floating], spacing_mm: tuple[float, ...]) -> Iterator[tuple[int, Tensor]]:
         """For each slice of the volume its logits relative to the background's, (K, h, w), on the common grid in plane.
 
-        Between slices they are interpolated linearly, as `decide` does in plane: so nothing of K channels is as large
-        as the volume on its own grid.
+        Between slices they are interpolated linearly, as `argmax_mask` does in plane: so nothing of K channels is as
+        large as the volume on its own grid.
         """
         depth, (d, h, w) = len(image), resampled_shape((len(image), *image.shape[2:]), spacing_mm, self.spec.spacing_mm)
         thick = thick_axis(spacing_mm, self.spec.spacing_mm)

@@ -10,7 +10,7 @@ from sam2_3dmed.config import InferenceConfig, SplitConfig, TrainingConfig, with
 
 # Of our own method; for anything that learns from patches they would be options without effect.
 _NOT_FOR_PATCHES = (
-    *("single_slice_fraction", "window_rate", "checkpointing", "encoder_slices", "encoder_rate"),
+    *("single_slice_fraction", "slab_rate", "checkpointing", "encoder_slices", "encoder_rate"),
     "layer_decay",
 )
 _NOT_FOR_PATCHES_IN_INFERENCE = ("mode", "direction", "shifts")
@@ -114,7 +114,7 @@ class PatchConfig(_Frozen):
 
 _NNUNET: Mapping[str, Any] = {
     "epochs": 1000,
-    "windows_per_epoch": 500,
+    "samples_per_epoch": 500,
     "batch_size": 2,
     "optimizer": "sgd",
     "learning_rate": 1e-2,

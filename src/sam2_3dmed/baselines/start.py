@@ -19,10 +19,10 @@ from sam2_3dmed.baselines.recipe import PatchConfig
 from sam2_3dmed.baselines.spec import PatchSpec
 from sam2_3dmed.config import Plan
 from sam2_3dmed.data.cache import CaseCache
-from sam2_3dmed.data.catalog import Catalog
-from sam2_3dmed.pool import Progress
+from sam2_3dmed.data.dataset import MedicalDataset
+from sam2_3dmed.processes.map_cases import Progress
+from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.fit import FitResult
-from sam2_3dmed.training.parallel import Team
 from sam2_3dmed.training.trainer import seed_everything, use_bf16
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class PatchRun:
     training: Sequence[PatchCase]
     validation: Sequence[GriddedCase]
 
-    def fit(self, folder: Path, *, resume: bool, team: Team) -> FitResult:
+    def fit(self, folder: Path, *, resume: bool, team: DistributedContext) -> FitResult:
         """See `training.fit.fit`."""
         return fit_patches(
             self.predictor,
@@ -54,7 +54,7 @@ class PatchRun:
 def begin(
     config: PatchConfig,
     plan: Plan,
-    catalog: Catalog,
+    catalog: MedicalDataset,
     *,
     training: CaseCache,
     validation: CaseCache,

@@ -1,6 +1,6 @@
 """What a run is told: frozen models with every option, checked where they are made.
 
-A `Plan` says what the data set dictates (axis, intensities, classes, window); a `RunConfig` says what we choose (model,
+A `Plan` says what the data set dictates (axis, intensities, classes, slab); a `RunConfig` says what we choose (model,
 loss, training). Presets are functions; an ablation changes one thing of a preset, an addition goes beyond the paper.
 """
 
@@ -8,7 +8,7 @@ from sam2_3dmed.config.parsing import parse, read_yaml
 from sam2_3dmed.config.presets import (
     ABLATIONS,
     ADDITIONS,
-    OPPONENTS,
+    BASELINES,
     PRESETS,
     auto,
     paper,
@@ -32,7 +32,7 @@ from sam2_3dmed.config.schema import (
 __all__ = [
     "ABLATIONS",
     "ADDITIONS",
-    "OPPONENTS",
+    "BASELINES",
     "PRESETS",
     "AugmentationConfig",
     "ChannelPlan",

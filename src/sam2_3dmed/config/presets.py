@@ -20,7 +20,7 @@ def _change(config: RunConfig, section: str, **values: Any) -> RunConfig:
 
 
 def paper() -> RunConfig:
-    """The recipe of the paper's appendix B, as printed (D comes from the plan or `window_slices`)."""
+    """The recipe of the paper's appendix B, as printed (D comes from the plan or `slab_slices`)."""
     return RunConfig()
 
 
@@ -31,9 +31,9 @@ ABLATIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "with_srpp_memory": lambda c: _change(c, "model", srpp_memory=True),
     "without_boundary": lambda c: _change(c, "model", boundary=False),
     "without_boundary_fusion": lambda c: _change(c, "model", boundary_fusion=False),
-    "slices_3": lambda c: c.model_copy(update={"window_slices": 3}),
-    "slices_6": lambda c: c.model_copy(update={"window_slices": 6}),
-    "slices_12": lambda c: c.model_copy(update={"window_slices": 12}),
+    "slices_3": lambda c: c.model_copy(update={"slab_slices": 3}),
+    "slices_6": lambda c: c.model_copy(update={"slab_slices": 6}),
+    "slices_12": lambda c: c.model_copy(update={"slab_slices": 12}),
     "srpp_weight_0.03": lambda c: _change(c, "loss", lambda_srpp=0.03),
     "srpp_weight_0.05": lambda c: _change(c, "loss", lambda_srpp=0.05),
     "boundary_weight_0.3": lambda c: _change(c, "loss", lambda_boundary=0.3),
@@ -56,13 +56,13 @@ def _medsam2(config: RunConfig) -> RunConfig:
     return _change(config, "inference", mode="stream")
 
 
-OPPONENTS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
+BASELINES: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "sam2": _sam2,
     "medsam2": _medsam2,
     "medsam2_boxes": lambda c: _change(_medsam2(c), "model", box_every=2),
 }
 """The systems of the paper's Table 1 that are our network with other parts. `sam2`: SAM2, fine-tuned: no SRPP, no BD,
-and slices in one direction. `medsam2`: that with MedSAM-2's memory, and all of a volume in one stream, since a window
+and slices in one direction. `medsam2`: that with MedSAM-2's memory, and all of a volume in one stream, since a slab
 is too short to fill it. `medsam2_boxes`: that with a box from the reference on every second slice, as its authors run
 it; what it is told is half of the answer, so it is nobody's opponent without prompts."""
 
@@ -97,8 +97,8 @@ def scratch() -> RunConfig:
         "training",
         epochs=34,
         single_slice_fraction=0.75,
-        window_rate=0.25,
-        windows_per_epoch=400,
+        slab_rate=0.25,
+        samples_per_epoch=400,
         batch_size=8,
         optimizer="muon",
         learning_rate=1.8e-3,
@@ -165,7 +165,7 @@ def _read_preset(text: str, from_scratch: bool) -> RunConfig:
     name, *changes = text.split("+")
     config = _named(PRESETS, name, "preset")(from_scratch)
     for change in changes:
-        config = _named({**ABLATIONS, **ADDITIONS, **OPPONENTS}, change, "ablation or addition")(config)
+        config = _named({**ABLATIONS, **ADDITIONS, **BASELINES}, change, "ablation or addition")(config)
     return config
 
 

@@ -43,7 +43,7 @@ class Plan(_Frozen):
     channels: Annotated[tuple[ChannelPlan, ...], Field(min_length=1, max_length=3)]
     labels: Annotated[dict[int, str], Field(min_length=1)]
     slicing_axis: SlicingAxis = "axial"
-    window_slices: Annotated[int, Field(ge=1, le=64)] = 6
+    slab_slices: Annotated[int, Field(ge=1, le=64)] = 6
     nsd_tolerance_mm: Positive = 2.0
 
     @model_validator(mode="after")
@@ -119,7 +119,7 @@ class LossConfig(_Frozen):
 
 
 class AugmentationConfig(_Frozen):
-    """Appendix B; one draw for all slices of a window. Angles in degrees."""
+    """Appendix B; one draw for all slices of a slab. Angles in degrees."""
 
     horizontal_flip: Fraction = 0.5
     affine: Fraction = 1.0
@@ -136,7 +136,7 @@ class AugmentationConfig(_Frozen):
     intensity: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Contrast factor and gamma exponent uniform in 1 - intensity .. 1 + intensity; the paper has none."""
     reverse: Fraction = 0.5
-    """Chance that a window is fed in reversed order (reading 5)."""
+    """Chance that a slab is fed in reversed order (reading 5)."""
 
     @field_validator("blur_sigma")
     @classmethod
@@ -151,20 +151,20 @@ class TrainingConfig(_Frozen):
 
     epochs: Annotated[int, Field(ge=1)] = 500
     single_slice_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the epochs, rounded down, that come first and make every slice a window of its own: no memory, and all
+    """Share of the epochs, rounded down, that come first and make every slice a slab of its own: no memory, and all
     slices of a batch, drawn one by one, in one go. SAM2, too, learnt images before videos."""
-    window_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """What the learning rate is multiplied with in the epochs of windows that follow."""
-    windows_per_epoch: Annotated[int, Field(ge=1)] | None = None
-    """None: one window of every training case (reading 14)."""
+    slab_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """What the learning rate is multiplied with in the epochs of slabs that follow."""
+    samples_per_epoch: Annotated[int, Field(ge=1)] | None = None
+    """None: one slab of every training case (reading 14)."""
     batch_size: Annotated[int, Field(ge=1)] = 4
-    """Windows of a step: of all processes, in all passes."""
+    """Slabs of a step: of all processes, in all passes."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """In how many passes, one after the other, a process takes its share of a batch through the network."""
     checkpointing: bool = False
     """Keep little of each slice for the way back and compute the rest again: less memory, more time, same gradients."""
     encoder_slices: Annotated[int, Field(ge=1)] | None = None
-    """How many slices are encoded together, and decoded if they are windows of their own; none: all of a pass."""
+    """How many slices are encoded together, and decoded if they are slabs of their own; none: all of a pass."""
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
     """`muon`: Muon for the weights of linear layers and convolutions, AdamW for all else; `sgd`: Nesterov's, with
     momentum 0.99."""
@@ -199,11 +199,11 @@ class TrainingConfig(_Frozen):
     """Decay of a moving average of the weights, which is then what is validated and kept; none: no average."""
     seed: Seed = 0
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that prepare windows; none: one less than the processors, at most 8."""
+    """Processes that prepare slabs; none: one less than the processors, at most 8."""
 
     @property
     def single_slice_epochs(self) -> int:
-        """How many epochs come first that make every slice a window of its own."""
+        """How many epochs come first that make every slice a slab of its own."""
         return int(self.single_slice_fraction * self.epochs)
 
 
@@ -211,7 +211,7 @@ class FeatureCacheConfig(_Frozen):
     """Features of a frozen encoder, computed once for each augmented view of a case (docs/feature_cache.md)."""
 
     views: Annotated[int, Field(ge=0)] = 0
-    """Augmented views that a case has at a time; 0: no cache, and every window is augmented anew."""
+    """Augmented views that a case has at a time; 0: no cache, and every slab is augmented anew."""
     refresh: Annotated[int, Field(ge=1)] | None = None
     """Epochs that a view lives before another takes its place; none: all of them."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
@@ -234,13 +234,13 @@ class SplitConfig(_Frozen):
 class InferenceConfig(_Frozen):
     """How a volume is passed through the network, and what is done to its mask then."""
 
-    mode: Literal["windows", "stream"] = "windows"
-    """Overlapping windows, or one stream through the volume (reading 6)."""
+    mode: Literal["slabs", "stream"] = "slabs"
+    """Overlapping slabs, or one stream through the volume (reading 6)."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of a window that the next one repeats."""
+    """Share of a slab that the next one repeats."""
     direction: Direction = "both"
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Windows at once; none: from free memory."""
+    """Slabs at once; none: from free memory."""
     flips: bool = False
     """The mean with the mirrored slices', at twice the time."""
     shifts: bool = False
@@ -264,5 +264,5 @@ class RunConfig(_Frozen):
     feature_cache: FeatureCacheConfig = FeatureCacheConfig()
     split: SplitConfig = SplitConfig()
     inference: InferenceConfig = InferenceConfig()
-    window_slices: Annotated[int, Field(ge=1, le=64)] | None = None
+    slab_slices: Annotated[int, Field(ge=1, le=64)] | None = None
     """D; none: the plan's."""

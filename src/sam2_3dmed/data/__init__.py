@@ -1,1 +1,1 @@
-"""What a data set is: cases and splits, the fingerprint, windows, augmentation, the cache."""
+"""What a data set is: cases and splits, the fingerprint, slabs, augmentation, the cache."""

@@ -1,6 +1,6 @@
-"""The paper's augmentations (appendix B), with one draw for all slices of a window (readings 5 and 12).
+"""The paper's augmentations (appendix B), with one draw for all slices of a slab (readings 5 and 12).
 
-Everything in plane happens in one interpolation: the window is flipped, which moves no value between pixels, and then
+Everything in plane happens in one interpolation: the slab is flipped, which moves no value between pixels, and then
 sampled through the affine map straight to the network's H x W.
 """
 
@@ -29,7 +29,7 @@ def resize_labels(labels: Tensor, size: int) -> Tensor:
 
 
 class Draw(NamedTuple):
-    """One set of parameters, for all slices of a window or of a whole case."""
+    """One set of parameters, for all slices of a slab or of a whole case."""
 
     flip: bool
     affine: NDArray[np.float64] | None
@@ -43,15 +43,15 @@ class Draw(NamedTuple):
 
 
 @dataclass(frozen=True)
-class WindowAugmentation:
-    """Draws one set of parameters and applies it to every slice of a window."""
+class SlabAugmentation:
+    """Draws one set of parameters and applies it to every slice of a slab."""
 
     config: AugmentationConfig
     size: int
     """H = W in pixels after resizing."""
 
     def __call__(self, image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Augment a window and bring it to the network's size.
+        """Augment a slab and bring it to the network's size.
 
         image: (D, C, H0, W0) float32 in [0, 1]; labels: (D, H0, W0) class indices.
         Returns: (D, C, size, size) float32, in [0, 1] but for the noise, and (D, size, size).

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.atomic import replacing
 from sam2_3dmed.config import Plan
-from sam2_3dmed.data.catalog import Case, Catalog, read_case
+from sam2_3dmed.data.dataset import Case, MedicalDataset, read_case
 from sam2_3dmed.errors import DataError, VolumeError
-from sam2_3dmed.pool import Progress, map_cases
+from sam2_3dmed.processes.atomic import replacing
+from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.slices import volume_to_slices
 
 _VERSION = 1
@@ -87,7 +87,7 @@ class CaseCache:
 
 
 def build_cache(
-    catalog: Catalog,
+    catalog: MedicalDataset,
     plan: Plan,
     folder: Path | str,
     *,

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sam2_3dmed.data.catalog import Case, Catalog, read_case
+from sam2_3dmed.data.dataset import Case, MedicalDataset, read_case
 from sam2_3dmed.errors import DataError, VolumeError
-from sam2_3dmed.pool import Progress, map_cases
+from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.slices import SlicingAxis
 from sam2_3dmed.volume.volume import canonical_axes
 
@@ -86,7 +86,9 @@ class Fingerprint:
         return tuple(value for value in self.labels if value not in case.classes)
 
 
-def fingerprint(catalog: Catalog, *, workers: int | None = None, progress: Progress | None = None) -> Fingerprint:
+def fingerprint(
+    catalog: MedicalDataset, *, workers: int | None = None, progress: Progress | None = None
+) -> Fingerprint:
     """Read and check every case once.
 
     workers, progress: see `map_cases`.

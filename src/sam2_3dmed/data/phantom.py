@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.data.anatomy import paint_bowel, paint_pancreas, paint_spine, paint_trunk, paint_upper_organs
 from sam2_3dmed.data.canvas import Canvas, grain, smooth_field
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.volume.volume import Volume
 
 PHANTOM_LABELS = {1: "pancreas", 2: "tumour"}

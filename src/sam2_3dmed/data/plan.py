@@ -8,18 +8,18 @@ from typing import Any
 
 import yaml
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.config import ChannelPlan, Plan, parse, read_yaml
 from sam2_3dmed.data.fingerprint import AXES, Fingerprint, foreground_percentiles
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.volume.preprocess import choose_slicing_axis
 from sam2_3dmed.volume.slices import SlicingAxis
 
 _LOW, _HIGH = 0.5, 99.5
 _CT_NAMES = {"ct", "cta", "cbct", "cect", "ncct", "ldct"}
-# Window of D slices -> the fewest slices a structure must span to get it: the paper's 12 for organs, where
-# two windows fit into them, its 6 for short structures.
-_WINDOWS = {12: 24, 6: 6, 3: 0}
+# Slab of D slices -> the fewest slices a structure must span to get it: the paper's 12 for organs, where
+# two slabs fit into them, its 6 for short structures.
+_SLABS = {12: 24, 6: 6, 3: 0}
 # The NSD tolerance in mm that the Decathlon uses, by what its tasks segment (reading 11); 2 mm for all else.
 _TOLERANCES_MM = {"pancreas": 5.0, "spleen": 3.0, "lung": 2.0}
 
@@ -29,9 +29,9 @@ def propose_plan(fingerprint: Fingerprint, names: Sequence[str] | None = None) -
 
     Intensities: a channel whose name says CT gets fixed bounds, the 0.5 and 99.5 percentile of all foreground
     voxels; others the same percentiles of each volume (reading 9). Axis: `choose_slicing_axis` (reading 10).
-    Window: by the median number of slices that hold a class, where present, of the class that spans most: 12
+    Slab: by the median number of slices that hold a class, where present, of the class that spans most: 12
     from 24 slices on, 6 from 6 on, else 3; never more than the median volume has
-    (a shorter one gives shorter windows).
+    (a shorter one gives shorter slabs).
 
     Raises:
         DataError: a name that is not among the cases, or a CT without foreground or with a constant one.
@@ -43,7 +43,7 @@ def propose_plan(fingerprint: Fingerprint, names: Sequence[str] | None = None) -
         channels=tuple(_channel(chosen, i, name) for i, name in enumerate(chosen.channels)),
         labels=fingerprint.labels,
         slicing_axis=axis,
-        window_slices=_window(chosen, axis),
+        slab_slices=_slab(chosen, axis),
         nsd_tolerance_mm=_tolerance_mm(fingerprint),
     )
 
@@ -65,14 +65,14 @@ def _tolerance_mm(fingerprint: Fingerprint) -> float:
     return next((mm for organ, mm in _TOLERANCES_MM.items() if organ in words), 2.0)
 
 
-def _window(fingerprint: Fingerprint, axis: SlicingAxis) -> int:
+def _slab(fingerprint: Fingerprint, axis: SlicingAxis) -> int:
     along = AXES.index(axis)
     spans = [
         median([case.classes[value].num_slices[along] for case in fingerprint.cases if value in case.classes] or [0])
         for value in fingerprint.labels
     ]
-    window = next(slices for slices, fewest in _WINDOWS.items() if max(spans) >= fewest)
-    return min(window, int(median(case.num_slices(axis) for case in fingerprint.cases)))
+    slab = next(slices for slices, fewest in _SLABS.items() if max(spans) >= fewest)
+    return min(slab, int(median(case.num_slices(axis) for case in fingerprint.cases)))
 
 
 def plan_yaml(plan: Plan) -> str:
@@ -87,7 +87,7 @@ def plan_yaml(plan: Plan) -> str:
         channels=channels,
         labels="\n".join(f"  {value}: {_scalar(name)}" for value, name in plan.labels.items()),
         slicing_axis=plan.slicing_axis,
-        window_slices=plan.window_slices,
+        slab_slices=plan.slab_slices,
         nsd_tolerance_mm=_scalar(plan.nsd_tolerance_mm),
     )
 
@@ -137,7 +137,7 @@ labels:
 slicing_axis: {slicing_axis}
 
 # D, how many neighbouring slices the network sees at once. The paper: 12 for organs, 6 for lung tumours.
-window_slices: {window_slices}
+slab_slices: {slab_slices}
 
 # The distance in mm below which two surfaces agree, for the surface Dice (NSD) in the evaluation.
 nsd_tolerance_mm: {nsd_tolerance_mm}

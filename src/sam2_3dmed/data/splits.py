@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.config import SplitConfig
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.processes.atomic import write_text
 
 _PARTS = ("train", "validation", "test")
 

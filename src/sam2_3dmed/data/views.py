@@ -1,6 +1,6 @@
 """Augmented views: a training case as one set of drawn parameters shows it, which stays for many epochs.
 
-What is computed of a view can be kept, unlike what is computed of windows that are augmented anew each time; see
+What is computed of a view can be kept, unlike what is computed of slabs that are augmented anew each time; see
 docs/feature_cache.md.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sam2_3dmed.data.augment import Draw
-from sam2_3dmed.data.windows import ViewWindows, WindowDataset, WindowKey
+from sam2_3dmed.data.slabs import SampleKey, SlabDataset, ViewSlabs
 
 
 class View(NamedTuple):
@@ -27,28 +27,28 @@ class View(NamedTuple):
     """How many views that slot has had before."""
 
 
-class ViewDataset(Dataset[ViewWindows]):
-    """The windows of `WindowDataset`, each in one of its case's views instead of an augmentation of its own.
+class ViewDataset(Dataset[ViewSlabs]):
+    """The slabs of `SlabDataset`, each in one of its case's views instead of an augmentation of its own.
 
-    Case, slices and direction are drawn as ever, in epochs of single slices too. The same key gives the same window in
+    Case, slices and direction are drawn as ever, in epochs of single slices too. The same key gives the same slab in
     any process.
     num_views: of a case at a time. refresh: epochs that a view lives, none for all of them; the slots take turns.
     """
 
-    def __init__(self, windows: WindowDataset, *, num_views: int, refresh: int | None) -> None:
-        self.cases = windows.cases
-        self.window_slices = windows.window_slices
-        self.augmentation = windows.augmentation
-        self._windows = windows
+    def __init__(self, slabs: SlabDataset, *, num_views: int, refresh: int | None) -> None:
+        self.cases = slabs.cases
+        self.slab_slices = slabs.slab_slices
+        self.augmentation = slabs.augmentation
+        self._slabs = slabs
         self._num_views = num_views
         self._refresh = refresh
         self._numbers = {case.name: number for number, case in enumerate(self.cases)}
         self._means: dict[int, float] = {}
 
-    def __getitem__(self, key: WindowKey) -> ViewWindows:
-        """One window, as a batch of one."""
-        rng = np.random.default_rng([self._windows.seed, *key])
-        case, start, length = self._windows.draw(key, rng, self.window_slices)
+    def __getitem__(self, key: SampleKey) -> ViewSlabs:
+        """One slab, as a batch of one."""
+        rng = np.random.default_rng([self._slabs.seed, *key])
+        case, start, length = self._slabs.draw(key, rng, self.slab_slices)
         slot = int(rng.integers(self._num_views))
         view = View(self._numbers[case.name], slot, self._generation(key.epoch, slot))
         stored = torch.from_numpy(case.label[start : start + length].astype(np.int32))
@@ -56,7 +56,7 @@ class ViewDataset(Dataset[ViewWindows]):
         positions = torch.arange(start, start + length)
         if rng.random() < self.augmentation.config.reverse:
             labels, positions = labels.flip(0), positions.flip(0)
-        return ViewWindows(torch.tensor([view]), labels.unsqueeze(0), positions.unsqueeze(0))
+        return ViewSlabs(torch.tensor([view]), labels.unsqueeze(0), positions.unsqueeze(0))
 
     def slice(self, view: View, index: int, device: torch.device | str = "cpu") -> Tensor:
         """A slice of a view, (C, H, W) float32; augmented on `device`, where it then is."""
@@ -71,7 +71,7 @@ class ViewDataset(Dataset[ViewWindows]):
     def seeds(self, view: View) -> tuple[int, ...]:
         """The numbers that all draws of a view come from."""
         case = zlib.crc32(self.cases[view.case].name.encode())  # by name: other splits of the data have the same views
-        return (self._windows.seed, view.generation, view.slot, case)
+        return (self._slabs.seed, view.generation, view.slot, case)
 
     def num_generations(self, num_epochs: int) -> int:
         """How many views a case has in so many epochs."""

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.processes.atomic import write_text
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.atomic import replacing
 from sam2_3dmed.dicom.codes import Code, category_of, code_of
+from sam2_3dmed.dicom.files import NEEDS_THE_EXTRA, DicomFile, quiet
+from sam2_3dmed.dicom.geometry import LPS_TO_RAS, Plane, planes_of
+from sam2_3dmed.dicom.series import DicomSeries
 from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.volume.colours import colour_of
-from sam2_3dmed.volume.dicom import DicomSeries
-from sam2_3dmed.volume.dicom_files import NEEDS_THE_EXTRA, DicomFile, quiet
-from sam2_3dmed.volume.dicom_geometry import LPS_TO_RAS, Plane, planes_of
 from sam2_3dmed.volume.volume import Volume
 
 if TYPE_CHECKING:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.atomic import replacing
 from sam2_3dmed.dicom.contours import Polygon, rasterise, trace
+from sam2_3dmed.dicom.files import DicomFile, quiet, require_dicom
+from sam2_3dmed.dicom.geometry import LPS_TO_RAS
 from sam2_3dmed.dicom.segmentation import MAKER
+from sam2_3dmed.dicom.series import DicomSeries
 from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.volume.colours import colour_of
-from sam2_3dmed.volume.dicom import DicomSeries
-from sam2_3dmed.volume.dicom_files import DicomFile, quiet, require_dicom
-from sam2_3dmed.volume.dicom_geometry import LPS_TO_RAS
 from sam2_3dmed.volume.volume import Volume
 
 if TYPE_CHECKING:

@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.evaluation.definitions import EmptyPolicy
-from sam2_3dmed.evaluation.matching import check_unique, match_files, read_class_names, read_pairs
 from sam2_3dmed.evaluation.metrics import DEFAULT_TOLERANCES_MM, ClassMetrics, Scoring, case_metrics
+from sam2_3dmed.evaluation.pairing import check_unique, match_files, read_class_names, read_pairs
 from sam2_3dmed.evaluation.paper_style import PaperRow, paper_style, summarise_paper_style
 from sam2_3dmed.evaluation.summary import summarise
 from sam2_3dmed.evaluation.surface import SurfaceDefinition
-from sam2_3dmed.pool import Progress, map_cases
+from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.nifti import read_label
 from sam2_3dmed.volume.volume import canonical_axes, describe_difference
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.evaluation.compare import ComparedMetric, ComparedRow, Comparison, Ranking, RunInRow
 from sam2_3dmed.evaluation.statistics import ALPHA, FEWEST_UNTIED, LEVEL, RANKING_RESAMPLES, RESAMPLES, SEED
+from sam2_3dmed.processes.atomic import write_text
 
 _WORDS = {"higher": "higher is better", "lower": "lower is better", "zero": "magnitude; lower is better"}
 _LATEX = {

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.experiments.planning import Run
-from sam2_3dmed.experiments.work import Place, carry_out, note_failure
+from sam2_3dmed.experiments.run_executor import Place, carry_out, note_failure
 from sam2_3dmed.inference.on_ray import NEEDS_THE_EXTRA
 from sam2_3dmed.inference.workers import limit_threads
-from sam2_3dmed.slurm import SECONDS_BETWEEN_LOOKS, how_it_ended, submit
+from sam2_3dmed.processes.slurm import SECONDS_BETWEEN_LOOKS, how_it_ended, submit
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission

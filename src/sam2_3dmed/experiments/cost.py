@@ -12,13 +12,13 @@ from safetensors import safe_open
 from torch.utils.flop_counter import FlopCounterMode
 
 from sam2_3dmed.baselines.nnunet.predictor import NnunetPredictor
-from sam2_3dmed.data.catalog import read_case, read_catalog
+from sam2_3dmed.data.dataset import read_case, read_dataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.experiments.usage import metered
-from sam2_3dmed.records import RunRecord
-from sam2_3dmed.runs import MODEL_FILE, load_predictor
-from sam2_3dmed.train import SPLIT_FILE
+from sam2_3dmed.experiments.resource_meter import metered
+from sam2_3dmed.run.run_config import RunRecord
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_predictor
+from sam2_3dmed.run.train import SPLIT_FILE
 
 
 def num_parameters(model: Path) -> int:
@@ -36,7 +36,7 @@ def prediction_cost(folder: Path, data: Path) -> dict[str, Any]:
         UserError: a run that cannot be loaded, or data that cannot be read.
     """
     split = Split.read(folder / SPLIT_FILE)
-    case = next((case for case in read_catalog(data).cases if case.name == split.test[0]), None)
+    case = next((case for case in read_dataset(data).cases if case.name == split.test[0]), None)
     if case is None:
         raise DataError(f"{data}: has no case {split.test[0]}")
     volume, label = read_case(case)

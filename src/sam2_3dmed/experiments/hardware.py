@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sam2_3dmed.pool import num_processors
+from sam2_3dmed.processes.map_cases import num_processors
 
 
 def hardware() -> dict[str, Any]:

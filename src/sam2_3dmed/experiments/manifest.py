@@ -8,15 +8,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sam2_3dmed.atomic import write_text
-from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import UserError
 from sam2_3dmed.experiments.hardware import hardware
 from sam2_3dmed.experiments.planning import Experiment, Run
-from sam2_3dmed.experiments.work import Place
-from sam2_3dmed.records import RunRecord
-from sam2_3dmed.train import SPLIT_FILE
+from sam2_3dmed.experiments.run_executor import Place
+from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.run.run_config import RunRecord
+from sam2_3dmed.run.train import SPLIT_FILE
 
 CHECKSUMS_FILE = "checksums.json"
 _PACKAGES = ("sam2-3dmed", "torch", "transformers", "lightning", "monai", "numpy", "scipy")
@@ -111,7 +111,7 @@ def data_checksums(experiment: Experiment) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     now: dict[str, dict[str, Any]] = {}
     for task in experiment.tasks:
-        files = [f for case in read_catalog(task.folder).cases for f in (*case.images, case.label) if f is not None]
+        files = [f for case in read_dataset(task.folder).cases for f in (*case.images, case.label) if f is not None]
         found[task.name] = {}
         for file in files:
             status = file.stat()

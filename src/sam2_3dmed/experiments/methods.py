@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sam2_3dmed.baselines.systems import OURS, SYSTEMS
-from sam2_3dmed.config import ABLATIONS, OPPONENTS
+from sam2_3dmed.config import ABLATIONS, BASELINES
 from sam2_3dmed.errors import ConfigError, suggest
 
 FULL = "full"
@@ -16,7 +16,7 @@ class Method:
     """What a row of a table runs.
 
     title: its name in tables; system: a name of `train --system`; change: of the full recipe of ours, a name in
-    ABLATIONS or OPPONENTS; from_scratch: it starts without pre-trained weights, whatever the others start from; caveat:
+    ABLATIONS or BASELINES; from_scratch: it starts without pre-trained weights, whatever the others start from; caveat:
     what is unlike in it, for a note below each table.
     """
 
@@ -64,7 +64,7 @@ METHODS: Mapping[str, Method] = {
             from_scratch=change == "without_pretraining",
             caveat=_CAVEATS.get(change, ""),
         )
-        for change in (*ABLATIONS, *OPPONENTS)
+        for change in (*ABLATIONS, *BASELINES)
     },
     **{name: Method(system.title, system=name, caveat=_CAVEATS.get(name, "")) for name, system in SYSTEMS.items()},
 }

@@ -1,4 +1,4 @@
-"""What the paper reports: its Tables 1-9, and the data sets and window lengths they were made with."""
+"""What the paper reports: its Tables 1-9, and the data sets and slab lengths they were made with."""
 
 import json
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ METRICS = ("dice", "iou", "hd95", "nsd")
 
 @dataclass(frozen=True)
 class PaperTask:
-    """A data set of the paper. folder: in the Decathlon; window_slices: D (appendix B)."""
+    """A data set of the paper. folder: in the Decathlon; slab_slices: D (appendix B)."""
 
     folder: str
-    window_slices: int
+    slab_slices: int
 
 
 TASKS: Mapping[str, PaperTask] = {

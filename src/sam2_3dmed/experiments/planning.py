@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam2_3dmed.baselines.systems import PATCH_SYSTEMS, require_system
-from sam2_3dmed.config import ABLATIONS, OPPONENTS, RunConfig, SplitConfig, read_recipe, with_settings
-from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.config import ABLATIONS, BASELINES, RunConfig, SplitConfig, read_recipe, with_settings
+from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.plan import read_plan_yaml
 from sam2_3dmed.errors import ConfigError, DataError, suggest
 from sam2_3dmed.experiments.methods import FULL, METHODS, rows_of
@@ -63,7 +63,7 @@ class Task:
     @cached_property
     def content(self) -> str:
         """A checksum of the names and sizes of its labelled cases: cheap, so that runs are told apart by it."""
-        cases = [(case.name, case.num_bytes) for case in read_catalog(self.folder).cases]
+        cases = [(case.name, case.num_bytes) for case in read_dataset(self.folder).cases]
         return hashlib.sha256(json.dumps(cases).encode()).hexdigest()
 
 
@@ -185,10 +185,10 @@ def _runs(request: Request, name: str, task: Task, base: RunConfig) -> tuple[Run
         weights = "none"
     else:
         config = base
-        if config.window_slices is None:
-            config = config.model_copy(update={"window_slices": _window_slices(request, task, base.split)})
+        if config.slab_slices is None:
+            config = config.model_copy(update={"slab_slices": _slab_slices(request, task, base.split)})
         if method.change:
-            config = {**ABLATIONS, **OPPONENTS}[method.change](config)
+            config = {**ABLATIONS, **BASELINES}[method.change](config)
     first = config.training.seed
     return tuple(
         Run(name, method.system, task, seed, _seeded(config, seed), weights)
@@ -196,11 +196,11 @@ def _runs(request: Request, name: str, task: Task, base: RunConfig) -> tuple[Run
     )
 
 
-def _window_slices(request: Request, task: Task, split: SplitConfig) -> int:
+def _slab_slices(request: Request, task: Task, split: SplitConfig) -> int:
     """D: the paper's, or what the plan proposes, so that a row of as many slices is known to be the full one."""
     if task.column:
-        return TASKS[task.column].window_slices
-    return read_plan_yaml(plan_file(request.out, task.folder, task.content, split)).window_slices
+        return TASKS[task.column].slab_slices
+    return read_plan_yaml(plan_file(request.out, task.folder, task.content, split)).slab_slices
 
 
 def _system_config(request: Request, system: str, base: RunConfig) -> "SystemConfig":

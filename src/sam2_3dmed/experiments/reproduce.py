@@ -7,17 +7,17 @@ from pathlib import Path
 
 import numpy as np
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.errors import UserError
 from sam2_3dmed.experiments.clusters import Ended, one_by_one
 from sam2_3dmed.experiments.manifest import write_manifest
 from sam2_3dmed.experiments.planning import Experiment, Request, Row, Run, plan_experiment
 from sam2_3dmed.experiments.plans import plan_file
 from sam2_3dmed.experiments.results import TaskTable, task_table
+from sam2_3dmed.experiments.run_executor import RUNS, Place
 from sam2_3dmed.experiments.tables import latex, markdown, table_csv
-from sam2_3dmed.experiments.work import RUNS, Place
-from sam2_3dmed.records import RunRecord
+from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.report.charts import cost_chart, save_figure
+from sam2_3dmed.run.run_config import RunRecord
 
 Runner = Callable[[Sequence[Run], Path, Ended], None]
 """Carries out runs below a folder."""

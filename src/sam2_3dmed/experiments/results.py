@@ -25,7 +25,7 @@ from sam2_3dmed.evaluation.statistics import (
 from sam2_3dmed.experiments.methods import FULL, METHODS
 from sam2_3dmed.experiments.paper import METRICS
 from sam2_3dmed.experiments.planning import Experiment, Row, Run, Task
-from sam2_3dmed.experiments.work import Place
+from sam2_3dmed.experiments.run_executor import Place
 
 _ROW = ("mean", MEAN_NAME)
 _BETTER: Mapping[str, Better] = {"dice": "higher", "iou": "higher", "hd95": "lower", "nsd": "higher"}

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.phantom import PHANTOM_SHAPE, make_phantom_case
+from sam2_3dmed.encoders.image_encoder import Features, resize
 from sam2_3dmed.errors import DataError, UserError, WeightsError
 from sam2_3dmed.inference.inputs import find_inputs
 from sam2_3dmed.inference.onnx_files import FEATURES, open_session
-from sam2_3dmed.model.encoder import Features, resize
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.runs import remembered_data
+from sam2_3dmed.run.run_folder import remembered_data
 from sam2_3dmed.volume.files import read_channels
 from sam2_3dmed.volume.preprocess import Preprocessing, SliceStack
 from sam2_3dmed.volume.slices import num_slices
@@ -76,11 +76,11 @@ def real_slices(run: Path, file: Path | None, preprocessing: Preprocessing, at_l
         found = find_inputs([file], len(preprocessing.normalisation))[0].read()
         count = num_slices(found, preprocessing.slicing_axis)
         if count < at_least:
-            raise DataError(f"{file}: has {count} slices, and the check needs a window of {at_least}")
+            raise DataError(f"{file}: has {count} slices, and the check needs a slab of {at_least}")
         return RealSlices("a given volume", _middle(preprocessing.stack(found), 2 * at_least))
     data = remembered_data(run)
     try:
-        for case in read_catalog(data).cases if data is not None else ():
+        for case in read_dataset(data).cases if data is not None else ():
             volume = read_channels(case.images)
             if num_slices(volume, preprocessing.slicing_axis) >= at_least:
                 return RealSlices("the run's data set", _middle(preprocessing.stack(volume), 2 * at_least))
@@ -98,14 +98,14 @@ def check_encoder(model: bytes, network: SAM2For3dMed, slices: NDArray[np.float3
     return Differences.between(FEATURES, ours, theirs)
 
 
-def check_window(
+def check_slab(
     model: bytes, network: SAM2For3dMed, slices: NDArray[np.float32], length: int, outputs: Sequence[str]
 ) -> Differences:
-    """All that comes out for three windows: the first slices, the middle ones, and these reversed."""
+    """All that comes out for three slabs: the first slices, the middle ones, and these reversed."""
     middle = (len(slices) - length) // 2
-    windows = np.stack([slices[:length], slices[middle : middle + length], slices[middle : middle + length][::-1]])
+    slabs = np.stack([slices[:length], slices[middle : middle + length], slices[middle : middle + length][::-1]])
     with torch.inference_mode():
-        features: Features = network.encoder(torch.from_numpy(windows))
+        features: Features = network.encoder(torch.from_numpy(slabs))
         theirs = [part for part in network.decode(features) if part is not None]
     session = open_session(model, torch.get_num_threads())
     each = [_outputs(session, dict(zip(FEATURES, levels, strict=True))) for levels in zip(*features, strict=True)]

@@ -1,4 +1,4 @@
-"""The network's two parts as ONNX: the encoder, and the whole loop over the slices of a window.
+"""The network's two parts as ONNX: the encoder, and the whole loop over the slices of a slab.
 
 They are traced, not captured by torch.export: the loop is unrolled, some thousand operations, and torch.export's route
 to ONNX took minutes for what tracing does in seconds (docs/export.md has the figures).
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sam2_3dmed.encoders.image_encoder import Features, ImageEncoder
 from sam2_3dmed.inference.onnx_files import FEATURES, OnnxRecord
-from sam2_3dmed.model.encoder import Features, ImageEncoder
 from sam2_3dmed.model.network import SAM2For3dMed
 
 OPSET = 18
@@ -40,11 +40,11 @@ class EncoderGraph(nn.Module):
         return tuple(level[0] for level in levels)
 
 
-class WindowGraph(nn.Module):
-    """z, stride8, stride4 of a window, (D, C, ., .) -> segmentation, and boundary and relative_position if any.
+class SlabGraph(nn.Module):
+    """z, stride8, stride4 of a slab, (D, C, ., .) -> segmentation, and boundary and relative_position if any.
 
-    One window, so that every shape is a constant: with a free number of them half of the file's operations computed
-    shapes, and opening it took ten times as long, for the same time a window.
+    One slab, so that every shape is a constant: with a free number of them half of the file's operations computed
+    shapes, and opening it took ten times as long, for the same time a slab.
     """
 
     def __init__(self, network: SAM2For3dMed) -> None:
@@ -66,11 +66,11 @@ def encoder_onnx(encoder: ImageEncoder, num_channels: int) -> bytes:
     return _traced(EncoderGraph(encoder).eval(), example, ("slices",), axis="num_slices")
 
 
-def window_onnx(network: SAM2For3dMed, window_slices: int) -> bytes:
-    """Features (D, C, ., .) of a window -> segmentation (K, D, ., .) and what else there is."""
+def slab_onnx(network: SAM2For3dMed, slab_slices: int) -> bytes:
+    """Features (D, C, ., .) of a slab -> segmentation (K, D, ., .) and what else there is."""
     side, channels = network.encoder.image_size // 16, network.segmentation.channels
-    example = tuple(torch.rand(window_slices, channels, side * k, side * k) for k in (1, 2, 4))
-    return _traced(WindowGraph(network).eval(), example, FEATURES)
+    example = tuple(torch.rand(slab_slices, channels, side * k, side * k) for k in (1, 2, 4))
+    return _traced(SlabGraph(network).eval(), example, FEATURES)
 
 
 def stamped(model: bytes, record: OnnxRecord) -> bytes:
@@ -84,7 +84,7 @@ def stamped(model: bytes, record: OnnxRecord) -> bytes:
 
 
 def _traced(
-    graph: EncoderGraph | WindowGraph, example: Sequence[Tensor], inputs: Sequence[str], axis: str | None = None
+    graph: EncoderGraph | SlabGraph, example: Sequence[Tensor], inputs: Sequence[str], axis: str | None = None
 ) -> bytes:
     """The graph as ONNX. axis: what the first axis of every input and output is called if it is free."""
     outputs = graph.outputs

@@ -8,15 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import cast
 
-from sam2_3dmed.atomic import replacing, write_text
 from sam2_3dmed.errors import ConfigError, DataError
-from sam2_3dmed.export.check import TOLERANCE, Differences, check_encoder, check_window, real_slices
-from sam2_3dmed.export.graph import OPSET, WindowGraph, encoder_onnx, stamped, window_onnx
+from sam2_3dmed.export.check import TOLERANCE, Differences, check_encoder, check_slab, real_slices
+from sam2_3dmed.export.graph import OPSET, SlabGraph, encoder_onnx, slab_onnx, stamped
 from sam2_3dmed.inference.manifest import checksum
-from sam2_3dmed.inference.onnx_files import ENCODER_FILE, FEATURES, FORMAT, OnnxRecord, require_onnx, window_file
+from sam2_3dmed.inference.onnx_files import ENCODER_FILE, FEATURES, FORMAT, OnnxRecord, require_onnx, slab_file
 from sam2_3dmed.inference.predictor import Predictor
-from sam2_3dmed.records import CONFIG_FILE, Sam2Record, read_sam2_record
-from sam2_3dmed.runs import MODEL_FILE, load_predictor, remember_codes, remembered_codes
+from sam2_3dmed.processes.atomic import replacing, write_text
+from sam2_3dmed.run.run_config import CONFIG_FILE, Sam2Record, read_sam2_record
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_predictor, remember_codes, remembered_codes
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ def export_run(
     lengths: Sequence[int] = (),
     tolerance: float = TOLERANCE,
 ) -> list[ExportedFile]:
-    """Write encoder.onnx, window_D.onnx and config.yaml; each ONNX file only after it was checked.
+    """Write encoder.onnx, slab_D.onnx and config.yaml; each ONNX file only after it was checked.
 
-    check: a volume to check on; without it one of the run's data set, else a phantom. lengths: of further windows, each
+    check: a volume to check on; without it one of the run's data set, else a phantom. lengths: of further slabs, each
     a file, for volumes that are shorter than D. tolerance: of the relative difference. folder: new, empty, or of an
     earlier export; the run's own, too.
 
@@ -54,23 +54,23 @@ def export_run(
         raise ConfigError(f"{run}: takes boxes (model.box_every), for which an exported file has no input")
     predictor = cast(Predictor, load_predictor(run, device="cpu"))
     network = predictor.network
-    depth = predictor.passes.window_slices
+    depth = predictor.passes.slab_slices
     for length in lengths:
         if not 1 <= length < depth:
-            raise ConfigError(f"--length {length}: expected 1 to {depth - 1}, since the run's windows have {depth}")
+            raise ConfigError(f"--length {length}: expected 1 to {depth - 1}, since the run's slabs have {depth}")
     _make_room(run, folder)
     real = real_slices(run, check, predictor.preprocessing, depth)
     about = _about(run, record, real.source, tolerance)
     network.eval()
     model = encoder_onnx(network.encoder, len(record.plan.channels))
     found = check_encoder(model, network, real.slices[:depth])
-    of_encoder = partial(about, part="encoder", window_slices=None, outputs=FEATURES)
+    of_encoder = partial(about, part="encoder", slab_slices=None, outputs=FEATURES)
     written = [_write(folder / ENCODER_FILE, model, found, of_encoder)]
     for length in sorted({depth, *lengths}):
-        model, outputs = window_onnx(network, length), WindowGraph(network).outputs
-        found = check_window(model, network, real.slices, length, outputs)
-        of_window = partial(about, part="window", window_slices=length, outputs=outputs)
-        written.append(_write(folder / window_file(length), model, found, of_window))
+        model, outputs = slab_onnx(network, length), SlabGraph(network).outputs
+        found = check_slab(model, network, real.slices, length, outputs)
+        of_slab = partial(about, part="slab", slab_slices=length, outputs=outputs)
+        written.append(_write(folder / slab_file(length), model, found, of_slab))
     if folder.resolve() != run.resolve():
         write_text(folder / CONFIG_FILE, (run / CONFIG_FILE).read_text(encoding="utf-8"))
         remember_codes(folder, remembered_codes(run))

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.volume.nifti import read_label
 from sam2_3dmed.volume.volume import Volume
 
 
 @dataclass(frozen=True)
-class WindowPositions:
-    """P_pos of one window.
+class SlabPositions:
+    """P_pos of one slab.
 
     slices: the slices' places in the volume, in the order in which the network saw them. relative_position: (D, D)
     float32, entry [i, j] the predicted place of slice j minus that of slice i, in slices.
@@ -30,11 +30,11 @@ class Auxiliary:
     """The auxiliary outputs for one volume.
 
     boundary: on the volume's grid, uint8: 255 times the largest boundary probability over the classes; None without
-    BD. positions: one a window; none without SRPP.
+    BD. positions: one a slab; none without SRPP.
     """
 
     boundary: Volume | None
-    positions: tuple[WindowPositions, ...]
+    positions: tuple[SlabPositions, ...]
 
     def write(self, folder: Path, name: str) -> None:
         """Write NAME_boundary.nii.gz and NAME_positions.json, as far as there is something; the folder is made.
@@ -42,12 +42,12 @@ class Auxiliary:
         Raises:
             UserError: they cannot be written.
         """
-        windows = [
+        slabs = [
             {
-                "slices": list(window.slices),
-                "relative_position": window.relative_position.astype(float).round(4).tolist(),
+                "slices": list(slab.slices),
+                "relative_position": slab.relative_position.astype(float).round(4).tolist(),
             }
-            for window in self.positions
+            for slab in self.positions
         ]
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ class Auxiliary:
         if self.boundary is not None:
             self.boundary.write(boundary_file(folder, name))
         # Last: it is what `read` asks for.
-        write_text(positions_file(folder, name), json.dumps({"unit": "slices", "windows": windows}) + "\n")
+        write_text(positions_file(folder, name), json.dumps({"unit": "slices", "slabs": slabs}) + "\n")
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Auxiliary | None":
@@ -69,10 +69,10 @@ class Auxiliary:
         if not path.is_file():
             return None
         try:
-            windows = json.loads(path.read_text(encoding="utf-8"))["windows"]
+            slabs = json.loads(path.read_text(encoding="utf-8"))["slabs"]
             positions = tuple(
-                WindowPositions(tuple(window["slices"]), np.array(window["relative_position"], dtype=np.float32))
-                for window in windows
+                SlabPositions(tuple(slab["slices"]), np.array(slab["relative_position"], dtype=np.float32))
+                for slab in slabs
             )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from None

@@ -56,6 +56,6 @@ def _ulimit() -> int | None:
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    except (ImportError, OSError, ValueError):  # Windows has no such limit, macOS no such file
+    except (ImportError, OSError, ValueError):  # Slabs has no such limit, macOS no such file
         return None
     return None if limit == resource.RLIM_INFINITY else limit - used

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sam2_3dmed.dicom.files import files_below, holds_dicom
+from sam2_3dmed.dicom.series import DicomSeries, choose_series
+from sam2_3dmed.dicom.studies import study_folders, study_name
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.volume.dicom import DicomSeries, choose_series
-from sam2_3dmed.volume.dicom_files import files_below, holds_dicom
-from sam2_3dmed.volume.dicom_studies import study_folders, study_name
 from sam2_3dmed.volume.files import ENDINGS, case_name, list_volumes, read_channels
 from sam2_3dmed.volume.volume import Volume
 

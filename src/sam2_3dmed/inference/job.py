@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sam2_3dmed.inference.cohort import Outcome, Results
+from sam2_3dmed.inference.batch import Outcome, Results
 from sam2_3dmed.inference.inputs import Input
+from sam2_3dmed.inference.interface import Segmenter
 from sam2_3dmed.inference.predictor import Predictor
-from sam2_3dmed.inference.segmenter import Segmenter
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.inference.inputs import Input
+from sam2_3dmed.processes.atomic import write_text
 
 FILE = "manifest.jsonl"
 _FILES = "manifest*.jsonl"

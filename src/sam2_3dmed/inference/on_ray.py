@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sam2_3dmed.errors import ConfigError, UserError
-from sam2_3dmed.inference.cohort import Outcome, predict_each
+from sam2_3dmed.inference.batch import Outcome, predict_each
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.inference.job import Job, Report
 from sam2_3dmed.inference.workers import limit_threads

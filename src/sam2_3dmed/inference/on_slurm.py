@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from sam2_3dmed.inference.cohort import Outcome
+from sam2_3dmed.inference.batch import Outcome
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.inference.job import Job, Report, run_job
 from sam2_3dmed.inference.workers import in_this_process
-from sam2_3dmed.slurm import SECONDS_BETWEEN_LOOKS, how_it_ended, submit
+from sam2_3dmed.processes.slurm import SECONDS_BETWEEN_LOOKS, how_it_ended, submit
 
 if TYPE_CHECKING:
     from submitit import Job as Task

@@ -17,13 +17,13 @@ FORMAT = 1
 """Goes up whenever inputs, outputs or what they mean change."""
 ENCODER_FILE = "encoder.onnx"
 FEATURES = ("z", "stride8", "stride4")
-"""The encoder's outputs and a window's inputs."""
+"""The encoder's outputs and a slab's inputs."""
 NEEDS_THE_EXTRA = "ONNX needs the extra: pip install 'sam2-3dmed[export]'"
 
 
-def window_file(num_slices: int) -> str:
-    """The file of the loop over windows of so many slices."""
-    return f"window_{num_slices}.onnx"
+def slab_file(num_slices: int) -> str:
+    """The file of the loop over slabs of so many slices."""
+    return f"slab_{num_slices}.onnx"
 
 
 def require_onnx(*packages: Literal["onnx", "onnxruntime"]) -> None:
@@ -37,7 +37,7 @@ class OnnxRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    part: Literal["encoder", "window"]
+    part: Literal["encoder", "slab"]
     format: int
     version: str
     """Of sam2-3dmed."""
@@ -47,7 +47,7 @@ class OnnxRecord(BaseModel):
     """Of the model's build and the plan, as config.yaml has them."""
     opset: int
     image_size: int
-    window_slices: int | None
+    slab_slices: int | None
     """D; none for the encoder."""
     classes: dict[str, str]
     """The name of each value in a mask."""
@@ -63,7 +63,7 @@ class OnnxRecord(BaseModel):
     @property
     def file_name(self) -> str:
         """What the file is called."""
-        return ENCODER_FILE if self.window_slices is None else window_file(self.window_slices)
+        return ENCODER_FILE if self.slab_slices is None else slab_file(self.slab_slices)
 
     def properties(self) -> dict[str, str]:
         """As metadata_props."""

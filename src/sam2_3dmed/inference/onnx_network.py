@@ -1,4 +1,4 @@
-"""A network that onnxruntime runs: what prediction in windows needs of one, and nothing else."""
+"""A network that onnxruntime runs: what prediction in slabs needs of one, and nothing else."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam2_3dmed.encoders.image_encoder import Features, resize
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
-from sam2_3dmed.inference.onnx_files import ENCODER_FILE, FEATURES, OnnxRecord, open_session, read_record, window_file
+from sam2_3dmed.inference.onnx_files import ENCODER_FILE, FEATURES, OnnxRecord, open_session, read_record, slab_file
 from sam2_3dmed.inference.passes import PassOptions
-from sam2_3dmed.model.encoder import Features, resize
 from sam2_3dmed.model.network import DecoderFeatures, Prediction
 
 if TYPE_CHECKING:
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class OnnxNetwork:
-    """Stands in for `SAM2For3dMed` in windows mode. Torch resizes slices and blends logits; the rest is onnxruntime's.
+    """Stands in for `SAM2For3dMed` in slabs mode. Torch resizes slices and blends logits; the rest is onnxruntime's.
 
     folder: of the files that `export` wrote; run_sha256, model_sha256: what they must be exports of, the latter if it
-    is known; window_slices: D.
+    is known; slab_slices: D.
 
     Raises: WeightsError if a file is missing, damaged, or of another model.
     """
@@ -30,7 +30,7 @@ class OnnxNetwork:
     device = torch.device("cpu")
     box_every = 0
 
-    def __init__(self, folder: Path, *, run_sha256: str, model_sha256: str | None = None, window_slices: int) -> None:
+    def __init__(self, folder: Path, *, run_sha256: str, model_sha256: str | None = None, slab_slices: int) -> None:
         self._folder = folder
         self._run_sha256 = run_sha256
         self._model_sha256 = model_sha256
@@ -38,8 +38,8 @@ class OnnxNetwork:
         self._model_sha256 = record.model_sha256
         self.num_classes = len(record.classes)
         self.encoder = OnnxEncoder(encoder, record.image_size)
-        self._windows: dict[int, InferenceSession] = {}
-        outputs = {output.name for output in self._window(window_slices).get_outputs()}
+        self._slabs: dict[int, InferenceSession] = {}
+        outputs = {output.name for output in self._slab(slab_slices).get_outputs()}
         self.srpp = True if "relative_position" in outputs else None
         self.boundary = True if "boundary" in outputs else None
 
@@ -49,8 +49,8 @@ class OnnxNetwork:
 
     def require(self, passes: PassOptions) -> None:
         """Raise ConfigError unless slices can pass through this network so."""
-        if passes.mode != "windows":
-            raise ConfigError(f"mode {passes.mode}: --backend onnxruntime has windows only; PyTorch has both")
+        if passes.mode != "slabs":
+            raise ConfigError(f"mode {passes.mode}: --backend onnxruntime has slabs only; PyTorch has both")
         for name in ("bf16", "compile"):
             if getattr(passes, name):
                 raise ConfigError(f"{name}: --backend onnxruntime computes its files as they are; PyTorch has it")
@@ -60,28 +60,28 @@ class OnnxNetwork:
         return DecoderFeatures(*features)
 
     def decode_projected(self, features: DecoderFeatures) -> Prediction:
-        """The loop over the slices of windows, one window after the other.
+        """The loop over the slices of slabs, one slab after the other.
 
         Raises:
-            DataError: no file is for windows of this length.
+            DataError: no file is for slabs of this length.
         """
-        session = self._window(features.z.shape[1])
+        session = self._slab(features.z.shape[1])
         names = [output.name for output in session.get_outputs()]
         levels = (features.z, features.stride8, features.stride4)
-        windows = [_run(session, FEATURES, window) for window in zip(*levels, strict=True)]
-        found = {name: torch.stack(parts) for name, *parts in zip(names, *windows, strict=True)}
+        slabs = [_run(session, FEATURES, slab) for slab in zip(*levels, strict=True)]
+        found = {name: torch.stack(parts) for name, *parts in zip(names, *slabs, strict=True)}
         return Prediction(found["segmentation"], found.get("boundary"), found.get("relative_position"))
 
-    def _window(self, num_slices: int) -> "InferenceSession":
-        if num_slices not in self._windows:
-            if self._windows and not (self._folder / window_file(num_slices)).is_file():
-                lengths = " or ".join(str(length) for length in sorted(self._windows))
+    def _slab(self, num_slices: int) -> "InferenceSession":
+        if num_slices not in self._slabs:
+            if self._slabs and not (self._folder / slab_file(num_slices)).is_file():
+                lengths = " or ".join(str(length) for length in sorted(self._slabs))
                 raise DataError(
-                    f"{num_slices} slices are too few for windows of {lengths}, and {self._folder} has no "
-                    f"{window_file(num_slices)}; export --length {num_slices} adds it"
+                    f"{num_slices} slices are too few for slabs of {lengths}, and {self._folder} has no "
+                    f"{slab_file(num_slices)}; export --length {num_slices} adds it"
                 )
-            self._windows[num_slices], _ = self._open(window_file(num_slices))
-        return self._windows[num_slices]
+            self._slabs[num_slices], _ = self._open(slab_file(num_slices))
+        return self._slabs[num_slices]
 
     def _open(self, name: str) -> "tuple[InferenceSession, OnnxRecord]":
         path = self._folder / name

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from sam2_3dmed.dicom.codes import Code
+from sam2_3dmed.dicom.series import DicomSeries
 from sam2_3dmed.errors import ConfigError, DataError
-from sam2_3dmed.volume.dicom import DicomSeries
 from sam2_3dmed.volume.volume import Volume
 
 FormatName = Literal["nifti", "nrrd", "dicom-seg", "rtstruct"]

@@ -7,27 +7,27 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sam2_3dmed.inference.forward import Forward, SliceStack, compile_network
+from sam2_3dmed.inference.slabs import Direction, Slab, slab_logits
 from sam2_3dmed.inference.stream import stream_logits
-from sam2_3dmed.inference.windows import Direction, Window, window_logits
+from sam2_3dmed.inference.tta import Forward, SliceStack, compile_network
 from sam2_3dmed.model.network import SAM2For3dMed
 
-Mode = Literal["windows", "stream"]
+Mode = Literal["slabs", "stream"]
 
 
 @dataclass(frozen=True)
 class PassOptions:
     """How a stack passes through the network.
 
-    window_slices: D; mode: overlapping windows, or one stream; direction: `both` averages the logits of the two;
-    overlap: the share of a window that the next one repeats; batch_size: windows at once, none: from free memory;
+    slab_slices: D; mode: overlapping slabs, or one stream; direction: `both` averages the logits of the two;
+    overlap: the share of a slab that the next one repeats; batch_size: slabs at once, none: from free memory;
     flips: each slice also passes mirrored along W, and the logits are averaged; shifts: each slice passes moved by half
     a logit towards each corner, with flips two of these mirrored, and the logits are averaged; bf16: autocast; compile:
     through torch.compile. Streams have no use for overlap and batch_size.
     """
 
-    window_slices: int
-    mode: Mode = "windows"
+    slab_slices: int
+    mode: Mode = "slabs"
     direction: Direction = "both"
     overlap: float = 0.5
     batch_size: int | None = None
@@ -45,14 +45,14 @@ def slice_logits(
     *,
     boundary: bool = False,
     boxes: Tensor | None = None,
-    on_positions: Callable[[Window, Tensor], None] = lambda window, positions: None,
+    on_positions: Callable[[Slab, Tensor], None] = lambda slab, positions: None,
 ) -> Iterator[tuple[int, Tensor]]:
     """The index of each slice, once, and its logits (K, H/4, W/4) float32, (K, H/2, W/2) with shifts; from the first
     slice to the last, or back.
 
     slices: (N, C, H0, W0) in [0, 1]; boundary: the K maps of P_bd follow those of P_seg, for a network that has BD;
     boxes: (N, K, 4), see `boxes_around`, for a network that takes them; on_positions: gets P_pos, (D, D), of each
-    window or chunk, from a network that has SRPP.
+    slab or chunk, from a network that has SRPP.
 
     Raises:
         ConfigError: compiling is asked for and there is no compiler. DataError: no room for a temporary file.
@@ -63,12 +63,12 @@ def slice_logits(
     forward = Forward(network, slices, bf16=options.bf16, **views, boundary=boundary, boxes=boxes)
     if options.mode == "stream":
         yield from stream_logits(
-            forward, window_slices=options.window_slices, direction=options.direction, on_positions=on_positions
+            forward, slab_slices=options.slab_slices, direction=options.direction, on_positions=on_positions
         )
     else:
-        yield from window_logits(
+        yield from slab_logits(
             forward,
-            window_slices=options.window_slices,
+            slab_slices=options.slab_slices,
             overlap=options.overlap,
             direction=options.direction,
             batch_size=options.batch_size,

@@ -11,24 +11,24 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from sam2_3dmed.errors import ConfigError, VolumeError
-from sam2_3dmed.inference.auxiliary import Auxiliary, WindowPositions
-from sam2_3dmed.inference.decision import boundary_map, decide
-from sam2_3dmed.inference.forward import SliceStack
+from sam2_3dmed.inference.auxiliary import Auxiliary, SlabPositions
+from sam2_3dmed.inference.interface import Segmenter, refuse_boxes
+from sam2_3dmed.inference.logits_to_mask import argmax_mask, boundary_map
 from sam2_3dmed.inference.passes import PassOptions, slice_logits
 from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.probabilities import writing_probabilities
-from sam2_3dmed.inference.segmenter import Segmenter, refuse_boxes
-from sam2_3dmed.inference.windows import Window
-from sam2_3dmed.model.boxes import boxes_around
+from sam2_3dmed.inference.slabs import Slab
+from sam2_3dmed.inference.tta import SliceStack
 from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.model.prompts import boxes_around
 from sam2_3dmed.volume.preprocess import Preprocessing
 from sam2_3dmed.volume.slices import volume_to_slices
 from sam2_3dmed.volume.volume import Volume, describe_difference
 
-OnPositions = Callable[[Window, Tensor], None]
+OnPositions = Callable[[Slab, Tensor], None]
 
 
-def _ignore(window: Window, positions: Tensor) -> None:
+def _ignore(slab: Slab, positions: Tensor) -> None:
     """Nobody asked for the positions."""
 
 
@@ -64,7 +64,7 @@ class Predictor:
         Raises:
             UserError: not a run folder, or broken.
         """
-        from sam2_3dmed.runs import load_predictor  # the one step up: this name is the public way in
+        from sam2_3dmed.run.run_folder import load_predictor  # the one step up: this name is the public way in
 
         return load_predictor(Path(run), device=device, **options)
 
@@ -89,10 +89,10 @@ class Predictor:
             UserError: as for the mask alone.
         """
         boundary = None if self.network.boundary is None else empty_like(volume, np.uint8)
-        positions: list[WindowPositions] = []
+        positions: list[SlabPositions] = []
 
-        def note(window: Window, relative_position: Tensor) -> None:
-            positions.append(WindowPositions(tuple(window.order), relative_position.float().cpu().numpy()))
+        def note(slab: Slab, relative_position: Tensor) -> None:
+            positions.append(SlabPositions(tuple(slab.order), relative_position.float().cpu().numpy()))
 
         mask = self._predict(volume, probabilities, reference, boundary, note)
         return mask, Auxiliary(boundary, tuple(positions))
@@ -115,7 +115,7 @@ class Predictor:
         (height, width), num_classes = values.shape[1:], len(self.labels)
         with files as writer:
             for index, logits in self._logits(stack, boxes, boundaries is not None, on_positions):
-                values[index] = decide(logits[:num_classes], height, width, tuple(self.labels)).cpu().numpy()
+                values[index] = argmax_mask(logits[:num_classes], height, width, tuple(self.labels)).cpu().numpy()
                 if boundaries is not None:
                     boundaries[index] = boundary_map(logits[num_classes:], height, width).cpu().numpy()
                 if writer is not None:
@@ -128,14 +128,14 @@ class Predictor:
     ) -> NDArray[np.integer]:
         """(N, C, H0, W0) in [0, 1] -> (N, H0, W0) class indices, 0 background; never a K-channel volume.
 
-        on_positions: gets P_pos, (D, D), of each window, from a network that has SRPP. reference: the true class
+        on_positions: gets P_pos, (D, D), of each slab, from a network that has SRPP. reference: the true class
         indices, (N, H0, W0), of which only a network that takes boxes sees anything.
         """
         height, width = slices.shape[-2:]
         classes = np.empty((len(slices), height, width), dtype=np.min_scalar_type(len(self.labels)))
         boxes = self._boxes(reference, range(1, len(self.labels) + 1))
         for index, logits in self._logits(slices, boxes, on_positions=on_positions):
-            classes[index] = decide(logits, height, width).cpu().numpy()
+            classes[index] = argmax_mask(logits, height, width).cpu().numpy()
         return classes
 
     def _boxes_for(self, volume: Volume, reference: Volume | None) -> Tensor | None:

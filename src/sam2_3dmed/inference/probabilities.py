@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.inference.decision import as_bytes, resize
+from sam2_3dmed.inference.logits_to_mask import as_bytes, resize
 from sam2_3dmed.volume.slice_writer import SliceWriter, writing_slices
 from sam2_3dmed.volume.slices import SlicingAxis, array_axes
 from sam2_3dmed.volume.volume import Volume

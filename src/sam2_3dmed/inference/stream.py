@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.inference.forward import Forward
-from sam2_3dmed.inference.shelf import Shelf
-from sam2_3dmed.inference.windows import Direction, Window
+from sam2_3dmed.inference.slabs import Direction, Slab
+from sam2_3dmed.inference.tensor_spill import TensorSpill
+from sam2_3dmed.inference.tta import Forward
 from sam2_3dmed.model.network import DecoderFeatures
 
 IN_MEMORY_BYTES = 64 * 2**20
@@ -29,16 +29,16 @@ logger = logging.getLogger(__name__)
 def stream_logits(
     forward: Forward,
     *,
-    window_slices: int,
+    slab_slices: int,
     direction: Direction,
-    on_positions: Callable[[Window, Tensor], None] = lambda window, positions: None,
+    on_positions: Callable[[Slab, Tensor], None] = lambda slab, positions: None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Each slice and its logits, as `slice_logits` has them, in the order of the (last) pass.
 
     on_positions: gets P_pos, (D, D), of each chunk in each pass, from a network that has SRPP. The others: see
     `PassOptions`.
     """
-    one_pass = _Pass(forward, window_slices, on_positions)
+    one_pass = _Pass(forward, slab_slices, on_positions)
     if direction == "both":
         yield from _both(forward, one_pass)
     else:
@@ -48,9 +48,9 @@ def stream_logits(
 class _Pass:
     """Slices one after the other, in chunks that give each other context."""
 
-    def __init__(self, forward: Forward, window_slices: int, on_positions: Callable[[Window, Tensor], None]) -> None:
+    def __init__(self, forward: Forward, slab_slices: int, on_positions: Callable[[Slab, Tensor], None]) -> None:
         self.forward = forward
-        self.window_slices = window_slices
+        self.slab_slices = slab_slices
         self.on_positions = on_positions
 
     def __call__(
@@ -62,12 +62,12 @@ class _Pass:
         """encode: the features of slices start to stop; keep: what else becomes of a slice's features."""
         forward, state = self.forward, self.forward.start()
         order = range(len(forward.slices))[:: -1 if reverse else 1]
-        for start in range(0, len(order), self.window_slices):
-            chunk = order[start : start + self.window_slices]
+        for start in range(0, len(order), self.slab_slices):
+            chunk = order[start : start + self.slab_slices]
             features = self._features(min(chunk), max(chunk) + 1, encode)[:: -1 if reverse else 1]
-            context, positions = forward.look_around(features)
+            context, positions = forward.slice_context(features)
             if positions is not None:
-                self.on_positions(Window(min(chunk), len(chunk), reverse), positions)
+                self.on_positions(Slab(min(chunk), len(chunk), reverse), positions)
             for index, slice_features, slice_context in zip(chunk, features, context, strict=True):
                 keep(index, slice_features)
                 yield index, forward.step(state, slice_features, slice_context)
@@ -84,7 +84,10 @@ def _both(forward: Forward, one_pass: _Pass) -> Iterator[tuple[int, Tensor]]:
     num_slices = len(forward.slices)
     input_bytes = 2 * math.prod(forward.slices.shape)
     limit = max(IN_MEMORY_BYTES, int(IN_MEMORY_SHARE * input_bytes))
-    with Shelf(num_slices, limit) as waiting, _Features(forward, Shelf(num_slices, IN_MEMORY_BYTES)) as features:
+    with (
+        TensorSpill(num_slices, limit) as waiting,
+        _Features(forward, TensorSpill(num_slices, IN_MEMORY_BYTES)) as features,
+    ):
         for index, logits in one_pass(False, forward.encode, features.keep):
             waiting.put(index, [logits.clamp(-_HIGHEST, _HIGHEST).half()])
         for index, logits in one_pass(True, features.encode):
@@ -98,7 +101,7 @@ _HIGHEST = float(torch.finfo(torch.float16).max)
 class _Features:
     """Features that wait for the second pass; where there is no room for them, slices are encoded again."""
 
-    def __init__(self, forward: Forward, shelf: Shelf) -> None:
+    def __init__(self, forward: Forward, shelf: TensorSpill) -> None:
         self._forward = forward
         self._shelf = shelf
         self._kept = True

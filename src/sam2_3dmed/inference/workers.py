@@ -3,12 +3,12 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from sam2_3dmed.crew import Died, share_out
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.cohort import Outcome, predict_each
+from sam2_3dmed.inference.batch import Outcome, predict_each
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.inference.job import Job, Report
-from sam2_3dmed.pool import num_processors
+from sam2_3dmed.processes.map_cases import num_processors
+from sam2_3dmed.processes.worker_pool import Died, share_out
 
 # What takes seconds to import. The second is what building the network imports.
 _PRELOAD = ("sam2_3dmed.inference.predictor", "transformers.models.sam2.modeling_sam2")

@@ -79,5 +79,5 @@ class BoundaryDetector(nn.Module):
         attended = self.decoder.attend(context, bank)
         fused = self.fusion(attended, z)
         found = self.decoder.decode(fused, stride8, stride4, boxes)
-        memory = self.decoder.remember(z, found, attended) if bank.will_be_read else None
+        memory = self.decoder.encode_memory(z, found, attended) if bank.will_be_read else None
         return BoundaryStep(fused, found.logits, memory)

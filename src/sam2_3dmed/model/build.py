@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sam2_3dmed.encoders.hiera import VisionEncoder
+from sam2_3dmed.encoders.image_encoder import ImageEncoder
 from sam2_3dmed.model.boundary import BoundaryDetector, BoundaryFusion
-from sam2_3dmed.model.encoder import ImageEncoder
-from sam2_3dmed.model.hiera import VisionEncoder
 from sam2_3dmed.model.mask_decoder import ClassHypernetworks, MaskDecoder
 from sam2_3dmed.model.memory_attention import MemoryAttention
 from sam2_3dmed.model.network import SAM2For3dMed

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from sam2_3dmed.encoders.image_encoder import NO_LATERALS, Features, FPNLaterals, ImageEncoder
 from sam2_3dmed.model.boundary import BoundaryDetector
-from sam2_3dmed.model.encoder import NO_LATERALS, Features, ImageEncoder, Laterals
 from sam2_3dmed.model.slice_decoder import Bank, Memory, MemoryBank, SliceDecoder
 from sam2_3dmed.model.srpp import SliceRelativePositionPredictor
 
 
 class Prediction(NamedTuple):
-    """What the network says of a window; logits are at stride 4, and whoever needs H x W resizes them bilinearly."""
+    """What the network says of a slab; logits are at stride 4, and whoever needs H x W resizes them bilinearly."""
 
     segmentation: Tensor
     """P_seg, logits (B, K, D, H/4, W/4)."""
@@ -125,38 +125,38 @@ class SAM2For3dMed(nn.Module):
 
         checkpointing: keep of SRPP, of every slice and of an encoder that trains only what goes in and out, and compute
         the rest again on the way back. slices_at_once: how many are encoded together, and decoded together where each
-        is a window of its own; none: all.
+        is a slab of its own; none: all.
         """
         self.checkpointing = self.encoder.checkpointing = checkpointing
         self.encoder.slices_at_once = slices_at_once
 
     def decode(self, features: Features, boxes: Tensor | None = None) -> Prediction:
-        """The trained part, from the encoder's features of a window."""
+        """The trained part, from the encoder's features of a slab."""
         return self.decode_projected(self.project(features)._replace(boxes=boxes))
 
-    def decode_compact(self, features: Features, boxes: Tensor | None = None) -> Prediction:
-        """The same from `ImageEncoder.compact`."""
+    def decode_pre_fpn(self, features: Features, boxes: Tensor | None = None) -> Prediction:
+        """The same from `ImageEncoder.pre_fpn_features`."""
         return self.decode_projected(self.project(features, self.encoder.laterals)._replace(boxes=boxes))
 
-    def project(self, features: Features, laterals: Laterals = NO_LATERALS) -> DecoderFeatures:
-        """The encoder's features as the decoders take them; laterals: what features of `compact` are ahead of."""
+    def project(self, features: Features, laterals: FPNLaterals = NO_LATERALS) -> DecoderFeatures:
+        """The encoder's features as the decoders take them; laterals: what follows `pre_fpn_features`."""
         fine = self.segmentation.project(features, laterals)
         if self.boundary is None:
             return DecoderFeatures(features.z, *fine)
         return DecoderFeatures(features.z, *fine, *self.boundary.decoder.project(features, laterals))
 
     def decode_projected(self, features: DecoderFeatures) -> Prediction:
-        """A window of D slices: the context that they give each other, then slice by slice."""
+        """A slab of D slices: the context that they give each other, then slice by slice."""
         at_once = self.encoder.slices_at_once
         if not self._keeps_little or at_once is None or features.z.shape[1] > 1:
-            return self._decode_windows(features)
+            return self._decode_slabs(features)
         # Single slices have no steps to compute again one by one, so a few of them take a step's place.
         starts = range(0, len(features.z), at_once)
-        parts = [self._decode_windows(features.rows(start, start + at_once)) for start in starts]
+        parts = [self._decode_slabs(features.rows(start, start + at_once)) for start in starts]
         return Prediction(*(None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True)))  # type: ignore[arg-type]
 
-    def _decode_windows(self, features: DecoderFeatures) -> Prediction:
-        context, relative_position = self.look_around(features.z)
+    def _decode_slabs(self, features: DecoderFeatures) -> Prediction:
+        context, relative_position = self.slice_context(features.z)
         depth = context.shape[1]
         state = self.start(depth)
         steps = [self.step(state, features.at(i), context[:, i]) for i in range(depth)]
@@ -167,7 +167,7 @@ class SAM2For3dMed(nn.Module):
             relative_position=relative_position,
         )
 
-    def look_around(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
+    def slice_context(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """The context that slices give each other, (B, D, C, h, w), and P_pos (B, D, D); z and None without SRPP."""
         if self.srpp is None:
             return z, None
@@ -175,7 +175,7 @@ class SAM2For3dMed(nn.Module):
         return context, relative_position
 
     def start(self, num_slices: int) -> DecoderState:
-        """Empty memories, for a pass of `num_slices` calls of `step`: a window, or a whole stack."""
+        """Empty memories, for a pass of `num_slices` calls of `step`: a slab, or a whole stack."""
         draw = self.draw if self.training else 0
         boundary = MemoryBank(num_slices) if self.boundary is None else self.boundary.decoder.start(num_slices, draw)
         return DecoderState(self.segmentation.start(num_slices, draw), boundary)
@@ -183,7 +183,7 @@ class SAM2For3dMed(nn.Module):
     def step(self, state: DecoderState, features: DecoderFeatures, context: Tensor) -> tuple[Tensor, Tensor | None]:
         """The next slice of a pass, which `state` then remembers as far as later slices read it.
 
-        features: of the slice, (B, C, ., .) each level; context: (B, C, h, w), its share of `look_around`.
+        features: of the slice, (B, C, ., .) each level; context: (B, C, h, w), its share of `slice_context`.
         Returns: logits (B, K, 4h, 4w) of the masks, and of the boundaries or None.
         """
         found: DecodedSlice = self._compute(self._decode_slice, self._settled(state), features, context)
@@ -204,7 +204,7 @@ class SAM2For3dMed(nn.Module):
             z_seg = z_seg + self.boundary_to_segmentation(found.features)
             boundary_logits, boundary_memory = found.logits, found.memory
         decoded = self.segmentation.decode(z_seg, features.stride8, features.stride4, features.boxes)
-        memory = self.segmentation.remember(z, decoded, attended) if state.segmentation.will_be_read else None
+        memory = self.segmentation.encode_memory(z, decoded, attended) if state.segmentation.will_be_read else None
         return DecodedSlice(decoded.logits, boundary_logits, memory, boundary_memory)
 
     @property

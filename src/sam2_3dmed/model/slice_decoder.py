@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_3dmed.model.encoder import NO_LATERALS, Features, Laterals
+from sam2_3dmed.encoders.image_encoder import NO_LATERALS, Features, FPNLaterals
+from sam2_3dmed.encoders.precision import in_float32
 from sam2_3dmed.model.mask_decoder import MaskDecoder
 from sam2_3dmed.model.memory_attention import KeyValues, MemoryAttention
-from sam2_3dmed.model.precision import in_float32
 from sam2_3dmed.model.self_sorting_memory import SelfSortingBank, embedding_of
 from sam2_3dmed.model.upsample import upsample
 
@@ -181,7 +181,7 @@ class SliceDecoder(nn.Module):
                 module.requires_grad_(False)
         self.memory_temporal_positional_encoding.requires_grad_(False)
 
-    def project(self, features: Features, laterals: Laterals = NO_LATERALS) -> HighResolution:
+    def project(self, features: Features, laterals: FPNLaterals = NO_LATERALS) -> HighResolution:
         """The finer levels of all slices through this branch's conv_s1 and conv_s0, and `laterals` before those."""
         stride8 = _pointwise(self.mask_decoder.conv_s1, features.stride8, laterals.stride8)
         stride4 = _pointwise(self.mask_decoder.conv_s0, features.stride4, laterals.stride4)
@@ -217,7 +217,7 @@ class SliceDecoder(nn.Module):
         masks = in_float32(partial(self.mask_decoder, boxes=boxes), features, stride8, stride4)
         return Decoded(masks.logits, self.object_pointer_proj(masks.class_tokens.mean(dim=1)), masks.confidence)
 
-    def remember(self, z: Tensor, found: Decoded, attended: Tensor) -> Memory:
+    def encode_memory(self, z: Tensor, found: Decoded, attended: Tensor) -> Memory:
         """The memory of a slice: its raw features with what was found in it.
 
         z: (B, C, h, w), raw, as in SAM2; attended: the same after memory attention, by which MedSAM-2 finds it again.

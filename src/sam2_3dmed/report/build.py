@@ -5,16 +5,16 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.errors import UserError
 from sam2_3dmed.inference.auxiliary import Auxiliary
-from sam2_3dmed.inference.segmenter import Segmenter
-from sam2_3dmed.records import Sam2Record
+from sam2_3dmed.inference.interface import Segmenter
+from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.report import charts
 from sam2_3dmed.report.case_report import CaseReport, Chart, case_report, distance_limit_mm, stills
 from sam2_3dmed.report.contents import CaseEntry, RunContents, chosen_cases, read_run
 from sam2_3dmed.report.page import Page, page_html
-from sam2_3dmed.runs import load_predictor
+from sam2_3dmed.run.run_config import Sam2Record
+from sam2_3dmed.run.run_folder import load_predictor
 from sam2_3dmed.volume.nifti import read_label
 from sam2_3dmed.volume.volume import Volume
 

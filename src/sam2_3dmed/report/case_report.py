@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.config import Plan
-from sam2_3dmed.data.catalog import Case, read_case
+from sam2_3dmed.data.dataset import Case, read_case
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.inference.auxiliary import Auxiliary
 from sam2_3dmed.report import charts
@@ -113,15 +113,15 @@ def _read(entry: CaseEntry, labels: Mapping[int, str]) -> tuple[Volume | None, V
 
 
 def _positions(extra: Auxiliary, name: str, figures: Path, rank: str) -> Chart:
-    # Windows as long as the first: a shorter one has another matrix.
+    # Slabs as long as the first: a shorter one has another matrix.
     depth = len(extra.positions[0].slices)
-    windows = [(w.slices, w.relative_position) for w in extra.positions if len(w.slices) == depth]
-    error, nothing = charts.position_errors(windows)
+    slabs = [(w.slices, w.relative_position) for w in extra.positions if len(w.slices) == depth]
+    error, nothing = charts.position_errors(slabs)
     text = (
-        f"Relative positions in {name}: mean error {error:.2f} slices over {len(windows)} windows of {depth}; "
+        f"Relative positions in {name}: mean error {error:.2f} slices over {len(slabs)} slabs of {depth}; "
         f"saying 0 for every pair would give {nothing:.2f}"
     )
-    figure = charts.positions_chart("Does SRPP know where a slice is?", windows)
+    figure = charts.positions_chart("Does SRPP know where a slice is?", slabs)
     return Chart(text, charts.save_figure(figure, figures, f"positions_{rank}"), wide=True)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.atomic import replacing
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.report.panels import CLASS_COLOURS, class_colour
 
 _STYLE = {
@@ -145,17 +145,17 @@ def slice_dice_chart(title: str, scores: NDArray[np.float64], names: Sequence[st
     return figure
 
 
-def positions_chart(title: str, windows: Sequence[tuple[Sequence[int], NDArray[np.floating]]]) -> Any:
+def positions_chart(title: str, slabs: Sequence[tuple[Sequence[int], NDArray[np.floating]]]) -> Any:
     """Does SRPP know where a slice is? The mean predicted matrix beside the true one, and prediction against truth.
 
-    windows: for each its slices as the network saw them, and P_pos (D, D).
+    slabs: for each its slices as the network saw them, and P_pos (D, D).
     """
-    ordered = [_ascending(slices, matrix) for slices, matrix in windows]
+    ordered = [_ascending(slices, matrix) for slices, matrix in slabs]
     mean = np.mean(ordered, axis=0)
     depth = len(mean)
     truth = np.arange(depth)[None, :] - np.arange(depth)[:, None]
     with _chart(title, width=7.2, columns=3) as (figure, axes):
-        for place, matrix, name in ((axes[0], truth, "true"), (axes[1], mean, "predicted, mean of windows")):
+        for place, matrix, name in ((axes[0], truth, "true"), (axes[1], mean, "predicted, mean of slabs")):
             picture = place.imshow(matrix, cmap="PuOr", vmin=1 - depth, vmax=depth - 1)
             place.set(title=name, xlabel="slice j", ylabel="slice i")
         figure.colorbar(picture, ax=axes[:2], label="slices from i to j", shrink=0.8)
@@ -193,10 +193,10 @@ def pictures_chart(title: str, pictures: Mapping[str, NDArray[np.uint8]], limit_
     return figure
 
 
-def position_errors(windows: Sequence[tuple[Sequence[int], NDArray[np.floating]]]) -> tuple[float, float]:
+def position_errors(slabs: Sequence[tuple[Sequence[int], NDArray[np.floating]]]) -> tuple[float, float]:
     """The mean absolute error over pairs of slices, and what predicting 0 would give; in slices."""
     errors, nothing = [], []
-    for slices, matrix in windows:
+    for slices, matrix in slabs:
         places = np.array(slices)
         truth = places[None, :] - places[:, None]
         pairs = ~np.eye(len(places), dtype=bool)
@@ -206,7 +206,7 @@ def position_errors(windows: Sequence[tuple[Sequence[int], NDArray[np.floating]]
 
 
 def _ascending(slices: Sequence[int], matrix: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The matrix of a window with its slices in ascending order."""
+    """The matrix of a slab with its slices in ascending order."""
     order = np.argsort(slices)
     return matrix[np.ix_(order, order)]
 

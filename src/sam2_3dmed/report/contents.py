@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sam2_3dmed.data.catalog import Case, read_catalog
+from sam2_3dmed.data.dataset import Case, read_dataset
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.records import RunRecord
-from sam2_3dmed.runs import remembered_data
+from sam2_3dmed.run.run_config import RunRecord
+from sam2_3dmed.run.run_folder import remembered_data
 
 _MEAN = "mean"
 
@@ -99,13 +99,13 @@ def chosen_cases(cases: Sequence[CaseEntry], metric: str, better: str) -> dict[s
 
 def _catalogued(folder: Path, data: Path | None, notes: list[str]) -> Mapping[str, Case]:
     if data is not None:
-        return {case.name: case for case in read_catalog(data).cases}
+        return {case.name: case for case in read_dataset(data).cases}
     remembered = remembered_data(folder)
     if remembered is None:
         notes.append(f"{folder}: the run does not say where its data set is; report --data DATA shows the images")
         return {}
     try:
-        return {case.name: case for case in read_catalog(remembered).cases}
+        return {case.name: case for case in read_dataset(remembered).cases}
     except DataError as error:
         notes.append(f"{error}; report --data DATA shows the images")
         return {}

@@ -13,9 +13,9 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
-from sam2_3dmed.atomic import replacing
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.termination import Terminated, take_sigterm
+from sam2_3dmed.processes.atomic import replacing
+from sam2_3dmed.processes.signals import Terminated, take_sigterm
 from sam2_3dmed.training.run_module import MONITORED
 
 BEST_CHECKPOINT = "best.ckpt"
@@ -52,7 +52,7 @@ class WholeFiles(TorchCheckpointIO):
 class Checkpoints(Checkpoint):
     """Saves the state at the end of every epoch, within an epoch every so often and on SIGTERM, and the best weights.
 
-    folder: for the checkpoints. loader: of the training windows. keep: how many states. minutes: between states within
+    folder: for the checkpoints. loader: of the training slabs. keep: how many states. minutes: between states within
     an epoch; none: only on SIGTERM.
     """
 

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_3dmed.atomic import replacing
 from sam2_3dmed.config import FeatureCacheConfig, RunConfig, TrainingConfig
+from sam2_3dmed.data.slabs import ViewSlabs
 from sam2_3dmed.data.views import View, ViewDataset
-from sam2_3dmed.data.windows import ViewWindows
+from sam2_3dmed.encoders.image_encoder import Features, ImageEncoder
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.model.encoder import Features, ImageEncoder
+from sam2_3dmed.processes.atomic import replacing
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _AT_ONCE_ON_A_GPU = 16
@@ -60,7 +60,7 @@ def require_frozen(encoder: ImageEncoder) -> None:
 
 
 class FeatureCache:
-    """Looks up the features of windows, and computes and keeps those that are not there yet.
+    """Looks up the features of slabs, and computes and keeps those that are not there yet.
 
     A slice's features depend on nothing but the encoder, the view and the slice, so it does not matter when, in which
     process or how often they are computed. They are kept in memory within the budget, else in files below `folder`.
@@ -73,7 +73,7 @@ class FeatureCache:
         self.config = config
         self.folder = Path(config.folder or folder)
         self._dtype = _DTYPES[config.dtype]
-        self._shapes = encoder.compact_shapes
+        self._shapes = encoder.pre_fpn_shapes
         self._sizes = [math.prod(shape) for shape in self._shapes]
         self._memory: dict[View, dict[int, Tensor]] = {}
         self._bytes_in_memory = 0
@@ -85,12 +85,12 @@ class FeatureCache:
         """What a slice takes."""
         return sum(self._sizes) * self._dtype.itemsize
 
-    def __call__(self, windows: ViewWindows) -> Features:
-        """What `ImageEncoder.compact` makes of these windows, rounded to the type it is kept in."""
-        rows = [View(*row) for row in windows.views.tolist()]
+    def __call__(self, slabs: ViewSlabs) -> Features:
+        """What `ImageEncoder.pre_fpn_features` makes of these slabs, rounded to the type it is kept in."""
+        rows = [View(*row) for row in slabs.views.tolist()]
         places = [
             _Place(view, index)
-            for view, indices in zip(rows, windows.positions.tolist(), strict=True)
+            for view, indices in zip(rows, slabs.positions.tolist(), strict=True)
             for index in indices
         ]
         self._forget_what_was_before(rows)
@@ -100,14 +100,14 @@ class FeatureCache:
         self._num_asked += len(kept)
         self._num_made += len(missing)
         flat = [found for found in map(kept.get, places) if found is not None]
-        return self._features(flat, windows.positions.shape)
+        return self._features(flat, slabs.positions.shape)
 
     def describe(self, training: TrainingConfig) -> None:
         """Log the size, and how much of the encoder's work is left; warn where that is most of it."""
         slices = sum(case.num_slices for case in self.views.cases)
         views = self.views.num_generations(training.epochs)
-        windows = training.epochs * (training.windows_per_epoch or len(self.views.cases))
-        uses = windows * self.views.window_slices / (slices * views)
+        slabs = training.epochs * (training.samples_per_epoch or len(self.views.cases))
+        uses = slabs * self.views.slab_slices / (slices * views)
         share = (1 - math.exp(-uses)) / uses  # of draws that are a slice's first, if all are drawn equally often
         logger.info(
             "feature cache: %d views of a case at a time, %d in all; %.1f MB a slice, at most %.1f GB at a time; "
@@ -146,7 +146,7 @@ class FeatureCache:
         for start in range(0, len(places), at_once):
             batch = places[start : start + at_once]
             slices = torch.stack([self.views.slice(*place, device) for place in batch]).unsqueeze(1)
-            levels = self.encoder.compact(slices)
+            levels = self.encoder.pre_fpn_features(slices)
             flat = torch.cat([level.permute(0, 1, 3, 4, 2).flatten(1) for level in levels], dim=1)
             rounded = flat.to(self._dtype).cpu()
             if self._dtype is torch.float16 and not rounded.isfinite().all():

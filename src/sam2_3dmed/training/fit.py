@@ -13,16 +13,16 @@ from sam2_3dmed.config import FeatureCacheConfig, RunConfig, TrainingConfig
 from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.termination import Terminated
-from sam2_3dmed.training.budget import within_minutes
+from sam2_3dmed.processes.signals import Terminated
 from sam2_3dmed.training.checkpoints import Checkpoints, best_state, forget_states, newest_whole_state, step_of
+from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.feature_cache import make_feature_cache
-from sam2_3dmed.training.loader import case_loader, window_loader
+from sam2_3dmed.training.loader import case_loader, slab_loader
 from sam2_3dmed.training.losses import TotalLoss
+from sam2_3dmed.training.lr_finder import RateTest, find_rate
 from sam2_3dmed.training.module import TrainingModule
-from sam2_3dmed.training.parallel import Team
-from sam2_3dmed.training.rate_finder import RateTest, find_rate
 from sam2_3dmed.training.run_module import RunModule
+from sam2_3dmed.training.time_budget import within_minutes
 from sam2_3dmed.training.trainer import make_trainer, quiet_lightning
 
 logger = logging.getLogger(__name__)
@@ -46,18 +46,18 @@ def fit(
     config: RunConfig,
     folder: Path,
     resume: bool = False,
-    team: Team | None = None,
+    team: DistributedContext | None = None,
 ) -> FitResult:
     """Train a network and leave the best weights in it; curves, logs and checkpoints go below `folder`.
 
-    predictor: wraps the same network and has the run's window. resume: go on from the last checkpoint, as if never
+    predictor: wraps the same network and has the run's slab. resume: go on from the last checkpoint, as if never
     interrupted. team: the processes that train together, each of which calls this; none: this one alone.
 
     Raises:
         TrainingError: the loss is not finite any more. Terminated: SIGTERM came. KeyboardInterrupt: the user stopped
             it. `resume` goes on from the last checkpoint.
     """
-    team = team or Team()
+    team = team or DistributedContext()
 
     def assemble(changed: TrainingConfig) -> tuple[TrainingModule, Any]:
         recipe = config.model_copy(update={"training": changed})
@@ -81,7 +81,7 @@ def fit_module(
     validation: CaseCache,
     folder: Path,
     resume: bool,
-    team: Team,
+    team: DistributedContext,
     cache: FeatureCacheConfig | None = None,
 ) -> FitResult:
     """As `fit`, of whatever is assembled.
@@ -118,7 +118,7 @@ def try_rates(
     folder: for the feature cache, if there is one.
     """
     with quiet_lightning():
-        module, loader = _assemble(network, predictor, training, CaseCache(()), config, folder, Team())
+        module, loader = _assemble(network, predictor, training, CaseCache(()), config, folder, DistributedContext())
         return find_rate(module, loader, config)
 
 
@@ -129,14 +129,14 @@ def _assemble(
     validation: CaseCache,
     config: RunConfig,
     folder: Path,
-    team: Team,
+    team: DistributedContext,
 ) -> tuple[TrainingModule, Any]:
     """What is trained, and the loader of what it is trained on."""
     network.save_memory(checkpointing=config.training.checkpointing, slices_at_once=config.training.encoder_slices)
-    loader: Any = window_loader(
+    loader: Any = slab_loader(
         training,
         config,
-        window_slices=predictor.passes.window_slices,
+        slab_slices=predictor.passes.slab_slices,
         image_size=network.encoder.image_size,
         team=team,
     )

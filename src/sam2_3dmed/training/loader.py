@@ -1,4 +1,4 @@
-"""What feeds a training run: windows of the training cases, and the numbers of the validation cases."""
+"""What feeds a training run: slabs of the training cases, and the numbers of the validation cases."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,40 +8,44 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from sam2_3dmed.config import RunConfig, TrainingConfig
-from sam2_3dmed.data.augment import WindowAugmentation
+from sam2_3dmed.data.augment import SlabAugmentation
 from sam2_3dmed.data.cache import CaseCache
+from sam2_3dmed.data.slabs import SlabDataset, collate
 from sam2_3dmed.data.views import ViewDataset
-from sam2_3dmed.data.windows import WindowDataset, collate
-from sam2_3dmed.training.division import Division, Parts, shares
-from sam2_3dmed.training.parallel import Team
+from sam2_3dmed.training.batch_sharding import Division, Parts, shares
+from sam2_3dmed.training.distributed import DistributedContext
 
 
-def window_loader(
-    cases: CaseCache, config: RunConfig, *, window_slices: int, image_size: int, team: Team
+def slab_loader(
+    cases: CaseCache, config: RunConfig, *, slab_slices: int, image_size: int, team: DistributedContext
 ) -> DataLoader[Any]:
-    """An epoch of augmented windows in batches, drawn anew for every epoch; with a feature cache, of windows of views.
+    """An epoch of augmented slabs in batches, drawn anew for every epoch; with a feature cache, of slabs of views.
 
-    window_slices: D. image_size: H = W in pixels. team: of whose batches this process has its share.
+    slab_slices: D. image_size: H = W in pixels. team: of whose batches this process has its share.
     """
     training, cache = config.training, config.feature_cache
-    windows = WindowDataset(
+    slabs = SlabDataset(
         cases,
-        window_slices=window_slices,
-        augmentation=WindowAugmentation(config.augmentation, image_size),
+        slab_slices=slab_slices,
+        augmentation=SlabAugmentation(config.augmentation, image_size),
         foreground_fraction=training.foreground_fraction,
         seed=training.seed,
         single_slice_epochs=training.single_slice_epochs,
     )
-    views = ViewDataset(windows, num_views=cache.views, refresh=cache.refresh) if cache.views > 0 else None
-    return epoch_loader(windows if views is None else views, collate, training, len(cases), team)
+    views = ViewDataset(slabs, num_views=cache.views, refresh=cache.refresh) if cache.views > 0 else None
+    return epoch_loader(slabs if views is None else views, collate, training, len(cases), team)
 
 
 def epoch_loader(
-    dataset: Dataset[Any], collate: Callable[[Sequence[Any]], Any], training: TrainingConfig, num_cases: int, team: Team
+    dataset: Dataset[Any],
+    collate: Callable[[Sequence[Any]], Any],
+    training: TrainingConfig,
+    num_cases: int,
+    team: DistributedContext,
 ) -> DataLoader[Any]:
-    """An epoch of a data set whose keys are `WindowKey`s, in batches that `collate` makes."""
+    """An epoch of a data set whose keys are `SampleKey`s, in batches that `collate` makes."""
     division = Division(
-        training.windows_per_epoch or num_cases, training.batch_size, training.accumulate, team.size, team.rank
+        training.samples_per_epoch or num_cases, training.batch_size, training.accumulate, team.size, team.rank
     )
     workers = training.workers
     if workers is None:
@@ -57,7 +61,7 @@ def epoch_loader(
     )
 
 
-def case_loader(cases: CaseCache, team: Team) -> DataLoader[int]:
+def case_loader(cases: CaseCache, team: DistributedContext) -> DataLoader[int]:
     """The numbers of this process's cases: the module looks them up, so that no memory map passes through Lightning."""
     return DataLoader(_Numbers(shares([case.num_slices for case in cases], team.size)[team.rank]), batch_size=None)
 

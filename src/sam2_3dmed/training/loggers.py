@@ -10,8 +10,8 @@ from pathlib import Path
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.errors import ConfigError, DataError
+from sam2_3dmed.processes.atomic import write_text
 
 PROJECT = "sam2-3dmed"
 ENTRIES_FILE = "loggers.json"

@@ -44,7 +44,7 @@ def boundary_loss(
     """L_bd: cross entropy in which boundary pixels weigh N_non / N and the others N_bd / N. Paper: Eq. 5; reading 8.
 
     logits, target: (B, K, D, H, W); N, N_bd, N_non count per sample and class. The weighted sum is divided by the sum
-    of the weights, by N, or by nothing. A class without boundary in a window contributes 0. Returns: the mean over B
+    of the weights, by N, or by nothing. A class without boundary in a slab contributes 0. Returns: the mean over B
     and K.
     """
     boundary_share = target.mean(dim=_SPACE, keepdim=True)

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 
 from sam2_3dmed.config import Plan, RunConfig
-from sam2_3dmed.data.windows import Windows
+from sam2_3dmed.data.slabs import Slabs
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.free_memory import free_bytes
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.training.fit import make_loss
-from sam2_3dmed.training.step_memory import Step, counted_bytes, seen_bytes
+from sam2_3dmed.training.memory_estimator import Step, counted_bytes, seen_bytes
 
 GB = 10**9
 OVERHEAD = 0.7 * GB
@@ -25,10 +25,10 @@ MARGIN = 0.1
 logger = logging.getLogger(__name__)
 
 
-class Way(NamedTuple):
+class MemoryStrategy(NamedTuple):
     """A way to take a step. checkpointing, encoder_slices: as in `TrainingConfig`."""
 
-    windows: int
+    slabs: int
     """In a pass."""
     checkpointing: bool
     encoder_slices: int | None
@@ -36,27 +36,29 @@ class Way(NamedTuple):
     def __str__(self) -> str:
         slices = "slices checkpointed" if self.checkpointing else "no checkpointing"
         encoded = f"{self.encoder_slices} slices" if self.encoder_slices else "all slices"
-        return f"{self.windows} windows in a pass, {slices}, {encoded} encoded at once"
+        return f"{self.slabs} slabs in a pass, {slices}, {encoded} encoded at once"
 
 
-# From fast to lean. A pass of fewer windows costs less time than computing slices twice, so it is tried before.
+# From fast to lean. A pass of fewer slabs costs less time than computing slices twice, so it is tried before.
 _WAYS = ((False, None), (False, 4), (True, 4), (True, 1))
-LEANEST = Way(1, *_WAYS[-1])
+LEANEST = MemoryStrategy(1, *_WAYS[-1])
 
 
-def fastest_way(bytes_of: Callable[[Way], float], num_windows: int, budget: float) -> Way | None:
-    """The fastest way that fits: as many windows in a pass as can be, but rather fewer than with checkpointing.
+def fastest_strategy(
+    bytes_of: Callable[[MemoryStrategy], float], num_slabs: int, budget: float
+) -> MemoryStrategy | None:
+    """The fastest way that fits: as many slabs in a pass as can be, but rather fewer than with checkpointing.
 
-    num_windows: of a step in this process; only sizes that make the fewest passes are looked at. budget: in bytes.
+    num_slabs: of a step in this process; only sizes that make the fewest passes are looked at. budget: in bytes.
     """
-    sizes = sorted({-(-num_windows // passes) for passes in range(1, num_windows + 1)})
+    sizes = sorted({-(-num_slabs // passes) for passes in range(1, num_slabs + 1)})
     for how in _WAYS:
 
         def bytes_of_size(size: int, how: tuple[bool, int | None] = how) -> float:
-            return bytes_of(Way(size, *how))
+            return bytes_of(MemoryStrategy(size, *how))
 
         if bytes_of_size(1) <= budget:  # first, since mostly it is all that must be asked of ways that are too fast
-            return Way(sizes[bisect_right(sizes, budget, lo=1, key=bytes_of_size) - 1], *how)
+            return MemoryStrategy(sizes[bisect_right(sizes, budget, lo=1, key=bytes_of_size) - 1], *how)
     return None
 
 
@@ -64,14 +66,14 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
     """The recipe with `accumulate`, `checkpointing` and `encoder_slices` such that a step fits; a log line says which.
 
     With a GPU each way is tried on it, and what is free there is a limit, too; else bytes are counted, as if in 32 bit.
-    predictor: has the network and the run's window. gigabytes: 10^9 bytes of the GPU. ranks: processes that share a
+    predictor: has the network and the run's slab. gigabytes: 10^9 bytes of the GPU. ranks: processes that share a
     batch.
 
     Raises:
         ConfigError: nothing fits; it says what would.
     """
     training, gpu = config.training, torch.cuda.is_available()
-    network, window_slices = predictor.network, predictor.passes.window_slices
+    network, slab_slices = predictor.network, predictor.passes.slab_slices
     share = -(-training.batch_size // ranks)
     budget = gigabytes * GB - OVERHEAD
     if gpu:
@@ -83,42 +85,42 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
     copies = 2 if training.weight_average is None else 3
 
     @cache
-    def bytes_of(way: Way, slices: int = window_slices) -> float:
+    def bytes_of(way: MemoryStrategy, slices: int = slab_slices) -> float:
         network.save_memory(checkpointing=way.checkpointing, slices_at_once=way.encoder_slices)
-        windows = empty_windows(way.windows, slices, len(plan.channels), network.encoder.image_size)
-        kinds = [windows, windows.single_slices()] if training.single_slice_fraction > 0 else [windows]
+        slabs = empty_slabs(way.slabs, slices, len(plan.channels), network.encoder.image_size)
+        kinds = [slabs, slabs.single_slices()] if training.single_slice_fraction > 0 else [slabs]
         if gpu:
             return max(seen_bytes(step, kind, copies=copies, bf16=predictor.passes.bf16) for kind in kinds)
         return max(counted_bytes(step, kind, copies=copies) for kind in kinds)
 
-    way = fastest_way(bytes_of, share, budget)
+    way = fastest_strategy(bytes_of, share, budget)
     if way is None:
-        raise ConfigError(what_would_fit(lambda slices: bytes_of(LEANEST, slices), window_slices, budget, gigabytes))
-    passes = -(-share // way.windows)
+        raise ConfigError(what_would_fit(lambda slices: bytes_of(LEANEST, slices), slab_slices, budget, gigabytes))
+    passes = -(-share // way.slabs)
     logger.info(
-        "memory: in %g GB, %d windows a step in %d pass(es): %s; %s %.1f GB",
+        "memory: in %g GB, %d slabs a step in %d pass(es): %s; %s %.1f GB",
         *(gigabytes, share, passes, way, "it took" if gpu else "counted in 32 bit,", bytes_of(way) / GB),
     )
     changes = {"accumulate": passes, "checkpointing": way.checkpointing, "encoder_slices": way.encoder_slices}
     return config.model_copy(update={"training": training.model_copy(update=changes)})
 
 
-def empty_windows(count: int, slices: int, channels: int, size: int) -> Windows:
-    """Windows of a shape, with next to nothing in them."""
-    return Windows(
+def empty_slabs(count: int, slices: int, channels: int, size: int) -> Slabs:
+    """Slabs of a shape, with next to nothing in them."""
+    return Slabs(
         torch.zeros(1).expand(count, slices, channels, size, size),
         torch.zeros(1, dtype=torch.int32).expand(count, slices, size, size),
         torch.arange(slices).expand(count, slices),
     )
 
 
-def what_would_fit(leanest: Callable[[int], float], window_slices: int, budget: float, gigabytes: float) -> str:
+def what_would_fit(leanest: Callable[[int], float], slab_slices: int, budget: float, gigabytes: float) -> str:
     """What to tell a user whose `gigabytes`, of which a step may take `budget` bytes, are too few.
 
-    leanest: the bytes of the leanest step with windows of so many slices.
+    leanest: the bytes of the leanest step with slabs of so many slices.
     """
-    needed = gigabytes + (leanest(window_slices) - budget) / (1 - MARGIN) / GB
-    text = f"--gpu-memory {gigabytes:g}: too little for any way to train with {window_slices} slices a window; "
+    needed = gigabytes + (leanest(slab_slices) - budget) / (1 - MARGIN) / GB
+    text = f"--gpu-memory {gigabytes:g}: too little for any way to train with {slab_slices} slices a slab; "
     text += f"{needed:.2f} GB would do" if needed < float("inf") else "the GPU has no more"
-    fewer = bisect_right(range(1, window_slices), budget, key=leanest)
-    return text + (f", or --set window_slices={fewer}" if fewer else ", or a smaller model.size or model.image_size")
+    fewer = bisect_right(range(1, slab_slices), budget, key=leanest)
+    return text + (f", or --set slab_slices={fewer}" if fewer else ", or a smaller model.size or model.image_size")

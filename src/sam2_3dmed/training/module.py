@@ -12,25 +12,25 @@ from torch import Tensor, nn
 
 from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.data.cache import CachedCase
-from sam2_3dmed.data.windows import ViewWindows, Windows
+from sam2_3dmed.data.slabs import Slabs, ViewSlabs
 from sam2_3dmed.inference.predictor import Predictor
-from sam2_3dmed.inference.windows import Window
-from sam2_3dmed.model.boxes import boxes_around, on_slices
+from sam2_3dmed.inference.slabs import Slab
 from sam2_3dmed.model.network import Prediction, SAM2For3dMed
-from sam2_3dmed.training.division import Division
+from sam2_3dmed.model.prompts import boxes_around, on_slices
+from sam2_3dmed.training.batch_sharding import Division
+from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.feature_cache import FeatureCache
 from sam2_3dmed.training.losses import LossTerms, TotalLoss, position_error
 from sam2_3dmed.training.optimizer import make_optimizer, make_schedule
-from sam2_3dmed.training.parallel import Team
 from sam2_3dmed.training.run_module import RunModule
 from sam2_3dmed.training.targets import class_masks, relative_positions
 
 
 class TrainingModule(RunModule):
-    """Trains a network on windows and validates it on volumes with the real predictor and the real metric.
+    """Trains a network on slabs and validates it on volumes with the real predictor and the real metric.
 
     predictor: wraps the same network. validation: the cases that the validation loader's numbers stand for.
-    division: how batches are divided over processes and passes. features: where those of windows of views come from.
+    division: how batches are divided over processes and passes. features: where those of slabs of views come from.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class TrainingModule(RunModule):
         validation: Sequence[CachedCase],
         config: TrainingConfig,
         division: Division,
-        team: Team | None = None,
+        team: DistributedContext | None = None,
         features: FeatureCache | None = None,
     ) -> None:
         super().__init__(
@@ -58,7 +58,7 @@ class TrainingModule(RunModule):
         self.predictor = predictor
         self.features = features
         self.single_slice_steps = config.single_slice_epochs * self.steps_per_epoch
-        self.window_steps = (config.epochs - config.single_slice_epochs) * self.steps_per_epoch
+        self.slab_steps = (config.epochs - config.single_slice_epochs) * self.steps_per_epoch
 
     def parts(self) -> Mapping[str, nn.Module]:
         """Those of the paper, as far as the network has them."""
@@ -72,26 +72,26 @@ class TrainingModule(RunModule):
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    def training_step(self, batch: Sequence[Windows] | Sequence[ViewWindows], batch_idx: int) -> Tensor:
-        """Eq. 6 over this process's part of a batch, whose windows come in groups of equal length.
+    def training_step(self, batch: Sequence[Slabs] | Sequence[ViewSlabs], batch_idx: int) -> Tensor:
+        """Eq. 6 over this process's part of a batch, whose slabs come in groups of equal length.
 
         Returns: the loss such that its mean over processes and passes is that of the whole batch.
         """
         part = self.division.part(batch_idx)
         self.network.draw = self.global_step
-        count = sum(len(windows.labels) for windows in batch)
-        terms = [self._terms(windows, len(windows.labels) / count, part.counted > 0) for windows in batch]
+        count = sum(len(slabs.labels) for slabs in batch)
+        terms = [self._terms(slabs, len(slabs.labels) / count, part.counted > 0) for slabs in batch]
         mean = LossTerms(*(torch.stack(parts).sum() for parts in zip(*terms, strict=True)))
         self.count_step(mean._asdict(), count, part.counted)
         return mean.total * part.weight
 
     def predict_case(self, number: int) -> tuple[NDArray[np.integer], float]:
-        """Class indices of a validation case, and the mean error of SRPP over its windows."""
+        """Class indices of a validation case, and the mean error of SRPP over its slabs."""
         errors: list[float] = []
 
-        def note(window: Window, predicted: Tensor) -> None:
-            order = torch.tensor(window.order, device=predicted.device).unsqueeze(0)
-            if len(window.order) > 1:
+        def note(slab: Slab, predicted: Tensor) -> None:
+            order = torch.tensor(slab.order, device=predicted.device).unsqueeze(0)
+            if len(slab.order) > 1:
                 errors.append(float(position_error(predicted.unsqueeze(0).float(), relative_positions(order))))
 
         case = self.validation[number]
@@ -100,7 +100,7 @@ class TrainingModule(RunModule):
 
     def validation_seconds(self) -> float:
         """From some slices of the first case."""
-        few = slice(2 * self.predictor.passes.window_slices)
+        few = slice(2 * self.predictor.passes.slab_slices)
         image, label = self.validation[0].image[few], self.validation[0].label[few]
         self.predictor.predict_slices(image, reference=label)  # the first pass is slower than those that follow
         started = time.monotonic()
@@ -110,26 +110,26 @@ class TrainingModule(RunModule):
     def configure_optimizers(self) -> Any:
         """The recipe's optimiser over all that trains, with the schedule of each part of the run (appendix B)."""
         optimizer = make_optimizer(self.network, self.config, self.network.encoder.vision_encoder.layers())
-        schedule = make_schedule(optimizer, self.config, self.single_slice_steps, self.window_steps, self.cooldown)
+        schedule = make_schedule(optimizer, self.config, self.single_slice_steps, self.slab_steps, self.cooldown)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _terms(self, windows: Windows | ViewWindows, share: float, counts: bool) -> LossTerms:
+    def _terms(self, slabs: Slabs | ViewSlabs, share: float, counts: bool) -> LossTerms:
         if self.sees_single_slices:
-            windows = windows.single_slices()
-        masks = class_masks(windows.labels, len(self.predictor.labels))
-        prediction = self._predict(windows)
-        if prediction.relative_position is not None and windows.positions.shape[1] > 1:
-            error = position_error(prediction.relative_position.detach(), relative_positions(windows.positions))
-            self.means.add("position_error/training", error, len(windows.labels) if counts else 0)
-        terms = self.loss(prediction, masks, windows.positions)
+            slabs = slabs.single_slices()
+        masks = class_masks(slabs.labels, len(self.predictor.labels))
+        prediction = self._predict(slabs)
+        if prediction.relative_position is not None and slabs.positions.shape[1] > 1:
+            error = position_error(prediction.relative_position.detach(), relative_positions(slabs.positions))
+            self.means.add("position_error/training", error, len(slabs.labels) if counts else 0)
+        terms = self.loss(prediction, masks, slabs.positions)
         return LossTerms(*(term * share for term in terms))
 
-    def _predict(self, windows: Windows | ViewWindows) -> Prediction:
+    def _predict(self, slabs: Slabs | ViewSlabs) -> Prediction:
         boxes = None
         if every := self.network.box_every:
-            around = boxes_around(windows.labels, range(1, len(self.predictor.labels) + 1))
-            boxes = on_slices(around, windows.positions, every)
-        if isinstance(windows, Windows):
-            return self.network(windows.slices, boxes)
+            around = boxes_around(slabs.labels, range(1, len(self.predictor.labels) + 1))
+            boxes = on_slices(around, slabs.positions, every)
+        if isinstance(slabs, Slabs):
+            return self.network(slabs.slices, boxes)
         assert self.features is not None
-        return self.network.decode_compact(self.features(windows), boxes)
+        return self.network.decode_pre_fpn(self.features(slabs), boxes)

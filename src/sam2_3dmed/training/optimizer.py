@@ -64,11 +64,11 @@ def make_schedule(
     optimizer: Optimizer,
     config: TrainingConfig,
     single_slice_steps: int,
-    window_steps: int,
+    slab_steps: int,
     cooldown: Cooldown | None = None,
     falling: Callable[[float], float] | None = None,
 ) -> LambdaLR:
-    """The rate rises linearly, then falls as a cosine; the steps of single slices and those of windows each do so.
+    """The rate rises linearly, then falls as a cosine; the steps of single slices and those of slabs each do so.
 
     cooldown: may be begun while the schedule is in use. falling: from 1 at progress 0 to 0 at 1, none for a cosine.
     """
@@ -76,14 +76,14 @@ def make_schedule(
     def factor(step: int) -> float:
         if cooldown is None or not cooldown.steps or step < cooldown.start:
             return planned(step)
-        final = config.window_rate * config.final_learning_rate_fraction
+        final = config.slab_rate * config.final_learning_rate_fraction
         return final + (planned(cooldown.start) - final) * falling_cosine((step - cooldown.start) / cooldown.steps)
 
     def planned(step: int) -> float:
         if step < single_slice_steps:
             scale, total = 1.0, single_slice_steps
         else:
-            scale, total, step = config.window_rate, window_steps, step - single_slice_steps
+            scale, total, step = config.slab_rate, slab_steps, step - single_slice_steps
         shape = config.warmup_fraction, config.final_learning_rate_fraction
         return scale * learning_rate_factor(step, total, *shape, falling or falling_cosine)
 

@@ -16,11 +16,11 @@ from torch.optim import Optimizer
 from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.data.cache import CachedCase
 from sam2_3dmed.evaluation.metrics import dice
-from sam2_3dmed.training.division import Division
+from sam2_3dmed.training.batch_sharding import Division
+from sam2_3dmed.training.distributed import DistributedContext, gather
+from sam2_3dmed.training.epoch_metrics import EpochMeans, merged
 from sam2_3dmed.training.feature_cache import FeatureCache
-from sam2_3dmed.training.means import EpochMeans, merged
 from sam2_3dmed.training.optimizer import Cooldown
-from sam2_3dmed.training.parallel import Team, gather
 
 MONITORED = "validation/dice"
 """What early stopping and the best checkpoint go by: the mean over classes and cases of whole volumes."""
@@ -51,7 +51,7 @@ class RunModule(lightning.LightningModule, ABC):
         validation: Sequence[CachedCase],
         config: TrainingConfig,
         division: Division,
-        team: Team | None = None,
+        team: DistributedContext | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -59,12 +59,12 @@ class RunModule(lightning.LightningModule, ABC):
         self.validation = validation
         self.config = config
         self.division = division
-        self.team = team or Team()
+        self.team = team or DistributedContext()
         self.steps_per_epoch = division.steps
         self.single_slice_steps = 0
-        """How many steps come first in which every slice is a window of its own."""
+        """How many steps come first in which every slice is a slab of its own."""
         self.features: FeatureCache | None = None
-        """Where features of windows of views come from."""
+        """Where features of slabs of views come from."""
         self.cooldown = Cooldown()
         self.means = EpochMeans()
         """Of this epoch so far; whoever writes the curves empties it."""
@@ -88,11 +88,11 @@ class RunModule(lightning.LightningModule, ABC):
 
     @property
     def sees_single_slices(self) -> bool:
-        """Whether each slice is still a window of its own, without a memory."""
+        """Whether each slice is still a slab of its own, without a memory."""
         return self.global_step < self.single_slice_steps
 
     def count_step(self, terms: Mapping[str, Tensor], count: int, counted: int) -> None:
-        """Note the loss terms of a batch of `count` windows, of which `counted` are not stand-ins."""
+        """Note the loss terms of a batch of `count` slabs, of which `counted` are not stand-ins."""
         self.latest = {name: value.detach() for name, value in terms.items()}
         for name, value in self.latest.items():
             self.means.add(f"train/{name}", value, count if counted else 0)

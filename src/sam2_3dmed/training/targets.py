@@ -35,7 +35,7 @@ def _with_neighbours(mask: Tensor, join: Callable[[Tensor, Tensor], Tensor], axi
 
 
 def relative_positions(positions: Tensor) -> Tensor:
-    """GT_pos[i, j] = position j - position i, in slices along the body, whatever the order of the window.
+    """GT_pos[i, j] = position j - position i, in slices along the body, whatever the order of the slab.
 
     positions: (B, D), each slice's index in its volume. Returns: (B, D, D) float32. Paper: 3.2; reading 2.
     """

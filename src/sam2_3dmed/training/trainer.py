@@ -12,17 +12,17 @@ import torch
 from lightning.pytorch.callbacks import Callback, RichProgressBar
 
 from sam2_3dmed.config import TrainingConfig
-from sam2_3dmed.model.precision import bf16_is_fast
+from sam2_3dmed.encoders.precision import bf16_is_fast
 from sam2_3dmed.training.checkpoints import Checkpoints, WholeFiles
-from sam2_3dmed.training.curves import CurvesFile
+from sam2_3dmed.training.csv_logger import CurvesFile
+from sam2_3dmed.training.data_wait import LoaderShare
 from sam2_3dmed.training.diagnostics import GradientNorms
-from sam2_3dmed.training.loader_share import LoaderShare
+from sam2_3dmed.training.distributed import DistributedContext
+from sam2_3dmed.training.early_stopping import EarlyStopping
+from sam2_3dmed.training.ema import WeightAverage
+from sam2_3dmed.training.image_logger import SlicePictures
 from sam2_3dmed.training.loggers import make_loggers
-from sam2_3dmed.training.parallel import Team
-from sam2_3dmed.training.pictures import SlicePictures
 from sam2_3dmed.training.run_module import MONITORED
-from sam2_3dmed.training.stopping import Ending
-from sam2_3dmed.training.weight_average import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +33,11 @@ def use_bf16(precision: str, device: str) -> bool:
 
 
 def make_trainer(
-    training: TrainingConfig, folder: Path, loader: Any, resumed_step: int | None, team: Team
+    training: TrainingConfig, folder: Path, loader: Any, resumed_step: int | None, team: DistributedContext
 ) -> lightning.Trainer:
     """The trainer of a run in `folder`.
 
-    loader: of the training windows. resumed_step: where a resumed run goes on.
+    loader: of the training slabs. resumed_step: where a resumed run goes on.
     """
     return base_trainer(
         training,
@@ -52,7 +52,7 @@ def make_trainer(
     )
 
 
-def base_trainer(training: TrainingConfig, team: Team, **options: Any) -> lightning.Trainer:
+def base_trainer(training: TrainingConfig, team: DistributedContext, **options: Any) -> lightning.Trainer:
     """A trainer on the devices of a team, in the precision, with the passes a step and the clipping of a recipe."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return lightning.Trainer(
@@ -75,7 +75,7 @@ def base_trainer(training: TrainingConfig, team: Team, **options: Any) -> lightn
 def _callbacks(training: TrainingConfig, folder: Path, loader: Any) -> Sequence[Callback]:
     callbacks: list[Callback] = [
         GradientNorms(),
-        Ending(training),
+        EarlyStopping(training),
         CurvesFile(folder / "curves.csv"),
         LoaderShare(),
         SlicePictures(folder / "pictures"),

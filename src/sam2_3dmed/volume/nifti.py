@@ -12,11 +12,11 @@ import numpy as np
 from isal import igzip, igzip_lib
 from numpy.typing import NDArray
 
-from sam2_3dmed.atomic import replacing
 from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.volume.label import as_label
+from sam2_3dmed.volume.nifti_data import read_voxels
 from sam2_3dmed.volume.volume import Volume, same_grid
-from sam2_3dmed.volume.voxels import read_voxels
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # isal's stubs take the exception type for an exception.

@@ -10,8 +10,8 @@ from isal import igzip
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sam2_3dmed.atomic import replacing
 from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.volume.colours import colour_of
 from sam2_3dmed.volume.volume import Volume
 

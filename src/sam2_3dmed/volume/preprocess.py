@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.errors import ConfigError, VolumeError
-from sam2_3dmed.volume.ranks import percentiles
+from sam2_3dmed.volume.percentiles import percentiles
 from sam2_3dmed.volume.slices import SlicingAxis, volume_to_slices
 from sam2_3dmed.volume.volume import Volume
 

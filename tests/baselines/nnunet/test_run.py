@@ -13,9 +13,9 @@ from sam2_3dmed.errors import ConfigError, ProcessError
 from sam2_3dmed.evaluation.compare import compare_runs
 from sam2_3dmed.experiments.manifest import manifest
 from sam2_3dmed.experiments.planning import Request, plan_experiment
-from sam2_3dmed.experiments.work import carry_out
-from sam2_3dmed.records import NnunetRecord, RunRecord
-from sam2_3dmed.train import TrainRequest, test_run, train_run
+from sam2_3dmed.experiments.run_executor import carry_out
+from sam2_3dmed.run.run_config import NnunetRecord, RunRecord
+from sam2_3dmed.run.train import TrainRequest, test_run, train_run
 
 test_run.__test__ = False  # a function of the package, not a test
 PARTS = ("training", "test", "prediction")

@@ -17,12 +17,12 @@ from sam2_3dmed.baselines.nnunet.dataset import to_classes
 from sam2_3dmed.baselines.nnunet.process import Worker
 from sam2_3dmed.baselines.nnunet.recipe import nnunet_recipe
 from sam2_3dmed.baselines.nnunet.run import FOLDER, training_peaks
-from sam2_3dmed.cli import app
-from sam2_3dmed.data.catalog import read_catalog
+from sam2_3dmed.cli.main import app
+from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.evaluation.cases import evaluate_folders
-from sam2_3dmed.runs import load_predictor
-from sam2_3dmed.termination import Terminated
-from sam2_3dmed.train import TrainRequest, test_run, train_run
+from sam2_3dmed.processes.signals import Terminated
+from sam2_3dmed.run.run_folder import load_predictor
+from sam2_3dmed.run.train import TrainRequest, test_run, train_run
 from sam2_3dmed.volume.volume import Volume
 
 test_run.__test__ = False  # a function of the package, not a test
@@ -75,7 +75,7 @@ def test_it_trains_and_is_scored(run, blobs):
 def test_its_memory_is_its_own(run, blobs):
     """Not that of the process that starts it, which has more by far."""
     held = np.ones(3_000_000_000 // 8)
-    volume = Volume.read(read_catalog(blobs).cases[0].images[0])
+    volume = Volume.read(read_dataset(blobs).cases[0].images[0])
     memory_mb, gpu_memory_mb = training_peaks(run)
     gflop, prediction_mb, prediction_gpu_mb = load_predictor(run).cost_of(volume)
     assert held.nbytes == 3_000_000_000
@@ -88,7 +88,7 @@ def test_its_memory_is_its_own(run, blobs):
 def test_our_scores_of_its_predictions_are_its_own(run, blobs, tmp_path):
     """Of what nnU-Net predicts of the validation cases itself, and writes a summary of."""
     fold = results(run)
-    labels = {case.name: case.label for case in read_catalog(blobs).cases}
+    labels = {case.name: case.label for case in read_dataset(blobs).cases}
     truth = tmp_path / "truth"
     truth.mkdir()
     for prediction in (fold / "validation").glob("*.nii.gz"):
@@ -129,7 +129,7 @@ def test_classes_that_are_nowhere_or_missed_or_invented_count_as_there(tmp_path)
 
 def test_our_predictor_predicts_what_nnunet_does(run, blobs):
     predictor = load_predictor(run)
-    images = {case.name: case.images[0] for case in read_catalog(blobs).cases}
+    images = {case.name: case.images[0] for case in read_dataset(blobs).cases}
     own = list((results(run) / "validation").glob("*.nii.gz"))
     assert own
     for prediction in own:
@@ -139,7 +139,7 @@ def test_our_predictor_predicts_what_nnunet_does(run, blobs):
 
 
 def test_probabilities_agree_with_the_mask(run, blobs, tmp_path):
-    case = read_catalog(blobs).cases[0]
+    case = read_dataset(blobs).cases[0]
     volume = Volume.read(case.images[0])
     mask = load_predictor(run)(volume, tmp_path / "case")
     shares = [Volume.read(tmp_path / f"case_{name}.nii.gz").array for name in ("bright", "dark")]

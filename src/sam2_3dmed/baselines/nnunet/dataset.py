@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.config import Plan
-from sam2_3dmed.data.catalog import Case, Catalog, read_case
+from sam2_3dmed.data.dataset import Case, MedicalDataset, read_case
 from sam2_3dmed.data.splits import Split
-from sam2_3dmed.pool import Progress, map_cases
+from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.volume import Volume
 
 NAME = "Dataset001_run"
 ENDING = ".nii.gz"
 
 
-def write_dataset(catalog: Catalog, plan: Plan, folder: Path, progress: Progress | None = None) -> None:
+def write_dataset(catalog: MedicalDataset, plan: Plan, folder: Path, progress: Progress | None = None) -> None:
     """Write the cases of a catalogue below `folder`, nnUNet_raw.
 
     Volumes keep their grid and their order of axes, which is what nnU-Net goes by. CT, where our plan fixes the bounds

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.processes.atomic import write_text
 
 VARIABLE = "SAM2_3DMED_NNUNET"
 """Says where the environment is."""

@@ -17,9 +17,9 @@ from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetSpec
 from sam2_3dmed.config import Plan
 from sam2_3dmed.errors import ConfigError, ProcessError, VolumeError
 from sam2_3dmed.inference.auxiliary import Auxiliary
+from sam2_3dmed.inference.interface import refuse_boxes
 from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.probabilities import writing_probabilities
-from sam2_3dmed.inference.segmenter import refuse_boxes
 from sam2_3dmed.volume.nifti import read_label
 from sam2_3dmed.volume.slices import volume_to_slices
 from sam2_3dmed.volume.volume import Volume

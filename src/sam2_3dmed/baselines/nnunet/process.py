@@ -14,7 +14,7 @@ from typing import IO, Any, Self
 
 from sam2_3dmed.baselines.nnunet.environment import find_python
 from sam2_3dmed.errors import ProcessError
-from sam2_3dmed.pool import num_processors
+from sam2_3dmed.processes.map_cases import num_processors
 
 _PROGRAM = Path(__file__).with_name("worker.py")
 _NOT_INHERITED = (

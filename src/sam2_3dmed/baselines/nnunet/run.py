@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from sam2_3dmed.atomic import write_text
 from sam2_3dmed.baselines.nnunet.dataset import write_dataset, write_split
 from sam2_3dmed.baselines.nnunet.process import Worker, most_processes
 from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetSpec
 from sam2_3dmed.config import Plan
-from sam2_3dmed.data.catalog import Catalog
+from sam2_3dmed.data.dataset import MedicalDataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.pool import Progress
+from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.processes.map_cases import Progress
 from sam2_3dmed.training.fit import FitResult
 
 FOLDER = "nnunet"
@@ -53,7 +53,7 @@ class Folders:
 def plan_run(
     config: NnunetConfig,
     plan: Plan,
-    catalog: Catalog,
+    catalog: MedicalDataset,
     split: Split,
     folder: Path,
     *,

@@ -1,0 +1,126 @@
+"""The commands that score, compare and show; `cli` puts them beside the others."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+commands = typer.Typer(rich_markup_mode="rich")
+
+
+def examples(*lines: str) -> str:
+    """The end of a command's help."""
+    return "[b]Examples[/b]\n\n" + "\n\n".join(lines)
+
+
+@commands.command(
+    epilog=examples(
+        "sam2-3dmed evaluate masks labelsTs -o scores",
+        "sam2-3dmed evaluate masks labelsTs -o scores --labels dataset.json --tolerance 3 --tolerance 1",
+        "sam2-3dmed evaluate pairs.csv -o scores --surface voxel --empty nan",
+    )
+)
+def evaluate(
+    predictions: Annotated[
+        Path, typer.Argument(help="Folder of masks, one file, or a CSV file with the columns prediction and label.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for cases.csv, cases.json and summary.json.")],
+    truth: Annotated[
+        Path | None,
+        typer.Argument(metavar="[LABELS]", help="Folder of label files of the same names, or one file; none with CSV."),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="dataset.json that names the classes.")] = None,
+    tolerance: Annotated[
+        list[float] | None, typer.Option(help="NSD tolerance in mm; may be repeated; without it 2 and 1.")
+    ] = None,
+    surface: Annotated[
+        Literal["surfel", "voxel"], typer.Option(help="Surface by area (surface-distance) or by voxels (MONAI).")
+    ] = "surfel",
+    empty: Annotated[
+        Literal["penalise", "nan"], typer.Option(help="What a class that is missing in a mask costs.")
+    ] = "penalise",
+    paper_style: Annotated[
+        bool, typer.Option("--paper-style", help="Also paper_style.csv: per slice and volume, in mm and voxels.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Processes; without it as many as pay.", min=0)] = None,
+) -> None:
+    """Score masks against labels per class and case, in 3D and mm: overlap, surface distance, volume, lesions."""
+    from sam2_3dmed.evaluation.cases import evaluate_folders
+    from sam2_3dmed.evaluation.metrics import DEFAULT_TOLERANCES_MM
+    from sam2_3dmed.processes.map_cases import progress_bar
+
+    with progress_bar("Scoring") as progress:
+        result = evaluate_folders(
+            predictions,
+            truth,
+            labels,
+            tolerance or DEFAULT_TOLERANCES_MM,
+            surface=surface,
+            empty=empty,
+            with_paper_style=paper_style,
+            workers=workers,
+            progress=progress,
+        )
+    result.write(out)
+    typer.echo(summary_text(result.summary()))
+    typer.echo(f"Written to {out}")
+
+
+@commands.command(
+    epilog=examples(
+        "sam2-3dmed compare runs/paper runs/without_srpp -o comparison",
+        "sam2-3dmed compare runs/* --baseline paper --metric dice --metric nsd_2mm",
+    )
+)
+def compare(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN_OR_EVALUATION...", help="Run folders, or folders that `evaluate` wrote."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the tables as Markdown, CSV and LaTeX.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Column of cases.csv; may be repeated; without it all.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="The run that the others are compared with; without it the first.")
+    ] = None,
+) -> None:
+    """Compare runs on the same cases: paired differences, Wilcoxon and Holm, ranks and how stable they are."""
+    from sam2_3dmed.evaluation.compare import compare_runs
+    from sam2_3dmed.evaluation.comparison_tables import markdown, write_comparison
+
+    comparison = compare_runs(runs, metric, baseline)
+    if out is not None:
+        write_comparison(comparison, out)
+    typer.echo(markdown(comparison), nl=False)
+    if out is not None:
+        typer.echo(f"\nWritten to {out}")
+
+
+@commands.command(
+    epilog=examples(
+        "sam2-3dmed report runs/spleen",
+        "sam2-3dmed report runs/spleen --data Task09_Spleen -o spleen.html",
+    )
+)
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder; its test cases scored by `train --test`.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The data set's folder, for images; without it where training found it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; without it RUN/report.html.")] = None,
+) -> None:
+    """Make one HTML page of a run that opens anywhere: curves, tables, best and worst cases, surfaces in 3D."""
+    from sam2_3dmed.report.build import write_report
+
+    path = write_report(run, data, out)
+    typer.echo(f"Report: {path} ({path.stat().st_size / 1e6:.1f} MB); figures: {run / 'figures'}")
+
+
+def summary_text(summary: dict[str, object]) -> str:
+    """An evaluation's summary as the lines that the commands print."""
+    from sam2_3dmed.evaluation.summary import summary_table
+
+    return summary_table(summary)

@@ -1,0 +1,134 @@
+"""The command line. Each command imports what it needs only when it is called, so that `--help` is quick."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sam2_3dmed.baselines.commands import commands as baselines
+from sam2_3dmed.cli.evaluate import commands as evaluation
+from sam2_3dmed.cli.evaluate import examples
+from sam2_3dmed.cli.export import commands as exporting
+from sam2_3dmed.cli.predict import commands as inference
+from sam2_3dmed.cli.predict import end_with
+from sam2_3dmed.cli.train import commands as training
+from sam2_3dmed.errors import DataError, UserError
+from sam2_3dmed.experiments.commands import commands as experiments
+from sam2_3dmed.processes.signals import EXIT_STATUS, Terminated
+
+app = typer.Typer(
+    help="SAM2-3dMed: SAM2 as a prompt-free segmenter of 3D medical volumes. Not for clinical use.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="rich",
+)
+
+
+@app.command(epilog=examples("sam2-3dmed demo", "sam2-3dmed demo --out my-demo --minutes 2"))
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
+    minutes: Annotated[
+        float | None,
+        typer.Option(help="Train this long instead of as long as the full demo.", min=0.1),
+    ] = None,
+) -> None:
+    """Make a phantom data set, train the nano model from scratch on it, predict, evaluate, draw; no download."""
+    from sam2_3dmed.experiments.demo import run_demo
+
+    typer.echo(run_demo(out, minutes=minutes).last_line())
+
+
+@app.command(
+    epilog=examples("sam2-3dmed fingerprint Task09_Spleen", "sam2-3dmed fingerprint Task09_Spleen --out plan.yaml")
+)
+def fingerprint(
+    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, or a folder with images/ and labels/.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the proposed plan here, as YAML.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that read cases.", min=0)] = None,
+) -> None:
+    """Read and check every case once; show spacing, sizes, intensities and labels; propose the plan."""
+    from rich.console import Console
+
+    from sam2_3dmed.data.dataset import read_dataset
+    from sam2_3dmed.data.fingerprint import describe
+    from sam2_3dmed.data.fingerprint import fingerprint as take
+    from sam2_3dmed.data.plan import plan_yaml, propose_plan, write_plan_yaml
+    from sam2_3dmed.data.splits import make_split
+    from sam2_3dmed.processes.map_cases import progress_bar
+
+    catalog = read_dataset(data)
+    with progress_bar("Reading cases") as progress:
+        found = take(catalog, workers=workers, progress=progress)
+    try:  # the training cases that `train` would choose: a plan that is given back leaks nothing of the others
+        names = make_split(catalog.names, seed=0).train
+    except DataError:  # too few cases for a split
+        names = catalog.names
+    plan = propose_plan(found, names)
+    console = Console()
+    console.print(describe(found, plan.slicing_axis))
+    if out is None:
+        console.print(f"\nProposed plan, from {len(names)} cases, the training cases of the default split:\n")
+        typer.echo(plan_yaml(plan))
+    else:
+        write_plan_yaml(plan, out)
+        console.print(f"Plan written to {out}; edit it and give it to train with --plan.")
+
+
+@app.command(
+    epilog=examples(
+        "sam2-3dmed prepare studies -o Task91_Sarcoma",
+        "sam2-3dmed prepare studies.zip -o Task91_Sarcoma --labels GTV_Mass=1 --labels Edema=2",
+    )
+)
+def prepare(
+    studies: Annotated[Path, typer.Argument(help="Folder (of any depth) or zip of DICOM images with SEG or RTSTRUCT.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the data set; new or empty.")],
+    labels: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=VALUE of a segment or region; may be repeated; without it all, by name."),
+    ] = None,
+) -> None:
+    """Make a data set that `train` reads from DICOM studies: images, labels, dataset.json."""
+    from sam2_3dmed.dicom.prepare import parse_labels
+    from sam2_3dmed.dicom.prepare import prepare as make
+    from sam2_3dmed.processes.map_cases import progress_bar
+
+    chosen = parse_labels(labels or [])
+    with progress_bar("Preparing") as progress:
+        made = make(studies, out, chosen, progress)
+    typer.echo(f"{len(made.cases)} cases in {out}")
+    end_with(made.failures)
+
+
+app.add_typer(training)
+app.add_typer(inference)
+app.add_typer(exporting)
+app.add_typer(evaluation)
+app.add_typer(experiments)
+app.add_typer(baselines)
+
+
+def main() -> None:
+    """Run the command line; what the user got wrong is a line on standard error and exit status 2."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("sam2_3dmed")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except Terminated:
+        typer.echo("Terminated; train --resume goes on from the last checkpoint.", err=True)
+        sys.exit(EXIT_STATUS)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted; train --resume, predict and reproduce go on from what is whole.", err=True)
+        sys.exit(130)
+    finally:
+        logger.removeHandler(handler)

@@ -1,0 +1,1 @@
+"""Image encoders: slices in, feature levels out (paper 3.1)."""

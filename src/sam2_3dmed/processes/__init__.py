@@ -1,0 +1,1 @@
+"""Process machinery: worker pools, clusters, signals, and files that appear whole or not at all."""

@@ -1,0 +1,120 @@
+"""A function over all cases, in this process or in several, with every broken case reported at once."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Protocol, TypeVar
+
+from sam2_3dmed.errors import DataError, UserError
+from sam2_3dmed.processes.worker_pool import Died, share_out
+
+
+class HasFiles(Protocol):
+    """A case: it knows how much there is to read."""
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of its files."""
+
+
+Progress = Callable[[int, int], None]
+"""Called with the number of finished cases and of all cases, after each."""
+
+Case = TypeVar("Case", bound=HasFiles)
+Result = TypeVar("Result")
+
+# Processes take a second or two to start, in which one reads about this much compressed image.
+_WORTH_A_POOL_BYTES = 128 * 2**20
+_MAX_WORKERS = 8
+
+
+def map_cases(
+    function: Callable[[Case], Result],
+    cases: Sequence[Case],
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+    worth_a_pool_bytes: int = _WORTH_A_POOL_BYTES,
+) -> list[Result]:
+    """The results of `function`, in the order of `cases`.
+
+    function: can be pickled: a function at a module's top level, or a `functools.partial` of one.
+    workers: processes; 0: none but this one; None: none for a small data set, else one per processor, at most 8.
+    worth_a_pool_bytes: a data set with less than this in its files is small.
+
+    Raises:
+        DataError: `function` raised a UserError for some cases, or processes died of them; the message lists all of
+        them, one a line. Other exceptions of `function` end the work at once.
+    """
+    count = min(_choose_workers(cases, worth_a_pool_bytes) if workers is None else workers, len(cases))
+    results: dict[int, Result] = {}
+    failures: dict[int, str] = {}
+    outcomes = share_out(partial(_map, function), cases, [None] * count) if count > 0 else _in_process(function, cases)
+    for done, (index, outcome) in enumerate(outcomes, start=1):
+        if isinstance(outcome, UserError):
+            failures[index] = str(outcome)
+        elif isinstance(outcome, Died):
+            failures[index] = f"case {index + 1} of {len(cases)}: {outcome.reason}; workers=0 does without them"
+        else:
+            results[index] = outcome
+        if progress is not None:
+            progress(done, len(cases))
+    if len(failures) == 1:
+        raise DataError(next(iter(failures.values())))
+    if failures:
+        lines = [
+            f"{len(failures)} of {len(cases)} cases cannot be used:",
+            *(m for _, m in sorted(failures.items())),
+        ]
+        raise DataError("\n".join(lines))
+    return [results[index] for index in range(len(cases))]
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Progress]:
+    """A bar on standard error with an estimate of the time left, fed by the callback it yields."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Over the last hour, not over rich's 30 seconds: a case may take longer than these, and then there is no estimate.
+    with Bar(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def num_processors() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _choose_workers(cases: Sequence[HasFiles], worth_a_pool_bytes: int) -> int:
+    if sum(case.num_bytes for case in cases) < worth_a_pool_bytes:
+        return 0
+    processors = num_processors()
+    return min(processors, _MAX_WORKERS) if processors > 1 else 0
+
+
+def _attempt(function: Callable[[Case], Result], case: Case) -> Result | UserError:
+    try:
+        return function(case)
+    except UserError as error:
+        return error
+
+
+def _map(
+    function: Callable[[Case], Result],
+    _: None,
+    cases: Iterator[tuple[int, Case]],
+    report: Callable[[int, Result | UserError], None],
+) -> None:
+    """The `Work` of `map_cases`."""
+    for index, case in cases:
+        report(index, _attempt(function, case))
+
+
+def _in_process(function: Callable[[Case], Result], cases: Sequence[Case]) -> Iterator[tuple[int, Result | UserError]]:
+    for index, case in enumerate(cases):
+        yield index, _attempt(function, case)

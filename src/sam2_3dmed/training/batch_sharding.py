@@ -1,0 +1,115 @@
+"""Which share of a step's batch, and of validation, each process has.
+
+A step's batch is the same however many processes there are and in however many passes it goes through the network:
+`training.batch_size` slabs, drawn by their numbers. So the weights are those of one process, but for the order of
+sums.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch.utils.data import Sampler
+
+from sam2_3dmed.data.slabs import EpochSampler, SampleKey
+from sam2_3dmed.errors import ConfigError
+
+
+class Part(NamedTuple):
+    """The slabs of an epoch that a process passes through the network at once."""
+
+    start: int
+    stop: int
+    counted: int
+    """How many of them count: all, or none where there are fewer slabs than parts and one stands in."""
+    weight: float
+    """What the mean loss of the part is multiplied with, before it is averaged over parts and processes."""
+
+
+@dataclass(frozen=True)
+class Division:
+    """How the batch of each step is divided: over the processes of a team, and over passes one after the other.
+
+    samples_per_epoch, batch_size: of all processes; accumulate: passes a step; ranks, rank: as in `DistributedContext`.
+
+    Raises: ConfigError if the batch is too small for so many processes and passes.
+    """
+
+    samples_per_epoch: int
+    batch_size: int
+    accumulate: int = 1
+    ranks: int = 1
+    rank: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < self.ranks or self.accumulate > -(-self.batch_size // self.ranks):
+            raise ConfigError(
+                f"training.batch_size={self.batch_size} is the batch of all processes in all passes of a step, too "
+                f"small to be divided over {self.ranks} processes and training.accumulate={self.accumulate} passes"
+            )
+
+    @property
+    def steps(self) -> int:
+        """Of the optimiser, in an epoch."""
+        return -(-self.samples_per_epoch // self.batch_size)
+
+    @property
+    def passes(self) -> int:
+        """Through the network, in an epoch."""
+        return self.steps * self.accumulate
+
+    def part(self, number: int) -> Part:
+        """This process's share in a pass; number: of the pass in the epoch.
+
+        The shares of a step differ by a slab at most. Where there are fewer slabs than shares, as may be in an
+        epoch's last step, a process without one computes the first, which then counts for nothing: all must take part
+        in adding up gradients.
+        """
+        step, turn = divmod(number, self.accumulate)
+        first = step * self.batch_size
+        count = min(self.batch_size, self.samples_per_epoch - first)
+        parts = self.ranks * self.accumulate
+        share = turn * self.ranks + self.rank
+        start, stop = (first + count * end // parts for end in (share, share + 1))
+        if start == stop:
+            return Part(first, first + 1, 0, 0.0)
+        return Part(start, stop, stop - start, parts * (stop - start) / count)
+
+
+class Parts(Sampler[list[SampleKey]]):
+    """The keys of a process's share, pass by pass, in one epoch after another."""
+
+    def __init__(self, division: Division) -> None:
+        self.division = division
+        self.sampler = EpochSampler(division.samples_per_epoch)  # the name under which Lightning looks for the epoch
+        self._skipped = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Move to an epoch."""
+        self.sampler.set_epoch(epoch)
+
+    def skip_batches(self, count: int) -> None:
+        """Leave out the first passes of the epoch that comes next, which a resumed run has had."""
+        self._skipped = count
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        skipped, self._skipped = self._skipped, 0
+        for number in range(skipped, len(self)):
+            part = self.division.part(number)
+            yield [SampleKey(self.sampler.epoch, slab) for slab in range(part.start, part.stop)]
+
+    def __len__(self) -> int:
+        return self.division.passes
+
+
+def shares(sizes: Sequence[int], ranks: int) -> list[list[int]]:
+    """The numbers of the volumes that each process validates, in ascending order; about equally many slices each.
+
+    sizes: slices of each volume. The first process has volume 0, which is the one that is shown. Where there are fewer
+    volumes than processes, the others validate volume 0 too, since all must take part in what follows.
+    """
+    dealt: list[list[int]] = [[] for _ in range(ranks)]
+    for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
+        min(dealt, key=lambda share: sum(sizes[other] for other in share)).append(number)
+    dealt.sort(key=lambda share: 0 not in share)
+    return [sorted(share) or [0] for share in dealt]

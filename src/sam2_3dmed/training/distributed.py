@@ -1,0 +1,147 @@
+"""One run over several processes: who takes part, who waits for whom, and what is gathered from all."""
+
+import atexit
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from torch import distributed
+
+from sam2_3dmed.errors import ConfigError
+
+T = TypeVar("T")
+
+# For the first process to prepare a large data set, or for one with larger volumes to validate them. A process that
+# dies is noticed long before, by whoever started it.
+_PATIENCE = timedelta(hours=12)
+
+
+@dataclass
+class DistributedContext:
+    """The processes of a run, one for each device, and which of them this one is.
+
+    devices: on each machine; nodes: machines; rank: 0 for the first process, which alone prepares and writes. waiting:
+    torchrun or SLURM has started all at once, and the others wait for the first; else it is the first that starts them,
+    when training begins.
+    """
+
+    devices: int = 1
+    nodes: int = 1
+    rank: int = 0
+    waiting: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many processes."""
+        return self.devices * self.nodes
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that prepares, writes and speaks."""
+        return self.rank == 0
+
+    @classmethod
+    def find(cls, devices: int | None = None, nodes: int | None = None) -> "DistributedContext":
+        """The team that was asked for, or the one that torchrun or SLURM has started.
+
+        Raises:
+            ConfigError: they have started another number, or `nodes` machines cannot be reached without them.
+        """
+        # As Lightning looks for them: torchrun first, since it also runs within SLURM.
+        kinds: tuple[type[ClusterEnvironment], ...] = (TorchElasticEnvironment, SLURMEnvironment)
+        try:
+            environment = next((kind() for kind in kinds if kind.detect()), None)
+        except RuntimeError as error:  # SLURM's variables contradict each other; Lightning says how
+            raise ConfigError(" ".join(str(error).split())) from None
+        if environment is None:
+            return cls._of_one_machine(devices or 1, nodes or 1)
+        name, started, machines = _started(environment)
+        if (devices or started // machines, nodes or machines) != (started // machines, machines):
+            raise ConfigError(
+                f"{name} has started {started} processes on {machines} machines, which is not "
+                f"--devices {devices or started // machines} --nodes {nodes or machines}; leave both out, "
+                f"or have it start as many"
+            )
+        if started > 1:
+            _connect(environment)
+        return cls(started // machines, machines, environment.global_rank(), waiting=started > 1)
+
+    @classmethod
+    def _of_one_machine(cls, devices: int, nodes: int) -> "DistributedContext":
+        if nodes > 1:
+            raise ConfigError(f"--nodes {nodes}: start it on every machine, by torchrun or srun")
+        there = torch.cuda.device_count()
+        if 0 < there < devices:
+            raise ConfigError(f"--devices {devices}: this machine has {there} GPU(s)")
+        started_by_first = devices > 1 and "LOCAL_RANK" in os.environ
+        return cls(devices, rank=int(os.environ["LOCAL_RANK"]) if started_by_first else 0)
+
+    def start_barrier(self, go: bool = True) -> bool:
+        """Whether training begins: the first process says so, and the others wait here until it does. Only once.
+
+        Raises:
+            ConfigError: the first process is gone without a word.
+        """
+        if not self.waiting:
+            return go
+        self.waiting = False
+        word = [go]
+        try:
+            distributed.broadcast_object_list(word, src=0)
+        except RuntimeError:
+            raise ConfigError("the first process of this run has ended; its messages say why") from None
+        return word[0]
+
+    def strategy(self) -> Strategy | str:
+        """How Lightning trains with this team."""
+        if self.size == 1:
+            return "auto"
+        return DDPStrategy(
+            timeout=_PATIENCE,
+            # Single slices use no memory. A weight that no process has used keeps no gradient, as in one process, and
+            # the optimiser leaves it alone.
+            find_unused_parameters=True,
+            forward_sync_buffers=False,  # they are constants
+            gradient_as_bucket_view=True,  # no second copy of the gradients
+        )
+
+
+def _started(environment: ClusterEnvironment) -> tuple[str, int, int]:
+    """Who has started this process, how many beside it, and on how many machines."""
+    size = environment.world_size()
+    if isinstance(environment, SLURMEnvironment):
+        return "SLURM", size, int(os.environ.get("SLURM_NNODES", 1))
+    return "torchrun", size, max(1, size // int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+
+
+def _connect(environment: ClusterEnvironment) -> None:
+    """Join the others before training, since they must wait for what the first one prepares; Lightning then uses it."""
+    if distributed.is_initialized():
+        return
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
+    backend = "gloo"
+    if torch.cuda.is_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(environment.local_rank())
+    distributed.init_process_group(
+        backend, rank=environment.global_rank(), world_size=environment.world_size(), timeout=_PATIENCE
+    )
+    atexit.register(_disconnect)
+
+
+def _disconnect() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def gather(part: T) -> list[T]:
+    """What every process of the run has for this, in the order of their ranks; all must call it."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return [part]
+    parts: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(parts, part)
+    return parts

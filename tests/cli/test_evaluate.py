@@ -1,0 +1,77 @@
+"""`report` and `predict --save-auxiliary` from the command line; what else is scored stands in `test_cli.py`."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sam2_3dmed.cli.evaluate import examples, summary_text
+from sam2_3dmed.cli.main import main as cli
+from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
+from sam2_3dmed.evaluation.cases import evaluate_cases
+from sam2_3dmed.run.build_model import make_model
+from sam2_3dmed.run.run_folder import save_model
+from sam2_3dmed.volume.nifti import read_volume
+from sam2_3dmed.volume.volume import same_grid
+
+LABELS = {1: "bright", 3: "dark"}
+
+
+@pytest.fixture(scope="module")
+def run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was scored on one case, by a model that has learned nothing."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    channel = ChannelPlan(name="CT", normalisation="fixed", low=-130, high=130)
+    plan = Plan(dataset="Blobs", channels=(channel,), labels=LABELS, slab_slices=3)
+    recipe = with_settings(paper(), ["model.size=nano", "model.image_size=64", "slab_slices=3"])
+    folder.mkdir()
+    save_model(*make_model(recipe, plan, "none"), folder)
+    truth = blobs / "labelsTr" / "blob_00.nii.gz"
+    evaluate_cases([("blob_00", truth, truth)], LABELS, workers=0).write(folder / "evaluation")
+    return folder
+
+
+def test_a_report_from_the_command_line(run: Path, blobs: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli.app, ["report", str(run), "--data", str(blobs), "-o", str(tmp_path / "page.html")])
+    assert result.exit_code == 0, result.output
+    assert f"Report: {tmp_path / 'page.html'} (" in result.output
+    assert "only: blob_00" in (tmp_path / "page.html").read_text()
+    assert (run / "figures" / "surfaces_only.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["report", "{blobs}"], "not a run folder"),
+        (["report", "{run}", "--data", "{run}/nothing"], "nothing: no such folder"),
+    ],
+)
+def test_mistakes_get_a_line_and_status_2(arguments: list[str], line: str, run: Path, blobs: Path) -> None:
+    given = [argument.format(run=run, blobs=blobs) for argument in arguments]
+    done = subprocess.run([sys.executable, "-m", "sam2_3dmed", *given], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Error: ")
+    assert line in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_predict_saves_what_else_the_network_said(run: Path, blobs: Path, tmp_path: Path) -> None:
+    image = blobs / "imagesTr" / "blob_00.nii.gz"
+    arguments = ["predict", str(image), "-o", str(tmp_path), "-m", str(run), "--save-auxiliary"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in tmp_path.iterdir()} == {"blob_00.nii.gz", "auxiliary", "manifest.jsonl"}
+    assert same_grid(read_volume(tmp_path / "auxiliary" / "blob_00_boundary.nii.gz"), read_volume(image))
+    assert (tmp_path / "auxiliary" / "blob_00_positions.json").is_file()
+
+
+def test_the_words_of_a_command() -> None:
+    assert examples("a", "b") == "[b]Examples[/b]\n\na\n\nb"
+
+
+def test_a_summary_is_a_table(run: Path, blobs: Path) -> None:
+    truth = blobs / "labelsTr" / "blob_00.nii.gz"
+    text = summary_text(evaluate_cases([("a", truth, truth)], LABELS, workers=0).summary())
+    assert all(word in text for word in ("bright", "dark", "dice"))

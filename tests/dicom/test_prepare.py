@@ -1,0 +1,149 @@
+"""Studies in, a data set out that the catalogue reads, with the labels that were drawn."""
+
+import json
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+
+from sam2_3dmed.data.dataset import read_case, read_dataset
+from sam2_3dmed.dicom.prepare import find_studies, parse_labels, prepare
+from sam2_3dmed.dicom.segmentation import write_segmentation
+from sam2_3dmed.dicom.series import choose_series
+from sam2_3dmed.dicom.structures import write_structures
+from sam2_3dmed.errors import ConfigError, DataError
+from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.volume import Volume
+
+
+@pytest.fixture
+def studies(tmp_path, write_series, stored_voxels):
+    """Two studies: one with a SEG of two classes, one with an RTSTRUCT of one of them and of another."""
+    root = tmp_path / "studies"
+    for number, (write, name, labels) in enumerate(
+        [
+            (lambda *a: write_segmentation(*a, {}), "seg.dcm", {1: "spleen", 2: "tumour"}),
+            (write_structures, "rs.dcm", {1: "body", 2: "tumour"}),
+        ]
+    ):
+        folder = root / f"patient{number}"
+        write_series(folder / "ct", stored_voxels(), SeriesInstanceUID=f"1.2.3.{number + 1}0", StudyInstanceUID="1.2.9")
+        series = choose_series(folder / "ct")
+        array = np.zeros(series.shape, np.uint8)
+        array[1:6, 1:6, :] = 1
+        array[2:4, 2 : 4 + number, 1:3] = 2
+        write(Volume(array, series.affine), series, folder / name, labels)
+    return root
+
+
+def label_of(folder, name):
+    return read_label(folder / "labelsTr" / f"{name}.nii.gz").array
+
+
+def test_a_data_set_that_the_catalogue_reads(studies, tmp_path, stored_voxels):
+    made = prepare(studies, tmp_path / "set")
+    assert made.cases == ("patient0", "patient1")
+    assert made.failures == {}
+    catalog = read_dataset(tmp_path / "set")
+    assert catalog.labels == {1: "body", 2: "spleen", 3: "tumour"}
+    assert catalog.channels == ("CT",)
+    image, label = read_case(catalog.cases[0], catalog.labels)
+    assert np.array_equal(image.array, stored_voxels() - 1024)
+    assert image.orientation == "LPS"
+    assert sorted(np.unique(label.array, return_counts=True)[1].tolist()) == sorted([315 - 125, 125 - 8, 8])
+
+
+def test_named_labels_and_one_value_of_two_names(studies, tmp_path):
+    prepare(studies, tmp_path / "set", [("spleen", 5), ("body", 5)])
+    assert read_dataset(tmp_path / "set").labels == {5: "spleen"}
+    for name, count in (("patient0", 125 - 8), ("patient1", 125 - 12)):
+        assert np.count_nonzero(label_of(tmp_path / "set", name) == 5) == count
+
+
+def test_codes_of_the_annotations_are_kept(studies, tmp_path):
+    prepare(studies, tmp_path / "set")
+    codes = json.loads((tmp_path / "set" / "dataset.json").read_text())["codes"]
+    assert codes["spleen"] == ["78961009", "SCT", "Spleen"]
+
+
+@pytest.mark.parametrize("order", [("inner", "outer"), ("outer", "inner")])
+def test_where_two_overlap_the_later_one_wins(tmp_path, write_series, stored_voxels, order, caplog):
+    folder = tmp_path / "s"
+    write_series(folder / "ct", stored_voxels())
+    series = choose_series(folder / "ct")
+    for name, width in (("inner", 2), ("outer", 4)):
+        array = np.zeros(series.shape, np.uint8)
+        array[1 : 1 + width, 1:5, 2] = 1
+        write_structures(Volume(array, series.affine), series, folder / f"{name}.dcm", {1: name})
+    prepare(folder, tmp_path / "set", [(order[0], 1), (order[1], 2)])
+    counts = np.bincount(label_of(tmp_path / "set", "s").ravel(), minlength=3)[1:].tolist()
+    assert counts == ([0, 16] if order[1] == "outer" else [8, 8])
+    assert "classes overlap in 8 voxels" in caplog.text
+
+
+def test_a_zip(studies, tmp_path):
+    path = shutil.make_archive(str(tmp_path / "all"), "zip", studies)
+    assert zipfile.is_zipfile(path)
+    assert [study.name for study in find_studies(tmp_path / "all.zip")] == ["patient0", "patient1"]
+    assert prepare(tmp_path / "all.zip", tmp_path / "set").cases == ("patient0", "patient1")
+
+
+def test_a_broken_study_costs_only_itself(studies, tmp_path):
+    sorted((studies / "patient0" / "ct").iterdir())[1].unlink()
+    made = prepare(studies, tmp_path / "set")
+    assert made.cases == ("patient1",)
+    assert "1 missing slices" in made.failures["patient0"]
+    assert read_dataset(tmp_path / "set").names == ("patient1",)
+
+
+def test_a_case_without_the_wanted_label(studies, tmp_path):
+    made = prepare(studies, tmp_path / "set", [("spleen", 1)])
+    assert made.cases == ("patient0",)
+    assert "none of the labels spleen in this case" in made.failures["patient1"]
+
+
+def test_unknown_label(studies, tmp_path):
+    with pytest.raises(DataError, match="no annotation is called liver; there are: body, spleen, tumour"):
+        prepare(studies, tmp_path / "set", [("liver", 1)])
+
+
+def test_mixed_modalities(studies, tmp_path):
+    for file in (studies / "patient1" / "ct").iterdir():
+        dataset = dcmread(file)
+        dataset.Modality = "MR"
+        dataset.save_as(file)
+    with pytest.raises(DataError, match="there are 1 CT, 1 MR; prepare them one by one"):
+        prepare(studies, tmp_path / "set")
+
+
+def test_nothing_annotated(studies, tmp_path):
+    with pytest.raises(DataError, match="no DICOM-SEG or RTSTRUCT here that refers to an image series here"):
+        prepare(studies / "patient0" / "ct", tmp_path / "set")
+
+
+def test_a_folder_with_something_in_it(studies, tmp_path):
+    with pytest.raises(DataError, match="exists and is not an empty folder"):
+        prepare(studies, studies)
+
+
+@pytest.mark.parametrize(("text", "label"), [("liver=1", ("liver", 1)), ("a=b=12", ("a=b", 12))])
+def test_labels_of_the_command_line(text, label):
+    assert parse_labels([text]) == [label]
+
+
+@pytest.mark.parametrize("text", ["liver", "=1", "liver=0", "liver=x", "liver=70000"])
+def test_labels_of_another_form(text):
+    with pytest.raises(ConfigError, match="expected NAME=VALUE"):
+        parse_labels([text])
+
+
+@pytest.mark.parametrize("case", ["CT", "MR_T1"])
+def test_a_real_study_gives_the_supplied_mask(shared_data, tmp_path, case):
+    source = shared_data / "dicom" / "sarcoma_019" / case
+    (name,) = prepare(source, tmp_path / "set").cases
+    image, label = read_case(read_dataset(tmp_path / "set").cases[0])
+    assert name == case
+    assert np.array_equal(image.array, Volume.read(source / "image.nii.gz").array)
+    assert np.array_equal(label.array > 0, read_label(source / "label.nii.gz").array > 0)

@@ -1,0 +1,74 @@
+"""bf16 where it is fast; in a prediction in bf16, some parts in float32 all the same."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sam2_3dmed.encoders.precision import bf16_is_fast, in_float32
+from sam2_3dmed.model.network import SAM2For3dMed
+
+bf16 = partial(torch.autocast, "cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize(("avx512", "amx"), [(False, False), (True, False), (False, True)])
+def test_a_processor_needs_instructions(monkeypatch, avx512: bool, amx: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert bf16_is_fast("cpu") == bf16_is_fast(torch.device("cpu")) == (avx512 or amx)
+
+
+def test_a_gpu_must_not_emulate_it(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation)
+    assert not bf16_is_fast("cuda:1")
+
+
+def test_float32_in_a_prediction_in_bf16_and_there_alone() -> None:
+    layer = nn.Linear(3, 3)
+    rough = torch.ones(2, 3, dtype=torch.bfloat16)
+    expected = layer(rough.float())
+    with torch.inference_mode(), bf16():
+        assert layer(rough).dtype == torch.bfloat16
+        assert torch.equal(in_float32(layer, rough), expected)
+        assert torch.is_autocast_enabled("cpu")
+    with torch.no_grad(), bf16():
+        assert in_float32(layer, rough).dtype == torch.bfloat16
+    with torch.inference_mode():
+        assert in_float32(lambda x: x, rough) is rough
+
+
+def test_which_parts_keep_float32(nano, slab) -> None:
+    """Products are where digits go: of these parts none is in bf16, of the others every one."""
+    network: SAM2For3dMed = nano()
+    seen = types_of_products(network)
+    with torch.inference_mode(), bf16():
+        network(slab(depth=2))
+    backbone = "encoder.vision_encoder.backbone"
+    for name, dtype in seen.items():
+        kept = f"{backbone}.patch_embed." in name or ".mask_decoder." in name
+        assert dtype == (torch.float32 if kept else torch.bfloat16), name
+    assert {f"{backbone}.patch_embed.projection", f"{backbone}.blocks.1.attn.qkv"} < seen.keys()
+    assert {"segmentation.mask_decoder.upscale_conv2", "boundary.decoder.memory_encoder.projection"} < seen.keys()
+
+    with torch.inference_mode(), bf16():
+        assert {stage.dtype for stage in network.encoder.vision_encoder._stages(torch.rand(1, 3, 64, 64))} == {
+            torch.float32
+        }
+        features = network.encoder(slab(depth=1))
+        assert {level.dtype for level in (*features, *network.project(features)) if level is not None} == {
+            torch.float32
+        }
+
+
+def types_of_products(network: nn.Module) -> dict[str, torch.dtype]:
+    """Filled when the network runs: what each linear map and convolution gives, by its name."""
+    seen: dict[str, torch.dtype] = {}
+
+    def note(module: nn.Module, given: object, output: Tensor, name: str) -> None:
+        seen[name] = output.dtype
+
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+            module.register_forward_hook(partial(note, name=name))
+    return seen

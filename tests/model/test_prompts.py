@@ -1,0 +1,147 @@
+"""Boxes by hand and mirrored, and what a network that takes them makes of them: SAM2's own prompt for one class."""
+
+from itertools import combinations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sam2_3dmed.model.prompts import boxes_around, mirrored, moved, on_slices
+from sam2_3dmed.model.weights import load_sam2, read_sam2
+
+NAN, INF = float("nan"), float("inf")
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> None:
+    torch.testing.assert_close(a, b, equal_nan=True)
+
+
+def test_the_centres_of_the_outermost_pixels_as_shares() -> None:
+    labels = torch.zeros(4, 10, dtype=torch.int32)
+    labels[1, 2] = labels[3, 5] = 7
+    labels[0, 9] = 9
+    same(
+        boxes_around(labels, [7, 8, 9]),
+        torch.tensor([[0.25, 0.375, 0.55, 0.875], [INF] * 4, [0.95, 0.125, 0.95, 0.125]]),
+    )
+
+
+def test_every_slice_for_itself() -> None:
+    labels = torch.randint(0, 3, (2, 3, 5, 4), generator=torch.Generator().manual_seed(0))
+    boxes = boxes_around(labels, [1, 2])
+    assert boxes.shape == (2, 3, 2, 4)
+    same(boxes[1, 2], boxes_around(labels[1, 2], [1, 2]))
+
+
+@given(st.integers(0, 10**6))
+def test_mirrored_are_those_of_the_mirrored_slice(seed: int) -> None:
+    labels = (torch.rand(3, 6, 9, generator=torch.Generator().manual_seed(seed)) > 0.9).int()
+    boxes, expected = mirrored(boxes_around(labels, [1])), boxes_around(labels.flip(-1), [1])
+    there = expected.isfinite()
+    same(boxes[there], expected[there])
+    assert boxes[~there].isinf().all()
+
+
+def test_on_every_so_many_slices_of_the_volume() -> None:
+    boxes = torch.rand(2, 3, 1, 4)
+    positions = torch.tensor([[3, 4, 5], [6, 5, 4]])  # the second slab runs backward
+    given_on = ~on_slices(boxes, positions, 2).isnan().any(-1).squeeze(-1)
+    assert given_on.tolist() == [[False, True, False], [True, False, True]]
+    same(on_slices(boxes, positions, 1), boxes)
+
+
+def boxes_of(batch: int, depth: int, num_classes: int, seed: int = 0) -> torch.Tensor:
+    corners = torch.rand(batch, depth, num_classes, 2, 2, generator=torch.Generator().manual_seed(seed)) / 2
+    return torch.cat([corners[..., 0, :], corners[..., 0, :] + corners[..., 1, :]], dim=-1)
+
+
+def test_for_one_class_the_prompt_is_sam2s(nano, upstream, hf_folder) -> None:
+    """Theirs takes pixels of the image and adds half of one."""
+    network = nano(num_classes=1, boundary=False, srpp=False, box_every=1)
+    load_sam2(network, read_sam2(hf_folder))
+    boxes = boxes_of(2, 1, 1)[:, 0]
+    with torch.inference_mode():
+        expected, _ = upstream.prompt_encoder(None, None, boxes * 64 - 0.5, None)
+        ours = network.segmentation.mask_decoder._prompt(2, boxes)
+    torch.testing.assert_close(ours, expected.squeeze(1), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("switches", [{}, {"boundary": False, "memory": "self_sorting"}, {"num_classes": 1}])
+def test_a_box_reaches_its_slice_and_those_after_it(nano, slab, open_paths, switches: dict) -> None:
+    network, slices = open_paths(nano(box_every=2, **switches)), slab(depth=4)
+    num_classes = switches.get("num_classes", 2)
+    boxes = boxes_of(1, 4, num_classes)
+    boxes[:, 0] = boxes[:, 2:] = NAN
+    with torch.inference_mode():
+        without, empty = network(slices), network(slices, torch.full_like(boxes, NAN))
+        found = network(slices, boxes)
+    for theirs, ours in zip(without, empty, strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs)
+    changed = (found.segmentation - without.segmentation).abs().amax(dim=(0, 1, 3, 4))
+    assert changed[0] < 1e-5
+    assert changed[1] > 1e-4
+    assert changed[2:].max() > 1e-4  # a self-sorting bank draws what it reads
+    if found.boundary is not None:
+        assert (found.boundary - without.boundary).abs()[:, :, 1].max() > 1e-4
+
+
+@pytest.mark.parametrize("num_classes", [1, 2])
+def test_it_matters_whose_box_it_is_and_who_is_absent(nano, slab, num_classes: int) -> None:
+    network, slices = nano(num_classes=num_classes, box_every=1), slab(depth=1)
+    boxes = boxes_of(1, 1, num_classes)
+    of_class_1 = boxes.clone()
+    of_class_1[:, :, -1] = INF
+    said = [boxes, of_class_1, of_class_1.flip(2), torch.full_like(boxes, INF), torch.full_like(boxes, NAN)]
+    different = {str(each.nan_to_num(7, 8)): each for each in (*said, boxes.flip(2))}  # for one class three are
+    with torch.inference_mode():
+        found = [network(slices, each).segmentation for each in different.values()]
+    assert len(found) == {1: 3, 2: 6}[num_classes]
+    assert min((a - b).abs().max() for a, b in combinations(found, 2)) > 1e-3
+
+
+def test_a_batch_is_its_cases_one_by_one_with_boxes_or_without(nano, slab) -> None:
+    network, slices, boxes = nano(box_every=2), slab(batch=3, depth=3), boxes_of(3, 3, 2)
+    boxes[0], boxes[1, 1, 0], boxes[2, 1] = NAN, NAN, INF
+    with torch.inference_mode():
+        together = network(slices, boxes).segmentation
+        for row in range(3):
+            alone = network(slices[row : row + 1], boxes[row : row + 1]).segmentation
+            torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_boxes_move_with_their_classes() -> None:
+    label = torch.zeros(1, 20, 40, dtype=torch.int32)
+    label[0, 4:9, 10:30] = 1
+    rolled = label.roll((3, -5), dims=(1, 2))
+    around = boxes_around(label, [1, 2])
+    torch.testing.assert_close(moved(around, down=3 / 20, right=-5 / 40), boxes_around(rolled, [1, 2]))  # 2 is absent
+    assert moved(torch.full((1, 4), torch.nan), down=0.1, right=0.1).isnan().all()
+
+
+def test_gradients_reach_the_corners(nano, slab) -> None:
+    network, boxes = nano(box_every=1, boundary=False), boxes_of(1, 2, 2)
+    boxes[0, 1, 0] = INF
+    network(slab(depth=2), boxes).segmentation.square().sum().backward()
+    decoder = network.segmentation.mask_decoder
+    assert decoder.point_embed.weight.grad[2:].abs().sum(dim=1).min() > 0
+    for embedding in (decoder.class_box_embed, decoder.class_absent_embed):
+        assert embedding.weight.grad.abs().sum() > 0
+
+
+def test_what_a_network_has_more_of(nano) -> None:
+    added = nano(box_every=1).state_dict().keys() - nano().state_dict().keys()
+    branches = ("segmentation", "boundary.decoder")
+    names = ("point_embed", "class_box_embed", "class_absent_embed")
+    assert added == {f"{branch}.mask_decoder.{name}.weight" for branch in branches for name in names}
+
+
+def test_kept_features_make_the_same_of_a_box(nano, slab) -> None:
+    network, slices, boxes = nano(box_every=2), slab(depth=3), boxes_of(1, 3, 2)
+    with torch.inference_mode():
+        expected = network(slices, boxes)
+        found = network.decode_pre_fpn(network.encoder.pre_fpn_features(slices), boxes)
+        assert (expected.segmentation - network(slices).segmentation).abs().max() > 1e-3
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

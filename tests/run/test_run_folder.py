@@ -1,0 +1,186 @@
+"""The run folder: saved and loaded strictly, and one line for whatever is wrong with it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sam2_3dmed.config import ChannelPlan, Plan, RunConfig, paper, with_settings
+from sam2_3dmed.dicom.codes import Code
+from sam2_3dmed.errors import ConfigError, DataError, WeightsError
+from sam2_3dmed.inference.passes import PassOptions
+from sam2_3dmed.inference.postprocess import PostProcessing
+from sam2_3dmed.run.build_model import make_model
+from sam2_3dmed.run.run_config import CONFIG_FILE, RunRecord
+from sam2_3dmed.run.run_folder import (
+    MODEL_FILE,
+    load_predictor,
+    log_to,
+    make_predictor,
+    remember_codes,
+    remember_data,
+    remembered_codes,
+    remembered_data,
+    save_model,
+)
+
+CHANNEL = ChannelPlan(name="CT", normalisation="fixed", low=-100, high=200)
+
+
+def plan(num_classes: int = 2) -> Plan:
+    return Plan(dataset="Test", channels=(CHANNEL,), labels={k: f"organ {k}" for k in range(1, num_classes + 1)})
+
+
+def recipe(*settings: str) -> RunConfig:
+    return with_settings(paper(), ["model.size=nano", "model.image_size=64", *settings])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    save_model(*make_model(recipe("inference.direction=backward", "slab_slices=4"), plan(), "none"), folder)
+    return folder
+
+
+def copy(run: Path, to: Path) -> Path:
+    to.mkdir()
+    for name in (CONFIG_FILE, MODEL_FILE):
+        (to / name).write_bytes((run / name).read_bytes())
+    return to
+
+
+def test_what_was_saved_is_loaded(run: Path) -> None:
+    predictor = load_predictor(run)
+    torch.manual_seed(0)
+    original, _ = make_model(recipe(), plan(), "none")
+    for (name, a), b in zip(original.state_dict().items(), predictor.network.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert (predictor.passes.direction, predictor.passes.slab_slices) == ("backward", 4)
+    assert predictor.labels == {1: "organ 1", 2: "organ 2"}
+    assert not predictor.network.training
+    assert load_predictor(run, direction="forward").passes.direction == "forward"
+
+
+def test_options_go_where_they_belong(run: Path) -> None:
+    predictor = load_predictor(run, batch_size=3, bf16=True, fill_holes=("organ 2",), min_volume_ml=0.5)
+    assert predictor.passes == PassOptions(4, direction="backward", batch_size=3, bf16=True)
+    assert predictor.post == PostProcessing(fill_holes=("organ 2",), min_volume_ml=0.5)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bf16_where_it_is_fast_unless_told(run: Path, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+    monkeypatch.setattr("sam2_3dmed.run.run_folder.bf16_is_fast", lambda device: fast)
+    assert load_predictor(run, device="cpu").passes.bf16 == fast
+    for told in (True, False):
+        assert load_predictor(run, device="cpu", bf16=told).passes.bf16 == told
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"keep_biggest": True}, "no option 'keep_biggest'; there are batch_size, bf16, "),
+        ({"fill_holes": ("liver",)}, "fill_holes: no class 'liver'; there are organ 1, organ 2"),
+    ],
+)
+def test_options_that_are_none(run: Path, options: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        load_predictor(run, **options)
+
+
+def test_post_processing_of_the_recipe(run: Path) -> None:
+    changed = recipe("inference.largest_component=[organ 1]", "inference.min_volume_ml={organ 2: 0.3}")
+    network, record = make_model(changed, plan(), "none")
+    expected = PostProcessing(largest_component=("organ 1",), min_volume_ml={"organ 2": 0.3})
+    assert make_predictor(network, record).post == expected
+
+
+def test_the_record_survives_its_file(run: Path) -> None:
+    record = RunRecord.read(run)
+    assert record.plan == plan()
+    assert record.recipe == recipe("inference.direction=backward", "slab_slices=4")
+    assert record.encoder_trains
+    assert set(record.versions) == {"sam2-3dmed", "torch", "transformers"}
+
+
+def test_where_the_data_set_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert remembered_data(tmp_path) is None
+    monkeypatch.chdir(tmp_path)
+    remember_data(tmp_path, Path("data"))
+    assert remembered_data(tmp_path) == tmp_path.resolve() / "data"
+    for text in ("{", "[]", '{"folder": 3}'):
+        (tmp_path / "data.json").write_text(text)
+        with pytest.raises(DataError, match=r'data\.json: expected \{"folder": PATH\}'):
+            remembered_data(tmp_path)
+
+
+def test_the_codes_of_the_classes(tmp_path: Path) -> None:
+    assert remembered_codes(tmp_path) == {}
+    codes = {"bright": Code("78961009", "SCT", "Spleen")}
+    remember_codes(tmp_path, codes)
+    assert remembered_codes(tmp_path) == codes
+    (tmp_path / "codes.json").write_text('{"codes": {"bright": "78961009"}}')
+    with pytest.raises(DataError, match=r'codes\.json: "codes" must be like'):
+        remembered_codes(tmp_path)
+    remember_codes(tmp_path, {})  # another attempt, with a data set that gives none
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_device_that_is_not_here(run: Path) -> None:
+    with pytest.raises(ConfigError, match="device quantum: "):
+        load_predictor(run, device="quantum")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "line"),
+    [
+        (lambda f: (f / CONFIG_FILE).unlink(), WeightsError, r"not a run folder \(it has no config\.yaml\)"),
+        (
+            lambda f: (f / MODEL_FILE).unlink(),
+            WeightsError,
+            r"not finished \(it has no model\.safetensors\); train --res",
+        ),
+        (lambda f: (f / MODEL_FILE).write_bytes(b"\0" * 50), WeightsError, r"model\.safetensors: cannot be read"),
+        (lambda f: (f / CONFIG_FILE).write_text("kind: ["), ConfigError, r"config\.yaml: not valid YAML"),
+        (
+            lambda f: (f / CONFIG_FILE).write_text("kind: sam2_3dmed"),
+            ConfigError,
+            r"config\.yaml: model: Field required",
+        ),
+        (
+            lambda f: (f / CONFIG_FILE).write_text((f / CONFIG_FILE).read_text().replace("kind: sam2", "kind: sam3")),
+            WeightsError,
+            r"unknown kind of model 'sam3_3dmed'; known are sam2_3dmed, patches",
+        ),
+        (
+            lambda f: (f / CONFIG_FILE).write_text((f / CONFIG_FILE).read_text().replace("srpp: true", "srpp: false")),
+            WeightsError,
+            r"not the weights of this model: Unexpected key",
+        ),
+    ],
+    ids=["no record", "no model", "broken model", "broken record", "half a record", "unknown kind", "other model"],
+)
+def test_broken_run_folders(run: Path, tmp_path: Path, change, error, line) -> None:
+    folder = copy(run, tmp_path / "broken")
+    change(folder)
+    with pytest.raises(error, match=line):
+        load_predictor(folder)
+
+
+def test_a_model_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    network, record = make_model(recipe(), plan(), "none")
+    with pytest.raises(DataError, match=r"config\.yaml: cannot be written"):
+        save_model(network, record, tmp_path / "file" / "run")
+
+
+def test_log_to(tmp_path: Path) -> None:
+    import logging
+
+    logger = logging.getLogger("sam2_3dmed.something")
+    logger.setLevel(logging.INFO)
+    with log_to(tmp_path / "log.txt"):
+        logger.info("inside")
+    logger.info("outside")
+    assert (tmp_path / "log.txt").read_text().endswith(" inside\n")

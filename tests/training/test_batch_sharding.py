@@ -1,0 +1,102 @@
+"""How a batch is divided: every slab once, in equal weight, whoever computes it."""
+
+import pytest
+import torch
+
+from sam2_3dmed.data.slabs import SampleKey, Slabs, collate
+from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.model.build import build_network
+from sam2_3dmed.training.batch_sharding import Division, Part, Parts, shares
+from sam2_3dmed.training.losses import TotalLoss
+from sam2_3dmed.training.targets import class_masks
+
+
+def test_known_parts() -> None:
+    """Ten slabs in batches of four over two processes: 4 + 4 + 2."""
+    parts = [[Division(10, 4, 1, 2, rank).part(step) for step in range(3)] for rank in range(2)]
+    assert parts[0] == [Part(0, 2, 2, 1.0), Part(4, 6, 2, 1.0), Part(8, 9, 1, 1.0)]
+    assert parts[1] == [Part(2, 4, 2, 1.0), Part(6, 8, 2, 1.0), Part(9, 10, 1, 1.0)]
+    uneven = [Division(5, 5, 1, 2, rank).part(0) for rank in range(2)]
+    assert uneven == [Part(0, 2, 2, 0.8), Part(2, 5, 3, 1.2)]  # times 2 processes, over 5 slabs
+    assert Division(9, 4, 2).part(1) == Part(2, 4, 2, 1.0)
+    assert Division(9, 4, 2).part(4) == Part(8, 9, 0, 0.0)  # one slab for two passes: it stands in for the other
+    assert Division(9, 4, 2).part(5) == Part(8, 9, 1, 2.0)
+
+
+@pytest.mark.parametrize(("slabs", "batch", "accumulate", "ranks"), [(23, 8, 1, 3), (23, 8, 2, 4), (7, 7, 3, 2)])
+def test_every_slab_counts_once_in_every_epoch(slabs: int, batch: int, accumulate: int, ranks: int) -> None:
+    divisions = [Division(slabs, batch, accumulate, ranks, rank) for rank in range(ranks)]
+    assert divisions[0].steps == -(-slabs // batch)
+    assert len({division.passes for division in divisions}) == 1
+    weights = dict.fromkeys(range(slabs), 0.0)
+    for step in range(divisions[0].steps):
+        count = min(batch, slabs - step * batch)
+        for turn in range(accumulate):
+            for division in divisions:
+                part = division.part(step * accumulate + turn)
+                for slab in range(part.start, part.stop):
+                    assert step * batch <= slab < step * batch + count
+                    # Lightning means over passes, DDP over processes, the loss over the part's slabs.
+                    weights[slab] += part.weight / (accumulate * ranks * (part.stop - part.start)) * count
+    assert list(weights.values()) == pytest.approx([1.0] * slabs)
+
+
+def test_a_batch_too_small_to_be_divided() -> None:
+    with pytest.raises(ConfigError, match=r"batch_size=4 .* 4 processes and training.accumulate=2 passes"):
+        Division(10, 4, 2, 4)
+    with pytest.raises(ConfigError):
+        Division(10, 4, 1, 5)
+    assert Division(10, 5, 3, 2).passes == 6  # two slabs for three passes of one of the processes
+
+
+def test_the_sampler_goes_on_within_an_epoch() -> None:
+    """All keys of a batch of one process are those of two, in order; what a resumed run has had is left out, once."""
+    alone, *two = (
+        Parts(division) for division in (Division(10, 4), Division(10, 4, 1, 2, 0), Division(10, 4, 1, 2, 1))
+    )
+    for sampler in (alone, *two):
+        sampler.set_epoch(3)
+    whole = list(alone)
+    assert whole == [a + b for a, b in zip(*two, strict=True)]
+    assert whole[2] == [SampleKey(3, 8), SampleKey(3, 9)]
+    assert len(alone) == 3
+    alone.skip_batches(2)
+    assert list(alone) == whole[2:]
+    assert list(alone) == whole
+
+
+def test_shares_of_validation() -> None:
+    assert shares([5, 9, 4, 4], 1) == [[0, 1, 2, 3]]
+    assert shares([5, 9, 4, 4], 2) == [[0, 2], [1, 3]]  # 9 and 13 slices; dealt from the longest: 9, 5, 4 to 5, 4 to 9
+    assert shares([5, 9], 3) == [[0], [1], [0]]  # a process without a volume takes part, too
+    assert shares([1, 9, 9], 2)[0].count(0) == 1
+
+
+def slab(depth: int, seed: int) -> Slabs:
+    generator = torch.Generator().manual_seed(seed)
+    slices = torch.rand(1, depth, 1, 64, 64, generator=generator)
+    return Slabs(slices, (slices[:, :, 0] > 0.5).int(), torch.arange(depth).unsqueeze(0))
+
+
+def test_gradients_of_the_parts_make_that_of_the_batch() -> None:
+    """Slabs of unequal length, uneven parts, one that only stands in: their mean is the gradient of one batch."""
+    torch.manual_seed(0)
+    network = build_network(size="nano", image_size=64, num_classes=1, boundary=False)
+    loss = TotalLoss(segmentation="dice_bce", lambda_srpp=0.01, lambda_boundary=0.1)
+    slabs = [slab(depth, seed) for seed, depth in enumerate((2, 1, 2))]
+
+    def gradients(parts: list[tuple[list[Slabs], float]]) -> list[torch.Tensor]:
+        network.zero_grad()
+        for part, weight in parts:
+            for group in collate(part):
+                share = len(group.slices) / len(part)
+                terms = loss(network(group.slices), class_masks(group.labels, 1), group.positions)
+                (terms.total * share * weight).backward()
+        return [p.grad.clone() for p in network.parameters()]
+
+    whole = gradients([(slabs, 1.0)])
+    parts = [Division(3, 4, 2, 2, rank).part(turn) for rank in range(2) for turn in range(2)]
+    assert sorted(part.counted for part in parts) == [0, 1, 1, 1]
+    found = gradients([(slabs[part.start : part.stop], part.weight / len(parts)) for part in parts])
+    for gradient, expected in zip(found, whole, strict=True):
+        torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-5 * (1e-2 + expected.abs().max().item()))
