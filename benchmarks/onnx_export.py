@@ -21,7 +21,7 @@ from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
 from sam2_3dmed.export.run import export_run
 from sam2_3dmed.inference.passes import PassOptions, slice_logits
 from sam2_3dmed.run.build_model import make_model
-from sam2_3dmed.run.run_folder import load_predictor, save_model
+from sam2_3dmed.run.run_folder import load_model, save_model
 
 
 def make_run(folder: Path, args: argparse.Namespace) -> None:
@@ -62,7 +62,7 @@ def main() -> None:
         networks, opened = {}, {}
         for backend, source in (("pytorch", run), ("onnxruntime", exported)):
             started = time.perf_counter()
-            networks[backend] = load_predictor(source, device="cpu", backend=backend).network
+            networks[backend] = load_model(source, device="cpu", backend=backend).network
             opened[backend] = time.perf_counter() - started
     slices = torch.rand(args.slices, 1, args.image_size, args.image_size).numpy()
     seconds: dict[str, list[float]] = {backend: [] for backend in networks}

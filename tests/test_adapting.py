@@ -14,7 +14,7 @@ from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.build_model import make_model, remake_model
 from sam2_3dmed.run.run_config import RunRecord
-from sam2_3dmed.run.run_folder import MODEL_FILE, load_predictor, read_weights
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, read_weights
 from sam2_3dmed.run.train import TrainRequest, train_run
 from sam2_3dmed.training.checkpoints import BEST_CHECKPOINT, best_state, saved_states, step_of
 
@@ -84,7 +84,7 @@ def test_merged_weights_predict_what_the_adapters_did_and_need_no_peft(train, mo
     adapted.load_state_dict({name.removeprefix("network."): tensor for name, tensor in best.items()})
     expected = logits(adapted)
     monkeypatch.setitem(sys.modules, "peft", None)  # importing it fails now
-    merged = load_predictor(run).network
+    merged = load_model(run).network
     torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
 
 
@@ -106,7 +106,7 @@ def test_a_run_starts_from_one_that_adapted_its_encoder(train, how: str) -> None
     run = train("scratch+lora+ema")
     plan = RunRecord.read(run).plan
     network, record = make_model(with_settings(read_recipe("scratch"), [f"model.adapt={how}"]), plan, str(run))
-    torch.testing.assert_close(logits(network), logits(load_predictor(run).network), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(network), logits(load_model(run).network), atol=1e-5, rtol=1e-5)
     assert not record.encoder_trains
     assert network.encoder.frozen == (how == "none")
     assert any(".lora_" in name for name in network.state_dict()) == (how == "lora")

@@ -20,7 +20,7 @@ from sam2_3dmed.errors import ConfigError, WeightsError
 from sam2_3dmed.processes.signals import Terminated
 from sam2_3dmed.report.build import write_report
 from sam2_3dmed.run.run_config import PatchRecord, RunRecord
-from sam2_3dmed.run.run_folder import MODEL_FILE, load_predictor, read_weights
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, read_weights
 from sam2_3dmed.run.train import TrainRequest, test_run, train_run
 from sam2_3dmed.volume.nifti import read_label, read_volume
 from sam2_3dmed.volume.volume import same_grid
@@ -137,14 +137,14 @@ def test_a_broken_record_of_a_network(blobs: Path, tmp_path: Path) -> None:
     other = shutil.copytree(run, tmp_path / "other") / "config.yaml"
     other.write_text(config.read_text().replace("num_outputs: 3", "num_outputs: 4"))
     with pytest.raises(WeightsError, match="not the weights of this model: size mismatch"):
-        load_predictor(other.parent)
+        load_model(other.parent)
     other.write_text(config.read_text().replace("system: unet\n  size", "system: vnet\n  size"))
     with pytest.raises(ConfigError, match="no system 'vnet'"):
-        load_predictor(other.parent)
+        load_model(other.parent)
     with pytest.raises(ConfigError, match="has no option 'direction'"):
-        load_predictor(run, direction="forward")
+        load_model(run, direction="forward")
     with pytest.raises(ConfigError, match="--backend onnxruntime is for SAM2-3dMed, and this is U-Net"):
-        load_predictor(run, backend="onnxruntime")
+        load_model(run, backend="onnxruntime")
 
 
 def test_a_plan_of_the_balls(make_spec: Callable[..., PatchSpec], balls: Any) -> None:

@@ -51,7 +51,7 @@ def test_of_nnunet_both_memories_are_its_process_s(tested, blobs, monkeypatch, m
         def cost_of(self, volume):
             return 2.5, *memory
 
-    monkeypatch.setattr(cost, "load_predictor", lambda folder: Theirs())
+    monkeypatch.setattr(cost, "load_model", lambda folder: Theirs())
     found = prediction_cost(tested, blobs)
     assert (found["gflop"], found["seconds"]) == (2.5, 1.0)
     assert (found["memory_mb"], found["gpu_memory_mb"]) == memory

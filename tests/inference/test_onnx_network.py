@@ -13,7 +13,7 @@ from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.inference.onnx_network import OnnxNetwork
 from sam2_3dmed.inference.passes import PassOptions
-from sam2_3dmed.run.run_folder import load_predictor
+from sam2_3dmed.run.run_folder import load_model
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_passes_that_only_pytorch_has(make_exported, changes: dict[str, object],
     with pytest.raises(ConfigError, match=line):
         made.require(PassOptions(slab_slices=3, **changes))
     with pytest.raises(ConfigError, match=line):
-        load_predictor(exported, backend="onnxruntime", **changes)
+        load_model(exported, backend="onnxruntime", **changes)
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -122,17 +122,17 @@ def test_files_of_another_model(make_exported, tmp_path: Path) -> None:
     mixed = copy_of(exported, tmp_path / "mixed")
     shutil.copy(other / "slab_3.onnx", mixed)
     with pytest.raises(WeightsError, match=r"slab_3\.onnx: of another model or plan than config\.yaml describes"):
-        load_predictor(mixed, backend="onnxruntime")
+        load_model(mixed, backend="onnxruntime")
 
     retrained = copy_of(exported, tmp_path / "retrained")
     change_property(retrained / "slab_3.onnx", "model_sha256", "ab")
     with pytest.raises(WeightsError, match=r"slab_3\.onnx: of other weights than the files beside it"):
-        load_predictor(retrained, backend="onnxruntime")
+        load_model(retrained, backend="onnxruntime")
 
     beside = copy_of(exported, tmp_path / "beside")
     (beside / "model.safetensors").write_bytes(b"trained further")
     with pytest.raises(WeightsError, match=r"encoder\.onnx: of other weights than the files beside it"):
-        load_predictor(beside, backend="onnxruntime")
+        load_model(beside, backend="onnxruntime")
 
 
 def test_files_of_another_version_damaged_or_missing(make_exported, tmp_path: Path) -> None:
@@ -140,26 +140,26 @@ def test_files_of_another_version_damaged_or_missing(make_exported, tmp_path: Pa
     broken = copy_of(exported, tmp_path / "broken")
     change_property(broken / "slab_3.onnx", "format", "99")
     with pytest.raises(WeightsError, match=r"slab_3\.onnx: written by sam2-3dmed .* in format 99"):
-        load_predictor(broken, backend="onnxruntime")
+        load_model(broken, backend="onnxruntime")
     shutil.copy(broken / "slab_2.onnx", broken / "slab_3.onnx")
     with pytest.raises(WeightsError, match=r"slab_3\.onnx: holds what belongs in slab_2\.onnx$"):
-        load_predictor(broken, backend="onnxruntime")
+        load_model(broken, backend="onnxruntime")
     (broken / "slab_3.onnx").unlink()
     with pytest.raises(WeightsError, match=r"slab_3\.onnx: no such file"):
-        load_predictor(broken, backend="onnxruntime")
+        load_model(broken, backend="onnxruntime")
     content = (broken / "encoder.onnx").read_bytes()
     (broken / "encoder.onnx").write_bytes(content[: len(content) // 2])
     with pytest.raises(WeightsError, match=r"encoder\.onnx: cannot be read: "):
-        load_predictor(broken, backend="onnxruntime")
+        load_model(broken, backend="onnxruntime")
 
 
 def test_backends_that_do_not_fit_the_folder(make_exported) -> None:
     run, exported = make_exported()
     with pytest.raises(WeightsError, match=r"run: has no ONNX files; sam2-3dmed export --model .* makes them"):
-        load_predictor(run, backend="onnxruntime")
+        load_model(run, backend="onnxruntime")
     with pytest.raises(WeightsError, match=r"exported: holds ONNX files and no model\.safetensors; --backend onnxrunt"):
-        load_predictor(exported)
+        load_model(exported)
     with pytest.raises(ConfigError, match=r"--backend tensorrt: expected pytorch or onnxruntime"):
-        load_predictor(exported, backend="tensorrt")
+        load_model(exported, backend="tensorrt")
     with pytest.raises(ConfigError, match=r"device cuda: --backend onnxruntime runs on the CPU"):
-        load_predictor(exported, backend="onnxruntime", device="cuda")
+        load_model(exported, backend="onnxruntime", device="cuda")

@@ -33,7 +33,7 @@ def test_what_the_model_says_is_kept(page: Path, monkeypatch: pytest.MonkeyPatch
     kept = Auxiliary.read(run / "auxiliary", "two")
     assert kept.boundary.array.dtype == np.uint8
     assert len(kept.positions[0].slices) == 3
-    monkeypatch.setattr(build, "load_predictor", None)
+    monkeypatch.setattr(build, "load_model", None)
     before = page.read_bytes()
     assert write_report(run).read_bytes() == before, "and the page is the same"
 

@@ -8,7 +8,7 @@ import torch
 from sam2_3dmed.config import ChannelPlan, Plan, RunConfig, paper, with_settings
 from sam2_3dmed.errors import WeightsError
 from sam2_3dmed.run.build_model import make_model
-from sam2_3dmed.run.run_folder import load_predictor, rebuild, save_model
+from sam2_3dmed.run.run_folder import load_model, rebuild, save_model
 
 CHANNEL = ChannelPlan(name="CT", normalisation="fixed", low=-100, high=200)
 
@@ -41,13 +41,13 @@ def test_a_run_starts_from_a_run(run: Path) -> None:
     assert (record.model.size, record.model.image_size) == ("nano", 64)
     assert torch.equal(
         network.segmentation.mask_decoder.class_hypernetworks.weights[0],
-        load_predictor(run).network.segmentation.mask_decoder.class_hypernetworks.weights[0],
+        load_model(run).network.segmentation.mask_decoder.class_hypernetworks.weights[0],
     )
 
 
 def test_a_run_with_another_number_of_classes_gives_all_but_the_classes(run: Path) -> None:
     network, record = make_model(recipe(), plan(3), str(run))
-    old = load_predictor(run).network.state_dict()
+    old = load_model(run).network.state_dict()
     assert record.model.num_classes == 3
     kept = {name: tensor for name, tensor in network.state_dict().items() if "class_" not in name}
     assert len(kept) > 100
@@ -81,7 +81,7 @@ def test_from_scratch_the_width_is_the_recipes(tmp_path: Path) -> None:
     assert (network.segmentation.channels, record.model.channels) == (128, 128)
     assert network.srpp.to_context.out_channels == 128
     save_model(network, record, tmp_path)
-    assert load_predictor(tmp_path).network.segmentation.channels == 128
+    assert load_model(tmp_path).network.segmentation.channels == 128
     started, again = make_model(recipe(), plan(), str(tmp_path))  # a run that starts from it has its width
     assert (started.segmentation.channels, again.model.channels) == (128, 128)
     with pytest.raises(WeightsError, match=r"these weights have 128 channels, but model\.channels is 64"):

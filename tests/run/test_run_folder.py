@@ -15,7 +15,7 @@ from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.run_config import CONFIG_FILE, RunRecord
 from sam2_3dmed.run.run_folder import (
     MODEL_FILE,
-    load_predictor,
+    load_model,
     log_to,
     make_predictor,
     remember_codes,
@@ -52,7 +52,7 @@ def copy(run: Path, to: Path) -> Path:
 
 
 def test_what_was_saved_is_loaded(run: Path) -> None:
-    predictor = load_predictor(run)
+    predictor = load_model(run)
     torch.manual_seed(0)
     original, _ = make_model(recipe(), plan(), "none")
     for (name, a), b in zip(original.state_dict().items(), predictor.network.state_dict().values(), strict=True):
@@ -60,11 +60,11 @@ def test_what_was_saved_is_loaded(run: Path) -> None:
     assert (predictor.passes.direction, predictor.passes.slab_slices) == ("backward", 4)
     assert predictor.labels == {1: "organ 1", 2: "organ 2"}
     assert not predictor.network.training
-    assert load_predictor(run, direction="forward").passes.direction == "forward"
+    assert load_model(run, direction="forward").passes.direction == "forward"
 
 
 def test_options_go_where_they_belong(run: Path) -> None:
-    predictor = load_predictor(run, batch_size=3, bf16=True, fill_holes=("organ 2",), min_volume_ml=0.5)
+    predictor = load_model(run, batch_size=3, bf16=True, fill_holes=("organ 2",), min_volume_ml=0.5)
     assert predictor.passes == PassOptions(4, direction="backward", batch_size=3, bf16=True)
     assert predictor.post == PostProcessing(fill_holes=("organ 2",), min_volume_ml=0.5)
 
@@ -72,9 +72,9 @@ def test_options_go_where_they_belong(run: Path) -> None:
 @pytest.mark.parametrize("fast", [True, False])
 def test_bf16_where_it_is_fast_unless_told(run: Path, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     monkeypatch.setattr("sam2_3dmed.run.run_folder.bf16_is_fast", lambda device: fast)
-    assert load_predictor(run, device="cpu").passes.bf16 == fast
+    assert load_model(run, device="cpu").passes.bf16 == fast
     for told in (True, False):
-        assert load_predictor(run, device="cpu", bf16=told).passes.bf16 == told
+        assert load_model(run, device="cpu", bf16=told).passes.bf16 == told
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_bf16_where_it_is_fast_unless_told(run: Path, monkeypatch: pytest.Monkey
 )
 def test_options_that_are_none(run: Path, options: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
-        load_predictor(run, **options)
+        load_model(run, **options)
 
 
 def test_post_processing_of_the_recipe(run: Path) -> None:
@@ -129,7 +129,7 @@ def test_the_codes_of_the_classes(tmp_path: Path) -> None:
 
 def test_a_device_that_is_not_here(run: Path) -> None:
     with pytest.raises(ConfigError, match="device quantum: "):
-        load_predictor(run, device="quantum")
+        load_model(run, device="quantum")
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_broken_run_folders(run: Path, tmp_path: Path, change, error, line) -> N
     folder = copy(run, tmp_path / "broken")
     change(folder)
     with pytest.raises(error, match=line):
-        load_predictor(folder)
+        load_model(folder)
 
 
 def test_a_model_that_cannot_be_written(run: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.experiments.resource_meter import metered
 from sam2_3dmed.run.run_config import RunRecord
-from sam2_3dmed.run.run_folder import MODEL_FILE, load_predictor
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_model
 from sam2_3dmed.run.train import SPLIT_FILE
 
 
@@ -41,7 +41,7 @@ def prediction_cost(folder: Path, data: Path) -> dict[str, Any]:
         raise DataError(f"{data}: has no case {split.test[0]}")
     volume, label = read_case(case)
     reference = label if RunRecord.read(folder).takes_boxes else None
-    predictor = load_predictor(folder)
+    predictor = load_model(folder)
     memory: Sequence[float | None] = ()
     if isinstance(predictor, NnunetPredictor):  # it computes in a process of its own
         gflop, *memory = predictor.cost_of(volume)

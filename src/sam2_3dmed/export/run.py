@@ -16,7 +16,7 @@ from sam2_3dmed.inference.onnx_files import ENCODER_FILE, FEATURES, FORMAT, Onnx
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.processes.atomic import replacing, write_text
 from sam2_3dmed.run.run_config import CONFIG_FILE, Sam2Record, read_sam2_record
-from sam2_3dmed.run.run_folder import MODEL_FILE, load_predictor, remember_codes, remembered_codes
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, remember_codes, remembered_codes
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def export_run(
         raise ConfigError(f"{run}: model.memory {record.model.memory} draws random numbers and cannot become ONNX")
     if record.model.box_every:
         raise ConfigError(f"{run}: takes boxes (model.box_every), for which an exported file has no input")
-    predictor = cast(Predictor, load_predictor(run, device="cpu"))
+    predictor = cast(Predictor, load_model(run, device="cpu"))
     network = predictor.network
     depth = predictor.passes.slab_slices
     for length in lengths:

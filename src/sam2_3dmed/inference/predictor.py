@@ -64,9 +64,9 @@ class Predictor:
         Raises:
             UserError: not a run folder, or broken.
         """
-        from sam2_3dmed.run.run_folder import load_predictor  # the one step up: this name is the public way in
+        from sam2_3dmed.run.run_folder import load_model  # the one step up: this name is the public way in
 
-        return load_predictor(Path(run), device=device, **options)
+        return load_model(Path(run), device=device, **options)
 
     def __call__(self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None) -> Volume:
         """The mask of a volume, on its grid; uint8, or uint16 where a label value exceeds 255.

@@ -14,7 +14,7 @@ from sam2_3dmed.report.case_report import CaseReport, Chart, case_report, distan
 from sam2_3dmed.report.contents import CaseEntry, RunContents, chosen_cases, read_run
 from sam2_3dmed.report.page import Page, page_html
 from sam2_3dmed.run.run_config import Sam2Record
-from sam2_3dmed.run.run_folder import load_predictor
+from sam2_3dmed.run.run_folder import load_model
 from sam2_3dmed.volume.nifti import read_label
 from sam2_3dmed.volume.volume import Volume
 
@@ -90,7 +90,7 @@ def _auxiliary_source(contents: RunContents) -> Callable[[CaseEntry, Volume], Au
             if kept is not None or not isinstance(contents.record, Sam2Record):  # no other kind has them
                 return kept
             if not predictors:
-                predictors.append(load_predictor(contents.folder))
+                predictors.append(load_model(contents.folder))
             reference = read_label(entry.truth) if contents.record.takes_boxes and entry.truth else None
             _, computed = predictors[0].with_auxiliary(image, reference=reference)
             computed.write(folder, entry.name)

@@ -219,7 +219,7 @@ LOADERS: Mapping[str, Callable[..., Segmenter]] = {
 """From the kind of model in a run's record to the function that loads it."""
 
 
-def load_predictor(
+def load_model(
     folder: Path, *, device: str | torch.device | None = None, backend: Backend = "pytorch", **options: Any
 ) -> Segmenter:
     """The model of a run folder, of whatever kind, or with `onnxruntime` of what `export` wrote, ready to predict.

@@ -18,7 +18,7 @@ from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.processes.signals import Terminated, raising_terminated
 from sam2_3dmed.run.run_config import CONFIG_FILE, RunRecord
-from sam2_3dmed.run.run_folder import MODEL_FILE, load_predictor, log_to, remember_codes, remember_data
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, log_to, remember_codes, remember_data
 from sam2_3dmed.run.starts import SPLIT_FILE as SPLIT_FILE
 from sam2_3dmed.run.starts import Sam2Start, make_start
 from sam2_3dmed.run.train_request import TrainRequest as TrainRequest
@@ -152,7 +152,7 @@ def test_run(folder: Path, data: Path) -> Evaluation:
     record, split, catalog = RunRecord.read(folder), Split.read(folder / SPLIT_FILE), read_dataset(data)
     split.require_known(catalog.names)
     cases = [case for case in catalog.cases if case.name in split.test and case.label]
-    predictor = load_predictor(folder)
+    predictor = load_model(folder)
     with progress_bar("Predicting the test set") as progress:
         outcomes = predict_cohort(
             predictor, [_input(case, record) for case in cases], Results(folder / "predictions"), progress

@@ -21,7 +21,7 @@ from sam2_3dmed.cli.main import app
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.evaluation.cases import evaluate_folders
 from sam2_3dmed.processes.signals import Terminated
-from sam2_3dmed.run.run_folder import load_predictor
+from sam2_3dmed.run.run_folder import load_model
 from sam2_3dmed.run.train import TrainRequest, test_run, train_run
 from sam2_3dmed.volume.volume import Volume
 
@@ -77,7 +77,7 @@ def test_its_memory_is_its_own(run, blobs):
     held = np.ones(3_000_000_000 // 8)
     volume = Volume.read(read_dataset(blobs).cases[0].images[0])
     memory_mb, gpu_memory_mb = training_peaks(run)
-    gflop, prediction_mb, prediction_gpu_mb = load_predictor(run).cost_of(volume)
+    gflop, prediction_mb, prediction_gpu_mb = load_model(run).cost_of(volume)
     assert held.nbytes == 3_000_000_000
     assert gflop > 0
     assert memory_mb > 100
@@ -128,7 +128,7 @@ def test_classes_that_are_nowhere_or_missed_or_invented_count_as_there(tmp_path)
 
 
 def test_our_predictor_predicts_what_nnunet_does(run, blobs):
-    predictor = load_predictor(run)
+    predictor = load_model(run)
     images = {case.name: case.images[0] for case in read_dataset(blobs).cases}
     own = list((results(run) / "validation").glob("*.nii.gz"))
     assert own
@@ -141,7 +141,7 @@ def test_our_predictor_predicts_what_nnunet_does(run, blobs):
 def test_probabilities_agree_with_the_mask(run, blobs, tmp_path):
     case = read_dataset(blobs).cases[0]
     volume = Volume.read(case.images[0])
-    mask = load_predictor(run)(volume, tmp_path / "case")
+    mask = load_model(run)(volume, tmp_path / "case")
     shares = [Volume.read(tmp_path / f"case_{name}.nii.gz").array for name in ("bright", "dark")]
     for value, share in zip((1, 3), shares, strict=True):
         assert (share[mask.array == value] >= 1 / 3 - 1 / 255).all()
