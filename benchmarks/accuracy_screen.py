@@ -31,7 +31,7 @@ SETTINGS: dict[str, list[str]] = {
     "rate_2.4e-3": ["training.learning_rate=2.4e-3"],
     "pixels_128": ["model.image_size=128"],
     "wide": ["model.channels=128"],
-    "average": ["training.weight_average=0.98"],
+    "average": ["training.ema_decay=0.98"],
     "no_boundary": ["model.boundary=false"],
     "no_fusion_residual": ["model.fusion_residual=false"],
     "heavy": ["augmentation.rotation_degrees=25", "augmentation.shear_degrees=20", "augmentation.noise=0.5"],
@@ -167,7 +167,7 @@ def train(change: str, seed: int, cases: Any, plan: Any, arguments: argparse.Nam
     recipe = config.training
     optimizer = make_optimizer(model, recipe)
     schedule = make_schedule(optimizer, recipe, arguments.steps, arguments.slab_steps)
-    decay = recipe.weight_average
+    decay = recipe.ema_decay
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay is not None else None
     model.train()
     started = time.process_time()

@@ -28,7 +28,7 @@ def make_module(balls: Any, make_spec: Callable[..., PatchSpec]) -> Callable[...
             validation=balls.cases[:2],
             config=config.training,
             division=division or Division(samples_per_epoch=10, batch_size=2),
-            team=DistributedContext(),
+            distributed=DistributedContext(),
         )
 
     return make
@@ -61,11 +61,16 @@ def test_a_batch_in_parts_is_the_batch(
     patch = make_module().predictor.spec.patch
     batch = Patches(torch.randn(4, 1, *patch), torch.randint(0, 3, (4, *patch)).to(torch.uint8))
     losses = []
-    for accumulate in (1, 2):
-        module = make_module(division=Division(samples_per_epoch=4, batch_size=4, accumulate=accumulate)).train()
+    for grad_accum_steps in (1, 2):
+        module = make_module(
+            division=Division(samples_per_epoch=4, batch_size=4, grad_accum_steps=grad_accum_steps)
+        ).train()
         monkeypatch.setattr(module, "log", lambda *args, **options: None)
         monkeypatch.setattr(module, "optimizers", lambda m=module: torch.optim.SGD(m.parameters(), lr=1.0))
-        parts = [Patches(*(tensor[i : i + 4 // accumulate] for tensor in batch)) for i in range(0, 4, 4 // accumulate)]
+        parts = [
+            Patches(*(tensor[i : i + 4 // grad_accum_steps] for tensor in batch))
+            for i in range(0, 4, 4 // grad_accum_steps)
+        ]
         steps = [module.training_step(part, number) for number, part in enumerate(parts)]
         losses.append(torch.stack(steps).mean().item())
         assert set(module.means.compute()) == {"train/total", "train/segmentation", "learning_rate"}

@@ -118,7 +118,7 @@ def test_ablations_add_up_in_any_order():
             "last_stage",
             {"model.adapt": "last_stage", "training.encoder_rate": 0.6, "training.layer_decay": 0.9},
         ),
-        ("ema", {"training.weight_average": 0.999}),
+        ("ema", {"training.ema_decay": 0.999}),
     ],
 )
 def test_an_addition_or_opponent_changes_what_it_says(base, name, changes):
@@ -136,7 +136,7 @@ def test_the_table_above_names_every_addition_and_opponent():
 
 def test_additions_go_with_ablations_and_each_other_but_not_two_ways_to_adapt():
     config = read_recipe("paper+lora+without_srpp+ema")
-    assert (config.model.adapt, config.model.srpp, config.training.weight_average) == ("lora", False, 0.999)
+    assert (config.model.adapt, config.model.srpp, config.training.ema_decay) == ("lora", False, 0.999)
     for both in ("lora+last_stage", "last_stage+lora"):
         with pytest.raises(ConfigError, match="^{} and {} exclude each other$".format(*both.split("+"))):
             read_recipe(f"paper+{both}")

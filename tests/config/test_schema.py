@@ -54,7 +54,7 @@ def test_nothing_can_be_assigned(section):
         ("training", "learning_rate", 0),
         ("training", "learning_rate", float("inf")),
         ("training", "warmup_fraction", 2),
-        ("training", "weight_average", 1),
+        ("training", "ema_decay", 1),
         ("training", "precision", "fp16"),
         ("training", "seed", -1),
         ("split", "seed", -1),

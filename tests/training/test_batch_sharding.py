@@ -23,26 +23,26 @@ def test_known_parts() -> None:
     assert Division(9, 4, 2).part(5) == Part(8, 9, 1, 2.0)
 
 
-@pytest.mark.parametrize(("slabs", "batch", "accumulate", "ranks"), [(23, 8, 1, 3), (23, 8, 2, 4), (7, 7, 3, 2)])
-def test_every_slab_counts_once_in_every_epoch(slabs: int, batch: int, accumulate: int, ranks: int) -> None:
-    divisions = [Division(slabs, batch, accumulate, ranks, rank) for rank in range(ranks)]
+@pytest.mark.parametrize(("slabs", "batch", "grad_accum_steps", "ranks"), [(23, 8, 1, 3), (23, 8, 2, 4), (7, 7, 3, 2)])
+def test_every_slab_counts_once_in_every_epoch(slabs: int, batch: int, grad_accum_steps: int, ranks: int) -> None:
+    divisions = [Division(slabs, batch, grad_accum_steps, ranks, rank) for rank in range(ranks)]
     assert divisions[0].steps == -(-slabs // batch)
     assert len({division.passes for division in divisions}) == 1
     weights = dict.fromkeys(range(slabs), 0.0)
     for step in range(divisions[0].steps):
         count = min(batch, slabs - step * batch)
-        for turn in range(accumulate):
+        for turn in range(grad_accum_steps):
             for division in divisions:
-                part = division.part(step * accumulate + turn)
+                part = division.part(step * grad_accum_steps + turn)
                 for slab in range(part.start, part.stop):
                     assert step * batch <= slab < step * batch + count
                     # Lightning means over passes, DDP over processes, the loss over the part's slabs.
-                    weights[slab] += part.weight / (accumulate * ranks * (part.stop - part.start)) * count
+                    weights[slab] += part.weight / (grad_accum_steps * ranks * (part.stop - part.start)) * count
     assert list(weights.values()) == pytest.approx([1.0] * slabs)
 
 
 def test_a_batch_too_small_to_be_divided() -> None:
-    with pytest.raises(ConfigError, match=r"batch_size=4 .* 4 processes and training.accumulate=2 passes"):
+    with pytest.raises(ConfigError, match=r"batch_size=4 .* 4 processes and training.grad_accum_steps=2 passes"):
         Division(10, 4, 2, 4)
     with pytest.raises(ConfigError):
         Division(10, 4, 1, 5)

@@ -38,11 +38,11 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def test_alone() -> None:
-    team = DistributedContext.find()
-    assert (team.size, team.first, team.waiting) == (1, True, False)
-    assert team.strategy() == "auto"
-    assert team.start_barrier()
-    assert not team.start_barrier(False)
+    distributed = DistributedContext.find()
+    assert (distributed.size, distributed.first, distributed.waiting) == (1, True, False)
+    assert distributed.strategy() == "auto"
+    assert distributed.start_barrier()
+    assert not distributed.start_barrier(False)
     assert gather("mine") == ["mine"]
 
 
@@ -147,7 +147,7 @@ def alone(unequal_blobs: Path) -> Path:
 def test_two_processes_train_to_the_weights_of_one(unequal_blobs: Path, alone: Path) -> None:
     """Single slices, then slabs of unequal length; checkpointing in the bargain. One process speaks and writes."""
     folder = unequal_blobs.parent / "two"
-    answer = train(unequal_blobs, folder, "--devices", "2", "--set", "training.checkpointing=true")
+    answer = train(unequal_blobs, folder, "--devices", "2", "--set", "training.activation_checkpointing=true")
     assert answer.returncode == 0, answer.stderr
     assert_same_run(alone, folder)
     assert answer.stdout.count(f"Model: {folder}") == 1
@@ -172,7 +172,7 @@ def test_torchrun_starts_processes_that_wait_for_the_first(unequal_blobs: Path, 
 def test_passes_that_add_up_to_a_batch(unequal_blobs: Path, alone: Path) -> None:
     """Also a last batch of three slabs for four passes."""
     folder = unequal_blobs.parent / "passes"
-    answer = train(unequal_blobs, folder, "--set", "training.accumulate=4")
+    answer = train(unequal_blobs, folder, "--set", "training.grad_accum_steps=4")
     assert answer.returncode == 0, answer.stderr
     assert_same_run(alone, folder)
 
@@ -180,7 +180,7 @@ def test_passes_that_add_up_to_a_batch(unequal_blobs: Path, alone: Path) -> None
 @pytest.mark.long
 def test_bf16_in_two_processes_and_two_passes(unequal_blobs: Path, alone: Path) -> None:
     folder = unequal_blobs.parent / "bf16"
-    options = ("--devices", "2", "--set", "training.accumulate=2", "--set", "training.precision=bf16")
+    options = ("--devices", "2", "--set", "training.grad_accum_steps=2", "--set", "training.precision=bf16")
     answer = train(unequal_blobs, folder, *options)
     assert answer.returncode == 0, answer.stderr
     for mine, theirs in zip(rows(alone), rows(folder), strict=True):

@@ -23,7 +23,7 @@ def cases(blobs: Path, cache_folder: Path) -> CaseCache:
 
 
 def epoch(cases: CaseCache, config: RunConfig, number: int) -> list[torch.Tensor]:
-    loader = slab_loader(cases, config, slab_slices=3, image_size=64, team=DistributedContext())
+    loader = slab_loader(cases, config, slab_slices=3, image_size=64, distributed=DistributedContext())
     loader.batch_sampler.set_epoch(number)
     return [slabs.slices for batch in loader for slabs in batch]
 
@@ -42,9 +42,9 @@ def test_cases_by_number(cases: CaseCache) -> None:
 
 def test_processes_share_a_batch(cases: CaseCache, quick: Callable[..., RunConfig]) -> None:
     """Two processes, two passes a step: each slab once, as one process has it."""
-    config = quick("training.batch_size=4", "training.accumulate=2")
+    config = quick("training.batch_size=4", "training.grad_accum_steps=2")
     loaders = [
-        slab_loader(cases, config, slab_slices=3, image_size=64, team=DistributedContext(2, rank=rank))
+        slab_loader(cases, config, slab_slices=3, image_size=64, distributed=DistributedContext(2, rank=rank))
         for rank in (0, 1)
     ]
     passes = [[slabs.slices for batch in loader for slabs in batch] for loader in loaders]
@@ -54,7 +54,7 @@ def test_processes_share_a_batch(cases: CaseCache, quick: Callable[..., RunConfi
 
 def test_with_a_feature_cache_they_are_slabs_of_views(cases: CaseCache, quick: Callable[..., RunConfig]) -> None:
     config = quick("feature_cache.views=2", "feature_cache.refresh=1", "training.samples_per_epoch=8")
-    loader = slab_loader(cases, config, slab_slices=3, image_size=64, team=DistributedContext())
+    loader = slab_loader(cases, config, slab_slices=3, image_size=64, distributed=DistributedContext())
     loader.batch_sampler.set_epoch(5)
     batch = [slabs for batch in loader for slabs in batch]
     assert all(isinstance(slabs, ViewSlabs) for slabs in batch)

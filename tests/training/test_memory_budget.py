@@ -80,8 +80,8 @@ def test_the_budget_is_kept_as_counted(quick, predictor: Predictor) -> None:
     enough = (one / (1 - MARGIN) + OVERHEAD) / GB
     training = fit_to_memory(config, PLAN, predictor, enough * (1 + 1e-9)).training
     assert one < two
-    assert (training.batch_size, training.accumulate) == (2, 2)
-    assert (training.checkpointing, training.encoder_slices) == (False, None)
+    assert (training.batch_size, training.grad_accum_steps) == (2, 2)
+    assert (training.activation_checkpointing, training.encoder_slices) == (False, None)
 
 
 @pytest.mark.parametrize(

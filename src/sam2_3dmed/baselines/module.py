@@ -41,7 +41,7 @@ class PatchModule(RunModule):
         validation: Sequence[GriddedCase],
         config: PatchTrainingConfig,
         division: Division,
-        team: DistributedContext,
+        distributed: DistributedContext,
     ) -> None:
         super().__init__(
             predictor.network,
@@ -49,7 +49,7 @@ class PatchModule(RunModule):
             validation=[case.cached for case in validation],
             config=config,
             division=division,
-            team=team,
+            distributed=distributed,
         )
         self.predictor = predictor
         self.recipe = config
@@ -64,7 +64,7 @@ class PatchModule(RunModule):
         """The loss of this process's part of a batch, such that its mean over parts is that of the whole."""
         part = self.division.part(batch_idx)
         # What a network leaves out at random depends on the place in the run alone, so a resumed run does the same.
-        place = [self.config.seed, self.current_epoch, batch_idx, self.team.rank]
+        place = [self.config.seed, self.current_epoch, batch_idx, self.distributed.rank]
         torch.manual_seed(int(np.random.default_rng(place).integers(2**63)))
         terms = deep_supervision_loss(all_logits(self.network(batch.image)), batch.labels, background=self.background)
         self.count_step(terms, len(batch.labels), part.counted)
@@ -110,7 +110,7 @@ def fit_patches(
     config: PatchConfig,
     folder: Path,
     resume: bool,
-    team: DistributedContext,
+    distributed: DistributedContext,
 ) -> FitResult:
     """Train the predictor's network and leave the best weights in it; see `training.fit.fit`."""
     spec = predictor.spec
@@ -125,9 +125,13 @@ def fit_patches(
             foreground_fraction=changed.foreground_fraction,
             seed=changed.seed,
         )
-        loader: Any = epoch_loader(dataset, collate, changed, len(training), team)
+        loader: Any = epoch_loader(dataset, collate, changed, len(training), distributed)
         division = loader.batch_sampler.division
-        return PatchModule(predictor, validation=validation, config=changed, division=division, team=team), loader
+        return PatchModule(
+            predictor, validation=validation, config=changed, division=division, distributed=distributed
+        ), loader
 
     cases = CaseCache(tuple(case.cached for case in validation))
-    return fit_module(assemble, config.training, validation=cases, folder=folder, resume=resume, team=team)
+    return fit_module(
+        assemble, config.training, validation=cases, folder=folder, resume=resume, distributed=distributed
+    )

@@ -10,7 +10,7 @@ from sam2_3dmed.config import InferenceConfig, SplitConfig, TrainingConfig, with
 
 # Of our own method; for anything that learns from patches they would be options without effect.
 _NOT_FOR_PATCHES = (
-    *("single_slice_fraction", "slab_rate", "checkpointing", "encoder_slices", "encoder_rate"),
+    *("single_slice_fraction", "slab_rate", "activation_checkpointing", "encoder_slices", "encoder_rate"),
     "layer_decay",
 )
 _NOT_FOR_PATCHES_IN_INFERENCE = ("mode", "direction", "shifts")

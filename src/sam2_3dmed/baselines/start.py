@@ -38,7 +38,7 @@ class PatchRun:
     training: Sequence[PatchCase]
     validation: Sequence[GriddedCase]
 
-    def fit(self, folder: Path, *, resume: bool, team: DistributedContext) -> FitResult:
+    def fit(self, folder: Path, *, resume: bool, distributed: DistributedContext) -> FitResult:
         """See `training.fit.fit`."""
         return fit_patches(
             self.predictor,
@@ -47,7 +47,7 @@ class PatchRun:
             config=self.config,
             folder=folder,
             resume=resume,
-            team=team,
+            distributed=distributed,
         )
 
 

@@ -77,7 +77,7 @@ def _adapted(config: RunConfig, how: str, encoder_rate: float, layer_decay: floa
 ADDITIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "lora": lambda c: _adapted(c, "lora", encoder_rate=5.0),
     "last_stage": lambda c: _adapted(c, "last_stage", encoder_rate=0.6, layer_decay=0.9),
-    "ema": lambda c: _change(c, "training", weight_average=0.999),
+    "ema": lambda c: _change(c, "training", ema_decay=0.999),
 }
 """Beyond the paper: ways to adapt a pre-trained encoder, and a moving average of the weights. The rates of `last_stage`
 are those of SAM2's own fine-tuning; `docs/adapting_the_encoder.md` has what was measured."""

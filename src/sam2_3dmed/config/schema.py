@@ -159,9 +159,9 @@ class TrainingConfig(_Frozen):
     """None: one slab of every training case (reading 14)."""
     batch_size: Annotated[int, Field(ge=1)] = 4
     """Slabs of a step: of all processes, in all passes."""
-    accumulate: Annotated[int, Field(ge=1)] = 1
+    grad_accum_steps: Annotated[int, Field(ge=1)] = 1
     """In how many passes, one after the other, a process takes its share of a batch through the network."""
-    checkpointing: bool = False
+    activation_checkpointing: bool = False
     """Keep little of each slice for the way back and compute the rest again: less memory, more time, same gradients."""
     encoder_slices: Annotated[int, Field(ge=1)] | None = None
     """How many slices are encoded together, and decoded if they are slabs of their own; none: all of a pass."""
@@ -195,7 +195,7 @@ class TrainingConfig(_Frozen):
     """Between states that are saved within an epoch; none: only at its end."""
     loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     """Where curves go besides curves.csv."""
-    weight_average: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of a moving average of the weights, which is then what is validated and kept; none: no average."""
     seed: Seed = 0
     workers: Annotated[int, Field(ge=0)] | None = None

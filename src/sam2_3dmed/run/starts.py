@@ -55,7 +55,7 @@ class Start(ABC):
     record: RunRecord
 
     @abstractmethod
-    def fit(self, folder: Path, *, resume: bool, team: DistributedContext) -> FitResult:
+    def fit(self, folder: Path, *, resume: bool, distributed: DistributedContext) -> FitResult:
         """Train."""
 
     @abstractmethod
@@ -84,12 +84,12 @@ class Sam2Start(NetworkStart):
     training: CaseCache
     validation: CaseCache
 
-    def within_memory(self, gigabytes: float, team: DistributedContext) -> "Sam2Start":
+    def within_memory(self, gigabytes: float, distributed: DistributedContext) -> "Sam2Start":
         """The same, with a step that fits into that."""
-        recipe = fit_to_memory(self.record.recipe, self.record.plan, self.predictor, gigabytes, team.size)
+        recipe = fit_to_memory(self.record.recipe, self.record.plan, self.predictor, gigabytes, distributed.size)
         return replace(self, record=self.record.model_copy(update={"recipe": recipe}))
 
-    def fit(self, folder: Path, *, resume: bool, team: DistributedContext) -> FitResult:
+    def fit(self, folder: Path, *, resume: bool, distributed: DistributedContext) -> FitResult:
         """See `training.fit.fit`; adapters become part of the weights."""
         result = fit(
             self.network,
@@ -99,9 +99,9 @@ class Sam2Start(NetworkStart):
             config=self.record.recipe,
             folder=folder,
             resume=resume,
-            team=team,
+            distributed=distributed,
         )
-        if self.record.recipe.model.adapt == "lora" and team.first:
+        if self.record.recipe.model.adapt == "lora" and distributed.first:
             merge_lora(self.network.encoder)
         return result
 
@@ -113,9 +113,9 @@ class PatchStart(NetworkStart):
     record: PatchRecord
     run: "PatchRun"
 
-    def fit(self, folder: Path, *, resume: bool, team: DistributedContext) -> FitResult:
+    def fit(self, folder: Path, *, resume: bool, distributed: DistributedContext) -> FitResult:
         """See `baselines.module.fit_patches`."""
-        return self.run.fit(folder, resume=resume, team=team)
+        return self.run.fit(folder, resume=resume, distributed=distributed)
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class NnunetStart(Start):
 
     record: NnunetRecord
 
-    def fit(self, folder: Path, *, resume: bool, team: DistributedContext) -> FitResult:
+    def fit(self, folder: Path, *, resume: bool, distributed: DistributedContext) -> FitResult:
         """See `baselines.nnunet.run.fit_nnunet`."""
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return fit_nnunet(self.record.recipe, self.record.model, self.record.plan.labels, folder, device=device)
@@ -134,7 +134,7 @@ class NnunetStart(Start):
 
 
 def make_start(
-    request: TrainRequest, catalog: MedicalDataset, folder: Path, old: RunRecord | None, team: DistributedContext
+    request: TrainRequest, catalog: MedicalDataset, folder: Path, old: RunRecord | None, distributed: DistributedContext
 ) -> Start:
     """old: of the run that is resumed, or that another process has begun.
 
@@ -149,7 +149,7 @@ def make_start(
         "%s: %d cases to train on, %d to validate, %d to test; %s slices",
         *(catalog.name, len(split.train), len(split.validation), len(split.test), plan.slicing_axis),
     )
-    prepare = _Preparation(request, opened, plan, folder, team)
+    prepare = _Preparation(request, opened, plan, folder, distributed)
     if isinstance(config, NnunetConfig):
         assert old is None or isinstance(old, NnunetRecord)
         return _start_nnunet(config, split, prepare, old)
@@ -169,7 +169,7 @@ class _Preparation:
     catalog: MedicalDataset
     plan: Plan
     folder: Path
-    team: DistributedContext
+    distributed: DistributedContext
 
     def cache(self) -> CaseCache:
         """The prepared cases."""
@@ -178,7 +178,7 @@ class _Preparation:
 
     def progress(self, title: str) -> AbstractContextManager[Progress | None]:
         """A bar, in the first process."""
-        return progress_bar(title) if self.team.first else nullcontext()
+        return progress_bar(title) if self.distributed.first else nullcontext()
 
     @property
     def cache_folder(self) -> Path:
@@ -242,7 +242,7 @@ def _start_patches(config: PatchConfig, split: Split, prepare: _Preparation, old
 
 
 def _start_nnunet(config: NnunetConfig, split: Split, prepare: _Preparation, old: NnunetRecord | None) -> NnunetStart:
-    if prepare.team.size > 1:
+    if prepare.distributed.size > 1:
         raise ConfigError("--devices and --nodes: nnunet trains on one GPU here")
     require_system(config.system)
     if old is not None:

@@ -41,29 +41,29 @@ def train_run(request: TrainRequest) -> Path | None:
         UserError: data, plan or weights that cannot be used; a run folder that is there already, or, to resume, is not.
         Terminated: SIGTERM came; `resume` goes on from there.
     """
-    team = DistributedContext.find(request.devices, request.nodes)
-    if not team.first:
-        _help(request, team)
+    distributed = DistributedContext.find(request.devices, request.nodes)
+    if not distributed.first:
+        _help(request, distributed)
         return None
     try:
-        return _lead(request, team)
+        return _lead(request, distributed)
     finally:
-        team.start_barrier(False)  # if the others still wait, there is nothing to do for them
+        distributed.start_barrier(False)  # if the others still wait, there is nothing to do for them
 
 
-def _help(request: TrainRequest, team: DistributedContext) -> None:
+def _help(request: TrainRequest, distributed: DistributedContext) -> None:
     """Train with the process that prepares the run and writes what it leaves."""
     logging.getLogger("sam2_3dmed").setLevel(logging.ERROR)  # the first one speaks
-    if not team.start_barrier():
+    if not distributed.start_barrier():
         return
     catalog = read_dataset(request.data)
     folder = request.out or default_folder(catalog)
     with suppress(Terminated, TrainingError), raising_terminated():  # the first one meets the same, and says so
-        start = make_start(request, catalog, folder, RunRecord.read(folder), team)
-        start.fit(folder, resume=request.resume, team=team)
+        start = make_start(request, catalog, folder, RunRecord.read(folder), distributed)
+        start.fit(folder, resume=request.resume, distributed=distributed)
 
 
-def _lead(request: TrainRequest, team: DistributedContext) -> Path:
+def _lead(request: TrainRequest, distributed: DistributedContext) -> Path:
     catalog = read_dataset(request.data)
     folder = request.out or default_folder(catalog)
     _check_folder(folder, request.resume)
@@ -73,7 +73,7 @@ def _lead(request: TrainRequest, team: DistributedContext) -> Path:
     if not request.resume:
         request.check()
     with _writing(folder), log_to(folder / "log.txt"), raising_terminated():
-        _train(request, catalog, folder, team)
+        _train(request, catalog, folder, distributed)
     return folder
 
 
@@ -120,20 +120,20 @@ def default_folder(catalog: MedicalDataset) -> Path:
     return Path("runs") / (re.sub(r"[^\w.-]+", "_", catalog.name).strip("._") or "run")
 
 
-def _train(request: TrainRequest, catalog: MedicalDataset, folder: Path, team: DistributedContext) -> None:
+def _train(request: TrainRequest, catalog: MedicalDataset, folder: Path, distributed: DistributedContext) -> None:
     described = request.data / "dataset.json"
     codes = read_codes(described) if described.is_file() else {}  # before the cases are read, for minutes
     old = RunRecord.read(folder) if request.resume else None
-    start = make_start(request, catalog, folder, old, team)
+    start = make_start(request, catalog, folder, old, distributed)
     if request.gpu_memory is not None and isinstance(start, Sam2Start):
-        start = start.within_memory(request.gpu_memory, team)
+        start = start.within_memory(request.gpu_memory, distributed)
     if old is None:
         start.split.write(folder / SPLIT_FILE)
         start.record.write(folder)  # last: it is what makes the folder a run
     remember_data(folder, request.data)
     remember_codes(folder, codes)
-    team.start_barrier()
-    result = start.fit(folder, resume=request.resume, team=team)
+    distributed.start_barrier()
+    result = start.fit(folder, resume=request.resume, distributed=distributed)
     start.save(folder)
     logger.info(
         "trained %d steps in %d epochs; best validation Dice %.4f",

@@ -28,24 +28,26 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Division:
-    """How the batch of each step is divided: over the processes of a team, and over passes one after the other.
+    """How the batch of each step is divided: over the processes of a run, and over passes one after the other.
 
-    samples_per_epoch, batch_size: of all processes; accumulate: passes a step; ranks, rank: as in `DistributedContext`.
+    samples_per_epoch, batch_size: of all processes. grad_accum_steps: passes a step. ranks, rank: as in
+    `DistributedContext`.
 
     Raises: ConfigError if the batch is too small for so many processes and passes.
     """
 
     samples_per_epoch: int
     batch_size: int
-    accumulate: int = 1
+    grad_accum_steps: int = 1
     ranks: int = 1
     rank: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_size < self.ranks or self.accumulate > -(-self.batch_size // self.ranks):
+        if self.batch_size < self.ranks or self.grad_accum_steps > -(-self.batch_size // self.ranks):
             raise ConfigError(
                 f"training.batch_size={self.batch_size} is the batch of all processes in all passes of a step, too "
-                f"small to be divided over {self.ranks} processes and training.accumulate={self.accumulate} passes"
+                f"small to be divided over {self.ranks} processes and "
+                f"training.grad_accum_steps={self.grad_accum_steps} passes"
             )
 
     @property
@@ -56,7 +58,7 @@ class Division:
     @property
     def passes(self) -> int:
         """Through the network, in an epoch."""
-        return self.steps * self.accumulate
+        return self.steps * self.grad_accum_steps
 
     def part(self, number: int) -> Part:
         """This process's share in a pass; number: of the pass in the epoch.
@@ -65,10 +67,10 @@ class Division:
         epoch's last step, a process without one computes the first, which then counts for nothing: all must take part
         in adding up gradients.
         """
-        step, turn = divmod(number, self.accumulate)
+        step, turn = divmod(number, self.grad_accum_steps)
         first = step * self.batch_size
         count = min(self.batch_size, self.samples_per_epoch - first)
-        parts = self.ranks * self.accumulate
+        parts = self.ranks * self.grad_accum_steps
         share = turn * self.ranks + self.rank
         start, stop = (first + count * end // parts for end in (share, share + 1))
         if start == stop:

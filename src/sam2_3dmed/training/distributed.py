@@ -46,7 +46,7 @@ class DistributedContext:
 
     @classmethod
     def find(cls, devices: int | None = None, nodes: int | None = None) -> "DistributedContext":
-        """The team that was asked for, or the one that torchrun or SLURM has started.
+        """The processes that were asked for, or the one that torchrun or SLURM has started.
 
         Raises:
             ConfigError: they have started another number, or `nodes` machines cannot be reached without them.
@@ -97,7 +97,7 @@ class DistributedContext:
         return word[0]
 
     def strategy(self) -> Strategy | str:
-        """How Lightning trains with this team."""
+        """How Lightning trains with these processes."""
         if self.size == 1:
             return "auto"
         return DDPStrategy(

@@ -46,22 +46,22 @@ def fit(
     config: RunConfig,
     folder: Path,
     resume: bool = False,
-    team: DistributedContext | None = None,
+    distributed: DistributedContext | None = None,
 ) -> FitResult:
     """Train a network and leave the best weights in it; curves, logs and checkpoints go below `folder`.
 
     predictor: wraps the same network and has the run's slab. resume: go on from the last checkpoint, as if never
-    interrupted. team: the processes that train together, each of which calls this; none: this one alone.
+    interrupted. distributed: the processes that train together, each of which calls this; none: this one alone.
 
     Raises:
         TrainingError: the loss is not finite any more. Terminated: SIGTERM came. KeyboardInterrupt: the user stopped
             it. `resume` goes on from the last checkpoint.
     """
-    team = team or DistributedContext()
+    distributed = distributed or DistributedContext()
 
     def assemble(changed: TrainingConfig) -> tuple[TrainingModule, Any]:
         recipe = config.model_copy(update={"training": changed})
-        return _assemble(network, predictor, training, validation, recipe, folder, team)
+        return _assemble(network, predictor, training, validation, recipe, folder, distributed)
 
     return fit_module(
         assemble,
@@ -69,7 +69,7 @@ def fit(
         validation=validation,
         folder=folder,
         resume=resume,
-        team=team,
+        distributed=distributed,
         cache=config.feature_cache,
     )
 
@@ -81,7 +81,7 @@ def fit_module(
     validation: CaseCache,
     folder: Path,
     resume: bool,
-    team: DistributedContext,
+    distributed: DistributedContext,
     cache: FeatureCacheConfig | None = None,
 ) -> FitResult:
     """As `fit`, of whatever is assembled.
@@ -89,7 +89,7 @@ def fit_module(
     assemble: makes the module and the loader of what it trains on, whose batch sampler can be placed anywhere in a run;
     called a second time when minutes have become epochs. cache: of the module's features, if it has one.
     """
-    if not resume and team.first:
+    if not resume and distributed.first:
         forget_states(folder / "checkpoints")
     checkpoint = newest_whole_state(folder / "checkpoints") if resume else None
     if resume and checkpoint is None:
@@ -101,8 +101,8 @@ def fit_module(
             module, loader = assemble(training)
         if module.features is not None:
             module.features.describe(training)
-        trainer = make_trainer(training, folder, loader, step_of(checkpoint) if checkpoint else None, team)
-        _fit(trainer, module, loader, case_loader(validation, team), checkpoint)
+        trainer = make_trainer(training, folder, loader, step_of(checkpoint) if checkpoint else None, distributed)
+        _fit(trainer, module, loader, case_loader(validation, distributed), checkpoint)
         if module.features is not None:
             module.features.close()
     best = best_state(folder / "checkpoints")
@@ -129,16 +129,18 @@ def _assemble(
     validation: CaseCache,
     config: RunConfig,
     folder: Path,
-    team: DistributedContext,
+    distributed: DistributedContext,
 ) -> tuple[TrainingModule, Any]:
     """What is trained, and the loader of what it is trained on."""
-    network.save_memory(checkpointing=config.training.checkpointing, slices_at_once=config.training.encoder_slices)
+    network.save_memory(
+        checkpointing=config.training.activation_checkpointing, slices_at_once=config.training.encoder_slices
+    )
     loader: Any = slab_loader(
         training,
         config,
         slab_slices=predictor.passes.slab_slices,
         image_size=network.encoder.image_size,
-        team=team,
+        distributed=distributed,
     )
     module = TrainingModule(
         network,
@@ -147,7 +149,7 @@ def _assemble(
         validation=list(validation),
         config=config.training,
         division=loader.batch_sampler.division,
-        team=team,
+        distributed=distributed,
         features=make_feature_cache(network.encoder, loader.dataset, config, folder / "features"),
     )
     return module, loader

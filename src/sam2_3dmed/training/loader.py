@@ -17,11 +17,11 @@ from sam2_3dmed.training.distributed import DistributedContext
 
 
 def slab_loader(
-    cases: CaseCache, config: RunConfig, *, slab_slices: int, image_size: int, team: DistributedContext
+    cases: CaseCache, config: RunConfig, *, slab_slices: int, image_size: int, distributed: DistributedContext
 ) -> DataLoader[Any]:
     """An epoch of augmented slabs in batches, drawn anew for every epoch; with a feature cache, of slabs of views.
 
-    slab_slices: D. image_size: H = W in pixels. team: of whose batches this process has its share.
+    slab_slices: D. image_size: H = W in pixels. distributed: of whose batches this process has its share.
     """
     training, cache = config.training, config.feature_cache
     slabs = SlabDataset(
@@ -33,7 +33,7 @@ def slab_loader(
         single_slice_epochs=training.single_slice_epochs,
     )
     views = ViewDataset(slabs, num_views=cache.views, refresh=cache.refresh) if cache.views > 0 else None
-    return epoch_loader(slabs if views is None else views, collate, training, len(cases), team)
+    return epoch_loader(slabs if views is None else views, collate, training, len(cases), distributed)
 
 
 def epoch_loader(
@@ -41,15 +41,19 @@ def epoch_loader(
     collate: Callable[[Sequence[Any]], Any],
     training: TrainingConfig,
     num_cases: int,
-    team: DistributedContext,
+    distributed: DistributedContext,
 ) -> DataLoader[Any]:
     """An epoch of a data set whose keys are `SampleKey`s, in batches that `collate` makes."""
     division = Division(
-        training.samples_per_epoch or num_cases, training.batch_size, training.accumulate, team.size, team.rank
+        training.samples_per_epoch or num_cases,
+        training.batch_size,
+        training.grad_accum_steps,
+        distributed.size,
+        distributed.rank,
     )
     workers = training.workers
     if workers is None:
-        workers = max(0, min(8, (os.cpu_count() or 1) // team.devices - 1))
+        workers = max(0, min(8, (os.cpu_count() or 1) // distributed.devices - 1))
     return DataLoader[Any](
         dataset,
         batch_sampler=Parts(division),
@@ -61,9 +65,11 @@ def epoch_loader(
     )
 
 
-def case_loader(cases: CaseCache, team: DistributedContext) -> DataLoader[int]:
+def case_loader(cases: CaseCache, distributed: DistributedContext) -> DataLoader[int]:
     """The numbers of this process's cases: the module looks them up, so that no memory map passes through Lightning."""
-    return DataLoader(_Numbers(shares([case.num_slices for case in cases], team.size)[team.rank]), batch_size=None)
+    return DataLoader(
+        _Numbers(shares([case.num_slices for case in cases], distributed.size)[distributed.rank]), batch_size=None
+    )
 
 
 class _Numbers(Dataset[int]):

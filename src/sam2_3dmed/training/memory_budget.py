@@ -63,7 +63,7 @@ def fastest_strategy(
 
 
 def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes: float, ranks: int = 1) -> RunConfig:
-    """The recipe with `accumulate`, `checkpointing` and `encoder_slices` such that a step fits; a log line says which.
+    """The recipe, changed in how a step is taken such that the step fits; a log line says how.
 
     With a GPU each way is tried on it, and what is free there is a limit, too; else bytes are counted, as if in 32 bit.
     predictor: has the network and the run's slab. gigabytes: 10^9 bytes of the GPU. ranks: processes that share a
@@ -82,7 +82,7 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
     else:
         budget *= 1 - MARGIN
     step = Step(network, make_loss(config), plan.num_classes)
-    copies = 2 if training.weight_average is None else 3
+    copies = 2 if training.ema_decay is None else 3
 
     @cache
     def bytes_of(way: MemoryStrategy, slices: int = slab_slices) -> float:
@@ -101,7 +101,11 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
         "memory: in %g GB, %d slabs a step in %d pass(es): %s; %s %.1f GB",
         *(gigabytes, share, passes, way, "it took" if gpu else "counted in 32 bit,", bytes_of(way) / GB),
     )
-    changes = {"accumulate": passes, "checkpointing": way.checkpointing, "encoder_slices": way.encoder_slices}
+    changes = {
+        "grad_accum_steps": passes,
+        "activation_checkpointing": way.checkpointing,
+        "encoder_slices": way.encoder_slices,
+    }
     return config.model_copy(update={"training": training.model_copy(update=changes)})
 
 

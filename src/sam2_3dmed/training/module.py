@@ -42,7 +42,7 @@ class TrainingModule(RunModule):
         validation: Sequence[CachedCase],
         config: TrainingConfig,
         division: Division,
-        team: DistributedContext | None = None,
+        distributed: DistributedContext | None = None,
         features: FeatureCache | None = None,
     ) -> None:
         super().__init__(
@@ -51,7 +51,7 @@ class TrainingModule(RunModule):
             validation=validation,
             config=config,
             division=division,
-            team=team,
+            distributed=distributed,
         )
         self.network: SAM2For3dMed = network
         self.loss = loss

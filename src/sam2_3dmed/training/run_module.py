@@ -51,7 +51,7 @@ class RunModule(lightning.LightningModule, ABC):
         validation: Sequence[CachedCase],
         config: TrainingConfig,
         division: Division,
-        team: DistributedContext | None = None,
+        distributed: DistributedContext | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -59,7 +59,7 @@ class RunModule(lightning.LightningModule, ABC):
         self.validation = validation
         self.config = config
         self.division = division
-        self.team = team or DistributedContext()
+        self.distributed = distributed or DistributedContext()
         self.steps_per_epoch = division.steps
         self.single_slice_steps = 0
         """How many steps come first in which every slice is a slab of its own."""
@@ -139,6 +139,6 @@ class RunModule(lightning.LightningModule, ABC):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Know it again."""
-        if self.team.first:  # of all processes
+        if self.distributed.first:  # of all processes
             self.means.load_state_dict(checkpoint["run"]["means"])
         vars(self.cooldown).update(checkpoint["run"]["cooldown"])

@@ -108,7 +108,7 @@ def within_minutes(
     if schedule is None:
         costs = _measure(training, module, loader, cache)
         schedule = gather(fitting_schedule(training, len(loader), costs))[0]  # the first process's, for all
-        if module.team.first:
+        if module.distributed.first:
             write_text(path, json.dumps(asdict(schedule) | {"seconds": asdict(costs)}, indent=2) + "\n")
     logger.info("%g minutes: %d epochs of %d batches", training.minutes, schedule.epochs, schedule.batches)
     slabs = loader.batch_sampler.division.samples_per_epoch

@@ -22,7 +22,7 @@ def try_steps(
     with _put_back(module):
         trainer = base_trainer(
             training,
-            module.team,
+            module.distributed,
             max_steps=num_steps,
             max_epochs=-1,
             limit_val_batches=0,

@@ -33,7 +33,7 @@ def use_bf16(precision: str, device: str) -> bool:
 
 
 def make_trainer(
-    training: TrainingConfig, folder: Path, loader: Any, resumed_step: int | None, team: DistributedContext
+    training: TrainingConfig, folder: Path, loader: Any, resumed_step: int | None, distributed: DistributedContext
 ) -> lightning.Trainer:
     """The trainer of a run in `folder`.
 
@@ -41,7 +41,7 @@ def make_trainer(
     """
     return base_trainer(
         training,
-        team,
+        distributed,
         max_epochs=training.epochs,
         check_val_every_n_epoch=min(training.validate_every, training.epochs),
         logger=make_loggers(training.loggers, folder, resumed_step),
@@ -52,15 +52,15 @@ def make_trainer(
     )
 
 
-def base_trainer(training: TrainingConfig, team: DistributedContext, **options: Any) -> lightning.Trainer:
-    """A trainer on the devices of a team, in the precision, with the passes a step and the clipping of a recipe."""
+def base_trainer(training: TrainingConfig, distributed: DistributedContext, **options: Any) -> lightning.Trainer:
+    """A trainer on the devices of a run, in the precision, with the passes a step and the clipping of a recipe."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return lightning.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu",
-        devices=team.devices,
-        num_nodes=team.nodes,
-        strategy=team.strategy(),
-        accumulate_grad_batches=training.accumulate,
+        devices=distributed.devices,
+        num_nodes=distributed.nodes,
+        strategy=distributed.strategy(),
+        accumulate_grad_batches=training.grad_accum_steps,
         precision="bf16-mixed" if use_bf16(training.precision, device) else "32-true",
         gradient_clip_val=training.clip_gradient_norm,
         num_sanity_val_steps=0,
@@ -85,8 +85,8 @@ def _callbacks(training: TrainingConfig, folder: Path, loader: Any) -> Sequence[
             folder / "checkpoints", loader, keep=training.keep_checkpoints, minutes=training.checkpoint_minutes
         ),
     ]
-    if training.weight_average is not None:
-        callbacks.append(WeightAverage(training.weight_average))
+    if training.ema_decay is not None:
+        callbacks.append(WeightAverage(training.ema_decay))
     return callbacks
 
 
