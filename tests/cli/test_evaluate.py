@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from sam2_3dmed.cli import main as cli
 from sam2_3dmed.cli.evaluate import examples, summary_text
-from sam2_3dmed.cli.main import main as cli
 from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
 from sam2_3dmed.evaluation.cases import evaluate_cases
 from sam2_3dmed.run.build_model import make_model

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sam2_3dmed.cli.main import main as cli
+from sam2_3dmed.cli import main as cli
 from sam2_3dmed.volume.nifti import read_label, read_volume
 from sam2_3dmed.volume.volume import Volume, same_grid
 

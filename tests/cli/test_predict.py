@@ -10,7 +10,7 @@ import pytest
 from pydicom import dcmread
 from typer.testing import CliRunner, Result
 
-from sam2_3dmed.cli.main import main as cli
+from sam2_3dmed.cli import main as cli
 from sam2_3dmed.cli.predict import end_with
 from sam2_3dmed.dicom.codes import UNKNOWN, Code
 from sam2_3dmed.dicom.segmentation import segment_codes

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sam2_3dmed.cli.main import main as cli
+from sam2_3dmed.cli import main as cli
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.evaluation.cases import evaluate_folders
 from sam2_3dmed.evaluation.compare import compare_runs
