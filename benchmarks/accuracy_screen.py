@@ -17,14 +17,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 SETTINGS: dict[str, list[str]] = {
     "none": [],
-    "bce": ["loss.segmentation=bce"],
-    "focal_dice": ["loss.segmentation=focal_dice"],
+    "bce": ["loss.terms={bce: 1, relative_position: 0.01, boundary: 0.1}"],
+    "focal_dice": ["loss.terms={focal: 20, dice: 1, relative_position: 0.01, boundary: 0.1}"],
+    "focal_tversky": ["loss.terms={focal_tversky: 1, relative_position: 0.01, boundary: 0.1}"],
+    "focal_tversky_bce": ["loss.terms={focal_tversky: 1, bce: 1, relative_position: 0.01, boundary: 0.1}"],
     "no_warmup": ["training.warmup_fraction=0"],
     "long_warmup": ["training.warmup_fraction=0.2"],
     "rate_6e-4": ["training.learning_rate=6e-4"],
@@ -100,25 +103,30 @@ def make_loss(change: str, config: Any, model: Any) -> Callable[[Any, Any, Any],
     import torch.nn.functional as F
 
     from sam2_3dmed.model.upsample import upsample
-    from sam2_3dmed.training.fit import make_loss as of_recipe
-    from sam2_3dmed.training.losses import boundary_loss, relative_position_loss
-    from sam2_3dmed.training.targets import boundary_masks, relative_positions
+    from sam2_3dmed.training.losses import TERMS, LossInputs, TotalLoss
+    from sam2_3dmed.training.losses.boundary import boundary_loss, boundary_masks
 
-    total = of_recipe(config)
+    total = TotalLoss(config.loss)
+    weights = dict(config.loss.terms)
+
+    def of_segmentation(logits: Any, masks: Any) -> Any:
+        inputs = LossInputs(SimpleNamespace(segmentation=logits), masks, None, config.loss)
+        names = [name for name in weights if name not in ("relative_position", "boundary")]
+        return sum(weights[name] * TERMS[name](inputs) for name in names)
 
     def deep(prediction: Any, masks: Any, positions: Any) -> Any:
         size = tuple(masks.shape[-2:])
-        levels = [total.segmentation(upsample(logits, size), masks) for logits in model.logits]
+        levels = [of_segmentation(upsample(logits, size), masks) for logits in model.logits]
         return total(prediction, masks, positions).total + 0.5 * sum(levels) / len(levels)
 
     def at_logits(prediction: Any, masks: Any, positions: Any) -> Any:
         size = tuple(prediction.segmentation.shape[-2:])
         shares = F.adaptive_avg_pool2d(masks.flatten(0, 2), size).view(*masks.shape[:3], *size)
         edges = F.adaptive_max_pool2d(boundary_masks(masks).flatten(0, 2), size).view(*masks.shape[:3], *size)
-        boundary = boundary_loss(prediction.boundary, edges, total.boundary_normalise)
-        places = relative_position_loss(prediction.relative_position, relative_positions(positions))
-        terms = total.lambda_boundary * boundary + total.lambda_srpp * places
-        return total.segmentation(prediction.segmentation, shares) + terms
+        boundary = boundary_loss(prediction.boundary, edges, config.loss.boundary_normalise)
+        places = TERMS["relative_position"](LossInputs(prediction, masks, positions, config.loss))
+        terms = weights["boundary"] * boundary + weights["relative_position"] * places
+        return of_segmentation(prediction.segmentation, shares) + terms
 
     special = {"deep": deep, "logits": at_logits}
     return special.get(change, lambda *arguments: total(*arguments).total)
@@ -152,8 +160,8 @@ def train(change: str, seed: int, cases: Any, plan: Any, arguments: argparse.Nam
     from sam2_3dmed.config import scratch, with_settings
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.run.build_model import make_model
+    from sam2_3dmed.training.losses import class_masks
     from sam2_3dmed.training.optimizer import make_optimizer, make_schedule
-    from sam2_3dmed.training.targets import class_masks
     from sam2_3dmed.training.trainer import seed_everything
 
     settings = ["model.size=nano", f"training.seed={seed}", *(arguments.set or []), *SETTINGS.get(change, [])]

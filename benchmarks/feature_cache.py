@@ -56,12 +56,12 @@ def make_step(network: Any, predict: Callable[[], Any], batch: Any, bf16: bool) 
     """A step of training, done when it returns."""
     import torch
 
-    from sam2_3dmed.training.losses import TotalLoss
-    from sam2_3dmed.training.targets import class_masks
+    from sam2_3dmed.config import LossConfig
+    from sam2_3dmed.training.losses import TotalLoss, class_masks
 
     trained = [p for p in network.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=5e-5, weight_decay=0.1, fused=True)
-    loss = TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1)
+    loss = TotalLoss(LossConfig())
 
     def step() -> None:
         optimizer.zero_grad()

@@ -28,6 +28,7 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "100000
 def make_step(size: str, image_size: int, num_classes: int, checkpointing: bool):
     import torch
 
+    from sam2_3dmed.config import LossConfig
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.training.losses import TotalLoss
     from sam2_3dmed.training.memory_estimator import Step
@@ -36,7 +37,7 @@ def make_step(size: str, image_size: int, num_classes: int, checkpointing: bool)
     network = build_network(size=size, image_size=image_size, num_classes=num_classes).train()
     network.encoder.freeze()
     network.save_memory(checkpointing=checkpointing, slices_at_once=4)
-    return Step(network, TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1), num_classes)
+    return Step(network, TotalLoss(LossConfig()), num_classes)
 
 
 def make_slabs(slices: int, image_size: int):

@@ -110,7 +110,11 @@ def bad_commands(root: Path) -> dict[str, tuple[list[object], str]]:
         "no data": (["train", root / "missing"], "missing: no such folder"),
         "unknown key": ([*train, "--set", "training.epoch=3"], "no such key 'training.epoch'; did you mean 'epochs'?"),
         "out of range": ([*train, "--set", "training.batch_size=0"], "training.batch_size: Input should be greater"),
-        "both at once": ([*train, "--set", "training.epoch=3", "--set", "loss.lambda_srpp=-1"], "loss.lambda_srpp"),
+        "both at once": (
+            [*train, "--set", "training.epoch=3", "--set", "loss.terms.boundary=-1"],
+            "loss.terms.boundary",
+        ),
+        "unknown loss": ([*train, "--set", "loss.terms.dise=1"], "loss.terms: no term 'dise'; did you mean 'dice'?"),
         "no value": ([*train, "--set", "epochs"], "--set epochs: expected section.key=value"),
         "unknown recipe": ([*train, "--recipe", "papper"], "no preset 'papper'; did you mean 'paper'?"),
         "unknown ablation": ([*train, "--recipe", "paper+without_srp"], "did you mean 'without_srpp'?"),

@@ -26,7 +26,7 @@ def test_all_mistakes_at_once_a_line_each():
         {
             "model": {"size": "tinny", "image_size": 100},
             "traning": {},
-            "loss": {"lambda_bondary": 1},
+            "loss": {"boundary_normalize": 1},
             "training": {"epochs": 0, "patience": "none"},
         }
     )
@@ -37,7 +37,7 @@ def test_all_mistakes_at_once_a_line_each():
         "model.size: Input should be 'auto', 'nano', 'tiny', 'small', 'base_plus' or 'large' (got 'tinny')",
         "model.image_size: Input should be a multiple of 32 (got 100)",
         "no such key 'traning'; did you mean 'training'?",
-        "no such key 'loss.lambda_bondary'; did you mean 'lambda_boundary'?",
+        "no such key 'loss.boundary_normalize'; did you mean 'boundary_normalise'?",
         "training.epochs: Input should be greater than or equal to 1 (got 0)",
         "training.patience: Input should be a valid integer",
     ):

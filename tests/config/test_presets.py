@@ -19,14 +19,18 @@ from sam2_3dmed.config import (
 )
 from sam2_3dmed.errors import ConfigError
 
+TERMS = ("bce", "dice", "focal", "focal_tversky", "relative_position", "boundary")
+
 
 def options(config: RunConfig) -> dict:
     """Every option by its dotted name."""
-    return {
+    found = {
         f"{section}.{key}": value
         for section, part in config.model_dump().items()
         for key, value in (part.items() if isinstance(part, dict) else [("", part)])
     }
+    terms = found.pop("loss.terms")
+    return found | {f"loss.terms.{name}": terms.get(name) for name in TERMS}
 
 
 def changed(config: RunConfig, base: RunConfig) -> dict:
@@ -67,10 +71,10 @@ def test_paper_is_all_defaults():
         ("slices_3", "slab_slices.", 3),
         ("slices_6", "slab_slices.", 6),
         ("slices_12", "slab_slices.", 12),
-        ("srpp_weight_0.03", "loss.lambda_srpp", 0.03),
-        ("srpp_weight_0.05", "loss.lambda_srpp", 0.05),
-        ("boundary_weight_0.3", "loss.lambda_boundary", 0.3),
-        ("boundary_weight_0.5", "loss.lambda_boundary", 0.5),
+        ("srpp_weight_0.03", "loss.terms.relative_position", 0.03),
+        ("srpp_weight_0.05", "loss.terms.relative_position", 0.05),
+        ("boundary_weight_0.3", "loss.terms.boundary", 0.3),
+        ("boundary_weight_0.5", "loss.terms.boundary", 0.5),
         ("forward_only", "inference.direction", "forward"),
         ("backward_only", "inference.direction", "backward"),
     ],
@@ -127,10 +131,24 @@ def test_an_addition_or_opponent_changes_what_it_says(base, name, changes):
     assert RunConfig.model_validate(config.model_dump()) == config
 
 
+LOSSES = {
+    "bce": {"bce": 1},
+    "dice_bce": {"dice": 1, "bce": 1},
+    "focal_dice": {"focal": 20, "dice": 1},
+    "focal_tversky": {"focal_tversky": 1},
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_another_segmentation_loss_leaves_the_other_terms(name):
+    terms = read_recipe(f"scratch+srpp_weight_0.05+{name}").loss.terms
+    assert terms == {**LOSSES[name], "relative_position": 0.05, "boundary": 0.1}
+
+
 def test_the_table_above_names_every_addition_and_opponent():
     marks = test_an_addition_or_opponent_changes_what_it_says.pytestmark
     names = {row[0] for mark in marks if "name" in mark.args[0] for row in mark.args[1]}
-    assert names == {*ADDITIONS, *BASELINES}
+    assert names | LOSSES.keys() == {*ADDITIONS, *BASELINES}
     assert not names & set(ABLATIONS)
 
 
@@ -164,8 +182,8 @@ class TestFiles:
         assert changed(config, auto(from_scratch=False)) == {"training.epochs": 7, "slab_slices.": 4}
 
     def test_starts_from_the_preset_it_names(self, recipe):
-        config = read_recipe(recipe("preset: paper+without_srpp\nloss:\n  segmentation: dice_bce\n"))
-        assert changed(config, paper()) == {"model.srpp": False, "loss.segmentation": "dice_bce"}
+        config = read_recipe(recipe("preset: paper+without_srpp\nloss:\n  boundary_normalise: sum\n"))
+        assert changed(config, paper()) == {"model.srpp": False, "loss.boundary_normalise": "sum"}
 
     def test_an_empty_file_is_auto(self, recipe):
         assert read_recipe(recipe("# nothing yet\n")) == auto(from_scratch=False)
@@ -222,8 +240,8 @@ class TestSettings:
         assert base == paper()
 
     def test_several_the_last_one_wins(self):
-        config = with_settings(paper(), ["training.epochs=2", "loss.segmentation=dice_bce", "training.epochs=3"])
-        assert changed(config, paper()) == {"training.epochs": 3, "loss.segmentation": "dice_bce"}
+        config = with_settings(paper(), ["training.epochs=2", "loss.terms.dice=1", "training.epochs=3"])
+        assert changed(config, paper()) == {"training.epochs": 3, "loss.terms.dice": 1}
 
     def test_none_changes_nothing(self):
         assert with_settings(scratch(), []) == scratch()

@@ -16,7 +16,7 @@ def plan(**changed):
 def test_defaults_are_the_papers():
     config = RunConfig()
     assert (config.training.epochs, config.training.batch_size, config.training.learning_rate) == (500, 4, 5e-5)
-    assert (config.loss.lambda_srpp, config.loss.lambda_boundary, config.loss.segmentation) == (0.01, 0.1, "bce")
+    assert config.loss.terms == {"bce": 1, "relative_position": 0.01, "boundary": 0.1}
     assert (config.augmentation.rotation_degrees, config.augmentation.shear_degrees) == (25, 20)
     assert (config.model.srpp, config.model.boundary, config.model.boundary_fusion) == (True, True, True)
     assert (config.model.srpp_memory, config.model.fusion_residual) == (False, False)
@@ -40,9 +40,9 @@ def test_nothing_can_be_assigned(section):
         ("model", "image_size", 48),
         ("model", "image_size", 130),
         ("model", "image_size", 2048),
-        ("loss", "segmentation", "dice"),
-        ("loss", "lambda_srpp", -0.1),
-        ("loss", "lambda_boundary", float("nan")),
+        ("loss", "terms", {}),
+        ("loss", "terms", {"relative_position": -0.1}),
+        ("loss", "terms", {"boundary": float("nan")}),
         ("augmentation", "mosaic", 1.5),
         ("augmentation", "rotation_degrees", -1),
         ("augmentation", "shear_degrees", 90),

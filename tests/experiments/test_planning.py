@@ -71,7 +71,7 @@ def test_the_key_tells_seed_budget_setting_and_data_apart(request_for, blobs: Pa
         key(),
         key(epochs=2),
         key(epochs=None, minutes=5.0),
-        key(settings=("slab_slices=3", "loss.lambda_srpp=1")),
+        key(settings=("slab_slices=3", "loss.terms.relative_position=1")),
         key(settings=("slab_slices=3", "training.seed=1")),
         key(weights="x.pt"),
         key(data=other),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sam2_3dmed.config import LossConfig
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.training.losses import LossTerms, TotalLoss
 
@@ -20,7 +21,7 @@ def terms(slab) -> Callable[..., LossTerms]:
         masks = torch.zeros(2, 2, depth, 64, 64)
         masks[:, 0, :, 8:24, 8:30] = 1
         masks[:, 1, :, 30:50, 20:60] = 1
-        loss = TotalLoss(segmentation="dice_bce", lambda_srpp=0.01, lambda_boundary=0.1)
+        loss = TotalLoss(LossConfig(terms={"dice": 1, "bce": 1, "relative_position": 0.01, "boundary": 0.1}))
         positions = torch.arange(depth, 0, -1).expand(2, depth)
         return loss(network(slab(batch=2, depth=depth)), masks, positions)
 
@@ -57,19 +58,19 @@ def network(request, nano) -> Iterator[SAM2For3dMed]:
 
 def test_the_position_loss_teaches_srpp_and_nothing_else(network, open_paths, terms) -> None:
     for moved in (False, True):
-        names = reached(open_paths(network) if moved else network, terms(network).relative_position)
+        names = reached(open_paths(network) if moved else network, terms(network).terms["relative_position"])
         assert parts(names) == {"srpp"}
         assert srpp_encoder(network) <= names
         assert under(names, "srpp.pair_mlp.")
         assert not under(names, "srpp.to_context")
 
 
-@pytest.mark.parametrize("term", ["segmentation", "boundary"])
+@pytest.mark.parametrize("term", ["dice", "boundary"])
 def test_the_mask_losses_reach_srpps_encoder_once_the_convolution_moved(network, move, terms, term: str) -> None:
-    names = reached(network, getattr(terms(network), term))
+    names = reached(network, terms(network).terms[term])
     assert under(names, "srpp.") == {"srpp.to_context.weight", "srpp.to_context.bias"}
     move(network.srpp.to_context)
-    names = reached(network, getattr(terms(network), term))
+    names = reached(network, terms(network).terms[term])
     assert srpp_encoder(network) <= names
     assert not under(names, "srpp.pair_mlp.")
 
@@ -77,7 +78,7 @@ def test_the_mask_losses_reach_srpps_encoder_once_the_convolution_moved(network,
 def test_an_unshared_context_keeps_the_mask_losses_out_of_srpp(nano, open_paths, terms) -> None:
     network = open_paths(nano(share_context=False)).train()
     computed = terms(network)
-    assert not under(reached(network, computed.segmentation) | reached(network, computed.boundary), "srpp.")
+    assert not under(reached(network, computed.terms["dice"]) | reached(network, computed.terms["boundary"]), "srpp.")
 
 
 def test_changing_srpps_encoder_changes_the_segmentation_once_the_convolution_moved(nano, slab, move) -> None:
@@ -97,17 +98,17 @@ def test_changing_srpps_encoder_changes_the_segmentation_once_the_convolution_mo
 
 
 def test_the_segmentation_loss_reaches_bd_through_the_projection_once_it_moved(network, move, terms) -> None:
-    names = reached(network, terms(network).segmentation)
+    names = reached(network, terms(network).terms["dice"])
     assert under(names, "boundary") == {"boundary_to_segmentation.weight", "boundary_to_segmentation.bias"}
     move(network.boundary_to_segmentation)
-    names = reached(network, terms(network).segmentation)
+    names = reached(network, terms(network).terms["dice"])
     assert under(names, "boundary.fusion.")
     for part in ("memory_attention", "memory_encoder", "mask_decoder", "no_memory_embedding"):
         assert under(names, f"boundary.decoder.{part}")
 
 
 def test_the_boundary_loss_does_not_reach_the_segmentation(network, open_paths, terms) -> None:
-    names = reached(open_paths(network), terms(network).boundary)
+    names = reached(open_paths(network), terms(network).terms["boundary"])
     expected = {"srpp", "boundary"} | ({"encoder"} if not network.encoder.frozen else set())
     assert parts(names) == expected
 
@@ -115,8 +116,8 @@ def test_the_boundary_loss_does_not_reach_the_segmentation(network, open_paths, 
 def test_the_mask_losses_reach_an_encoder_that_trains(nano, terms) -> None:
     network = nano().train()
     computed = terms(network)
-    assert under(reached(network, computed.segmentation), "encoder.")
-    assert under(reached(network, computed.boundary), "encoder.")
+    assert under(reached(network, computed.terms["dice"]), "encoder.")
+    assert under(reached(network, computed.terms["boundary"]), "encoder.")
 
 
 def test_nothing_reaches_the_frozen_encoder(nano, open_paths, terms) -> None:

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from sam2_3dmed.model.srpp import SliceRelativePositionPredictor
-from sam2_3dmed.training.losses import relative_position_loss
-from sam2_3dmed.training.targets import relative_positions
+from sam2_3dmed.training.losses.relative_position import relative_position_loss, relative_positions
 from sam2_3dmed.volume import Volume
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 

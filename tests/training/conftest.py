@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from sam2_3dmed.config import RunConfig, scratch, with_settings
+from sam2_3dmed.config import LossConfig, RunConfig, scratch, with_settings
 
 if TYPE_CHECKING:
     from sam2_3dmed.training.module import TrainingModule
@@ -149,7 +149,7 @@ def make_module() -> Callable[..., "TrainingModule"]:
         preprocessing = Preprocessing("axial", (Normalisation("fixed", 0, 1),))
         return TrainingModule(
             network,
-            loss=TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1),
+            loss=TotalLoss(LossConfig()),
             predictor=Predictor(network, preprocessing=preprocessing, labels={1: "organ"}, passes=PassOptions(3)),
             validation=[],
             config=scratch().training.model_copy(update=changes),

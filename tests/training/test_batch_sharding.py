@@ -3,12 +3,13 @@
 import pytest
 import torch
 
+from sam2_3dmed.config import LossConfig
 from sam2_3dmed.data.slabs import SampleKey, Slabs, collate
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.training.batch_sharding import Division, Part, Parts, shares
 from sam2_3dmed.training.losses import TotalLoss
-from sam2_3dmed.training.targets import class_masks
+from sam2_3dmed.training.step import training_step
 
 
 def test_known_parts() -> None:
@@ -82,16 +83,13 @@ def test_gradients_of_the_parts_make_that_of_the_batch() -> None:
     """Slabs of unequal length, uneven parts, one that only stands in: their mean is the gradient of one batch."""
     torch.manual_seed(0)
     network = build_network(size="nano", image_size=64, num_classes=1, boundary=False)
-    loss = TotalLoss(segmentation="dice_bce", lambda_srpp=0.01, lambda_boundary=0.1)
+    loss = TotalLoss(LossConfig(terms={"dice": 1, "bce": 1, "relative_position": 0.01, "boundary": 0.1}))
     slabs = [slab(depth, seed) for seed, depth in enumerate((2, 1, 2))]
 
     def gradients(parts: list[tuple[list[Slabs], float]]) -> list[torch.Tensor]:
         network.zero_grad()
         for part, weight in parts:
-            for group in collate(part):
-                share = len(group.slices) / len(part)
-                terms = loss(network(group.slices), class_masks(group.labels, 1), group.positions)
-                (terms.total * share * weight).backward()
+            (training_step(network, loss, collate(part), 1).total * weight).backward()
         return [p.grad.clone() for p in network.parameters()]
 
     whole = gradients([(slabs, 1.0)])

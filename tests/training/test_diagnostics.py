@@ -8,7 +8,6 @@ import torch
 
 from sam2_3dmed.errors import TrainingError
 from sam2_3dmed.training.diagnostics import GradientNorms, gradient_norms
-from sam2_3dmed.training.losses import LossTerms
 
 
 def test_the_norm_of_each_part_that_has_gradients(make_module) -> None:
@@ -37,7 +36,7 @@ def test_parts_that_are_switched_off_have_none(make_module) -> None:
 @pytest.mark.parametrize("wrong", ["loss", "gradient"])
 def test_what_is_not_finite_stops_the_run(make_module, wrong: str) -> None:
     module = make_module()
-    module.latest = LossTerms(*torch.tensor([1.0, 1.0, 0.0, math.nan if wrong == "loss" else 0.0]))._asdict()
+    module.latest = {"total": torch.ones(()), "boundary": torch.tensor(math.nan if wrong == "loss" else 0.0)}
     for parameter in module.network.encoder.parameters():
         parameter.grad = torch.full_like(parameter, math.inf if wrong == "gradient" else 1.0)
     trainer = SimpleNamespace(current_epoch=2, global_step=11)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_3dmed.config import AugmentationConfig, FeatureCacheConfig, TrainingConfig
+from sam2_3dmed.config import AugmentationConfig, FeatureCacheConfig, LossConfig, TrainingConfig
 from sam2_3dmed.data.augment import SlabAugmentation
 from sam2_3dmed.data.cache import CachedCase, CaseCache
 from sam2_3dmed.data.slabs import SampleKey, SlabDataset, ViewSlabs, collate
@@ -19,8 +19,7 @@ from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.training.feature_cache import FeatureCache, require_frozen
-from sam2_3dmed.training.losses import TotalLoss
-from sam2_3dmed.training.targets import class_masks
+from sam2_3dmed.training.losses import TotalLoss, class_masks
 
 SIZE, DEPTH = 64, 7
 PER_SLICE = 4 * 4 * 64 + 8 * 8 * 48 + 16 * 16 * 24  # numbers: nano's C, and the widths of its first two stages
@@ -77,7 +76,7 @@ def pixels(views: ViewDataset, batch: ViewSlabs) -> Tensor:
 
 def gradients(network: SAM2For3dMed, batch: ViewSlabs, predict: Callable[[], object]) -> dict[str, Tensor]:
     network.zero_grad()
-    loss = TotalLoss(segmentation="dice_bce", lambda_srpp=0.01, lambda_boundary=0.1)
+    loss = TotalLoss(LossConfig(terms={"dice": 1, "bce": 1, "relative_position": 0.01, "boundary": 0.1}))
     loss(predict(), class_masks(batch.labels, 1), batch.positions).total.backward()
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 

@@ -7,18 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sam2_3dmed.config import LossConfig
+from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.network import Prediction
-from sam2_3dmed.training.losses import (
-    SEGMENTATION_LOSSES,
-    TotalLoss,
-    bce,
-    boundary_loss,
-    dice_bce,
-    dice_loss,
-    focal_dice,
-    position_error,
-    relative_position_loss,
-)
+from sam2_3dmed.training.losses import TERMS, LossInputs, TotalLoss, class_masks
+from sam2_3dmed.training.losses.boundary import boundary_loss, boundary_masks
+from sam2_3dmed.training.losses.cross_entropy import bce, focal
+from sam2_3dmed.training.losses.dice import dice_loss
+from sam2_3dmed.training.losses.focal_tversky import focal_tversky
+from sam2_3dmed.training.losses.relative_position import position_error, relative_position_loss, relative_positions
 
 NORMALISE = ("weight_sum", "mean", "sum")
 
@@ -160,25 +157,41 @@ def test_dice_of_an_absent_class_that_is_not_found_is_perfect() -> None:
     assert value(dice_loss(volume(-100, -100), volume(0, 0))) == pytest.approx(0, abs=1e-6)
 
 
-def test_dice_bce_is_the_sum() -> None:
-    logits, target = volume(0.3, -1, 2), volume(1, 0, 0)
-    assert value(dice_bce(logits, target)) == pytest.approx(
-        value(dice_loss(logits, target)) + value(bce(logits, target))
-    )
-
-
-def test_focal_dice_by_hand() -> None:
-    """20 parts focal (alpha 1/4, gamma 2), one part Dice."""
+def test_focal_by_hand() -> None:
+    """alpha 1/4, gamma 2."""
     logits, target = volume(logit(0.8), logit(0.4)), volume(1, 0)
     foreground = 0.25 * 0.2**2 * -math.log(0.8)
     background = 0.75 * 0.4**2 * -math.log(0.6)
-    expected = 20 * (foreground + background) / 2 + 1 - 2.6 / 3.2
-    assert value(focal_dice(logits, target)) == pytest.approx(expected, rel=1e-5)
+    assert value(focal(logits, target)) == pytest.approx((foreground + background) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["bce", "dice_bce", "focal_dice"])
-def test_a_better_segmentation_costs_less(name: str) -> None:
-    loss = SEGMENTATION_LOSSES[name]
+def test_focal_tversky_by_hand() -> None:
+    """Probabilities 0.8, 0.5 and 0.4 against 1, 1 and 0: hit 1.3, missed 0.7, spurious 0.4; the power 3/4."""
+    logits, target = volume(logit(0.8), logit(0.5), logit(0.4)), volume(1, 1, 0)
+    index = (1.3 + 1) / (1.3 + 0.7 * 0.7 + 0.3 * 0.4 + 1)
+    assert value(focal_tversky(logits, target)) == pytest.approx((1 - index) ** 0.75, rel=1e-5)
+
+
+def test_focal_tversky_with_equal_weights_and_no_power_is_dice() -> None:
+    """With weights of 1/2, TI = (2 TP + 2) / (sizes + 2)."""
+    logits, target = volume(logit(0.8), logit(0.4)), volume(1, 0)
+    expected = 1 - (2 * 0.8 + 2) / (1.2 + 1 + 2)
+    assert value(focal_tversky(logits, target, 0.5, 0.5, 1.0)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("everywhere", [0.0, 1.0])
+def test_focal_tversky_of_a_perfect_mask_has_finite_gradients(everywhere: float) -> None:
+    """Of an absent class, too."""
+    logits = torch.full((1, 1, 2, 4, 4), 200 * everywhere - 100, requires_grad=True)
+    loss = focal_tversky(logits, torch.full((1, 1, 2, 4, 4), everywhere))
+    assert value(loss) == pytest.approx(0, abs=1e-4)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [bce, dice_loss, focal, focal_tversky])
+def test_a_better_segmentation_costs_less(loss) -> None:
     target = volume(1, 1, 0, 0)
     sign = target * 2 - 1
     costs = [value(loss(scale * sign, target)) for scale in (-3.0, 0.0, 3.0, 30.0)]
@@ -195,45 +208,141 @@ def batch() -> tuple[Prediction, torch.Tensor, torch.Tensor]:
     return Prediction(logits, boundary, torch.randn(2, 3, 3)), masks, torch.tensor([[5, 6, 7], [9, 8, 7]])
 
 
-@given(lambdas=st.tuples(st.floats(0, 10), st.floats(0, 10)))
-def test_eq_6_weighs_the_terms(lambdas: tuple[float, float]) -> None:
-    terms = TotalLoss(segmentation="bce", lambda_srpp=lambdas[0], lambda_boundary=lambdas[1])(*batch())
-    expected = terms.segmentation + lambdas[0] * terms.relative_position + lambdas[1] * terms.boundary
-    torch.testing.assert_close(terms.total, expected)
+@given(weights=st.dictionaries(st.sampled_from(sorted(TERMS)), st.floats(0, 10), min_size=1))
+def test_the_total_is_the_weighted_sum(weights: dict[str, float]) -> None:
+    found = TotalLoss(LossConfig(terms=weights))(*batch())
+    assert found.terms.keys() == weights.keys()
+    expected = sum(weight * found.terms[name] for name, weight in weights.items())
+    torch.testing.assert_close(found.total, torch.as_tensor(expected))
 
 
-@pytest.mark.parametrize("name", ["bce", "dice_bce", "focal_dice"])
 @pytest.mark.parametrize("normalise", NORMALISE)
-def test_eq_6s_terms_are_the_losses_at_full_resolution(name: str, normalise: str) -> None:
-    from sam2_3dmed.training.targets import boundary_masks, relative_positions
-
+def test_the_terms_are_the_losses_at_full_resolution(normalise: str) -> None:
     prediction, masks, positions = batch()
 
     def full(logits: torch.Tensor) -> torch.Tensor:
         planes = [torch.nn.functional.interpolate(x, (16, 16), mode="bilinear") for x in logits.unbind(2)]
         return torch.stack(planes, dim=2)
 
-    total = TotalLoss(segmentation=name, lambda_srpp=0.01, lambda_boundary=0.1, boundary_normalise=normalise)
-    terms = total(prediction, masks, positions)
-    torch.testing.assert_close(terms.segmentation, SEGMENTATION_LOSSES[name](full(prediction.segmentation), masks))
+    config = LossConfig(terms=dict.fromkeys(TERMS, 1), boundary_normalise=normalise)
+    terms = TotalLoss(config)(prediction, masks, positions).terms
+    for name, loss in {"bce": bce, "dice": dice_loss, "focal": focal, "focal_tversky": focal_tversky}.items():
+        torch.testing.assert_close(terms[name], loss(full(prediction.segmentation), masks))
     expected = boundary_loss(full(prediction.boundary), boundary_masks(masks), normalise)
-    torch.testing.assert_close(terms.boundary, expected)
+    torch.testing.assert_close(terms["boundary"], expected)
     expected = relative_position_loss(prediction.relative_position, relative_positions(positions))
-    torch.testing.assert_close(terms.relative_position, expected)
+    torch.testing.assert_close(terms["relative_position"], expected)
 
 
 @pytest.mark.parametrize("gone", ["boundary", "relative_position"])
 def test_a_part_that_is_off_costs_nothing(gone: str) -> None:
     prediction, masks, positions = batch()
-    total = TotalLoss(segmentation="bce", lambda_srpp=2, lambda_boundary=3)
+    total = TotalLoss(LossConfig(terms={"bce": 1, "relative_position": 2, "boundary": 3}))
     whole, without = total(prediction, masks, positions), total(prediction._replace(**{gone: None}), masks, positions)
-    assert value(getattr(without, gone)) == 0
+    assert value(without.terms[gone]) == 0
     weight = {"boundary": 3, "relative_position": 2}[gone]
-    torch.testing.assert_close(without.total, whole.total - weight * getattr(whole, gone))
+    torch.testing.assert_close(without.total, whole.total - weight * whole.terms[gone])
 
 
 def test_half_precision_logits_are_compared_in_full() -> None:
     prediction, masks, positions = batch()
     halves = Prediction(*(part.bfloat16() for part in prediction))
-    terms = TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1)(halves, masks, positions)
-    assert all(term.dtype == torch.float32 for term in terms)
+    found = TotalLoss(LossConfig())(halves, masks, positions)
+    assert all(term.dtype == torch.float32 for term in (found.total, *found.terms.values()))
+
+
+def test_a_file_registers_a_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TERMS, "volume", lambda inputs: inputs.segmentation.sigmoid().mean())
+    prediction, masks, positions = batch()
+    found = TotalLoss(LossConfig(terms={"volume": 2}))(prediction, masks, positions)
+    inputs = LossInputs(prediction, masks, positions, LossConfig())
+    torch.testing.assert_close(found.total, 2 * inputs.segmentation.sigmoid().mean())
+
+
+def test_an_unknown_term_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^loss\.terms: no term 'bec'; did you mean 'bce'\?$"):
+        TotalLoss(LossConfig(terms={"bec": 1}))
+
+
+def plane(*rows: str) -> torch.Tensor:
+    """A mask (1, 1, 1, H, W) from rows of '.' and '#'."""
+    return torch.tensor([[float(mark == "#") for mark in row] for row in rows]).view(1, 1, 1, len(rows), len(rows[0]))
+
+
+def test_each_class_gets_its_own_mask() -> None:
+    labels = torch.tensor([[0, 1], [2, 2]]).view(1, 1, 2, 2)
+    masks = class_masks(labels, 3)
+    assert masks.shape == (1, 3, 1, 2, 2)
+    assert masks.dtype == torch.float32
+    expected = [[[0, 1], [0, 0]], [[0, 0], [1, 1]], [[0, 0], [0, 0]]]
+    assert masks[0, :, 0].tolist() == expected
+
+
+def test_the_boundary_of_one_pixel_is_its_neighbourhood() -> None:
+    mask = plane(".....", ".....", "..#..", ".....", ".....")
+    expected = plane(".....", ".###.", ".###.", ".###.", ".....")
+    assert torch.equal(boundary_masks(mask), expected)
+
+
+def test_the_boundary_of_a_square_runs_along_both_sides_of_its_edge() -> None:
+    mask = plane(".......", ".......", "..###..", "..###..", "..###..", ".......", ".......")
+    expected = plane(".......", ".#####.", ".#####.", ".##.##.", ".#####.", ".#####.", ".......")
+    assert torch.equal(boundary_masks(mask), expected)
+
+
+def test_the_image_border_is_no_boundary() -> None:
+    """What lies outside the image is unknown, not background."""
+    full = torch.ones(1, 1, 1, 4, 5)
+    assert not boundary_masks(full).any()
+    left = plane("##...", "##...", "##...", "##...")
+    assert torch.equal(boundary_masks(left), plane(".##..", ".##..", ".##..", ".##.."))
+    corner = plane("#....", ".....", ".....", ".....")
+    assert torch.equal(boundary_masks(corner), plane("##...", "##...", ".....", "....."))
+
+
+def test_no_mask_no_boundary() -> None:
+    assert not boundary_masks(torch.zeros(2, 2, 3, 4, 4)).any()
+
+
+def test_boundaries_are_in_plane_and_per_class() -> None:
+    """A class that fills a slice has no boundary there, whatever lies in the slices beside it and the other class."""
+    masks = torch.zeros(1, 2, 3, 5, 5)
+    masks[0, 0, 1] = 1
+    masks[0, 1, 1, 2, 2] = 1
+    boundaries = boundary_masks(masks)
+    assert boundaries.shape == masks.shape
+    assert not boundaries[0, 0].any()
+    assert boundaries[0, 1].sum(dim=(1, 2)).tolist() == [0, 9, 0]
+
+
+def test_relative_positions_by_hand() -> None:
+    forward, gap = torch.tensor([[4, 5, 6], [0, 2, 7]])
+    expected = [[[0, 1, 2], [-1, 0, 1], [-2, -1, 0]], [[0, 2, 7], [-2, 0, 5], [-7, -5, 0]]]
+    target = relative_positions(torch.stack([forward, gap]))
+    assert target.dtype == torch.float32
+    assert target.tolist() == expected
+
+
+@given(
+    start=st.integers(0, 50),
+    depth=st.integers(1, 12),
+    shift=st.integers(-11, 11),
+    reverse=st.tuples(st.booleans(), st.booleans()),
+)
+def test_two_slices_have_the_same_target_in_any_slab_and_direction(
+    start: int, depth: int, shift: int, reverse: tuple[bool, bool]
+) -> None:
+    def pairs(first: int, backwards: bool) -> dict[tuple[int, int], float]:
+        order = list(range(first, first + depth))[:: -1 if backwards else 1]
+        target = relative_positions(torch.tensor([order]))[0]
+        return {(a, b): target[i, j].item() for i, a in enumerate(order) for j, b in enumerate(order)}
+
+    one, other = pairs(start, reverse[0]), pairs(start + shift, reverse[1])
+    for pair in one.keys() & other.keys():
+        assert one[pair] == other[pair] == pair[1] - pair[0]
+
+
+@given(depth=st.integers(1, 12), start=st.integers(0, 50))
+def test_a_reversed_slab_has_the_forward_matrix_reversed_in_both_axes(depth: int, start: int) -> None:
+    positions = torch.arange(start, start + depth).unsqueeze(0)
+    assert torch.equal(relative_positions(positions.flip(1)), relative_positions(positions).flip(1, 2))

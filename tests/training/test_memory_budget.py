@@ -12,7 +12,7 @@ from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.training import memory_budget
-from sam2_3dmed.training.fit import make_loss
+from sam2_3dmed.training.losses import TotalLoss
 from sam2_3dmed.training.memory_budget import (
     GB,
     MARGIN,
@@ -74,7 +74,7 @@ def test_plenty_changes_nothing(quick, predictor: Predictor, caplog: pytest.LogC
 def test_the_budget_is_kept_as_counted(quick, predictor: Predictor) -> None:
     """Just enough for a slab with everything kept, and a little less."""
     config = quick("training.batch_size=2", "training.single_slice_fraction=0")
-    step = Step(predictor.network, make_loss(config), 1)
+    step = Step(predictor.network, TotalLoss(config.loss), 1)
     predictor.network.save_memory(checkpointing=False, slices_at_once=None)
     one, two = (counted_bytes(step, empty_slabs(count, 2, 1, 64), copies=2) for count in (1, 2))
     enough = (one / (1 - MARGIN) + OVERHEAD) / GB

@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 
+from sam2_3dmed.config import LossConfig
 from sam2_3dmed.data.slabs import Slabs
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.training.losses import TotalLoss
@@ -15,7 +16,7 @@ from sam2_3dmed.training.memory_estimator import LiveBytes, Step, counted_bytes
 def step() -> Step:
     torch.manual_seed(0)
     network = build_network(size="nano", image_size=64, num_classes=2, srpp=False).train()
-    return Step(network, TotalLoss(segmentation="bce", lambda_srpp=0.01, lambda_boundary=0.1), 2)
+    return Step(network, TotalLoss(LossConfig()), 2)
 
 
 def slabs(count: int, depth: int) -> Slabs:

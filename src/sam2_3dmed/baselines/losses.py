@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_3dmed.training.losses import dice_bce
-from sam2_3dmed.training.targets import class_masks
+from sam2_3dmed.training.losses import class_masks
+from sam2_3dmed.training.losses.cross_entropy import bce
+from sam2_3dmed.training.losses.dice import dice_loss, soft_dice
 
 
 def deep_supervision_loss(outputs: Sequence[Tensor], labels: Tensor, *, background: bool) -> dict[str, Tensor]:
@@ -29,16 +30,14 @@ def dice_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     logits: (B, K + 1, D, H, W); labels: (B, D, H, W).
     """
     probabilities = logits.softmax(dim=1)[:, 1:]
-    masks = class_masks(labels, logits.shape[1] - 1)
-    overlap = (probabilities * masks).sum(dim=(2, 3, 4))
-    sizes = probabilities.sum(dim=(2, 3, 4)) + masks.sum(dim=(2, 3, 4))
-    dice = (2 * overlap + 1) / (sizes + 1)  # smoothed by 1, so an absent class divides by no zero
+    dice = soft_dice(probabilities, class_masks(labels, logits.shape[1] - 1))
     return 1 - dice.mean() + F.cross_entropy(logits, labels.long())
 
 
 def dice_sigmoid(logits: Tensor, labels: Tensor) -> Tensor:
     """The Universal model's: soft Dice plus binary cross entropy of each class on its own."""
-    return dice_bce(logits, class_masks(labels, logits.shape[1]))
+    masks = class_masks(labels, logits.shape[1])
+    return dice_loss(logits, masks) + bce(logits, masks)
 
 
 def _labels_like(labels: Tensor, logits: Tensor) -> Tensor:

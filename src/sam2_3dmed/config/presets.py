@@ -19,6 +19,16 @@ def _change(config: RunConfig, section: str, **values: Any) -> RunConfig:
     return config.model_copy(update={section: part.model_copy(update=values)})
 
 
+def _change_terms(config: RunConfig, **weights: float) -> RunConfig:
+    return _change(config, "loss", terms=config.loss.terms | weights)
+
+
+def _segmentation_loss(config: RunConfig, **weights: float) -> RunConfig:
+    """L_seg becomes the weighted sum of these terms; the terms of the other parts stay."""
+    others = {name: weight for name, weight in config.loss.terms.items() if name in ("relative_position", "boundary")}
+    return _change(config, "loss", terms=weights | others)
+
+
 def paper() -> RunConfig:
     """The recipe of the paper's appendix B, as printed (D comes from the plan or `slab_slices`)."""
     return RunConfig()
@@ -34,10 +44,10 @@ ABLATIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "slices_3": lambda c: c.model_copy(update={"slab_slices": 3}),
     "slices_6": lambda c: c.model_copy(update={"slab_slices": 6}),
     "slices_12": lambda c: c.model_copy(update={"slab_slices": 12}),
-    "srpp_weight_0.03": lambda c: _change(c, "loss", lambda_srpp=0.03),
-    "srpp_weight_0.05": lambda c: _change(c, "loss", lambda_srpp=0.05),
-    "boundary_weight_0.3": lambda c: _change(c, "loss", lambda_boundary=0.3),
-    "boundary_weight_0.5": lambda c: _change(c, "loss", lambda_boundary=0.5),
+    "srpp_weight_0.03": lambda c: _change_terms(c, relative_position=0.03),
+    "srpp_weight_0.05": lambda c: _change_terms(c, relative_position=0.05),
+    "boundary_weight_0.3": lambda c: _change_terms(c, boundary=0.3),
+    "boundary_weight_0.5": lambda c: _change_terms(c, boundary=0.5),
     "forward_only": lambda c: _change(c, "inference", direction="forward"),
     "backward_only": lambda c: _change(c, "inference", direction="backward"),
 }
@@ -78,9 +88,14 @@ ADDITIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "lora": lambda c: _adapted(c, "lora", encoder_rate=5.0),
     "last_stage": lambda c: _adapted(c, "last_stage", encoder_rate=0.6, layer_decay=0.9),
     "ema": lambda c: _change(c, "training", ema_decay=0.999),
+    "bce": lambda c: _segmentation_loss(c, bce=1.0),
+    "dice_bce": lambda c: _segmentation_loss(c, dice=1.0, bce=1.0),
+    "focal_dice": lambda c: _segmentation_loss(c, focal=20.0, dice=1.0),
+    "focal_tversky": lambda c: _segmentation_loss(c, focal_tversky=1.0),
 }
-"""Beyond the paper: ways to adapt a pre-trained encoder, and a moving average of the weights. The rates of `last_stage`
-are those of SAM2's own fine-tuning; `docs/adapting_the_encoder.md` has what was measured."""
+"""Beyond the paper: ways to adapt a pre-trained encoder, a moving average of the weights, and other choices of L_seg
+(`focal_dice` is SAM2's). The rates of `last_stage` are those of SAM2's own fine-tuning;
+`docs/adapting_the_encoder.md` has what was measured."""
 
 
 def scratch() -> RunConfig:
@@ -88,7 +103,7 @@ def scratch() -> RunConfig:
 
     `docs/auto_preset.md` has the figures, and says which differences were chosen without a comparison.
     """
-    config = _change(paper(), "loss", segmentation="dice_bce")
+    config = _segmentation_loss(paper(), dice=1.0, bce=1.0)
     config = _change(config, "model", fusion_residual=True)
     config = _change(config, "inference", flips=True, shifts=True)
     config = _change(config, "augmentation", rotation_degrees=15.0, shear_degrees=5.0, noise=0.2, blur=0.2, mosaic=0.0)

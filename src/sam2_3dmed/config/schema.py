@@ -110,12 +110,16 @@ class ModelConfig(_Frozen):
 
 
 class LossConfig(_Frozen):
-    """Eq. 6: L = L_seg + lambda_srpp * L_srpp + lambda_boundary * L_bd."""
+    """The training loss, a weighted sum of terms. Eq. 6: L = L_seg + lambda1 * L_srpp + lambda2 * L_bd."""
 
-    segmentation: Literal["bce", "dice_bce", "focal_dice"] = "bce"
-    lambda_srpp: Annotated[float, Field(ge=0)] = 0.01
-    lambda_boundary: Annotated[float, Field(ge=0)] = 0.1
+    terms: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)] = {
+        "bce": 1.0,
+        "relative_position": 0.01,
+        "boundary": 0.1,
+    }
+    """The weight of each term by name: bce, dice, focal, focal_tversky, relative_position, boundary."""
     boundary_normalise: Literal["weight_sum", "mean", "sum"] = "weight_sum"
+    """What the weighted sum of Eq. 5 is divided by: its weights, the number of pixels, or 1 (reading 8)."""
 
 
 class AugmentationConfig(_Frozen):

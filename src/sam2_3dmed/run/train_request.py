@@ -10,6 +10,7 @@ from sam2_3dmed.config import RunConfig
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.run.build_model import check_adaptation
 from sam2_3dmed.training.loggers import require_loggers
+from sam2_3dmed.training.losses import TotalLoss
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class TrainRequest:
             if not isinstance(self.recipe, RunConfig):
                 raise ConfigError(f"this recipe is for {self.recipe.system}, not for {OURS}")
             check_adaptation(self.recipe, self.weights)
+            TotalLoss(self.recipe.loss)  # refuses unknown terms
             return
         require_system(self.system)
         if isinstance(self.recipe, RunConfig) or self.recipe.system != self.system:

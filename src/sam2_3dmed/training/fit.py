@@ -144,7 +144,7 @@ def _assemble(
     )
     module = TrainingModule(
         network,
-        loss=make_loss(config),
+        loss=TotalLoss(config.loss),
         predictor=predictor,
         validation=list(validation),
         config=config.training,
@@ -167,13 +167,3 @@ def _fit(trainer: lightning.Trainer, module: RunModule, loader: Any, cases: Any,
         if not any(isinstance(c, Checkpoints) and c.terminating for c in trainer.callbacks):
             raise
         raise Terminated from error
-
-
-def make_loss(config: RunConfig) -> TotalLoss:
-    """The loss that a recipe asks for."""
-    return TotalLoss(
-        segmentation=config.loss.segmentation,
-        lambda_srpp=config.loss.lambda_srpp,
-        lambda_boundary=config.loss.lambda_boundary,
-        boundary_normalise=config.loss.boundary_normalise,
-    )

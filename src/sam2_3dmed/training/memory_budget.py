@@ -13,7 +13,7 @@ from sam2_3dmed.data.slabs import Slabs
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.free_memory import free_bytes
 from sam2_3dmed.inference.predictor import Predictor
-from sam2_3dmed.training.fit import make_loss
+from sam2_3dmed.training.losses import TotalLoss
 from sam2_3dmed.training.memory_estimator import Step, counted_bytes, seen_bytes
 
 GB = 10**9
@@ -81,7 +81,7 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
         budget = min(budget, free_bytes(network.device) + sum(p.nbytes for p in network.parameters()))
     else:
         budget *= 1 - MARGIN
-    step = Step(network, make_loss(config), plan.num_classes)
+    step = Step(network, TotalLoss(config.loss), plan.num_classes)
     copies = 2 if training.ema_decay is None else 3
 
     @cache

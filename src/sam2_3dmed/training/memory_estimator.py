@@ -17,7 +17,7 @@ from sam2_3dmed.data.slabs import Slabs
 from sam2_3dmed.inference.free_memory import is_out_of_memory
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.training.losses import TotalLoss
-from sam2_3dmed.training.targets import class_masks
+from sam2_3dmed.training.step import training_step
 
 
 class Step(nn.Module):
@@ -34,9 +34,7 @@ class Step(nn.Module):
 
     def forward(self, slabs: Slabs) -> None:
         """Leave the gradients of Eq. 6 in the weights."""
-        prediction = self.network(slabs.slices)
-        terms = self.loss(prediction, class_masks(slabs.labels, self.num_classes), slabs.positions)
-        terms.total.backward()
+        training_step(self.network, self.loss, [slabs], self.num_classes).total.backward()
 
 
 class LiveBytes(TorchDispatchMode):

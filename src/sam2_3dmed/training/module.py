@@ -15,15 +15,15 @@ from sam2_3dmed.data.cache import CachedCase
 from sam2_3dmed.data.slabs import Slabs, ViewSlabs
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.inference.slabs import Slab
-from sam2_3dmed.model.network import Prediction, SAM2For3dMed
-from sam2_3dmed.model.prompts import boxes_around, on_slices
+from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.training.batch_sharding import Division
 from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.feature_cache import FeatureCache
-from sam2_3dmed.training.losses import LossTerms, TotalLoss, position_error
+from sam2_3dmed.training.losses import TotalLoss
+from sam2_3dmed.training.losses.relative_position import position_error, relative_positions
 from sam2_3dmed.training.optimizer import make_optimizer, make_schedule
 from sam2_3dmed.training.run_module import RunModule
-from sam2_3dmed.training.targets import class_masks, relative_positions
+from sam2_3dmed.training.step import training_step
 
 
 class TrainingModule(RunModule):
@@ -80,10 +80,19 @@ class TrainingModule(RunModule):
         part = self.division.part(batch_idx)
         self.network.draw = self.global_step
         count = sum(len(slabs.labels) for slabs in batch)
-        terms = [self._terms(slabs, len(slabs.labels) / count, part.counted > 0) for slabs in batch]
-        mean = LossTerms(*(torch.stack(parts).sum() for parts in zip(*terms, strict=True)))
-        self.count_step(mean._asdict(), count, part.counted)
-        return mean.total * part.weight
+        loss = training_step(
+            self.network,
+            self.loss,
+            batch,
+            len(self.predictor.labels),
+            single_slices=self.sees_single_slices,
+            features=self.features,
+            on_position_error=lambda error, slabs: self.means.add(
+                "position_error/training", error, slabs if part.counted else 0
+            ),
+        )
+        self.count_step({"total": loss.total, **loss.terms}, count, part.counted)
+        return loss.total * part.weight
 
     def predict_case(self, number: int) -> tuple[NDArray[np.integer], float]:
         """Class indices of a validation case, and the mean error of SRPP over its slabs."""
@@ -112,24 +121,3 @@ class TrainingModule(RunModule):
         optimizer = make_optimizer(self.network, self.config, self.network.encoder.vision_encoder.layers())
         schedule = make_schedule(optimizer, self.config, self.single_slice_steps, self.slab_steps, self.cooldown)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _terms(self, slabs: Slabs | ViewSlabs, share: float, counts: bool) -> LossTerms:
-        if self.sees_single_slices:
-            slabs = slabs.single_slices()
-        masks = class_masks(slabs.labels, len(self.predictor.labels))
-        prediction = self._predict(slabs)
-        if prediction.relative_position is not None and slabs.positions.shape[1] > 1:
-            error = position_error(prediction.relative_position.detach(), relative_positions(slabs.positions))
-            self.means.add("position_error/training", error, len(slabs.labels) if counts else 0)
-        terms = self.loss(prediction, masks, slabs.positions)
-        return LossTerms(*(term * share for term in terms))
-
-    def _predict(self, slabs: Slabs | ViewSlabs) -> Prediction:
-        boxes = None
-        if every := self.network.box_every:
-            around = boxes_around(slabs.labels, range(1, len(self.predictor.labels) + 1))
-            boxes = on_slices(around, slabs.positions, every)
-        if isinstance(slabs, Slabs):
-            return self.network(slabs.slices, boxes)
-        assert self.features is not None
-        return self.network.decode_pre_fpn(self.features(slabs), boxes)

@@ -1,0 +1,62 @@
+"""The training step: slabs through the network, and the loss. Training, memory estimates and benchmarks call it."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from sam2_3dmed.data.slabs import Slabs, ViewSlabs
+from sam2_3dmed.model.network import Prediction, SAM2For3dMed
+from sam2_3dmed.model.prompts import boxes_around, on_slices
+from sam2_3dmed.training.feature_cache import FeatureCache
+from sam2_3dmed.training.losses import LossTerms, TotalLoss, class_masks
+from sam2_3dmed.training.losses.relative_position import position_error, relative_positions
+
+OnPositionError = Callable[[Tensor, int], None]
+
+
+def training_step(
+    network: SAM2For3dMed,
+    loss: TotalLoss,
+    batch: Sequence[Slabs] | Sequence[ViewSlabs],
+    num_classes: int,
+    *,
+    single_slices: bool = False,
+    features: FeatureCache | None = None,
+    on_position_error: OnPositionError | None = None,
+) -> LossTerms:
+    """The loss of a batch, of which every slab weighs the same. The caller computes the gradients.
+
+    Args:
+        network: in training mode.
+        loss: of the recipe.
+        batch: groups of slabs of equal length.
+        num_classes: K.
+        single_slices: every slice becomes a slab of its own.
+        features: gives the features of slabs of views.
+        on_position_error: called for each group of slabs with SRPP's mean error in slices, and the number of slabs.
+    """
+    total = sum(len(slabs.labels) for slabs in batch)
+    groups = []
+    for slabs in batch:
+        if single_slices:
+            slabs = slabs.single_slices()
+        masks = class_masks(slabs.labels, num_classes)
+        prediction = _predict(network, slabs, num_classes, features)
+        groups.append(loss(prediction, masks, slabs.positions))
+        predicted = prediction.relative_position
+        if on_position_error is not None and predicted is not None and slabs.positions.shape[1] > 1:
+            error = position_error(predicted.detach(), relative_positions(slabs.positions))
+            on_position_error(error, len(slabs.labels))
+    return LossTerms.mean(groups, [len(slabs.labels) / total for slabs in batch])
+
+
+def _predict(
+    network: SAM2For3dMed, slabs: Slabs | ViewSlabs, num_classes: int, features: FeatureCache | None
+) -> Prediction:
+    boxes = None
+    if every := network.box_every:
+        boxes = on_slices(boxes_around(slabs.labels, range(1, num_classes + 1)), slabs.positions, every)
+    if isinstance(slabs, Slabs):
+        return network(slabs.slices, boxes)
+    assert features is not None
+    return network.decode_pre_fpn(features(slabs), boxes)
