@@ -111,7 +111,7 @@ def measure(size: str, boundary: bool, arguments: argparse.Namespace, folder: Pa
     from sam2_3dmed.config import FeatureCacheConfig
     from sam2_3dmed.data.slabs import SampleKey, ViewSlabs, collate
     from sam2_3dmed.data.views import View
-    from sam2_3dmed.experiments.cost import counting
+    from sam2_3dmed.experiments.resource_meter import count_flops
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.training.feature_cache import FeatureCache
 
@@ -154,7 +154,7 @@ def measure(size: str, boundary: bool, arguments: argparse.Namespace, folder: Pa
         said = f"{wall:.3g} s, {arguments.slices / wall:.3g} slices a second, {faster:.2f} times as fast; "
         said += f"{processor:.3g} s of a processor, {less:.2f} times"
         if arguments.share:
-            with counting() as counter:
+            with count_flops() as counter:
                 sides[side]()
             done = counter.get_total_flops()
             said += f"; {done / 1e9:.0f} GFLOP, {100 * done / wall / rate:.1f}% of the rate of a matrix product"

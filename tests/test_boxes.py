@@ -13,7 +13,7 @@ from sam2_3dmed.config import read_recipe, with_settings
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import ConfigError, DataError, UserError, VolumeError
-from sam2_3dmed.experiments.cost import prediction_cost
+from sam2_3dmed.experiments.run_executor import measure_prediction
 from sam2_3dmed.export.run import export_run
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.report.build import write_report
@@ -66,7 +66,7 @@ def test_every_way_to_predict_draws_the_same_boxes(run: Path, blobs: Path, tmp_p
         assert np.array_equal(mask.array, tested)
     lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
     assert {line["reference"] for line in lines} == {str(case.label.resolve()) for case in cases}
-    assert prediction_cost(run, blobs)["gflop"] > 0
+    assert measure_prediction(run, blobs)["gflop"] > 0
     assert write_report(run).is_file()
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sam2_3dmed.baselines.nnunet.environment import VARIABLE
-from sam2_3dmed.experiments.planning import Request, Run
-from sam2_3dmed.experiments.run_executor import Place
+from sam2_3dmed.experiments.planning import ReproduceRequest, Run
+from sam2_3dmed.experiments.run_executor import RunStatus
 
 QUICK = (
     "model.size=nano",
@@ -41,10 +41,10 @@ def without_nnunet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def request_for(blobs: Path, tmp_path: Path):
     """A request for a table on the blobs, from scratch; slabs of 3 slices unless it says otherwise."""
 
-    def make(table: int = 1, **changes) -> Request:
+    def make(table: int = 1, **changes) -> ReproduceRequest:
         settings = changes.pop("settings", ("slab_slices=3",))
         given = {"data": blobs, "out": tmp_path / "out", "weights": "none", "epochs": 1, **changes}
-        return Request(table, settings=(*QUICK, *settings), **given)
+        return ReproduceRequest(table, settings=(*QUICK, *settings), **given)
 
     return make
 
@@ -54,7 +54,7 @@ def finish():
     """Makes a run's folder look finished, with the given Dice of each case; IoU is D / (2 - D)."""
 
     def make(run: Run, out: Path, dice: list[float], seconds: float = 60.0) -> Path:
-        folder = Place.of(run, out).folder
+        folder = RunStatus.find(run, out).folder
         write_evaluation(folder / "evaluation", dice)
         (folder / "model.safetensors").write_bytes(b"")
         cost = {

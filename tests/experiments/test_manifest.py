@@ -6,7 +6,7 @@ import shutil
 
 from sam2_3dmed.experiments.manifest import data_checksums, manifest, write_manifest
 from sam2_3dmed.experiments.planning import plan_experiment
-from sam2_3dmed.experiments.run_executor import Place
+from sam2_3dmed.experiments.run_executor import RunStatus
 from sam2_3dmed.run.run_config import RunRecord
 
 
@@ -44,7 +44,7 @@ def test_each_run_has_its_versions_and_machines(request_for, finish, blob_run):
     run, out = experiment.runs[0], experiment.request.out
     folder = finish(run, out, [0.5])
     machines = [{"processor": "an old one", "gpus": []}, {"processor": "a new one", "gpus": ["H200"]}]
-    Place.of(run, out).note(hardware=machines)
+    RunStatus.find(run, out).add_cost(hardware=machines)
     RunRecord.read(blob_run).model_copy(update={"versions": {"torch": "1.2.3"}}).write(folder)
     there, missing = manifest(experiment)["runs"]
     assert (there["versions"], there["hardware"]) == ({"torch": "1.2.3"}, machines)

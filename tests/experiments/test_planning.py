@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed.config import ABLATIONS, RunConfig
+from sam2_3dmed.config import ABLATIONS, RunConfig, SplitConfig
+from sam2_3dmed.data.dataset import read_dataset
+from sam2_3dmed.data.fingerprint import fingerprint
+from sam2_3dmed.data.plan import propose_plan, read_plan_yaml
+from sam2_3dmed.data.splits import split_cases
 from sam2_3dmed.errors import ConfigError, DataError
-from sam2_3dmed.experiments.planning import plan_experiment
+from sam2_3dmed.experiments.planning import Task, plan_experiment, shared_plan
 
 
 def options(config: RunConfig) -> dict:
@@ -149,3 +153,17 @@ def test_a_setting_for_one_of_the_systems_that_learn_from_patches(request_for):
 def test_a_setting_that_does_not_fit_is_not_a_row_that_cannot_run(request_for, setting, line):
     with pytest.raises(ConfigError, match=re.escape(line)):
         plan_experiment(request_for(1, methods=("mednext_s", "unet"), patch_settings=(setting,)))
+
+
+def test_is_made_once_from_the_training_cases(blobs, tmp_path):
+    path = shared_plan(tmp_path, Task("blobs", blobs, None), SplitConfig())
+    dataset = read_dataset(blobs)
+    assert read_plan_yaml(path) == propose_plan(fingerprint(dataset), split_cases(dataset.names, SplitConfig()).train)
+    path.write_text(path.read_text().replace("slab_slices: 3", "slab_slices: 4"))  # a person's change stays
+    assert shared_plan(tmp_path, Task("blobs", blobs, None), SplitConfig()) == path
+    assert read_plan_yaml(path).slab_slices == 4
+
+
+def test_another_split_has_another_plan(blobs, tmp_path):
+    task = Task("blobs", blobs, None)
+    assert shared_plan(tmp_path, task, SplitConfig()) != shared_plan(tmp_path, task, SplitConfig(seed=1))

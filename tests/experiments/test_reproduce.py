@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from sam2_3dmed.experiments import clusters
+from sam2_3dmed.experiments import run_executor
 from sam2_3dmed.experiments.planning import plan_experiment
 from sam2_3dmed.experiments.reproduce import describe, reproduce
-from sam2_3dmed.experiments.run_executor import Place
+from sam2_3dmed.experiments.run_executor import RunStatus
 from sam2_3dmed.run.run_config import RunRecord
 
 HOW = "a finished run of the row tells how long it takes"
@@ -23,16 +23,16 @@ def small(request_for, out, **changes):
 def first(request_for, tmp_path):
     """A table stopped before its second run, and then gone on with: the request, and the outcome."""
     request = replace(small(request_for, tmp_path / "out"), methods=("medsam2", "full"))
-    carry_out, called = clusters.carry_out, []
+    execute_run, called = run_executor.execute_run, []
 
     def stop_at_second(run, out):
         called.append(run.method)
         if len(called) == 2:
             raise KeyboardInterrupt
-        return carry_out(run, out)
+        return execute_run(run, out)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(clusters, "carry_out", stop_at_second)
+        patch.setattr(run_executor, "execute_run", stop_at_second)
         with pytest.raises(KeyboardInterrupt):
             reproduce(request)
     return request
@@ -43,7 +43,7 @@ def test_a_table_is_stopped_and_goes_on(first, blobs):
     text = (folder / "table.md").read_text()
     assert "SAM2-3dMed: seed 0: not run yet" in text
     runs = {run.method: run for run in plan_experiment(first).runs}
-    places = {method: Place.of(run, first.out) for method, run in runs.items()}
+    places = {method: RunStatus.find(run, first.out) for method, run in runs.items()}
     assert {method: place.state for method, place in places.items()} == {"medsam2": "done", "full": "missing"}
     assert "medsam2" in describe(first)
     assert describe(first).endswith(f"2 runs; of 1 nothing is known yet: {HOW}, or --minutes sets it")
@@ -147,8 +147,8 @@ def test_a_finished_run_on_other_data_is_a_rough_measure(request_for, elsewhere,
     assert text.count("missing  ?") == 1, "the other row has no run anywhere"
     assert "2 runs; what is left takes about 0.4 hours (rough: by runs on other data or with other settings)" in text
     full = next(run for run in plan_experiment(request).runs if run.method == "full")
-    place = Place.of(full, request.out)
-    place.note(training={"seconds": 900.0})
+    place = RunStatus.find(full, request.out)
+    place.add_cost(training={"seconds": 900.0})
     assert "about 10 min, rough" in describe(request), "600 s are left"
     (place.folder / "model.safetensors").write_bytes(b"")
     assert "about 0 min, rough" in describe(request), "the test alone is left"

@@ -134,7 +134,7 @@ def test_what_is_unlike_in_a_row_is_told_below_it(lung):
         row = rows(lung(1, methods=("universal", "nnformer"), patch_settings=settings))["universal"]
         assert row.note == f"{universal}; names of classes {names}; seed 0: not run yet"
     found = rows(lung(1, methods=("medsam2_boxes", "medsam2")))
-    assert found["medsam2_boxes"].note.startswith("is told by boxes from the reference, on every second slice")
+    assert found["medsam2_boxes"].note.startswith("gets boxes from the reference on every second slice")
     assert found["medsam2_boxes"].note.endswith("; seed 0: not run yet")
     assert found["medsam2"].note == "seed 0: not run yet"
 

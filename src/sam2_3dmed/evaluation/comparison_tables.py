@@ -1,25 +1,14 @@
 """A comparison as text: Markdown that reads well in a terminal, CSV, and LaTeX for booktabs."""
 
-import csv
-import io
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from sam2_3dmed.evaluation.compare import ComparedMetric, ComparedRow, Comparison, Ranking, RunInRow
 from sam2_3dmed.evaluation.statistics import ALPHA, FEWEST_UNTIED, LEVEL, RANKING_RESAMPLES, RESAMPLES, SEED
+from sam2_3dmed.evaluation.text_tables import csv_text, escape_latex, escape_markdown, latex_table, markdown_table
 from sam2_3dmed.processes.atomic import write_text
 
 _WORDS = {"higher": "higher is better", "lower": "lower is better", "zero": "magnitude; lower is better"}
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    **{letter: f"\\{letter}" for letter in "{}#$%&_"},
-}
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> None:
@@ -65,7 +54,7 @@ def comparison_csv(comparison: Comparison) -> str:
         lines.append(
             [*start, found.pairs, found.left_out, found.mean, low, high, *counts, found.p_value, entry.p_adjusted]
         )
-    return _csv(lines)
+    return csv_text(lines)
 
 
 def ranking_csv(comparison: Comparison) -> str:
@@ -78,42 +67,28 @@ def ranking_csv(comparison: Comparison) -> str:
         for place, run in enumerate(comparison.runs):
             ranks = [ranking.scores[place], ranking.ranks[place], *stability.intervals[place], stability.first[place]]
             lines.append([ranking.metric, ranking.name, run, *ranks, *tau])
-    return _csv(lines)
+    return csv_text(lines)
 
 
 def latex(comparison: Comparison) -> str:
     """Two tables for \\usepackage{booktabs}: means, best in bold, significant differences starred; and ranks."""
     metrics = comparison.metrics
-    lines = [
-        r"% Needs \usepackage{booktabs}.",
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{Means over {comparison.cases} cases, best in bold.",
-        rf"$^{{*}}$: differs from {escape_latex(comparison.runs[comparison.baseline])}",
-        rf"(Wilcoxon signed-rank test, Holm-adjusted $p < {ALPHA:g}$).}}",
-        rf"\begin{{tabular}}{{ll{'r' * len(metrics)}}}",
-        r"\toprule",
-        _latex_line(["Class", "Run", *map(_latex_title, metrics)]),
-    ]
+    caption = (
+        f"Means over {comparison.cases} cases, best in bold.\n"
+        rf"$^{{*}}$: differs from {escape_latex(comparison.runs[comparison.baseline])}"
+        "\n"
+        rf"(Wilcoxon signed-rank test, Holm-adjusted $p < {ALPHA:g}$)."
+    )
+    groups = []
     for number in range(len(metrics[0].rows)):
-        lines.append(r"\midrule")
         name = escape_latex(metrics[0].rows[number].row[1])
+        rows = []
         for place, run in enumerate(comparison.runs):
             cells = [_latex_cell(metric, metric.rows[number].runs[place]) for metric in metrics]
-            lines.append(_latex_line([name if place == 0 else "", escape_latex(run), *cells]))
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}", "", *_latex_ranking(comparison)]
-    return "\n".join(lines) + "\n"
-
-
-def escape_markdown(text: str) -> str:
-    """Text that a table cell of Markdown shows as it is; white space becomes single spaces."""
-    escaped = re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)  # within a word, an underscore is one
-
-
-def escape_latex(text: str) -> str:
-    """Text that LaTeX shows as it is; white space becomes single spaces."""
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+            rows.append([name if place == 0 else "", escape_latex(run), *cells])
+        groups.append(rows)
+    means = latex_table(caption, "ll" + "r" * len(metrics), ["Class", "Run", *map(_latex_title, metrics)], groups)
+    return "\n".join([r"% Needs \usepackage{booktabs}.", means, "", _latex_ranking(comparison)]) + "\n"
 
 
 def _metric_table(comparison: Comparison, metric: ComparedMetric) -> str:
@@ -125,7 +100,7 @@ def _metric_table(comparison: Comparison, metric: ComparedMetric) -> str:
             start = [escape_markdown(row.row[1]) if place == 0 else "", escape_markdown(run)]
             start.append(f"**{mean}**" if entry.best else mean)
             lines.append([*start, *_difference_cells(metric, entry)])
-    return _markdown_table(lines, left=2)
+    return markdown_table(lines, left=2)
 
 
 def _difference_cells(metric: ComparedMetric, entry: RunInRow) -> list[str]:
@@ -179,7 +154,7 @@ def _overall_table(comparison: Comparison) -> str:
         low, high = overall.stability.intervals[place]
         numbers = [f"{overall.ranks[place]:g}", f"{overall.scores[place]:.2f}", f"{low:g} to {high:g}"]
         lines.append([escape_markdown(comparison.runs[place]), *numbers, f"{overall.stability.first[place]:.0%}"])
-    return _markdown_table(lines, left=1)
+    return markdown_table(lines, left=1)
 
 
 def _ranks_table(comparison: Comparison) -> str:
@@ -187,7 +162,7 @@ def _ranks_table(comparison: Comparison) -> str:
     for ranking in comparison.rankings:
         names = [escape_markdown(text or "all") for text in (ranking.metric, ranking.name)]
         lines.append([*names, *(f"{number:g}" for number in ranking.ranks), _tau(ranking)])
-    return _markdown_table(lines, left=2)
+    return markdown_table(lines, left=2)
 
 
 def _tau(ranking: Ranking) -> str:
@@ -198,24 +173,20 @@ def _tau(ranking: Ranking) -> str:
     return f"{stability.kendall_tau:.2f}" + (f" (undefined in {share})" if stability.undefined else "")
 
 
-def _latex_ranking(comparison: Comparison) -> list[str]:
+def _latex_ranking(comparison: Comparison) -> str:
     overall = comparison.overall
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        r"\caption{Significance ranking over all metrics and classes;",
-        rf"intervals and shares of first places from {RANKING_RESAMPLES} bootstrap draws of the cases.}}",
-        r"\begin{tabular}{lrrrr}",
-        r"\toprule",
-        _latex_line(["Run", "Rank", "Mean rank", rf"{100 * LEVEL:g}\% interval", "First"]),
-        r"\midrule",
-    ]
+    caption = (
+        "Significance ranking over all metrics and classes;\n"
+        f"intervals and shares of first places from {RANKING_RESAMPLES} bootstrap draws of the cases."
+    )
+    rows = []
     for place in _by_rank(overall):
         low, high = overall.stability.intervals[place]
         numbers = [f"{overall.ranks[place]:g}", f"{overall.scores[place]:.2f}", f"{low:g} to {high:g}"]
         share = rf"{100 * overall.stability.first[place]:.0f}\%"
-        lines.append(_latex_line([escape_latex(comparison.runs[place]), *numbers, share]))
-    return [*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+        rows.append([escape_latex(comparison.runs[place]), *numbers, share])
+    heading = ["Run", "Rank", "Mean rank", rf"{100 * LEVEL:g}\% interval", "First"]
+    return latex_table(caption, "lrrrr", heading, [rows])
 
 
 def _latex_title(metric: ComparedMetric) -> str:
@@ -229,10 +200,6 @@ def _latex_cell(metric: ComparedMetric, entry: RunInRow) -> str:
     mean = _value(metric, entry.mean) or "--"
     star = "$^{*}$" if entry.p_adjusted is not None and entry.p_adjusted < ALPHA else ""
     return rf"\textbf{{{mean}}}{star}" if entry.best else f"{mean}{star}"
-
-
-def _latex_line(cells: Iterable[str]) -> str:
-    return " & ".join(cells) + r" \\"
 
 
 def _title(metric: ComparedMetric) -> str:
@@ -266,22 +233,3 @@ def _p(value: float | None) -> str:
 
 def _joined(texts: Iterable[str]) -> str:
     return "; ".join(texts)
-
-
-def _markdown_table(lines: Sequence[Sequence[str]], left: int) -> str:
-    """left: how many columns, from the first, hold words; the others hold numbers and stand at the right."""
-    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
-    sides: list[Callable[[str, int], str]] = [
-        str.ljust if column < left else str.rjust for column in range(len(widths))
-    ]
-    rule = ["-" * width if column < left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    heading, *body = [
-        [side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True)] for line in lines
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (heading, rule, *body))
-
-
-def _csv(lines: Iterable[Sequence[object]]) -> str:
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(lines)
-    return table.getvalue()

@@ -1,4 +1,4 @@
-"""The command that runs a table of the paper again; `cli` puts it beside the others."""
+"""The command `reproduce`."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +12,7 @@ from sam2_3dmed.cli.predict import end_with
 from sam2_3dmed.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sam2_3dmed.experiments.reproduce import Runner
+    from sam2_3dmed.experiments.run_executor import Executor
 
 commands = typer.Typer(rich_markup_mode="rich")
 
@@ -71,12 +71,12 @@ def reproduce(
     slurm: Slurm = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Run a table of the paper again, measured beside reported; stops and goes on at any point."""
+    """Run a table of the paper again, measured beside reported. It can be stopped and continued at any point."""
     from sam2_3dmed.experiments import reproduce as steps
-    from sam2_3dmed.experiments.planning import Request
+    from sam2_3dmed.experiments.planning import ReproduceRequest
 
-    runner = _runner(cluster, workers, slurm or [])
-    request = Request(
+    execute = _executor(cluster, workers, slurm or [])
+    request = ReproduceRequest(
         table=table,
         data=data,
         out=out,
@@ -93,18 +93,15 @@ def reproduce(
     if dry_run:
         typer.echo(steps.describe(request))
         return
-    outcome = steps.reproduce(request, runner)
-    typer.echo(outcome.text, nl=False)
-    typer.echo(f"\nWritten to {outcome.folder}")
-    end_with({str(folder): reason for folder, reason in outcome.failures})
+    result = steps.reproduce(request, execute)
+    typer.echo(result.text, nl=False)
+    typer.echo(f"\nWritten to {result.folder}")
+    end_with({str(folder): reason for folder, reason in result.failures})
 
 
-def _runner(cluster: str | None, workers: int | None, slurm: Sequence[str]) -> "Runner":
-    """Where runs are carried out.
-
-    Raises: ConfigError for options that do not go together.
-    """
-    from sam2_3dmed.experiments import clusters
+def _executor(cluster: str | None, workers: int | None, slurm: Sequence[str]) -> "Executor":
+    """Raise ConfigError for options that do not go together."""
+    from sam2_3dmed.experiments import run_executor
     from sam2_3dmed.processes.slurm import parse_options
 
     if cluster not in (None, "ray", "slurm"):
@@ -114,14 +111,14 @@ def _runner(cluster: str | None, workers: int | None, slurm: Sequence[str]) -> "
     if workers is not None and cluster != "ray":
         raise ConfigError("--workers is for --cluster ray")
     if cluster == "slurm":
-        return partial(clusters.on_slurm, options=parse_options(slurm))
+        return partial(run_executor.run_on_slurm, options=parse_options(slurm))
     if cluster == "ray":
         if workers is None:
             raise ConfigError("--cluster ray needs --workers, the number of runs at a time")
-        return partial(clusters.on_ray, workers=workers)
-    return clusters.one_by_one
+        return partial(run_executor.run_on_ray, workers=workers)
+    return run_executor.run_sequentially
 
 
-def _names(given: list[str] | None) -> tuple[str, ...]:
-    """An option that was repeated, or lists names with commas or spaces."""
-    return tuple(name for text in given or () for name in text.replace(",", " ").split())
+def _names(values: list[str] | None) -> tuple[str, ...]:
+    """Split the values of a repeated option at commas and spaces."""
+    return tuple(name for text in values or () for name in text.replace(",", " ").split())

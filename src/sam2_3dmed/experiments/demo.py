@@ -1,4 +1,5 @@
-"""The main job on made-up data: a phantom data set, the nano model from scratch on the CPU, masks, scores, pictures."""
+"""The whole workflow on made-up data: a phantom data set, the nano model from scratch on the CPU, masks, scores,
+pictures."""
 
 import logging
 import shutil
@@ -22,7 +23,6 @@ from sam2_3dmed.run.run_config import CONFIG_FILE, RunRecord
 from sam2_3dmed.run.train import SPLIT_FILE, TrainRequest, test_run, train_run
 from sam2_3dmed.volume.nifti import read_label
 
-NUM_CASES = 40
 _SEED = 0
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What the demo came to, on the held-out phantoms."""
+    """Scores on the held-out phantoms."""
 
     mean_dice: float
     min_class_dice: float
@@ -46,19 +46,19 @@ class DemoResult:
 
 
 def demo_recipe(minutes: float | None = None) -> RunConfig:
-    """`scratch`, with the nano model and as long as a demo may take."""
+    """`scratch` with the nano model and a short training."""
     config = scratch()
-    # The rate is higher than that of `scratch`, whose steps are more than three times as many.
+    # The rate is higher than that of `scratch`, which has more than three times as many steps.
     changes = {"epochs": 10, "single_slice_fraction": 0.8, "validate_every": 10, "learning_rate": 2.5e-3}
     training = config.training.model_copy(update={**changes, "minutes": minutes})
-    model = config.model.model_copy(update={"size": "nano", "image_size": 128})  # thin organs: 96 pixels are too few
+    model = config.model.model_copy(update={"size": "nano", "image_size": 128})  # 96 pixels are too few for thin organs
     return config.model_copy(update={"training": training, "model": model})
 
 
-def run_demo(out: Path, *, num_cases: int = NUM_CASES, minutes: float | None = None) -> DemoResult:
-    """Run the whole demo below `out`: data/, run/ (with report.html), pictures/.
+def run_demo(out: Path, *, num_cases: int = 40, minutes: float | None = None) -> DemoResult:
+    """Run the demo below `out`: data/, run/ (with report.html), pictures/.
 
-    A run of an earlier demo in the same folder is replaced; the phantoms are kept, since a seed makes the same again.
+    It replaces the run of an earlier demo in the same folder.
 
     Raises:
         DataError: `out` holds something else, or cannot be written.
@@ -69,7 +69,7 @@ def run_demo(out: Path, *, num_cases: int = NUM_CASES, minutes: float | None = N
         data = write_phantom_dataset(out / "data", num_cases=num_cases, seed=_SEED, on_case=progress)
     folder = out / "run"
     found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if CONFIG_FILE in found or found == {"log.txt"}:  # the latter: one that was stopped before it trained
+    if CONFIG_FILE in found or found == {"log.txt"}:  # only a log: stopped before training
         shutil.rmtree(folder)
     elif found:
         raise DataError(f"{folder}: holds something that is not a run; choose another --out")
@@ -88,13 +88,13 @@ def run_demo(out: Path, *, num_cases: int = NUM_CASES, minutes: float | None = N
 
 
 def _threshold_dice(data: Path, folder: Path) -> float:
-    catalog, split = read_dataset(data), Split.read(folder / SPLIT_FILE)
-    cases = {case.name: case for case in catalog.cases}
-    train, test = ([_pair(cases[name]) for name in names] for names in (split.train, split.test))
-    return best_threshold_dice(train, test, classes=catalog.labels).mean
+    dataset, split = read_dataset(data), Split.read(folder / SPLIT_FILE)
+    cases = {case.name: case for case in dataset.cases}
+    train, test = ([_read_pair(cases[name]) for name in names] for names in (split.train, split.test))
+    return best_threshold_dice(train, test, classes=dataset.labels).mean
 
 
-def _pair(case: Case) -> Pair:
+def _read_pair(case: Case) -> Pair:
     image, label = read_case(case)
     if label is None:
         raise DataError(f"{case.images[0]}: has no label")
@@ -102,14 +102,13 @@ def _pair(case: Case) -> Pair:
 
 
 def _draw(data: Path, folder: Path, evaluation: Evaluation, path: Path) -> None:
-    """Best, median and worst case."""
+    """Draw the best, the median and the worst case."""
     cases = {case.name: case for case in read_dataset(data).cases}
     scores = {result.name: next(row.dice for row in result.rows if row.kind == "mean") for result in evaluation.cases}
     ranked = sorted(scores, key=scores.__getitem__, reverse=True)
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     pictures = []
     for rank, name in chosen.items():
-        image, truth = _pair(cases[name])
         prediction = read_label(folder / "predictions" / f"{name}.nii.gz")
-        pictures.append(Picture(f"{rank}: {name}, Dice {scores[name]:.2f}", image, truth, prediction))
+        pictures.append(Picture(f"{rank}: {name}, Dice {scores[name]:.2f}", *_read_pair(cases[name]), prediction))
     draw_cases(pictures, evaluation.labels, RunRecord.read(folder).plan.preprocessing, path)

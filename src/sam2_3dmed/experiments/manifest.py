@@ -1,9 +1,10 @@
-"""What a table was made of: data with checksums, split, versions, seeds, hardware, hours."""
+"""manifest.json of a table: data with checksums, split, versions, seeds, hardware, hours."""
 
 import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ from typing import Any
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import UserError
-from sam2_3dmed.experiments.hardware import hardware
 from sam2_3dmed.experiments.planning import Experiment, Run
-from sam2_3dmed.experiments.run_executor import Place
+from sam2_3dmed.experiments.resource_meter import hardware
+from sam2_3dmed.experiments.run_executor import RunStatus
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.run.run_config import RunRecord
 from sam2_3dmed.run.train import SPLIT_FILE
@@ -22,36 +23,39 @@ CHECKSUMS_FILE = "checksums.json"
 _PACKAGES = ("sam2-3dmed", "torch", "transformers", "lightning", "monai", "numpy", "scipy")
 
 
+def write_manifest(experiment: Experiment, folder: Path) -> None:
+    """Write manifest.json.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    write_text(folder / "manifest.json", json.dumps(manifest(experiment), indent=1, ensure_ascii=False) + "\n")
+
+
 def manifest(experiment: Experiment) -> dict[str, Any]:
-    """Only what JSON can hold. Versions and hardware: here, where the table is written; each run has its own."""
+    """Describe an experiment in values for JSON. Versions and hardware are of this process; each run has its own."""
     request = experiment.request
-    sums = data_checksums(experiment)
-    return {
+    asked = {name: value for name, value in asdict(request).items() if name not in ("table", "data", "out")}
+    checksums = data_checksums(experiment)
+    data = {
+        task.name: {
+            "folder": str(task.folder),
+            "files_sha256": checksums[task.name],
+            "split": _split(experiment, task.name),
+        }
+        for task in experiment.tasks
+    }
+    content = {
         "table": request.table,
         "paper": "arXiv 2510.08967v1",
-        "asked": {
-            "tasks": list(request.tasks),
-            "methods": list(request.methods),
-            "recipe": request.recipe,
-            "weights": request.weights,
-            "settings": list(request.settings),
-            "patch_settings": list(request.patch_settings),
-            "seeds": request.seeds,
-            "minutes": request.minutes,
-            "epochs": request.epochs,
-        },
-        "data": {
-            task.name: {
-                "folder": str(task.folder),
-                "files_sha256": sums[task.name],
-                "split": _split(experiment, task.name),
-            }
-            for task in experiment.tasks
-        },
+        "asked": asked,
+        "data": data,
         "versions": {"python": platform.python_version(), **_versions()},
         "hardware": hardware(),
-        "runs": [_run(run, request.out) for run in experiment.runs],
+        "runs": [_describe_run(run, request.out) for run in experiment.runs],
     }
+    plain: dict[str, Any] = json.loads(json.dumps(content))
+    return plain
 
 
 def _versions() -> dict[str, str]:
@@ -65,80 +69,67 @@ def _versions() -> dict[str, str]:
 
 
 def _split(experiment: Experiment, task: str) -> dict[str, list[str]] | None:
-    """Of the first run that has one; all runs of a table share it."""
+    """The split of the first run that has one; all runs of a table share it."""
     for run in experiment.runs:
-        path = Place.of(run, experiment.request.out).folder / SPLIT_FILE
+        path = RunStatus.find(run, experiment.request.out).folder / SPLIT_FILE
         if run.task.name == task and path.is_file():
             split = Split.read(path)
             return {part: list(getattr(split, part)) for part in ("train", "validation", "test")}
     return None
 
 
-def _run(run: Run, out: Path) -> dict[str, Any]:
-    place = Place.of(run, out)
-    cost = place.cost
+def _describe_run(run: Run, out: Path) -> dict[str, Any]:
+    status = RunStatus.find(run, out)
+    cost = status.cost
     machines = cost.pop("hardware", [])
     seconds = sum(cost.get(part, {}).get("seconds") or 0.0 for part in ("training", "test"))
+    try:
+        versions = RunRecord.read(status.folder).versions
+    except UserError:  # not started
+        versions = None
     return {
         "key": run.key,
-        "folder": str(place.folder),
+        "folder": str(status.folder),
         "method": run.method,
         "system": run.system,
         "task": run.task.name,
         "seed": run.seed,
         "weights": run.weights,
-        "state": place.state,
-        "failure": None if place.state == "done" else place.failure,
+        "state": status.state,
+        "failure": None if status.state == "done" else status.failure,
         "hours": seconds / 3600,
-        "versions": _versions_of(place.folder),
+        "versions": versions,
         "hardware": machines,
         "cost": cost,
     }
 
 
-def _versions_of(folder: Path) -> dict[str, str] | None:
-    """Those that a run was begun with."""
-    try:
-        return RunRecord.read(folder).versions
-    except UserError:
-        return None
-
-
 def data_checksums(experiment: Experiment) -> dict[str, dict[str, str]]:
-    """SHA-256 of every labelled file of every task; read again only where size or date have changed."""
+    """SHA-256 of every labelled file of every task. Only files whose size or date have changed are read again."""
     path = experiment.request.out / CHECKSUMS_FILE
-    known = _known(path)
+    known = _known_checksums(path)
     found: dict[str, dict[str, str]] = {}
-    now: dict[str, dict[str, Any]] = {}
+    current: dict[str, Any] = {}
     for task in experiment.tasks:
-        files = [f for case in read_dataset(task.folder).cases for f in (*case.images, case.label) if f is not None]
         found[task.name] = {}
+        files = [f for case in read_dataset(task.folder).cases for f in (*case.images, case.label) if f is not None]
         for file in files:
             status = file.stat()
             stamp = [status.st_size, status.st_mtime_ns]
             entry = known.get(str(file))
             if not entry or entry.get("stamp") != stamp:
-                with file.open("rb") as opened:
-                    entry = {"stamp": stamp, "sha256": hashlib.file_digest(opened, "sha256").hexdigest()}
-            now[str(file)] = dict(entry)
+                with file.open("rb") as stream:
+                    entry = {"stamp": stamp, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+            current[str(file)] = entry
             found[task.name][file.relative_to(task.folder).as_posix()] = entry["sha256"]
-    if now != known:
-        write_text(path, json.dumps({**known, **now}, indent=0) + "\n")
+    if current != known:
+        write_text(path, json.dumps({**known, **current}, indent=0) + "\n")
     return found
 
 
-def _known(path: Path) -> dict[str, Mapping[str, Any]]:
+def _known_checksums(path: Path) -> dict[str, Mapping[str, Any]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def write_manifest(experiment: Experiment, folder: Path) -> None:
-    """Write manifest.json.
-
-    Raises:
-        DataError: it cannot be written.
-    """
-    write_text(folder / "manifest.json", json.dumps(manifest(experiment), indent=1, ensure_ascii=False) + "\n")

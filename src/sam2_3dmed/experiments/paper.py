@@ -1,4 +1,4 @@
-"""What the paper reports: its Tables 1-9, and the data sets and slab lengths they were made with."""
+"""Tables 1 to 9 of the paper as printed, with the data sets and slab lengths behind them."""
 
 import json
 from collections.abc import Mapping
@@ -9,12 +9,12 @@ from importlib.resources import files
 from sam2_3dmed.errors import ConfigError
 
 METRICS = ("dice", "iou", "hd95", "nsd")
-"""Of every cell, as the paper orders them; it states neither HD95's unit nor NSD's tolerance."""
+"""The metrics of every cell in the paper's order. The paper states neither HD95's unit nor NSD's tolerance."""
 
 
 @dataclass(frozen=True)
 class PaperTask:
-    """A data set of the paper. folder: in the Decathlon; slab_slices: D (appendix B)."""
+    """A data set of the paper: its folder in the Decathlon, and D (appendix B)."""
 
     folder: str
     slab_slices: int
@@ -37,13 +37,13 @@ class PaperTable:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Those that the table has a column for."""
+        """The tasks that have a column."""
         return tuple(dict.fromkeys(task for row in self.values.values() for task in row))
 
 
 @cache
 def paper_table(number: int) -> PaperTable:
-    """One of the tables.
+    """Load one of the tables.
 
     Raises:
         ConfigError: the paper has no such table.

@@ -1,4 +1,5 @@
-"""Which runs a table takes: a run is a system with its recipe and budget, a data set and a seed, known by content."""
+"""The runs behind a table. A run is a system with its recipe and budget, a data set and a seed; its key is a hash of
+this content, so that tables share runs."""
 
 import hashlib
 import json
@@ -11,24 +12,30 @@ from typing import TYPE_CHECKING, Any
 from sam2_3dmed.baselines.systems import PATCH_SYSTEMS, require_system
 from sam2_3dmed.config import ABLATIONS, BASELINES, RunConfig, SplitConfig, read_recipe, with_settings
 from sam2_3dmed.data.dataset import read_dataset
-from sam2_3dmed.data.plan import read_plan_yaml
+from sam2_3dmed.data.fingerprint import fingerprint
+from sam2_3dmed.data.plan import propose_plan, read_plan_yaml, write_plan_yaml
+from sam2_3dmed.data.splits import split_cases
 from sam2_3dmed.errors import ConfigError, DataError, suggest
-from sam2_3dmed.experiments.methods import FULL, METHODS, rows_of
 from sam2_3dmed.experiments.paper import TASKS, PaperTable, paper_table
-from sam2_3dmed.experiments.plans import plan_file
+from sam2_3dmed.experiments.rows import FULL, METHODS, select_rows
+from sam2_3dmed.processes.map_cases import progress_bar
 
 if TYPE_CHECKING:
     from sam2_3dmed.baselines.recipes import SystemConfig
 
 
 @dataclass(frozen=True)
-class Request:
-    """What `reproduce` is asked for.
+class ReproduceRequest:
+    """The arguments of `reproduce`.
 
-    data: the folder of the data sets, or one of them; tasks: names of the paper's (lung, spleen, pancreas) or of
-    folders below `data`, none for those of the table; methods: see `rows_of`; seeds: how many runs of each, numbered
-    from 0; recipe, weights, settings: of all rows with our network, as for `train`; patch_settings: of the systems that
-    learn from patches; minutes, epochs: of every run.
+    Attributes:
+        data: Folder of the data sets, or one data set.
+        tasks: Names of the paper (lung, spleen, pancreas) or of folders below `data`. Without any: the table's.
+        methods: See `select_rows`.
+        seeds: Number of runs of each row, with seeds from 0.
+        recipe, weights, settings: Of all rows with our network, as for `train`.
+        patch_settings: Settings of the patch-based systems.
+        minutes, epochs: Training budget of every run.
     """
 
     table: int
@@ -44,9 +51,15 @@ class Request:
     minutes: float | None = None
     epochs: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.minutes is not None and self.epochs is not None:
+            raise ConfigError("--minutes and --epochs both say how long to train; give one of them")
+        if self.seeds < 1:
+            raise ConfigError(f"--seeds {self.seeds}: at least 1")
+
     @property
     def budget(self) -> tuple[str, ...]:
-        """As settings."""
+        """The training budget as settings."""
         if self.minutes is not None:
             return (f"training.minutes={self.minutes}",)
         return () if self.epochs is None else (f"training.epochs={self.epochs}", "training.minutes=none")
@@ -54,15 +67,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Task:
-    """A data set of a table. column: the paper's name of it, none if it is not one of the paper's."""
+    """A data set of a table. column: its name in the paper, None if the paper does not have it."""
 
     name: str
     folder: Path
     column: str | None
 
     @cached_property
-    def content(self) -> str:
-        """A checksum of the names and sizes of its labelled cases: cheap, so that runs are told apart by it."""
+    def checksum(self) -> str:
+        """Checksum of the names and sizes of the labelled cases: cheap, and enough to tell data sets apart."""
         cases = [(case.name, case.num_bytes) for case in read_dataset(self.folder).cases]
         return hashlib.sha256(json.dumps(cases).encode()).hexdigest()
 
@@ -78,25 +91,20 @@ class Run:
     config: "RunConfig | SystemConfig"
     weights: str
 
-    @property
-    def of_ours(self) -> bool:
-        """Whether it has our network."""
-        return METHODS[self.method].of_ours
-
     @cached_property
     def key(self) -> str:
-        """The same for runs of the same content, whichever row of whichever table asks for them."""
+        """Hash of the content: equal for equal runs, whichever row of whichever table has them."""
         config = self.config.model_dump(mode="json")
         if isinstance(self.config, RunConfig) and config["model"]["train_encoder"] is None:
-            # What is left to the weights; said, a row without pre-training is the full one where all start from none.
+            # Resolved here, so that with --weights none the row without pre-training is the full method.
             config["model"]["train_encoder"] = self.weights == "none" and config["model"]["adapt"] is None
-        meaning = {"system": self.system, "weights": self.weights, "data": self.task.content, "config": config}
-        return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
+        content = {"system": self.system, "weights": self.weights, "data": self.task.checksum, "config": config}
+        return _short_hash(content)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table. runs: by task name, one a seed; problem: why it cannot be run."""
+    """A row of a table. runs: by task name, one per seed; problem: why the row cannot run."""
 
     method: str
     title: str
@@ -106,9 +114,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table with all runs that it takes. full: task -> the runs of the whole method, asked for or not."""
+    """A table with all its runs. full: task -> the runs of the complete method, requested or not."""
 
-    request: Request
+    request: ReproduceRequest
     paper: PaperTable
     tasks: tuple[Task, ...]
     rows: tuple[Row, ...]
@@ -116,49 +124,66 @@ class Experiment:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """Each once, task by task, a seed of all rows before the next seed."""
-        of_rows = [row.runs for row in self.rows]
-        ordered = [
-            runs[task.name][number]
-            for task in self.tasks
-            for number in range(self.request.seeds)
-            for runs in of_rows
-            if task.name in runs
-        ]
-        return tuple({run.key: run for run in reversed(ordered)}[key] for key in dict.fromkeys(r.key for r in ordered))
+        """Every run once: task by task, and one seed of all rows before the next seed."""
+        by_key: dict[str, Run] = {}
+        for task in self.tasks:
+            for number in range(self.request.seeds):
+                for row in self.rows:
+                    if task.name in row.runs:
+                        run = row.runs[task.name][number]
+                        by_key.setdefault(run.key, run)
+        return tuple(by_key.values())
 
 
-def plan_experiment(request: Request) -> Experiment:
-    """The runs that a table takes.
+def plan_experiment(request: ReproduceRequest) -> Experiment:
+    """Plan the runs of a table.
 
     Raises:
-        UserError: no such table, task, method or setting, or no data.
+        UserError: unknown table, task, method or setting, or no data.
     """
-    _check(request)
     paper = paper_table(request.table)
-    titles = rows_of(request.table, request.methods)
-    tasks = tuple(_task(request, name) for name in request.tasks or _default_tasks(request, paper))
+    titles = select_rows(request.table, request.methods)
+    names = request.tasks or ((".",) if _is_data_set(request.data) else paper.tasks)
+    tasks = tuple(_find_task(request.data, name) for name in names)
     base = with_settings(
         read_recipe(request.recipe, from_scratch=request.weights == "none"), [*request.settings, *request.budget]
     )
-    rows = tuple(_row(request, name, title, tasks, base) for name, title in titles.items())
-    full = {task.name: _runs(request, FULL, task, base) for task in tasks}
+    rows = tuple(_plan_row(request, name, title, tasks, base) for name, title in titles.items())
+    full = {task.name: _plan_runs(request, FULL, task, base) for task in tasks}
     return Experiment(request, paper, tasks, rows, full)
 
 
-def _default_tasks(request: Request, paper: PaperTable) -> Sequence[str]:
-    return (".",) if _is_data_set(request.data) else paper.tasks
+def shared_plan(out: Path, task: Task, split: SplitConfig) -> Path:
+    """The plan file that all runs on a data set share, so that no run reads the whole data set again.
+
+    It is made from the training cases alone, as in training, and only if the file does not exist.
+
+    Raises:
+        DataError: data that cannot be used.
+    """
+    path = out / "plans" / f"{task.folder.name}-{_short_hash([task.checksum, split.model_dump()])}.yaml"
+    if not path.is_file():
+        dataset = read_dataset(task.folder)
+        parts = split_cases(dataset.names, split)
+        with progress_bar("Reading cases") as progress:
+            found = fingerprint(dataset.subset({*parts.train, *parts.validation}), progress=progress)
+        write_plan_yaml(propose_plan(found, parts.train), path)
+    return path
 
 
-def _task(request: Request, name: str) -> Task:
+def _short_hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _find_task(data: Path, name: str) -> Task:
     known = TASKS.get(name)
-    folder = request.data if name == "." else request.data / (known.folder if known else name)
-    if not request.data.is_dir():
-        raise DataError(f"{request.data}: no such folder")
+    folder = data if name == "." else data / (known.folder if known else name)
+    if not data.is_dir():
+        raise DataError(f"{data}: no such folder")
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; --tasks chooses others")
     if not _is_data_set(folder):
-        raise DataError(f"{folder}: not a data set; --tasks names folders in {request.data}")
+        raise DataError(f"{folder}: not a data set; --tasks names folders in {data}")
     folder = folder.resolve()
     column = next((paper for paper, task in TASKS.items() if task.folder == folder.name), None)
     return Task(column or folder.name, folder, column)
@@ -168,57 +193,51 @@ def _is_data_set(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("dataset.json", "images", "imagesTr"))
 
 
-def _row(request: Request, name: str, title: str, tasks: Sequence[Task], base: RunConfig) -> Row:
-    if not METHODS[name].of_ours:
+def _plan_row(request: ReproduceRequest, name: str, title: str, tasks: Sequence[Task], base: RunConfig) -> Row:
+    if not METHODS[name].is_ours:
         try:
             require_system(METHODS[name].system)
         except ConfigError as error:
             return Row(name, title, {}, str(error))
-    return Row(name, title, {task.name: _runs(request, name, task, base) for task in tasks})
+    return Row(name, title, {task.name: _plan_runs(request, name, task, base) for task in tasks})
 
 
-def _runs(request: Request, name: str, task: Task, base: RunConfig) -> tuple[Run, ...]:
+def _plan_runs(request: ReproduceRequest, name: str, task: Task, base: RunConfig) -> tuple[Run, ...]:
     method = METHODS[name]
-    weights = "none" if method.from_scratch else request.weights
-    if not method.of_ours:
-        config: RunConfig | SystemConfig = _system_config(request, method.system, base)
-        weights = "none"
+    config: RunConfig | SystemConfig
+    if not method.is_ours:
+        weights, config = "none", _system_config(request, method.system, base)
     else:
-        config = base
+        weights, config = "none" if method.from_scratch else request.weights, base
         if config.slab_slices is None:
-            config = config.model_copy(update={"slab_slices": _slab_slices(request, task, base.split)})
+            config = config.model_copy(update={"slab_slices": _slab_slices(request.out, task, base.split)})
         if method.change:
             config = {**ABLATIONS, **BASELINES}[method.change](config)
     first = config.training.seed
     return tuple(
-        Run(name, method.system, task, seed, _seeded(config, seed), weights)
+        Run(name, method.system, task, seed, _with_seed(config, seed), weights)
         for seed in range(first, first + request.seeds)
     )
 
 
-def _slab_slices(request: Request, task: Task, split: SplitConfig) -> int:
-    """D: the paper's, or what the plan proposes, so that a row of as many slices is known to be the full one."""
-    if task.column:
-        return TASKS[task.column].slab_slices
-    return read_plan_yaml(plan_file(request.out, task.folder, task.content, split)).slab_slices
+def _slab_slices(out: Path, task: Task, split: SplitConfig) -> int:
+    """D of the paper or of the plan, resolved so that the row with this number of slices is the complete method."""
+    return TASKS[task.column].slab_slices if task.column else read_plan_yaml(shared_plan(out, task, split)).slab_slices
 
 
-def _system_config(request: Request, system: str, base: RunConfig) -> "SystemConfig":
-    """A system's own recipe, with the split of ours."""
+def _system_config(request: ReproduceRequest, system: str, base: RunConfig) -> "SystemConfig":
+    """A system's own recipe, with our split."""
     from sam2_3dmed.baselines.recipes import system_recipe
 
     split = [f"split.{key}={value}" for key, value in base.split.model_dump().items()]
-    of_patches = _patch_settings(request, system) if system in PATCH_SYSTEMS else ()
-    return system_recipe(system, [*split, *of_patches, *request.budget])
+    own = _patch_settings(request.patch_settings, system) if system in PATCH_SYSTEMS else ()
+    return system_recipe(system, [*split, *own, *request.budget])
 
 
-def _patch_settings(request: Request, system: str) -> list[str]:
-    """The settings for a system: those for all, and those with its name and a colon before them.
-
-    Raises: ConfigError if there is no system of such a name.
-    """
+def _patch_settings(given: Sequence[str], system: str) -> list[str]:
+    """The settings of a system: plain ones, and those that begin with its name and a colon."""
     settings = []
-    for text in request.patch_settings:
+    for text in given:
         name, colon, setting = text.partition(":")
         if not colon or "=" in name:
             settings.append(text)
@@ -229,13 +248,5 @@ def _patch_settings(request: Request, system: str) -> list[str]:
     return settings
 
 
-def _seeded(config: Any, seed: int) -> Any:
+def _with_seed(config: Any, seed: int) -> Any:
     return config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})
-
-
-def _check(request: Request) -> None:
-    """Raise ConfigError for numbers that make no sense."""
-    if request.minutes is not None and request.epochs is not None:
-        raise ConfigError("--minutes and --epochs both say how long to train; give one of them")
-    if request.seeds < 1:
-        raise ConfigError(f"--seeds {request.seeds}: at least 1")

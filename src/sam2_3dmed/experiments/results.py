@@ -1,7 +1,7 @@
-"""From the evaluations of a table's runs to its cells: measured beside reported, and what of it is significant."""
+"""From the evaluations of a table's runs to its cells: measured beside reported, with tests of significance."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,34 @@ from sam2_3dmed.evaluation.statistics import (
     holm,
     paired_difference,
 )
-from sam2_3dmed.experiments.methods import FULL, METHODS
 from sam2_3dmed.experiments.paper import METRICS
 from sam2_3dmed.experiments.planning import Experiment, Row, Run, Task
-from sam2_3dmed.experiments.run_executor import Place
+from sam2_3dmed.experiments.rows import FULL, METHODS
+from sam2_3dmed.experiments.run_executor import RunStatus
 
 _ROW = ("mean", MEAN_NAME)
 _BETTER: Mapping[str, Better] = {"dice": "higher", "iou": "higher", "hd95": "lower", "nsd": "higher"}
+_UNFINISHED = {"missing": "not run yet", "begun": "training is not finished", "trained": "not tested yet"}
+_RESOURCES = ("seconds", "memory_mb", "gpu_memory_mb", "energy_kj")
+_COSTS = {
+    "parameters": ("prediction", "parameters"),
+    "gflop": ("prediction", "gflop"),
+    **{f"{part}_{name}": (part, name) for part in ("prediction", "training") for name in _RESOURCES},
+}
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric of a row on a data set; values are means over classes, seeds and cases.
+    """A metric of a row on a data set. Values are means over classes, seeds and cases.
 
-    paper: reported. ours: measured, with its bootstrap interval over cases. seed_std: between the means of seeds, None
-    for one seed. best, paper_best: among the rows. against_full: paired with the whole method, None for that itself.
-    p_holm: of that, adjusted for all rows of the metric on this data set.
+    Attributes:
+        paper: Reported value.
+        ours: Measured value.
+        interval: Bootstrap interval of `ours` over cases.
+        seed_std: Standard deviation between the means of seeds, None for one seed.
+        best, paper_best: Whether the value is the best of the rows.
+        against_full: Paired difference from the complete method, None for that method.
+        p_holm: Its p, adjusted for all rows of the metric on this data set.
     """
 
     paper: float | None
@@ -56,16 +68,19 @@ class Cell:
 
     @property
     def significant(self) -> bool:
-        """Whether the row differs from the whole method."""
+        """Whether the row differs from the complete method."""
         return self.p_holm is not None and self.p_holm < ALPHA
 
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A row of one data set's part of a table.
+    """A row of a table for one data set.
 
-    seeds: how many runs are in it, of how many. note: what is unlike in it; why numbers are missing. cost: what its
-    runs took.
+    Attributes:
+        cells: By metric.
+        seeds: Number of finished runs, out of `asked`.
+        note: Caveat of the row, and why numbers are missing.
+        cost: Means over seeds.
     """
 
     method: str
@@ -79,7 +94,13 @@ class TaskRow:
 
 @dataclass(frozen=True)
 class TaskTable:
-    """A data set's part of a table. columns: metric -> the column of cases.csv; empty as long as nothing is scored."""
+    """A table for one data set.
+
+    Attributes:
+        full: The row of the complete method, None if there is none.
+        cases: Number of test cases.
+        columns: Metric -> column of cases.csv; empty while nothing is scored.
+    """
 
     task: Task
     rows: tuple[TaskRow, ...]
@@ -93,134 +114,123 @@ class _Measured:
     """values: metric -> (seeds, cases)."""
 
     values: Mapping[str, NDArray[np.float64]]
-    note: str
+    notes: Sequence[str]
     cost: Mapping[str, float | None]
 
 
 def task_table(experiment: Experiment, task: Task) -> TaskTable:
-    """What there is so far of one data set."""
-    out, same = experiment.request.out, _same_as_full(experiment, task)
+    """Collect what is measured so far on one data set."""
+    same = _same_as_full(experiment, task)
     reference: Scores | None = None
     measured: dict[str, _Measured] = {}
-    for row in sorted(experiment.rows, key=lambda row: row.method not in same):  # the whole method is the measure
-        found, reference = _measure(row, row.runs.get(task.name, ()), out, reference)
-        measured[row.method] = found
-    cells = {row.method: _paper_cells(experiment, row, task) for row in experiment.rows}
-    for metric in METRICS:
-        _fill(cells, {name: found.values.get(metric) for name, found in measured.items()}, metric, same)
+    for row in sorted(experiment.rows, key=lambda row: row.method not in same):  # the complete method is the reference
+        runs = row.runs.get(task.name, ())
+        measured[row.method], reference = _measure(runs, experiment.request.out, reference)
+    reported = {
+        row.method: experiment.paper.values.get(row.title, {}).get(task.column or "", {}) for row in experiment.rows
+    }
+    by_metric = {
+        metric: _cells(
+            {name: values.get(metric) for name, values in reported.items()},
+            {name: found.values[metric] for name, found in measured.items() if metric in found.values},
+            same,
+            _BETTER[metric],
+        )
+        for metric in METRICS
+    }
     rows = tuple(
         TaskRow(
             method=row.method,
             title=row.title,
-            cells=cells[row.method],
+            cells={metric: cells[row.method] for metric, cells in by_metric.items()},
             seeds=len(measured[row.method].values.get("dice", ())),
             asked=len(row.runs.get(task.name, ())),
-            note="; ".join(filter(None, [_caveat(row), measured[row.method].note, _sameness(row, same)])),
+            note="; ".join([*_caveats(row), *measured[row.method].notes, *_equality(row, same)]),
             cost=measured[row.method].cost,
         )
         for row in experiment.rows
     )
-    return TaskTable(
-        task, rows, same[0] if same else None, len(reference.cases) if reference else 0, _columns(reference)
-    )
+    cases = len(reference.cases) if reference else 0
+    return TaskTable(task, rows, same[0] if same else None, cases, _columns(reference))
 
 
 def _same_as_full(experiment: Experiment, task: Task) -> list[str]:
-    """The rows that are the whole method on this data, by their runs: itself first, and what happens to be the same."""
+    """The rows with the runs of the complete method on this data set, that method first."""
     keys = [run.key for run in experiment.full[task.name]]
     same = [row.method for row in experiment.rows if [run.key for run in row.runs.get(task.name, ())] == keys]
     return sorted(same, key=lambda method: method != FULL)
 
 
-def _caveat(row: Row) -> str:
-    """What is unlike in a row; of a network that is told the names of classes, also what it makes of them."""
+def _caveats(row: Row) -> list[str]:
     configs = [run.config for runs in row.runs.values() for run in runs]
     names = next((config.names for config in configs if isinstance(config, PatchConfig) and config.names), None)
-    return "; ".join(filter(None, [METHODS[row.method].caveat, names and f"names of classes {names}"]))
+    notes = [METHODS[row.method].caveat, names and f"names of classes {names}", row.problem]
+    return [note for note in notes if note]
 
 
-def _sameness(row: Row, same: Sequence[str]) -> str:
-    return "the same runs as the whole method" if row.method in same[1:] else ""
-
-
-def _paper_cells(experiment: Experiment, row: Row, task: Task) -> dict[str, Cell]:
-    reported = experiment.paper.values.get(row.title, {}).get(task.column or "", {})
-    return {metric: Cell(reported.get(metric)) for metric in METRICS}
+def _equality(row: Row, same: Sequence[str]) -> list[str]:
+    return ["the same runs as the whole method"] if row.method in same[1:] else []
 
 
 def _columns(scores: Scores | None) -> dict[str, str]:
     """The column of each of the paper's metrics; NSD at the first tolerance, which is the plan's."""
     if scores is None:
         return {}
-    nsd = next(
-        (nsd_column(entry["tolerance_mm"]) for entry in scores.metrics.values() if "tolerance_mm" in entry), "nsd"
-    )
-    return {"dice": "dice", "iou": "iou", "hd95": "hd95_mm", "nsd": nsd}
+    tolerances = [entry["tolerance_mm"] for entry in scores.metrics.values() if "tolerance_mm" in entry]
+    return {"dice": "dice", "iou": "iou", "hd95": "hd95_mm", "nsd": nsd_column(tolerances[0]) if tolerances else "nsd"}
 
 
-def _measure(row: Row, runs: Sequence[Run], out: Path, reference: Scores | None) -> tuple[_Measured, Scores | None]:
-    """The scores of a row's runs, as far as there are any, and those that all others are brought in line with."""
-    notes = [row.problem] if row.problem else []
+def _measure(runs: Sequence[Run], out: Path, reference: Scores | None) -> tuple[_Measured, Scores | None]:
+    """Read the scores of a row's finished runs.
+
+    reference: scores that all others must be comparable with; the first scores of all if None.
+    Returns: the measurements, and the reference.
+    """
+    notes: list[str] = []
     found: list[Scores] = []
     costs: list[Mapping[str, Any]] = []
     for run in runs:
-        place = Place.of(run, out)
-        if place.state != "done":
-            notes.append(f"seed {run.seed}: " + (f"failed: {place.failure}" if place.failure else _WORDS[place.state]))
+        status = RunStatus.find(run, out)
+        if status.state != "done":
+            reason = f"failed: {status.failure}" if status.failure else _UNFINISHED[status.state]
+            notes.append(f"seed {run.seed}: {reason}")
             continue
         try:
-            scores = read_scores(place.folder)
+            scores = read_scores(status.folder)
             reference = reference or scores
             check_comparable([reference, scores], list(_columns(reference).values()))
             found.append(aligned(scores, reference.cases))
-            costs.append(place.cost)
+            costs.append(status.cost)
         except UserError as error:
             notes.append(f"seed {run.seed}: {error}")
-    values = {
-        metric: np.stack([scores.values[_ROW, column] for scores in found])
-        for metric, column in _columns(reference).items()
-        if found
-    }
-    return _Measured(values, "; ".join(notes), _mean_cost(costs)), reference
-
-
-_WORDS = {"missing": "not run yet", "begun": "training is not finished", "trained": "not tested yet"}
+    columns = _columns(reference) if found else {}
+    values = {metric: np.stack([one.values[_ROW, column] for one in found]) for metric, column in columns.items()}
+    return _Measured(values, notes, _mean_cost(costs)), reference
 
 
 def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Means over the seeds."""
-    asked = {
-        "parameters": ("prediction", "parameters"),
-        "gflop": ("prediction", "gflop"),
-        "prediction_seconds": ("prediction", "seconds"),
-        "prediction_memory_mb": ("prediction", "memory_mb"),
-        "prediction_gpu_memory_mb": ("prediction", "gpu_memory_mb"),
-        "prediction_energy_kj": ("prediction", "energy_kj"),
-        "training_seconds": ("training", "seconds"),
-        "training_memory_mb": ("training", "memory_mb"),
-        "training_gpu_memory_mb": ("training", "gpu_memory_mb"),
-        "training_energy_kj": ("training", "energy_kj"),
-    }
     means: dict[str, float | None] = {}
-    for name, (part, key) in asked.items():
+    for name, (part, key) in _COSTS.items():
         known = [cost[part][key] for cost in costs if cost.get(part, {}).get(key) is not None]
         means[name] = float(np.mean(known)) if known else None
     return means
 
 
-def _fill(
-    cells: dict[str, dict[str, Cell]],
-    values: Mapping[str, NDArray[np.float64] | None],
-    metric: str,
+def _cells(
+    reported: Mapping[str, float | None],
+    values: Mapping[str, NDArray[np.float64]],
     same: Sequence[str],
-) -> None:
-    """Put one metric's numbers into the cells of all rows.
+    better: Better,
+) -> dict[str, Cell]:
+    """The cells of one metric, by row.
 
-    values: (seeds, cases) of each row, None without a run. same: rows that are the whole method, with which the others
-    are compared.
+    Args:
+        reported: The paper's value of every row.
+        values: (seeds, cases) of each row with a finished run.
+        same: The rows of the complete method, which the others are compared with.
+        better: Which direction of the metric is better.
     """
-    better = _BETTER[metric]
-    by_case = {name: array.mean(axis=0) for name, array in values.items() if array is not None}
+    by_case = {name: array.mean(axis=0) for name, array in values.items()}
     full = next((by_case[name] for name in same if name in by_case), None)
     paired = {
         name: paired_difference(array, full, better)
@@ -229,23 +239,23 @@ def _fill(
     }
     adjusted = dict(zip(paired, holm(found.p_value for found in paired.values()), strict=True))
     means = {name: float(array.mean()) for name, array in by_case.items()}
-    reported = {name: row[metric].paper for name, row in cells.items()}
-    for name, row in cells.items():
-        row[metric] = replace(row[metric], paper_best=_is_best(reported, name, better))
+    cells = {name: Cell(paper, paper_best=_is_best(reported, name, better)) for name, paper in reported.items()}
     for name, mean in means.items():
-        seeds = np.asarray(values[name]).mean(axis=1)
-        cells[name][metric] = replace(
-            cells[name][metric],
-            ours=mean,
-            interval=bootstrap_interval_of_mean(by_case[name]),
-            seed_std=float(seeds.std(ddof=1)) if len(seeds) > 1 else None,
+        seed_means = values[name].mean(axis=1)
+        cells[name] = Cell(
+            reported[name],
+            mean,
+            bootstrap_interval_of_mean(by_case[name]),
+            seed_std=float(seed_means.std(ddof=1)) if len(seed_means) > 1 else None,
             best=_is_best(means, name, better),
+            paper_best=cells[name].paper_best,
             against_full=paired.get(name),
             p_holm=adjusted.get(name),
         )
+    return cells
 
 
 def _is_best(values: Mapping[str, float | None], name: str, better: Better) -> bool:
-    """Whether no other row is better, of those that have a number; alone, it is not called the best."""
+    """Whether no other row is better. A single value is not called the best."""
     known = {other: float(goodness(value, better)) for other, value in values.items() if value is not None}
     return name in known and len(known) > 1 and known[name] == max(known.values())

@@ -1,58 +1,82 @@
-"""Runs carried out: trained, tested and measured, each from where it was left; what fails is told, not raised."""
+"""Executes planned runs: trains, tests and measures each, in this process, on a Ray cluster or as SLURM tasks.
+
+A run continues from its last checkpoint. A failure is written to the run's folder and does not stop the other runs.
+All machines must see the same folders of data and runs.
+"""
+
+from __future__ import annotations
 
 import json
 import logging
+import math
+import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from safetensors import safe_open
+
+from sam2_3dmed.baselines.nnunet.predictor import NnunetPredictor
 from sam2_3dmed.baselines.nnunet.run import training_peaks
 from sam2_3dmed.baselines.systems import NNUNET
-from sam2_3dmed.errors import UserError
-from sam2_3dmed.experiments.cost import prediction_cost
-from sam2_3dmed.experiments.hardware import hardware
-from sam2_3dmed.experiments.planning import Run
-from sam2_3dmed.experiments.plans import plan_file
-from sam2_3dmed.experiments.resource_meter import Usage, metered
+from sam2_3dmed.data.dataset import read_case, read_dataset
+from sam2_3dmed.data.splits import Split
+from sam2_3dmed.errors import ConfigError, DataError, UserError
+from sam2_3dmed.experiments.planning import Run, shared_plan
+from sam2_3dmed.experiments.resource_meter import ResourceUsage, count_flops, hardware, measure_resources
+from sam2_3dmed.inference.on_ray import NEEDS_THE_EXTRA
+from sam2_3dmed.inference.workers import limit_threads
 from sam2_3dmed.processes.atomic import write_text
-from sam2_3dmed.run.run_config import CONFIG_FILE
-from sam2_3dmed.run.run_folder import MODEL_FILE
-from sam2_3dmed.run.train import TrainRequest, test_run, train_run
+from sam2_3dmed.processes.slurm import SECONDS_BETWEEN_LOOKS, how_it_ended, submit
+from sam2_3dmed.run.run_config import CONFIG_FILE, RunRecord
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_model
+from sam2_3dmed.run.train import SPLIT_FILE, TrainRequest, test_run, train_run
+
+if TYPE_CHECKING:
+    from submitit.core.utils import DelayedSubmission
 
 RUNS = "runs"
 COST_FILE = "cost.json"
 FAILURE_FILE = "failure.txt"
 State = Literal["missing", "begun", "trained", "done"]
+OnFinished = Callable[[Run], None]
+"""Called with each run that has ended, successfully or not."""
+Executor = Callable[[Sequence[Run], Path, OnFinished], None]
+"""Executes runs below a folder."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a run's folder is, and what is in it."""
+class RunStatus:
+    """The folder of a planned run, and what is in it."""
 
     folder: Path
 
     @classmethod
-    def of(cls, run: Run, out: Path) -> "Place":
-        """A folder that ends in the run's key, under whatever name an earlier table gave it."""
+    def find(cls, run: Run, out: Path) -> RunStatus:
+        """The folder that ends in the run's key, also if another table named it."""
         runs = out / RUNS / run.task.name
         found = next(iter(sorted(runs.glob(f"*-{run.key}"))), None)
         return cls(found or runs / f"{run.method}-seed{run.seed}-{run.key}")
 
     @property
     def state(self) -> State:
-        """How far it is."""
+        """How far the run is."""
         if not (self.folder / MODEL_FILE).is_file():
             return "begun" if (self.folder / CONFIG_FILE).is_file() else "missing"
-        scored = (self.folder / "evaluation" / "summary.json").is_file()
-        return "done" if scored and "prediction" in self.cost else "trained"
+        return "done" if self.is_scored and "prediction" in self.cost else "trained"
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the test cases have been evaluated."""
+        return (self.folder / "evaluation" / "summary.json").is_file()
 
     @property
     def cost(self) -> dict[str, Any]:
-        """What was measured so far."""
+        """Measurements so far: `training`, `test`, `prediction`, `hardware`."""
         try:
             content = json.loads((self.folder / COST_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -65,73 +89,77 @@ class Place:
         path = self.folder / FAILURE_FILE
         return path.read_text(encoding="utf-8").splitlines()[0] if path.is_file() else None
 
-    def note(self, **parts: Mapping[str, Any] | Sequence[Any]) -> None:
-        """Add to what was measured."""
+    def add_cost(self, **parts: Mapping[str, Any] | Sequence[Any]) -> None:
+        """Add measurements."""
         write_text(self.folder / COST_FILE, json.dumps({**self.cost, **parts}, indent=1) + "\n")
 
-    def note_machine(self) -> None:
-        """Add this machine to those that the run was on, unless it was."""
+    def add_hardware(self) -> None:
+        """Add this machine to those that the run was on, once."""
         machines, this = self.cost.get("hardware", []), hardware()
         if this not in machines:
-            self.note(hardware=[*machines, this])
+            self.add_cost(hardware=[*machines, this])
+
+    def fail(self, reason: str, details: str = "") -> None:
+        """Write why the run failed. The next attempt deletes this."""
+        line = " ".join(reason.split()) or "failed without a message"
+        logger.error("%s: failed: %s", self.folder.name, line)
+        write_text(self.folder / FAILURE_FILE, f"{line}\n\n{details or reason}\n")
 
 
-def carry_out(run: Run, out: Path) -> Place:
-    """Train, test and measure a run as far as that is not done yet.
-
-    A run that fails leaves the reason in its folder, and the next attempt goes on from its last checkpoint.
+def execute_run(run: Run, out: Path) -> RunStatus:
+    """Do what is missing of a run: training, test, measurements.
 
     Raises:
-        Terminated: SIGTERM came. KeyboardInterrupt: the user stopped it. The next attempt goes on from there.
+        Terminated, KeyboardInterrupt: stopped. The next call continues.
     """
-    place = Place.of(run, out)
-    if place.state == "done":
-        return place
+    status = RunStatus.find(run, out)
+    if status.state == "done":
+        return status
     logger.info("%s, %s, seed %d", run.method, run.task.name, run.seed)
-    (place.folder / FAILURE_FILE).unlink(missing_ok=True)
+    (status.folder / FAILURE_FILE).unlink(missing_ok=True)
     try:
-        place.note_machine()
-        _train(run, place, out)
-        if not (place.folder / "evaluation" / "summary.json").is_file():
-            with metered() as usage:
-                test_run(place.folder, run.task.folder)
-            if run.system == NNUNET:  # it predicts in a process of its own
+        status.add_hardware()
+        _train(run, status, out)
+        if not status.is_scored:
+            with measure_resources() as usage:
+                test_run(status.folder, run.task.folder)
+            if run.system == NNUNET:  # predicts in a process of its own
                 usage.memory_mb = usage.gpu_memory_mb = None
-            place.note(test=asdict(usage))
-        if "prediction" not in place.cost:
-            place.note(prediction=prediction_cost(place.folder, run.task.folder))
+            status.add_cost(test=asdict(usage))
+        if "prediction" not in status.cost:
+            status.add_cost(prediction=measure_prediction(status.folder, run.task.folder))
     except UserError as error:
-        note_failure(place, str(error))
-    except Exception as error:  # other people's systems may fail in any way, and the table goes on without them
-        note_failure(place, f"{type(error).__name__}: {error}", traceback.format_exc())
-    return place
+        status.fail(str(error))
+    except Exception as error:  # a system of others may fail in any way, and the table continues without it
+        status.fail(f"{type(error).__name__}: {error}", traceback.format_exc())
+    return status
 
 
-def _train(run: Run, place: Place, out: Path) -> None:
-    if (place.folder / MODEL_FILE).is_file():
+def _train(run: Run, status: RunStatus, out: Path) -> None:
+    if (status.folder / MODEL_FILE).is_file():
         return
     request = TrainRequest(
         run.task.folder,
-        place.folder,
+        status.folder,
         config=run.config,
         weights=run.weights,
-        plan=plan_file(out, run.task.folder, run.task.content, run.config.split),
-        resume=(place.folder / CONFIG_FILE).is_file(),
+        plan=shared_plan(out, run.task, run.config.split),
+        resume=(status.folder / CONFIG_FILE).is_file(),
         system=run.system,
     )
-    usage = Usage()
+    usage = ResourceUsage()
     try:
-        with metered() as usage:
+        with measure_resources() as usage:
             train_run(request)
     finally:
-        if run.system == NNUNET:  # it trains in a process of its own
-            usage.memory_mb, usage.gpu_memory_mb = training_peaks(place.folder)
-        if place.folder.is_dir():
-            place.note(training=_added(place.cost.get("training"), usage))
+        if run.system == NNUNET:  # trains in a process of its own
+            usage.memory_mb, usage.gpu_memory_mb = training_peaks(status.folder)
+        if status.folder.is_dir():
+            status.add_cost(training=_add_usage(status.cost.get("training"), usage))
 
 
-def _added(before: Mapping[str, Any] | None, usage: Usage) -> dict[str, Any]:
-    """An interrupted run's usage and what came after: sums of times and energy, the highest memory."""
+def _add_usage(before: Mapping[str, Any] | None, usage: ResourceUsage) -> dict[str, Any]:
+    """The usage of an interrupted run and of its continuation: sums of seconds and energy, peaks of memory."""
     after = asdict(usage)
     if not before:
         return after
@@ -140,8 +168,136 @@ def _added(before: Mapping[str, Any] | None, usage: Usage) -> dict[str, Any]:
     return {name: (sum(known) if name in sums else max(known)) if known else None for name, known in both.items()}
 
 
-def note_failure(place: Place, reason: str, details: str = "") -> None:
-    """Write why a run failed; it goes when the run is tried again."""
-    line = " ".join(reason.split()) or "failed without a word"
-    logger.error("%s: failed: %s", place.folder.name, line)
-    write_text(place.folder / FAILURE_FILE, f"{line}\n\n{details or reason}\n")
+def measure_prediction(folder: Path, data: Path) -> dict[str, Any]:
+    """Measure a run's parameters, and the prediction of its first test case without reading it.
+
+    Returns:
+        `case`, its number of `voxels`, `parameters`, `gflop`, and seconds, memory and energy of a second pass.
+
+    Raises:
+        UserError: a run that cannot be loaded, or data that cannot be read.
+    """
+    split = Split.read(folder / SPLIT_FILE)
+    case = next((case for case in read_dataset(data).cases if case.name == split.test[0]), None)
+    if case is None:
+        raise DataError(f"{data}: has no case {split.test[0]}")
+    volume, label = read_case(case)
+    reference = label if RunRecord.read(folder).takes_boxes else None
+    predictor = load_model(folder)
+    memory: Sequence[float | None] = ()
+    if isinstance(predictor, NnunetPredictor):  # computes in a process of its own
+        gflop, *memory = predictor.cost_of(volume)
+    else:
+        with count_flops() as counter:
+            predictor(volume, reference=reference)
+        gflop = counter.get_total_flops() / 1e9
+    with measure_resources() as usage:
+        predictor(volume, reference=reference)
+    if memory:
+        usage.memory_mb, usage.gpu_memory_mb = memory
+    return {
+        "case": case.name,
+        "voxels": math.prod(volume.array.shape[:3]),
+        "parameters": num_parameters(folder / MODEL_FILE),
+        "gflop": gflop,
+        **asdict(usage),
+    }
+
+
+def num_parameters(model: Path) -> int:
+    """Numbers in a file of weights, buffers included."""
+    with safe_open(model, framework="pt") as file:
+        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+
+
+def run_sequentially(runs: Sequence[Run], out: Path, on_finished: OnFinished) -> None:
+    """Execute runs in this process.
+
+    Raises:
+        Terminated, KeyboardInterrupt: stopped.
+    """
+    for run in runs:
+        execute_run(run, out)
+        on_finished(run)
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """A run as a job for another process."""
+
+    run: Run
+    out: Path
+    threads: int | None = None
+
+    def __call__(self) -> None:
+        if self.threads is not None:
+            limit_threads(self.threads)
+        execute_run(self.run, self.out)
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Submitit calls this when the task's time is up or its machine is taken away; it queues the job again."""
+        from submitit.core.utils import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def run_on_slurm(runs: Sequence[Run], out: Path, on_finished: OnFinished, *, options: Mapping[str, Any]) -> None:
+    """Execute each run as a SLURM task and wait. Interrupting the wait does not stop the tasks.
+
+    options: see `slurm.submit`.
+
+    Raises:
+        ConfigError: the extra or SLURM is missing, or an option is unknown.
+    """
+    out = out.resolve()
+    waiting = dict(zip(submit([RunJob(run, out) for run in runs], out, options), runs, strict=True))
+    while waiting:
+        for task in [task for task in waiting if task.done()]:
+            run = waiting.pop(task)
+            if task.exception() is not None:
+                _fail_unless_done(run, out, how_it_ended(task))
+            on_finished(run)
+        if waiting:
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def run_on_ray(runs: Sequence[Run], out: Path, on_finished: OnFinished, *, workers: int) -> None:
+    """Execute runs on the Ray cluster of RAY_ADDRESS or a local one: `workers` at a time, on a GPU each if there are any.
+
+    Raises:
+        ConfigError: the extra is missing, or the cluster is too small.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ConfigError(NEEDS_THE_EXTRA) from None
+    out = out.resolve()
+    owned = not ray.is_initialized()
+    if owned:
+        ray.init(log_to_driver=False)
+    try:
+        resources = ray.cluster_resources()
+        gpus = 1 if "GPU" in resources else 0
+        room = int(min(resources["CPU"], resources["GPU"]) if gpus else resources["CPU"])
+        if room < workers:
+            raise ConfigError(f"--workers {workers}: the Ray cluster has room for {room}")
+        threads = max(1, int(resources["CPU"]) // workers)
+        job = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(RunJob.__call__)
+        waiting = {job.remote(RunJob(run, out, threads)): run for run in runs}
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            run = waiting.pop(done)
+            try:
+                ray.get(done)
+            except Exception as error:  # Ray's error for a process that died, or the run's own
+                _fail_unless_done(run, out, f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
+            on_finished(run)
+    finally:
+        if owned:
+            ray.shutdown()
+
+
+def _fail_unless_done(run: Run, out: Path, reason: str) -> None:
+    status = RunStatus.find(run, out)
+    if status.state != "done":
+        status.fail(reason)

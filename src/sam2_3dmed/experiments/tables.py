@@ -1,16 +1,14 @@
-"""A table as text: Markdown, CSV and LaTeX, each cell with what is reported, what is measured, and the difference."""
+"""A table as Markdown, CSV and LaTeX. Each cell has the reported value, the measured value and their difference."""
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
-from sam2_3dmed.evaluation.comparison_tables import escape_latex, escape_markdown
 from sam2_3dmed.evaluation.statistics import ALPHA, LEVEL, RESAMPLES
+from sam2_3dmed.evaluation.text_tables import csv_text, escape_latex, escape_markdown, latex_table, markdown_table
 from sam2_3dmed.experiments.paper import METRICS, PaperTable
 from sam2_3dmed.experiments.results import Cell, TaskRow, TaskTable
 
-_ARROWS = {"dice": "Dice ↑", "iou": "IoU ↑", "hd95": "HD95 ↓", "nsd": "NSD ↑"}
+_HEADINGS = {"dice": "Dice ↑", "iou": "IoU ↑", "hd95": "HD95 ↓", "nsd": "NSD ↑"}
 _LATEX_ARROWS = {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
 _COST = {
     "parameters": ("parameters [M]", 1e6),
@@ -24,21 +22,26 @@ _COST = {
     "training_energy_kj": ("training [kJ]", 1.0),
     "prediction_energy_kj": ("kJ a volume", 1.0),
 }
-_ALWAYS = 6  # of the costs above; of the others those that are known
+_ALWAYS_SHOWN = 6  # of the costs above; the others only where they are known
+_CSV_HEADING = [
+    *("table", "task", "method", "row", "metric", "column", "cases", "seeds"),
+    *("reported", "measured", "low", "high", "seed_std", "difference", "best", "reported_best"),
+    *("minus_full", "full_low", "full_high", "p", "p_holm", "significant", "note"),
+]
 
 
-def markdown(paper: PaperTable, tables: Sequence[TaskTable], pictures: Mapping[str, str] | None = None) -> str:
-    """All parts, with what is needed to read them. pictures: by data set, the file beside it of accuracy and cost."""
+def markdown(paper: PaperTable, tables: Sequence[TaskTable], charts: Mapping[str, str] | None = None) -> str:
+    """Format all data sets of a table, with a legend. charts: data set -> file of its chart of accuracy and cost."""
     parts = [f"# Table {paper.number}: {paper.title}", _legend()]
     for table in tables:
-        parts.append(f"## {escape_markdown(table.task.name)}")
-        parts.append(_about(table))
-        parts.append(_grid([["", *_ARROWS.values()], *([_name(row), *_cells(row)] for row in table.rows)]))
+        name = escape_markdown(table.task.name)
+        parts += [f"## {name}", _caption(table)]
+        parts.append(markdown_table([["", *_HEADINGS.values()], *([_name(row), *_cells(row)] for row in table.rows)]))
         notes = [f"- {escape_markdown(row.title)}: {escape_markdown(row.note)}" for row in table.rows if row.note]
         parts += ["\n".join(notes)] if notes else []
         parts += _cost_part(table)
-        if picture := (pictures or {}).get(table.task.name):
-            parts.append(f"![{escape_markdown(table.task.name)}: mean Dice against GFLOP a volume]({quote(picture)})")
+        if chart := (charts or {}).get(table.task.name):
+            parts.append(f"![{name}: mean Dice against GFLOP a volume]({quote(chart)})")
     return "\n\n".join(parts) + "\n"
 
 
@@ -52,7 +55,7 @@ def _legend() -> str:
     )
 
 
-def _about(table: TaskTable) -> str:
+def _caption(table: TaskTable) -> str:
     if not table.columns:
         return "Nothing is measured yet."
     tolerance = table.columns["nsd"].removeprefix("nsd_").removesuffix("mm")
@@ -71,15 +74,12 @@ def _cells(row: TaskRow) -> list[str]:
 
 
 def _cell(metric: str, cell: Cell) -> str:
-    reported = _strong(_number(metric, cell.paper), cell.paper_best)
-    measured = _strong(_number(metric, cell.ours), cell.best) + ("\\*" if cell.significant else "")
+    reported, measured = _number(metric, cell.paper), _number(metric, cell.ours)
+    reported = f"**{reported}**" if cell.paper_best else reported
+    measured = (f"**{measured}**" if cell.best else measured) + ("\\*" if cell.significant else "")
     if cell.interval:
         measured += f" [{_number(metric, cell.interval[0])}, {_number(metric, cell.interval[1])}]"
     return f"{reported} · {measured} · {_number(metric, cell.difference, sign=True)}"
-
-
-def _strong(text: str, strong: bool) -> str:
-    return f"**{text}**" if strong else text
 
 
 def _number(metric: str, value: float | None, sign: bool = False) -> str:
@@ -89,110 +89,78 @@ def _number(metric: str, value: float | None, sign: bool = False) -> str:
 
 
 def _cost_part(table: TaskTable) -> list[str]:
-    known = [row for row in table.rows if row.seeds]
-    if not known:
+    finished = [row for row in table.rows if row.seeds]
+    if not finished:
         return []
     shown = {
         key: heading
         for place, (key, heading) in enumerate(_COST.items())
-        if place < _ALWAYS or any(row.cost[key] is not None for row in known)
+        if place < _ALWAYS_SHOWN or any(row.cost[key] is not None for row in finished)
     }
     lines = [["", *(title for title, _ in shown.values())]]
-    lines += [
-        [escape_markdown(row.title), *(_amount(row.cost[key], unit) for key, (_, unit) in shown.items())]
-        for row in known
-    ]
+    for row in finished:
+        lines.append([escape_markdown(row.title), *(_amount(row.cost[key], unit) for key, (_, unit) in shown.items())])
     about = (
         "Cost, means over seeds. A volume is the first test case; GB are the highest resident memory of the process, "
         "libraries included; training holds validation and what came before an interruption."
     )
-    return [about, _grid(lines)]
+    return [about, markdown_table(lines)]
 
 
 def _amount(value: float | None, unit: float) -> str:
     return "–" if value is None else f"{value / unit:.3g}" if abs(value / unit) < 1000 else f"{value / unit:.0f}"
 
 
-def _grid(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
-    body = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    body.insert(1, ["-" * width for width in widths])
-    return "\n".join("| " + " | ".join(line) + " |" for line in body)
-
-
 def table_csv(paper: PaperTable, tables: Sequence[TaskTable]) -> str:
-    """A line for each data set, row and metric; what does not apply is empty."""
-    cost = list(_COST)
-    header = "table,task,method,row,metric,column,cases,seeds,reported,measured,low,high,seed_std,difference,best"
-    header += ",reported_best,minus_full,full_low,full_high,p,p_holm,significant,note"
-    lines: list[Sequence[object]] = [[*header.split(","), *cost]]
+    """Format a line for each data set, row and metric. Cells that do not apply are empty."""
+    lines: list[Sequence[object]] = [[*_CSV_HEADING, *_COST]]
     for table in tables:
         for row in table.rows:
             for metric in METRICS:
-                cell = row.cells[metric]
                 start = [paper.number, table.task.name, row.method, row.title, metric, table.columns.get(metric)]
-                costs = [row.cost[key] for key in cost]
-                lines.append([*start, table.cases, row.seeds, *_csv_cell(cell), row.note, *costs])
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
-    return text.getvalue()
+                costs = [row.cost[key] for key in _COST]
+                lines.append([*start, table.cases, row.seeds, *_csv_cell(row.cells[metric]), row.note, *costs])
+    return csv_text(lines)
 
 
 def _csv_cell(cell: Cell) -> list[object]:
-    found = cell.against_full
-    low, high = cell.interval or (None, None)
     paired: list[object] = [None] * 4
-    if found is not None:
+    if found := cell.against_full:
         paired = [found.mean, *(found.interval or (None, None)), found.p_value]
-    measured = [cell.paper, cell.ours, low, high, cell.seed_std, cell.difference]
+    measured = [cell.paper, cell.ours, *(cell.interval or (None, None)), cell.seed_std, cell.difference]
     return [*measured, int(cell.best), int(cell.paper_best), *paired, cell.p_holm, int(cell.significant)]
 
 
 def latex(paper: PaperTable, tables: Sequence[TaskTable]) -> str:
-    """A booktabs table for each data set: of each row what is reported, what is measured, and the difference."""
+    """Format a booktabs table for each data set, with three lines for each row."""
     return "\n\n".join(_latex_part(paper, table) for table in tables) + "\n"
 
 
 def _latex_part(paper: PaperTable, table: TaskTable) -> str:
-    name = escape_latex(table.task.name)
     caption = (
-        f"{escape_latex(paper.title)}, {name}: reported by arXiv 2510.08967, measured by us, and the difference. "
-        rf"Best in bold; $^{{*}}$: differs from the whole method ($p < {ALPHA:g}$, Wilcoxon, Holm)."
+        f"{escape_latex(paper.title)}, {escape_latex(table.task.name)}: reported by arXiv 2510.08967, measured by us, "
+        rf"and the difference. Best in bold; $^{{*}}$: differs from the whole method ($p < {ALPHA:g}$, Wilcoxon, Holm)."
     )
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{caption}}}",
-        r"\begin{tabular}{llrrrr}",
-        r"\toprule",
-        _latex_line(["", "", *(text[:-1] + _LATEX_ARROWS[text[-1]] for text in _ARROWS.values())]),
-        r"\midrule",
-    ]
+    heading = ["", "", *(text[:-1] + _LATEX_ARROWS[text[-1]] for text in _HEADINGS.values())]
+    lines: list[list[str]] = []
     for row in table.rows:
-        cells = {metric: row.cells[metric] for metric in METRICS}
-        lines.append(_latex_line([escape_latex(row.title), "reported", *_latex_row(cells, "reported")]))
-        lines.append(_latex_line(["", "measured", *_latex_row(cells, "measured")]))
-        lines.append(_latex_line(["", "difference", *_latex_row(cells, "difference")]))
+        columns = zip(*(_latex_cell(metric, row.cells[metric]) for metric in METRICS), strict=True)
+        for title, kind, cells in zip(
+            [escape_latex(row.title), "", ""], ["reported", "measured", "difference"], columns, strict=True
+        ):
+            lines.append([title, kind, *cells])
     notes = [rf"{escape_latex(row.title)}: {escape_latex(row.note)}." for row in table.rows if row.note]
     below = [r"\par\smallskip", r"\parbox{\linewidth}{\footnotesize", "\n\n".join(notes) + "}"] if notes else []
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *below, r"\end{table}"])
+    return latex_table(caption, "llrrrr", heading, [lines], below)
 
 
-def _latex_row(cells: Mapping[str, Cell], which: str) -> list[str]:
-    texts = []
-    for metric, cell in cells.items():
-        value = {"reported": cell.paper, "measured": cell.ours, "difference": cell.difference}[which]
-        text = _number(metric, value, sign=which == "difference").replace("–", "--")
-        if {"reported": cell.paper_best, "measured": cell.best}.get(which):
-            text = rf"\textbf{{{text}}}"
-        if which == "measured" and cell.significant:
-            text += "$^{*}$"
-        if which == "measured" and cell.interval:
-            low, high = (_number(metric, end) for end in cell.interval)
-            text += rf" {{\small [{low}, {high}]}}"
-        texts.append(text)
-    return texts
-
-
-def _latex_line(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
+def _latex_cell(metric: str, cell: Cell) -> tuple[str, str, str]:
+    """Returns: reported, measured, difference."""
+    values = _number(metric, cell.paper), _number(metric, cell.ours), _number(metric, cell.difference, sign=True)
+    reported, measured, difference = (text.replace("–", "--") for text in values)
+    reported = rf"\textbf{{{reported}}}" if cell.paper_best else reported
+    measured = (rf"\textbf{{{measured}}}" if cell.best else measured) + ("$^{*}$" if cell.significant else "")
+    if cell.interval:
+        low, high = (_number(metric, end) for end in cell.interval)
+        measured += rf" {{\small [{low}, {high}]}}"
+    return reported, measured, difference

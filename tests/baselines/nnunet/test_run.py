@@ -12,8 +12,8 @@ from sam2_3dmed.baselines.recipe import patch_recipe
 from sam2_3dmed.errors import ConfigError, ProcessError
 from sam2_3dmed.evaluation.compare import compare_runs
 from sam2_3dmed.experiments.manifest import manifest
-from sam2_3dmed.experiments.planning import Request, plan_experiment
-from sam2_3dmed.experiments.run_executor import carry_out
+from sam2_3dmed.experiments.planning import ReproduceRequest, plan_experiment
+from sam2_3dmed.experiments.run_executor import execute_run
 from sam2_3dmed.run.run_config import NnunetRecord, RunRecord
 from sam2_3dmed.run.train import TrainRequest, test_run, train_run
 
@@ -85,8 +85,8 @@ def test_a_run_that_fails_goes_on(standin, blobs, tmp_path):
 
 
 def test_its_cost_in_a_table_is_its_process_s(standin, blobs, tmp_path):
-    asked = Request(1, blobs, tmp_path / "out", methods=("nnunet",), epochs=4)
-    place = carry_out(plan_experiment(asked).runs[0], asked.out)
+    asked = ReproduceRequest(1, blobs, tmp_path / "out", methods=("nnunet",), epochs=4)
+    place = execute_run(plan_experiment(asked).runs[0], asked.out)
     assert place.failure is None
     memory = {part: (place.cost[part]["memory_mb"], place.cost[part]["gpu_memory_mb"]) for part in PARTS}
     assert memory == {"training": (950.0, None), "test": (None, None), "prediction": (700.0, 70.0)}

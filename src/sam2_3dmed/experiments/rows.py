@@ -1,0 +1,104 @@
+"""The rows of the paper's tables: the system or the change of our recipe behind each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sam2_3dmed.baselines.systems import OURS, SYSTEMS
+from sam2_3dmed.config import ABLATIONS, BASELINES
+from sam2_3dmed.errors import ConfigError, suggest
+from sam2_3dmed.experiments.paper import paper_table
+
+FULL = "full"
+"""The complete method, which every other row is compared with."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a row of a table runs.
+
+    Attributes:
+        title: Its name in tables.
+        system: A name of `train --system`.
+        change: What it changes in our recipe, a name in ABLATIONS or BASELINES.
+        caveat: How it differs from the published system, for a note below each table.
+    """
+
+    title: str
+    system: str = OURS
+    change: str | None = None
+    caveat: str = ""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it has our network and our recipe."""
+        return self.system == OURS
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether it starts without pre-trained weights, whatever the other rows start from."""
+        return self.change == "without_pretraining"
+
+
+_PAPER_METHODS = {
+    "SAM2 (fine-tuned)": "sam2",
+    "MedSAM-2": "medsam2",
+    "nnU-Net": "nnunet",
+    "Universal-Model": "universal",
+    "nnFormer": "nnformer",
+    "MedNeXt": "mednext_l",  # the paper names no size; its authors report their best results with the largest
+    "SAM2-3dMed": FULL,
+    "w/o Pre-train": "without_pretraining",
+    "w/o SRPP": "without_srpp",
+    "w/o BD": "without_boundary",
+    "w/o BD-Fusion": "without_boundary_fusion",
+    "w/ SRPP memory": "with_srpp_memory",
+    "3 slices": "slices_3",
+    "6 slices": "slices_6",
+    "12 slices": "slices_12",
+    "lambda1=0.01, lambda2=0.1": FULL,
+    "lambda1=0.01, lambda2=0.3": "boundary_weight_0.3",
+    "lambda1=0.01, lambda2=0.5": "boundary_weight_0.5",
+    "lambda1=0.03, lambda2=0.1": "srpp_weight_0.03",
+    "lambda1=0.05, lambda2=0.1": "srpp_weight_0.05",
+}
+"""The paper's name of a row -> the method that we run for it."""
+
+_TITLES = {"medsam2_boxes": "MedSAM-2, boxes from the reference", **{name: row for row, name in _PAPER_METHODS.items()}}
+_CAVEATS = {
+    "medsam2_boxes": "gets boxes from the reference on every second slice that has a class",
+    "universal": "learnt from this data set alone; the published figures are of one model for 14 data sets",
+}
+
+
+def _of_ours(change: str) -> Method:
+    title = _TITLES.get(change, change.replace("_", " "))
+    return Method(title, change=change, caveat=_CAVEATS.get(change, ""))
+
+
+METHODS: Mapping[str, Method] = {
+    FULL: Method("SAM2-3dMed"),
+    **{change: _of_ours(change) for change in (*ABLATIONS, *BASELINES)},
+    **{name: Method(system.title, name, caveat=_CAVEATS.get(name, "")) for name, system in SYSTEMS.items()},
+}
+"""Every method that can be run, by its name for `--methods`."""
+
+
+def select_rows(table: int, methods: Sequence[str] = ()) -> dict[str, str]:
+    """Choose the methods to run for a table.
+
+    Args:
+        table: 1 to 9.
+        methods: Names in METHODS, also of rows that the table does not have. Without any: the table's own.
+
+    Returns:
+        Method -> title of its row.
+
+    Raises:
+        ConfigError: unknown table or method.
+    """
+    rows = {_PAPER_METHODS[title]: title for title in paper_table(table).values}
+    chosen = list(dict.fromkeys(methods)) or list(rows)
+    for name in chosen:
+        if name not in METHODS:
+            raise ConfigError(f"no method {name!r}; {suggest(name, METHODS)}")
+    return {name: rows[name] if name in rows else METHODS[name].title for name in chosen}
