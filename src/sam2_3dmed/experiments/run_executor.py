@@ -262,7 +262,7 @@ def run_on_slurm(runs: Sequence[Run], out: Path, on_finished: OnFinished, *, opt
 
 
 def run_on_ray(runs: Sequence[Run], out: Path, on_finished: OnFinished, *, workers: int) -> None:
-    """Execute runs on the Ray cluster of RAY_ADDRESS or a local one: `workers` at a time, on a GPU each if there are any.
+    """Execute `workers` runs at a time on the Ray cluster of RAY_ADDRESS or a local one, each on a GPU if there is any.
 
     Raises:
         ConfigError: the extra is missing, or the cluster is too small.
