@@ -28,12 +28,12 @@ COLUMNS = ("dice", "hd95_mm", "assd_mm", "nsd_2mm", "nsd_1mm")
 def make_predictions(labels: Path, folder: Path) -> None:
     import numpy as np
 
-    from sam2_3dmed.volume.nifti import read_label, write_volume
+    from sam2_3dmed.volume.nifti import read_label
 
     for number, path in enumerate(sorted(labels.glob("[!.]*.nii.gz"))):
         label = read_label(path)
         moved = np.roll(label.array, (1 + number % 2, -1, number % 3), axis=(0, 1, 2))
-        write_volume(label.with_array(moved), folder / path.name)
+        label.with_array(moved).write(folder / path.name)
 
 
 def monai_loop(predictions: Path, labels: Path) -> None:

@@ -21,7 +21,7 @@ from sam2_3dmed.run.run_config import RunRecord
 from sam2_3dmed.run.run_folder import read_weights, rebuild
 from sam2_3dmed.run.train import SPLIT_FILE, TrainRequest, train_run
 from sam2_3dmed.run.train import test_run as run_test
-from sam2_3dmed.volume.nifti import read_label, read_volume
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
 SETTINGS = ["model.size=nano", "model.image_size=64", "slab_slices=3", "training.epochs=2", "training.batch_size=4"]
@@ -62,7 +62,7 @@ def test_every_way_to_predict_draws_the_same_boxes(run: Path, blobs: Path, tmp_p
     for case in cases:
         tested = read_label(run / "predictions" / f"{case.name}.nii.gz").array
         assert np.array_equal(read_label(tmp_path / f"{case.name}.nii.gz").array, tested)
-        mask = predictor(read_volume(case.images[0]), reference=read_label(case.label))
+        mask = predictor(Volume.read(case.images[0]), reference=read_label(case.label))
         assert np.array_equal(mask.array, tested)
     lines = [json.loads(line) for line in next(tmp_path.glob("*.jsonl")).read_text().splitlines()]
     assert {line["reference"] for line in lines} == {str(case.label.resolve()) for case in cases}
@@ -77,7 +77,7 @@ def test_the_reference_gives_boxes_and_nothing_else(run: Path, blobs: Path, mode
     torch.manual_seed(0)
     with torch.no_grad():  # a few steps taught it little of corners
         predictor.network.segmentation.mask_decoder.point_embed.weight.normal_(std=3)
-    image, truth = read_volume(blobs / "imagesTr" / "blob_00.nii.gz"), read_label(blobs / "labelsTr" / "blob_00.nii.gz")
+    image, truth = Volume.read(blobs / "imagesTr" / "blob_00.nii.gz"), read_label(blobs / "labelsTr" / "blob_00.nii.gz")
     hollow, moved = truth.array.copy(), np.roll(truth.array, 6, axis=0)
     hollow[:, :, 1::2] = 3
     for index in range(0, hollow.shape[2], 2):
@@ -120,7 +120,7 @@ def test_who_gives_no_boxes_or_too_many_is_told(run: Path, blob_run: Path, blobs
     assert "has no mask blob_00.nii.gz and 11 more" in str(error)
     error = command(image, "-m", run, "-o", label.parent, "--boxes-from", label.parent)
     assert "a mask would replace this input" in str(error)
-    volume, reference = read_volume(image), read_label(label)
+    volume, reference = Volume.read(image), read_label(label)
     with pytest.raises(ConfigError, match="no reference to draw them"):
         Predictor.load(run)(volume)
     with pytest.raises(ConfigError, match="takes no boxes"):

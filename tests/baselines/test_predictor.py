@@ -14,7 +14,7 @@ from sam2_3dmed.baselines.recipe import patch_recipe
 from sam2_3dmed.baselines.spec import Intensities, PatchSpec
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.postprocess import PostProcessing
-from sam2_3dmed.volume.nifti import read_label, read_volume
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume, same_grid
 
 
@@ -45,7 +45,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_the_mask_lies_on_the_input_grid(make_predictor: Callable[..., PatchPredictor], blobs: Path) -> None:
-    image = read_volume(blobs / "imagesTr" / "blob_00.nii.gz")
+    image = Volume.read(blobs / "imagesTr" / "blob_00.nii.gz")
     truth = read_label(blobs / "labelsTr" / "blob_00.nii.gz")
     mask = make_predictor()(image)
     assert same_grid(mask, image)
@@ -57,7 +57,7 @@ def test_the_mask_lies_on_the_input_grid(make_predictor: Callable[..., PatchPred
 def test_a_volume_stored_the_other_way_round(
     make_predictor: Callable[..., PatchPredictor], blobs: Path, flip: tuple
 ) -> None:
-    image = read_volume(blobs / "imagesTr" / "blob_01.nii.gz")
+    image = Volume.read(blobs / "imagesTr" / "blob_01.nii.gz")
     affine = image.affine @ np.array([[-1, 0, 0, image.shape[0] - 1], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     other = Volume(np.ascontiguousarray(image.array[flip]), affine)
     predictor = make_predictor()
@@ -82,9 +82,9 @@ def test_what_is_written_as_probabilities_is_the_softmax(
     logits = torch.randn(3, 4, 5)
     expected = torch.cat([torch.zeros(1, 4, 5), logits]).softmax(dim=0)[1:]
     torch.testing.assert_close(_log_odds(logits).sigmoid(), expected)
-    image = read_volume(blobs / "imagesTr" / "blob_00.nii.gz")
+    image = Volume.read(blobs / "imagesTr" / "blob_00.nii.gz")
     mask = make_predictor()(image, tmp_path / "blob")
-    bright = read_volume(tmp_path / "blob_bright.nii.gz").array
+    bright = Volume.read(tmp_path / "blob_bright.nii.gz").array
     assert bright[mask.array == 1].min() > 0.33
     assert bright[mask.array == 3].max() < 0.1
     assert (tmp_path / "blob_dark.nii.gz").is_file()
@@ -93,7 +93,7 @@ def test_what_is_written_as_probabilities_is_the_softmax(
 def test_flips_change_nothing_for_a_network_without_sides(
     make_predictor: Callable[..., PatchPredictor], blobs: Path
 ) -> None:
-    image = read_volume(blobs / "imagesTr" / "blob_02.nii.gz")
+    image = Volume.read(blobs / "imagesTr" / "blob_02.nii.gz")
     assert np.array_equal(make_predictor(flips=True)(image).array, make_predictor()(image).array)
 
 
@@ -117,4 +117,4 @@ def test_options(make_predictor: Callable[..., PatchPredictor], blobs: Path) -> 
     with pytest.raises(ConfigError, match=r"^U-Net .* has no option 'direction'; there are batch_size, bf16, "):
         make_predictor(direction="forward")
     with pytest.raises(ConfigError, match="makes no boundary maps and no relative positions"):
-        predictor.with_auxiliary(read_volume(blobs / "imagesTr" / "blob_00.nii.gz"))
+        predictor.with_auxiliary(Volume.read(blobs / "imagesTr" / "blob_00.nii.gz"))

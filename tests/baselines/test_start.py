@@ -22,8 +22,8 @@ from sam2_3dmed.report.build import write_report
 from sam2_3dmed.run.run_config import PatchRecord, RunRecord
 from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, read_weights
 from sam2_3dmed.run.train import TrainRequest, test_run, train_run
-from sam2_3dmed.volume.nifti import read_label, read_volume
-from sam2_3dmed.volume.volume import same_grid
+from sam2_3dmed.volume.label import read_label
+from sam2_3dmed.volume.volume import Volume, same_grid
 
 test_run.__test__ = False  # a function of the package, not a test
 
@@ -46,7 +46,7 @@ def test_from_data_to_scores(system: str, blobs: Path, tmp_path: Path) -> None:
     evaluation = test_run(run, blobs)
     assert len(evaluation.cases) == 2
     for case in evaluation.cases:
-        image = read_volume(blobs / "imagesTr" / f"{case.name}.nii.gz")
+        image = Volume.read(blobs / "imagesTr" / f"{case.name}.nii.gz")
         assert same_grid(read_label(case.prediction, {1, 3}), image)
     names = {path.name for path in run.iterdir()}
     assert {"model.safetensors", "config.yaml", "split.json", "curves.csv", "data.json", "log.txt"} < names

@@ -13,8 +13,7 @@ from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
 from sam2_3dmed.evaluation.cases import evaluate_cases
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.run_folder import save_model
-from sam2_3dmed.volume.nifti import read_volume
-from sam2_3dmed.volume.volume import same_grid
+from sam2_3dmed.volume.volume import Volume, same_grid
 
 LABELS = {1: "bright", 3: "dark"}
 
@@ -63,7 +62,7 @@ def test_predict_saves_what_else_the_network_said(run: Path, blobs: Path, tmp_pa
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} == {"blob_00.nii.gz", "auxiliary", "manifest.jsonl"}
-    assert same_grid(read_volume(tmp_path / "auxiliary" / "blob_00_boundary.nii.gz"), read_volume(image))
+    assert same_grid(Volume.read(tmp_path / "auxiliary" / "blob_00_boundary.nii.gz"), Volume.read(image))
     assert (tmp_path / "auxiliary" / "blob_00_positions.json").is_file()
 
 

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sam2_3dmed.cli import main as cli
-from sam2_3dmed.volume.nifti import read_label, read_volume
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume, same_grid
 
 QUICK = ["model.size=nano", "model.image_size=64", "slab_slices=3", "training.epochs=1"]
@@ -80,7 +80,7 @@ def test_predict_and_evaluate(trained: tuple[Path, Path], tmp_path: Path, capsys
     assert status == 0
     assert "12 of 12 masks written" in output
     for file in (data / "imagesTr").iterdir():
-        assert same_grid(read_label(tmp_path / "masks" / file.name, {1, 3}), read_volume(file))
+        assert same_grid(read_label(tmp_path / "masks" / file.name, {1, 3}), Volume.read(file))
     arguments = [tmp_path / "masks", data / "labelsTr", "-o", tmp_path / "scores", "--labels", data / "dataset.json"]
     status, output, _ = run("evaluate", *arguments, "--tolerance", 3, capsys=capsys, monkeypatch=monkeypatch)
     assert status == 0

@@ -16,7 +16,7 @@ from sam2_3dmed.dicom.codes import UNKNOWN, Code
 from sam2_3dmed.dicom.segmentation import segment_codes
 from sam2_3dmed.errors import ConfigError, UserError, WeightsError
 from sam2_3dmed.run.run_folder import remember_codes
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 
 
 def predict(*arguments: object) -> Result:

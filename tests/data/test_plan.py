@@ -7,7 +7,7 @@ import pytest
 from sam2_3dmed.config import ChannelPlan, Plan
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.fingerprint import CaseFingerprint, ClassFingerprint, Fingerprint, fingerprint
-from sam2_3dmed.data.plan import propose_plan, read_plan_yaml, write_plan_yaml
+from sam2_3dmed.data.plan import choose_slicing_axis, propose_plan, read_plan_yaml, write_plan_yaml
 from sam2_3dmed.errors import ConfigError, DataError
 
 
@@ -163,3 +163,27 @@ def test_real_ct(shared_data: Path) -> None:
     (case,) = (case for case in found.cases if case.name == catalog.cases[0].name)
     assert plan.channels[0].low == pytest.approx(case.intensities[0][0], abs=2)
     assert plan.channels[0].high == pytest.approx(case.intensities[0][2], abs=2)
+
+
+@pytest.mark.parametrize(
+    ("spacings", "expected"),
+    [
+        ([(1, 1, 1)], "axial"),
+        ([(0.7, 0.7, 5)], "axial"),
+        ([(0.6, 3.0, 0.6)], "coronal"),
+        ([(3.0, 0.6, 0.6)], "sagittal"),
+        ([(1, 2, 1)], "axial"),  # the anisotropy must exceed 2
+        ([(1, 2.01, 1)], "coronal"),
+        ([(3, 3, 1)], "coronal"),  # coronal goes before sagittal
+        ([(1, 3, 3)], "axial"),  # a tie with axial is axial
+        ([(0.6, 3, 0.6)] * 2 + [(1, 1, 9)], "coronal"),  # medians, not means
+        ([(0.6, 3, 0.6)] + [(1, 1.2, 1)] * 2, "axial"),
+    ],
+)
+def test_choose_slicing_axis(spacings, expected):
+    assert choose_slicing_axis(spacings) == expected
+
+
+def test_choose_slicing_axis_without_cases():
+    with pytest.raises(DataError, match="without a case"):
+        choose_slicing_axis([])

@@ -14,7 +14,7 @@ from sam2_3dmed.dicom.segmentation import write_segmentation
 from sam2_3dmed.dicom.series import choose_series
 from sam2_3dmed.dicom.structures import write_structures
 from sam2_3dmed.errors import ConfigError, DataError
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
 

@@ -9,7 +9,7 @@ from sam2_3dmed.dicom.files import DicomFile
 from sam2_3dmed.dicom.series import choose_series
 from sam2_3dmed.dicom.structures import read_structures, structure_names, write_structures
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 
 
 @pytest.fixture

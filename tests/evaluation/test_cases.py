@@ -10,7 +10,6 @@ import pytest
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.evaluation.cases import evaluate_cases, evaluate_folders
 from sam2_3dmed.evaluation.metrics import Scoring, case_metrics
-from sam2_3dmed.volume.nifti import write_volume
 from sam2_3dmed.volume.volume import Volume
 
 SPACING_MM = (0.75, 0.5, 3.0)
@@ -26,7 +25,7 @@ def label_map(seed):
 
 def save(array, path, affine=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_volume(Volume(array, np.diag([*SPACING_MM, 1.0]) if affine is None else affine), path)
+    Volume(array.write(np.diag([*SPACING_MM, 1.0]) if affine is None else affine), path)
 
 
 @pytest.fixture

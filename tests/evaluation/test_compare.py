@@ -10,7 +10,6 @@ from sam2_3dmed.errors import DataError
 from sam2_3dmed.evaluation.cases import evaluate_folders
 from sam2_3dmed.evaluation.compare import compare_runs
 from sam2_3dmed.evaluation.statistics import holm
-from sam2_3dmed.volume.nifti import write_volume
 from sam2_3dmed.volume.volume import Volume
 
 BASE = [0.5, 0.625, 0.75, 0.5, 0.375, 0.25, 0.5, 0.75]
@@ -165,7 +164,7 @@ def evaluated(tmp_path):
         good[low[0], low[1], low[2]] = 0
         for name, array in (("labels", truth), ("shifted", np.roll(truth, 1, axis=0)), ("good", good)):
             (tmp_path / name).mkdir(exist_ok=True)
-            write_volume(Volume(array, np.diag([0.8, 0.8, 5, 1])), tmp_path / name / f"case_{number}.nii.gz")
+            Volume(array, np.diag([0.8, 0.8, 5, 1])).write(tmp_path / name / f"case_{number}.nii.gz")
     for name in ("shifted", "good"):
         result = evaluate_folders(tmp_path / name, tmp_path / "labels", {1: "organ", 2: "tumour"})
         result.write(tmp_path / "runs" / name / "evaluation")

@@ -11,7 +11,7 @@ from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.evaluation.grid import bounding_box
 from sam2_3dmed.evaluation.metrics import Scoring, case_metrics, dice
 from sam2_3dmed.evaluation.surface import surface_distances
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 
 EMPTY = np.zeros((3, 4, 12), dtype=bool)
 VOXEL = EMPTY.copy()

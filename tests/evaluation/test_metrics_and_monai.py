@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import binary_erosion
 
 from sam2_3dmed.evaluation.metrics import Scoring, case_metrics
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 
 pytestmark = [
     pytest.mark.slow,

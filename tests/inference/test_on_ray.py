@@ -15,7 +15,7 @@ from sam2_3dmed.inference.inputs import find_inputs
 from sam2_3dmed.inference.job import Job, run_job
 from sam2_3dmed.inference.on_ray import Tries, Worker, on_ray
 from sam2_3dmed.inference.workers import in_this_process
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
 # Ray's own; ours stay errors.

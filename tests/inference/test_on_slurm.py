@@ -12,7 +12,7 @@ from sam2_3dmed.inference.job import run_job
 from sam2_3dmed.inference.on_slurm import Part, on_slurm
 from sam2_3dmed.inference.workers import in_this_process
 from sam2_3dmed.processes.slurm import LOGS
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 
 LOCAL = {"cluster": "local", "timeout_min": 5}
 

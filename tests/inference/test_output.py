@@ -7,7 +7,7 @@ from pydicom import dcmread
 from sam2_3dmed.dicom.series import choose_series
 from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.inference.output import MaskFormat, format_name
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
 LABELS = {1: "spleen"}

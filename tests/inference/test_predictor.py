@@ -13,7 +13,6 @@ from sam2_3dmed.errors import ConfigError, VolumeError
 from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.predictor import Predictor
-from sam2_3dmed.volume.nifti import read_volume
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.volume import Volume
 
@@ -215,7 +214,7 @@ def test_probabilities_agree_with_the_mask(make, tmp_path, axis, direction):
     predictor = make(axis=axis, direction=direction)
     mask = predictor(volume, tmp_path / "new" / "case")
     assert np.array_equal(mask.array, predictor(volume).array)
-    found = [read_volume(tmp_path / "new" / f"case_{name}.nii.gz") for name in "ab"]
+    found = [Volume.read(tmp_path / "new" / f"case_{name}.nii.gz") for name in "ab"]
     for probability in found:
         np.testing.assert_allclose(probability.affine, volume.affine, atol=1e-4)
     stacked = np.stack([np.full(volume.shape, 0.5), *(probability.array for probability in found)])

@@ -6,7 +6,6 @@ import torch
 
 from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.inference.probabilities import probability_files, writing_probabilities
-from sam2_3dmed.volume.nifti import read_volume
 from sam2_3dmed.volume.slice_writer import SliceWriter
 from sam2_3dmed.volume.volume import Volume
 
@@ -28,7 +27,7 @@ def test_files_hold_what_the_network_said(tmp_path, order):
     logits = write(tmp_path / "new" / "case", order)
     resized = torch.nn.functional.interpolate(logits, (6, 8), mode="bilinear", align_corners=False)
     for k, name in enumerate(("left_kidney", "tumour")):
-        found = read_volume(tmp_path / "new" / f"case_{name}.nii.gz")
+        found = Volume.read(tmp_path / "new" / f"case_{name}.nii.gz")
         expected = resized[:, k].sigmoid().numpy().transpose(2, 1, 0)[::-1, ::-1]
         np.testing.assert_allclose(found.array, expected, atol=0.5 / 255 + 1e-6)
         np.testing.assert_array_equal(found.affine, GRID.affine)

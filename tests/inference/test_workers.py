@@ -7,7 +7,7 @@ from sam2_3dmed.errors import ConfigError, WeightsError
 from sam2_3dmed.inference.inputs import find_inputs
 from sam2_3dmed.inference.job import run_job
 from sam2_3dmed.inference.workers import assign_devices, in_processes, in_this_process, limit_threads
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,7 @@ def finished_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sam2_3dmed.evaluation.cases import evaluate_cases
     from sam2_3dmed.run.build_model import make_model
     from sam2_3dmed.run.run_folder import remember_data, save_model
-    from sam2_3dmed.volume.nifti import read_label
+    from sam2_3dmed.volume.label import read_label
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("report") / "run"

@@ -19,7 +19,7 @@ from sam2_3dmed.report.case_report import (
 from sam2_3dmed.report.charts import distance_map
 from sam2_3dmed.report.contents import read_run
 from sam2_3dmed.report.meshes import Mesh
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
 MANY = 10**6

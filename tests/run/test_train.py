@@ -19,8 +19,8 @@ from sam2_3dmed.errors import DataError
 from sam2_3dmed.run.run_config import RunRecord
 from sam2_3dmed.run.run_folder import remembered_codes, remembered_data
 from sam2_3dmed.run.train import SPLIT_FILE, TrainRequest, test_run, train_run
-from sam2_3dmed.volume.nifti import read_label, read_volume
-from sam2_3dmed.volume.volume import same_grid
+from sam2_3dmed.volume.label import read_label
+from sam2_3dmed.volume.volume import Volume, same_grid
 
 test_run.__test__ = False  # a function of the package, not a test
 
@@ -95,7 +95,7 @@ def test_the_test_set_is_predicted_and_scored(run: Path, data: Path) -> None:
     assert tuple(case.name for case in evaluation.cases) == split.test
     for name in split.test:
         mask = read_label(run / "predictions" / f"{name}.nii.gz", {1, 3})
-        assert same_grid(mask, read_volume(data / "imagesTr" / f"{name}.nii.gz"))
+        assert same_grid(mask, Volume.read(data / "imagesTr" / f"{name}.nii.gz"))
     summary = json.loads((run / "evaluation" / "summary.json").read_text())
     assert [row["class"] for row in summary["results"]] == ["bright", "dark", "mean", "foreground"]
     assert {"nsd_2mm", "nsd_1mm"} < set(summary["metrics"])
@@ -203,5 +203,5 @@ def test_real_ct_runs_through(shared_data: Path, tmp_path: Path) -> None:
     losses = [float(row.split(",")[column]) for row in rows[1:]]
     assert losses[-1] < 0.95 * losses[0]
     for case in test_run(folder, data).cases:
-        image = read_volume(data / "imagesTr" / f"{case.name}.nii.gz")
+        image = Volume.read(data / "imagesTr" / f"{case.name}.nii.gz")
         assert same_grid(read_label(case.prediction), image)

@@ -1,10 +1,12 @@
 """Label maps: any dtype in, small integers out, and no value that the data set does not name."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import class_colour, read_label
 
 
 @pytest.mark.parametrize(
@@ -62,3 +64,10 @@ def test_labels_that_cannot_be(tmp_path, array, allowed, line, saved):
         read_label(path, allowed)
     assert str(caught.value).startswith(f"{path}: ")
     assert str(caught.value).endswith(line)
+
+
+def test_colours_of_117_classes_differ_and_neighbours_do_so_clearly():
+    colours = [class_colour(number) for number in range(1, 118)]
+    assert len(set(colours)) == 117
+    assert all(0 <= part <= 255 for colour in colours for part in colour)
+    assert min(np.abs(np.subtract(a, b)).max() for a, b in pairwise(colours)) > 60

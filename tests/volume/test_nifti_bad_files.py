@@ -14,8 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.volume import Volume, nifti
-from sam2_3dmed.volume.nifti import read_label, read_volume, write_volume
+from sam2_3dmed.volume import Volume
+from sam2_3dmed.volume.label import read_label
 
 NOISE = np.random.default_rng(0).integers(0, 999, (20, 20, 20)).astype(np.int16)
 RGB = np.zeros((3, 4, 5), [("R", "u1"), ("G", "u1"), ("B", "u1")])
@@ -115,7 +115,7 @@ BAD_ARRAYS = {
 
 def check_line(path, line, capfd):
     """Each way to read the file raises this very line, and nothing is printed."""
-    for read in (read_volume, read_label, Volume.read):
+    for read in (read_label, Volume.read):
         with pytest.raises(VolumeError, match=f"^{re.escape(f'{path}: {line}')}$"):
             read(path)
     assert capfd.readouterr() == ("", "")
@@ -156,7 +156,7 @@ def test_half_a_pair(tmp_path, oblique, gone, left):
     nib.Nifti1Pair(NOISE, oblique).to_filename(tmp_path / "v.img")
     (tmp_path / f"v{gone}").unlink()
     with pytest.raises(VolumeError, match=rf"v\{left}: .*\{gone}.* is missing"):
-        read_volume(tmp_path / f"v{left}")
+        Volume.read(tmp_path / f"v{left}")
 
 
 def test_every_cut_of_a_file_is_noticed(tmp_path, saved):
@@ -165,7 +165,7 @@ def test_every_cut_of_a_file_is_noticed(tmp_path, saved):
     for length in range(len(content)):
         (tmp_path / "cut.nii.gz").write_bytes(content[:length])
         with pytest.raises(VolumeError, match=r"cut\.nii\.gz: "):
-            read_volume(tmp_path / "cut.nii.gz")
+            Volume.read(tmp_path / "cut.nii.gz")
 
 
 def test_every_damaged_byte_of_compressed_voxels_is_noticed(tmp_path, saved):
@@ -174,7 +174,7 @@ def test_every_damaged_byte_of_compressed_voxels_is_noticed(tmp_path, saved):
     for position in range(100, len(content)):
         path.write_bytes(with_bytes(content, position, bytes([content[position] ^ 0x55])))
         with pytest.raises(VolumeError, match=r"damaged\.nii\.gz: "):
-            read_volume(path)
+            Volume.read(path)
 
 
 @given(position=st.integers(0, 347), value=st.integers(0, 255))
@@ -185,7 +185,7 @@ def test_any_damage_to_a_header_gives_an_image_or_a_line(tmp_path_factory, posit
     path = tmp_path_factory.mktemp("damage") / "v.nii"
     path.write_bytes(with_bytes(buffer.getvalue(), position, bytes([value])))
     try:
-        assert np.isfinite(read_volume(path).array).all()
+        assert np.isfinite(Volume.read(path).array).all()
     except VolumeError as error:
         line = str(error)
     else:
@@ -202,12 +202,12 @@ def no_space(*_arguments, **_names):
 @pytest.mark.parametrize("moment", ["write", "replace"])
 def test_no_space_left(tmp_path, monkeypatch, moment, ending, voxels, oblique):
     path = tmp_path / f"mask{ending}"
-    write_volume(Volume(voxels(np.uint8), oblique), path)
+    Volume(voxels(np.uint8), oblique).write(path)
     before = path.read_bytes()
-    monkeypatch.setattr(*((nifti, "_write") if moment == "write" else (Path, "replace")), no_space)
+    monkeypatch.setattr(*((nib.Nifti1Header, "write_to") if moment == "write" else (Path, "replace")), no_space)
     line = f"{path}: cannot be written: no space left on the device"
     with pytest.raises(VolumeError, match=f"^{re.escape(line)}$"):
-        write_volume(Volume(voxels(np.float64), oblique), path)
+        Volume(voxels(np.float64), oblique).write(path)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == before
 
@@ -219,20 +219,20 @@ def test_a_limit_of_the_system_on_the_file_size(tmp_path, ending, oblique):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(VolumeError, match=r"mask\.nii.*: cannot be written: File too large"):
-            write_volume(Volume(noise, oblique), tmp_path / f"mask{ending}")
+            Volume(noise, oblique).write(tmp_path / f"mask{ending}")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interruption_leaves_nothing_behind(tmp_path, monkeypatch, voxels, oblique):
-    def interrupted(volume, stream):
+    def interrupted(_header, stream):
         stream.write(b"half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nifti, "_write", interrupted)
+    monkeypatch.setattr(nib.Nifti1Header, "write_to", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_volume(Volume(voxels(np.uint8), oblique), tmp_path / "mask.nii.gz")
+        Volume(voxels(np.uint8), oblique).write(tmp_path / "mask.nii.gz")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -251,12 +251,12 @@ def test_places_that_cannot_be_written(tmp_path, name, line, voxels, oblique):
     (tmp_path / "folder.nii.gz").mkdir()
     path = tmp_path / name
     with pytest.raises(VolumeError, match=f"^{re.escape(f'{path}: {line}')}$"):
-        write_volume(Volume(voxels(np.uint8), oblique), path)
+        Volume(voxels(np.uint8), oblique).write(path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder.nii.gz"]
 
 
 def test_an_axis_longer_than_nifti_can_say(tmp_path):
     volume = Volume(np.zeros((40000, 1, 1), np.uint8), np.eye(4))
     with pytest.raises(VolumeError, match=r"NIfTI has no room for the shape \(40000, 1, 1\)"):
-        write_volume(volume, tmp_path / "mask.nii")
+        volume.write(tmp_path / "mask.nii")
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.volume.nifti import read_volume
+from sam2_3dmed.volume.volume import Volume
 
 SHAPE = (100, 100, 250)
 """2.5 million voxels."""
@@ -45,7 +45,7 @@ def peak_of(work):
 )
 def test_what_needs_no_change_is_mapped(tmp_path, saved, voxels, name, endianness, fields, mapped):
     path = saved(tmp_path / name, endianness=endianness, **fields)
-    array = read_volume(path).array
+    array = Volume.read(path).array
     assert is_mapped(array) == mapped
     np.testing.assert_array_equal(array, voxels(np.int16) * fields.get("scl_slope", 1))
 
@@ -53,17 +53,17 @@ def test_what_needs_no_change_is_mapped(tmp_path, saved, voxels, name, endiannes
 def test_writing_to_a_mapped_array_does_not_touch_the_file(tmp_path, saved, voxels):
     path = saved(tmp_path / "v.nii")
     before = path.read_bytes()
-    read_volume(path).array[...] = 7
+    Volume.read(path).array[...] = 7
     assert path.read_bytes() == before
-    np.testing.assert_array_equal(read_volume(path).array, voxels(np.int16))
+    np.testing.assert_array_equal(Volume.read(path).array, voxels(np.int16))
 
 
 def test_a_mapped_file_may_be_replaced(tmp_path, saved, voxels):
     path = saved(tmp_path / "v.nii")
-    volume = read_volume(path)
+    volume = Volume.read(path)
     volume.with_array(volume.array + np.int16(1)).write(path)
     np.testing.assert_array_equal(volume.array, voxels(np.int16))
-    np.testing.assert_array_equal(read_volume(path).array, voxels(np.int16) + 1)
+    np.testing.assert_array_equal(Volume.read(path).array, voxels(np.int16) + 1)
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_a_mapped_file_may_be_replaced(tmp_path, saved, voxels):
 )
 def test_memory_is_that_of_the_voxels_as_stored(tmp_path, saved, noise, fields, times):
     path = saved(tmp_path / "v.nii.gz", noise, **fields)
-    _, peak = peak_of(lambda: read_volume(path))
+    _, peak = peak_of(lambda: Volume.read(path))
     assert peak < times * noise.nbytes + 34e6  # two pieces of a million voxels in 8 bytes each, at most
 
 
 def test_looking_for_nan_makes_no_copy(tmp_path, saved, noise):
     path = saved(tmp_path / "v.nii", noise.astype(np.float64))
-    _, peak = peak_of(lambda: read_volume(path))
+    _, peak = peak_of(lambda: Volume.read(path))
     assert peak < 3e6
 
 
@@ -86,9 +86,9 @@ def test_nan_beyond_the_first_piece_is_found(tmp_path, saved, noise):
     array = noise.astype(np.float32)
     array[-1, -1, -1], array[0, 0, 0] = np.nan, np.inf
     with pytest.raises(VolumeError, match="2 of 2500000 voxels are NaN or infinite"):
-        read_volume(saved(tmp_path / "v.nii", array))
+        Volume.read(saved(tmp_path / "v.nii", array))
 
 
 def test_scaling_beyond_the_first_piece(tmp_path, saved, noise):
     path = saved(tmp_path / "v.nii.gz", noise, scl_slope=3, scl_inter=-1)
-    np.testing.assert_array_equal(read_volume(path).array, noise * 3 - 1)
+    np.testing.assert_array_equal(Volume.read(path).array, noise * 3 - 1)

@@ -10,11 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from sam2_3dmed.errors import ConfigError, VolumeError
 from sam2_3dmed.volume import Volume
-from sam2_3dmed.volume.preprocess import (
-    Normalisation,
-    Preprocessing,
-    choose_slicing_axis,
-)
+from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.slices import volume_to_slices
 
 HU = Normalisation("fixed", -100, 300)
@@ -205,30 +201,6 @@ def test_unusable_normalisation(arguments, message):
 def test_a_plan_has_one_to_three_channels(count):
     with pytest.raises(ConfigError, match=f"1 to 3 channels, not {count}"):
         Preprocessing("axial", (HU,) * count)
-
-
-@pytest.mark.parametrize(
-    ("spacings", "expected"),
-    [
-        ([(1, 1, 1)], "axial"),
-        ([(0.7, 0.7, 5)], "axial"),
-        ([(0.6, 3.0, 0.6)], "coronal"),
-        ([(3.0, 0.6, 0.6)], "sagittal"),
-        ([(1, 2, 1)], "axial"),  # the anisotropy must exceed 2
-        ([(1, 2.01, 1)], "coronal"),
-        ([(3, 3, 1)], "coronal"),  # coronal goes before sagittal
-        ([(1, 3, 3)], "axial"),  # a tie with axial is axial
-        ([(0.6, 3, 0.6)] * 2 + [(1, 1, 9)], "coronal"),  # medians, not means
-        ([(0.6, 3, 0.6)] + [(1, 1.2, 1)] * 2, "axial"),
-    ],
-)
-def test_choose_slicing_axis(spacings, expected):
-    assert choose_slicing_axis(spacings) == expected
-
-
-def test_choose_slicing_axis_without_cases():
-    with pytest.raises(VolumeError, match="without a case"):
-        choose_slicing_axis([])
 
 
 def test_real_ct(shared_data):

@@ -12,7 +12,8 @@ from scipy.spatial.transform import Rotation
 
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.volume import Volume
-from sam2_3dmed.volume.volume import canonical_axes, describe_difference, same_grid
+from sam2_3dmed.volume.affine import canonical_axes
+from sam2_3dmed.volume.volume import describe_difference, same_grid
 
 ORDERS = list(product(permutations(range(3)), product((1, -1), repeat=3)))
 LETTERS = {1: "RAS", -1: "LPI"}

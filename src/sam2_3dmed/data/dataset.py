@@ -9,7 +9,7 @@ from typing import Any
 from sam2_3dmed.data import dataset_json as description
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.volume.files import ENDINGS, case_name, list_volumes, read_channels, require_same_grid
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
 MAX_CHANNELS = 3

@@ -14,8 +14,8 @@ from scipy import ndimage
 from sam2_3dmed.data.dataset import Case, MedicalDataset, read_case
 from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.processes.map_cases import Progress, map_cases
+from sam2_3dmed.volume.affine import canonical_axes
 from sam2_3dmed.volume.slices import SlicingAxis
-from sam2_3dmed.volume.volume import canonical_axes
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

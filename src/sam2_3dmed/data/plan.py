@@ -6,13 +6,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import yaml
 
 from sam2_3dmed.config import ChannelPlan, Plan, parse, read_yaml
 from sam2_3dmed.data.fingerprint import AXES, Fingerprint, foreground_percentiles
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.processes.atomic import write_text
-from sam2_3dmed.volume.preprocess import choose_slicing_axis
 from sam2_3dmed.volume.slices import SlicingAxis
 
 _LOW, _HIGH = 0.5, 99.5
@@ -46,6 +46,28 @@ def propose_plan(fingerprint: Fingerprint, names: Sequence[str] | None = None) -
         slab_slices=_slab(chosen, axis),
         nsd_tolerance_mm=_tolerance_mm(fingerprint),
     )
+
+
+def choose_slicing_axis(spacings_mm: Sequence[tuple[float, float, float]]) -> SlicingAxis:
+    """The slicing axis for a data set: axial, unless the cases are plainly thick-sliced along another axis.
+
+    That is, unless another axis has the largest median spacing and the median over the cases of
+    (largest / smallest spacing) exceeds 2.
+
+    Args:
+        spacings_mm: for each case, along R, A and S.
+
+    Raises:
+        DataError: no cases.
+    """
+    if not spacings_mm:
+        raise DataError("a slicing axis cannot be chosen without a case")
+    spacings = np.asarray(spacings_mm, dtype=np.float64)
+    along_r, along_a, along_s = np.median(spacings, axis=0).tolist()
+    anisotropy = float(np.median(spacings.max(axis=1) / spacings.min(axis=1)))
+    if anisotropy <= 2 or along_s >= max(along_r, along_a):
+        return "axial"
+    return "sagittal" if along_r > along_a else "coronal"
 
 
 def _channel(fingerprint: Fingerprint, index: int, name: str) -> ChannelPlan:

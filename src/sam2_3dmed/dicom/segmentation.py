@@ -16,7 +16,7 @@ from sam2_3dmed.dicom.geometry import LPS_TO_RAS, Plane, planes_of
 from sam2_3dmed.dicom.series import DicomSeries
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.processes.atomic import replacing
-from sam2_3dmed.volume.colours import colour_of
+from sam2_3dmed.volume.label import class_colour
 from sam2_3dmed.volume.volume import Volume
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _description(number: int, name: str, codes: Mapping[str, Code]) -> Any:
             family=CodedConcept("123109", "DCM", "Artificial Intelligence"),
             version=version("sam2-3dmed"),
         ),
-        display_color=CIELabColor.from_rgb(*colour_of(number)),
+        display_color=CIELabColor.from_rgb(*class_colour(number)),
     )
 
 

@@ -19,7 +19,7 @@ from sam2_3dmed.dicom.segmentation import MAKER
 from sam2_3dmed.dicom.series import DicomSeries
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.processes.atomic import replacing
-from sam2_3dmed.volume.colours import colour_of
+from sam2_3dmed.volume.label import class_colour
 from sam2_3dmed.volume.volume import Volume
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def _add_regions(
         contours = [
             contour for place in range(series.shape[2]) for contour in _contours(mask, value, place, series, sources)
         ]
-        colour = list(colour_of(number))
+        colour = list(class_colour(number))
         contoured.append(_set(Dataset(), ReferencedROINumber=number, ROIDisplayColor=colour, ContourSequence=contours))
         observed.append(
             _set(

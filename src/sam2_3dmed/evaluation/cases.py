@@ -21,8 +21,9 @@ from sam2_3dmed.evaluation.summary import summarise
 from sam2_3dmed.evaluation.surface import SurfaceDefinition
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.map_cases import Progress, map_cases
-from sam2_3dmed.volume.nifti import read_label
-from sam2_3dmed.volume.volume import canonical_axes, describe_difference
+from sam2_3dmed.volume.affine import canonical_axes
+from sam2_3dmed.volume.label import read_label
+from sam2_3dmed.volume.volume import describe_difference
 
 # Processes start in about half a second. Masks are small on disk: this is about a hundred small pairs, or five of a
 # whole CT, to score, which takes a second or two; and this much more to read only.

@@ -21,7 +21,7 @@ from sam2_3dmed.report.build import write_report
 from sam2_3dmed.report.figures import Picture, draw_cases
 from sam2_3dmed.run.run_config import CONFIG_FILE, RunRecord
 from sam2_3dmed.run.train import SPLIT_FILE, TrainRequest, test_run, train_run
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 
 _SEED = 0
 

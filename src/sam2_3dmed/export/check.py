@@ -22,7 +22,7 @@ from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.run_folder import remembered_data
 from sam2_3dmed.volume.files import read_channels
 from sam2_3dmed.volume.preprocess import Preprocessing, SliceStack
-from sam2_3dmed.volume.slices import num_slices
+from sam2_3dmed.volume.slices import volume_to_slices
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -74,7 +74,7 @@ def real_slices(run: Path, file: Path | None, preprocessing: Preprocessing, at_l
     """
     if file is not None:
         found = find_inputs([file], len(preprocessing.normalisation))[0].read()
-        count = num_slices(found, preprocessing.slicing_axis)
+        count = len(volume_to_slices(found, preprocessing.slicing_axis))
         if count < at_least:
             raise DataError(f"{file}: has {count} slices, and the check needs a slab of {at_least}")
         return RealSlices("a given volume", _middle(preprocessing.stack(found), 2 * at_least))
@@ -82,7 +82,7 @@ def real_slices(run: Path, file: Path | None, preprocessing: Preprocessing, at_l
     try:
         for case in read_dataset(data).cases if data is not None else ():
             volume = read_channels(case.images)
-            if num_slices(volume, preprocessing.slicing_axis) >= at_least:
+            if len(volume_to_slices(volume, preprocessing.slicing_axis)) >= at_least:
                 return RealSlices("the run's data set", _middle(preprocessing.stack(volume), 2 * at_least))
     except UserError as error:
         logger.warning("The check uses a phantom, since the run's data set cannot be read: %s", error)

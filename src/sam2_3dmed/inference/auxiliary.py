@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.processes.atomic import write_text
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
 

@@ -17,7 +17,7 @@ from sam2_3dmed.inference.manifest import Manifest
 from sam2_3dmed.inference.output import MaskFormat
 from sam2_3dmed.inference.probabilities import probability_files
 from sam2_3dmed.volume.files import read_channels
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
 logger = logging.getLogger(__name__)

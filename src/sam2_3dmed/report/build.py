@@ -15,7 +15,7 @@ from sam2_3dmed.report.contents import CaseEntry, RunContents, chosen_cases, rea
 from sam2_3dmed.report.page import Page, page_html
 from sam2_3dmed.run.run_config import Sam2Record
 from sam2_3dmed.run.run_folder import load_model
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
 REPORT_FILE = "report.html"

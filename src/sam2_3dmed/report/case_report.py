@@ -20,7 +20,7 @@ from sam2_3dmed.report.panels import Panel, class_colour
 from sam2_3dmed.report.planes import ERROR_COLOURS, case_panels, case_volumes, class_numbers, largest_error, slice_dice
 from sam2_3dmed.report.render import bounds, render
 from sam2_3dmed.volume.files import require_same_grid
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.slices import WORLD_AXES
 from sam2_3dmed.volume.volume import Volume
 

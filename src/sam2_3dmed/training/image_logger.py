@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.training.run_module import RunModule, Slice
-from sam2_3dmed.volume.colours import colour_of
+from sam2_3dmed.volume.label import class_colour
 
 _HEIGHT = 3.6
 """Of a picture, in inches."""
@@ -59,7 +59,7 @@ def draw_slice(shown: Slice, names: Sequence[str], title: str) -> NDArray[np.uin
         axes.set_axis_off()
     plain.set_title(title, fontsize=9, loc="left")
     for k, name in enumerate(names, start=1):
-        colour = np.array(colour_of(k)) / 255
+        colour = np.array(class_colour(k)) / 255
         for classes, look in ((shown.predicted, {"colors": [colour]}), (shown.truth, _TRUTH)):
             inside = np.pad(classes == k, 1).astype(float)  # so that an outline closes at the border
             if inside.any():

@@ -1,4 +1,7 @@
-"""What a scan is: its array and its place in the world, its files, its slices."""
+"""Volumes: an array of voxels and its place in the world, files, slices, and intensities for the network.
+
+`Volume` is the public face: it reads and writes its files itself.
+"""
 
 from sam2_3dmed.volume.volume import Volume
 

@@ -1,4 +1,4 @@
-"""Which files are volumes, what their case is called, and several files of one channel each as one volume."""
+"""The volumes in a folder, the names of their cases, and several files of one channel each as one volume."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.volume.nifti import read_volume
 from sam2_3dmed.volume.volume import Volume, describe_difference
 
 ENDINGS = (".nii.gz", ".nii")
@@ -36,23 +35,27 @@ def read_channels(files: Sequence[Path]) -> Volume:
     Raises:
         VolumeError: an unreadable file, files on different grids, or several files of which one has channels itself.
     """
-    first = read_volume(files[0])
+    first = Volume.read(files[0])
     if len(files) == 1:
         return first
-    # One file beside the whole at a time, and each channel stays in one piece, as slices are cut from it.
+    # At most one file is in memory beside the result. Each channel is contiguous, as slices are cut from it.
     channels = np.empty((*first.shape, len(files)), first.array.dtype, order="F")
-    for place, file in enumerate(files):
-        volume = first if place == 0 else read_volume(file)
+    for channel, file in enumerate(files):
+        volume = first if channel == 0 else Volume.read(file)
         if volume.num_channels != 1:
             raise VolumeError(f"{file}: {volume.num_channels} channels, but one file per channel is expected")
         require_same_grid(first, files[0], volume, file)
         channels = channels.astype(np.result_type(channels, volume.array), copy=False)
-        channels[..., place] = volume.array
+        channels[..., channel] = volume.array
     return first.with_array(channels)
 
 
 def require_same_grid(a: Volume, file_a: Path, b: Volume, file_b: Path) -> None:
-    """Raise VolumeError, naming both files and how they differ, unless two volumes lie on the same grid."""
+    """Check that two volumes lie on the same grid.
+
+    Raises:
+        VolumeError: they do not; the message names both files and the difference.
+    """
     difference = describe_difference(a, b)
     if difference:
         raise VolumeError(f"{file_b}: not on the grid of {file_a}: {difference}")

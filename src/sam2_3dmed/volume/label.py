@@ -1,8 +1,8 @@
-"""What a label map may hold: small non-negative integers that the data set names."""
+"""Label maps: arrays of small non-negative integers, one for each class of the data set, and a colour for each."""
 
-from __future__ import annotations
-
+import colorsys
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,24 +14,40 @@ from sam2_3dmed.volume.volume import Volume
 _MAX_LABEL = int(np.iinfo(np.uint16).max)
 
 
-def as_label(volume: Volume, allowed: Collection[int] | None = None) -> Volume:
-    """The volume as a label map, whatever dtype it came in.
+def read_label(path: str | Path, allowed: Collection[int] | None = None) -> Volume:
+    """Read a label map, whatever dtype it is stored in.
 
-    allowed: the foreground values that may occur; background, 0, always may. None: any up to 65535.
-    Returns: a volume whose array is (X, Y, Z) uint8, or uint16 if a value exceeds 255.
-    Raises: VolumeError if there are channels, or values that are not integers, are negative, exceed 65535 or
-        are not in `allowed`; it names them.
+    Args:
+        allowed: the foreground values that may occur, besides 0, the background. None: any up to 65535.
+
+    Returns:
+        A volume whose array is (X, Y, Z) uint8, or uint16 if a value exceeds 255.
+
+    Raises:
+        VolumeError: as `Volume.read`; or the label has channels, or values that are not integers, are negative, exceed
+            65535 or are not in `allowed`.
     """
-    if volume.num_channels != 1:
-        raise VolumeError(f"a label has one value a voxel, not {volume.num_channels} channels")
-    label = _as_integers(volume.array)
-    if allowed is not None:
-        _check_allowed(label, allowed)
+    volume = Volume.read(path)
+    try:
+        if volume.num_channels != 1:
+            raise VolumeError(f"a label has one value a voxel, not {volume.num_channels} channels")
+        label = _as_integers(volume.array)
+        if allowed is not None:
+            _check_allowed(label, allowed)
+    except VolumeError as error:
+        raise VolumeError(f"{path}: {error}") from error
     return volume.with_array(label)
 
 
+def class_colour(number: int) -> tuple[int, int, int]:
+    """Red, green and blue (0 to 255) of the class `number`, from 1. Neighbours differ clearly."""
+    hue = (number - 1) * 0.61803398875 % 1.0  # the golden ratio
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.75 if number % 2 else 0.55, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
 def _as_integers(array: NDArray[Any]) -> NDArray[Any]:
-    """The array as uint8 or uint16; itself if it is that already."""
+    """The array as uint8 or uint16; not copied if it is that already."""
     if array.dtype.kind == "f":
         rounded = np.rint(array)
         # Files that scale their voxels miss integers by a rounding error.
@@ -58,7 +74,7 @@ def _check_allowed(label: NDArray[Any], allowed: Collection[int]) -> None:
 
 
 def _listed(values: NDArray[Any], most: int = 5) -> str:
-    """The distinct values, the first few of them, for a message."""
+    """The first few distinct values, for a message."""
     distinct = np.unique(values)
     shown = ", ".join(f"{value:g}" for value in distinct[:most].tolist())
     return f"{shown} and {distinct.size - most} more" if distinct.size > most else shown

@@ -1,10 +1,10 @@
-"""NIfTI files in and out, whole or not at all; every failure is one line that names the file."""
-
-from __future__ import annotations
+"""NIfTI-1 and -2 files to arrays and affines, and back; every error is one line that names the file."""
 
 import errno
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.processes.atomic import replacing
-from sam2_3dmed.volume.label import as_label
-from sam2_3dmed.volume.nifti_data import read_voxels
-from sam2_3dmed.volume.volume import Volume, same_grid
+from sam2_3dmed.volume.affine import largest_distance_mm
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # isal's stubs take the exception type for an exception.
 _DAMAGED = (igzip.BadGzipFile, cast("type[Exception]", igzip_lib.IsalError))
+_MAX_DEFLATE_RATIO = 1032  # no gzip stream expands further
+_CHUNK = 1 << 20
+_INTEGERS = tuple(np.dtype(name) for name in ("uint8", "int8", "int16", "uint16", "int32", "uint32"))
 _MAX_AXIS = int(np.iinfo(np.int16).max)
 _MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes for metre and micron
 _REASONS = {
@@ -31,21 +32,86 @@ _REASONS = {
 }
 
 
-def read_volume(path: str | Path) -> Volume:
-    """Read an image from NIfTI-1 or -2: `.nii`, `.nii.gz`, or a `.hdr` / `.img` pair.
+def read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """The array, (X, Y, Z) or (X, Y, Z, C), and the affine of a file; `Volume.read` documents the dtypes and the rest.
 
-    The content decides whether a file is gzipped, not its name. Voxels keep the file's dtype unless the
-    header scales them: integers stay integers where slope and intercept are, in the file's dtype if it holds them,
-    else in the smallest of up to 4 bytes that does; otherwise they become float32, or float64 from 4-byte integers
-    up. The voxels of a file that is not gzipped are a memory map if nothing has to change. 2D becomes (X, Y, 1).
-    Axes of length 1 after the third are dropped; one of length 2 or 3 holds channels. The affine is the sform, else
-    the qform, else the voxel size; metres and microns become mm.
-    Raises: VolumeError if the file is missing, empty, truncated or not NIfTI; has more than 3 channels,
-        complex or RGB voxels, NaN or infinite voxels; or an affine that is not finite or is singular.
+    An array that is a memory map may be written to: that changes memory only. Its file must stay as long as it is.
     """
-    path = Path(path)
+    with _naming(path):
+        header_path = _with_ending(path, ".img", ".hdr")
+        if header_path != path and not header_path.is_file():
+            raise VolumeError(f"its header {header_path.name} is missing")
+        with _open(header_path) as file:
+            header = _read_header(file)
+            if header.is_single:
+                return _read_voxels(file, header, header_path.stat().st_size), _affine(header)
+        data_path = _with_ending(header_path, ".hdr", ".img")
+        if data_path == header_path or not data_path.is_file():
+            raise VolumeError("this is a header whose .img file is missing")
+        with _open(data_path) as file:
+            return _read_voxels(file, header, data_path.stat().st_size), _affine(header)
+
+
+def read_affine(path: Path) -> NDArray[np.float64]:
+    """The affine of a file, (4, 4), without reading its voxels.
+
+    Raises:
+        VolumeError: the header cannot be used.
+    """
+    with _naming(path), _open(_with_ending(path, ".img", ".hdr")) as file:
+        return _affine(_read_header(file))
+
+
+def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
+    """Write an array, (X, Y, Z) or (X, Y, Z, C); `Volume.write` documents the rest."""
+    stored = array.dtype.newbyteorder("=")
+    if stored.kind == "b":
+        stored = np.dtype(np.uint8)
+    elif stored == np.float16:
+        stored = np.dtype(np.float32)
+    with writing_nifti(path, array.shape, stored, affine) as stream:
+        planes = array.T  # (C, Z, Y, X) in C order is NIfTI's order on disk
+        for index in np.ndindex(planes.shape[:-2]):
+            stream.write(planes[index].astype(stored, copy=False).tobytes())
+
+
+@contextmanager
+def writing_nifti(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], affine: NDArray[np.float64], slope: float = 1.0
+) -> Iterator[Any]:
+    """A stream for the voxels of a file, which appears whole at the end or not at all.
+
+    Args:
+        path: ends with .nii, or with .nii.gz to be compressed.
+        dtype: of the voxels as stored.
+        slope: the real value of a stored 1.
+
+    Raises:
+        VolumeError: another ending, an axis too long for NIfTI, or any OSError while the file is written.
+    """
+    if not path.name.endswith((".nii", ".nii.gz")):
+        raise VolumeError(f"{path}: a volume is written as .nii or .nii.gz")
+    if max(shape) > _MAX_AXIS:
+        raise VolumeError(f"{path}: NIfTI has no room for the shape {shape}")
+    header = _make_header(shape, dtype, affine, slope)
     try:
-        return Volume(*_read(path))
+        with replacing(path) as file:
+            if path.suffix != ".gz":
+                header.write_to(file)
+                yield file
+                return
+            with igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as stream:
+                header.write_to(stream)
+                yield stream
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be written: {_reason(error)}") from error
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Errors as a VolumeError whose message names the file."""
+    try:
+        yield
     except VolumeError as error:
         raise VolumeError(f"{path}: {error}") from error
     except EOFError as error:
@@ -58,85 +124,8 @@ def read_volume(path: str | Path) -> Volume:
         raise VolumeError(f"{path}: the image does not fit in memory") from error
 
 
-def read_label(path: str | Path, allowed: Collection[int] | None = None) -> Volume:
-    """Read a label map, whatever dtype it is stored in.
-
-    allowed: the foreground values that may occur; background, 0, always may. None: any up to 65535.
-    Returns: a volume whose array is (X, Y, Z) uint8, or uint16 if a value exceeds 255.
-    Raises: VolumeError as `read_volume` does; or if the label has channels, or values that are not integers,
-        are negative, exceed 65535 or are not in `allowed`.
-    """
-    volume = read_volume(path)
-    try:
-        return as_label(volume, allowed)
-    except VolumeError as error:
-        raise VolumeError(f"{path}: {error}") from error
-
-
-def read_affine(path: Path) -> NDArray[np.float64]:
-    """Where a file's voxels lie, (4, 4), without reading them.
-
-    Raises: VolumeError if the header cannot be used.
-    """
-    try:
-        with _open(_with_ending(path, ".img", ".hdr")) as file:
-            return _affine(_read_header(file))
-    except (VolumeError, OSError, EOFError, *_DAMAGED) as error:
-        raise VolumeError(f"{path}: {_reason(error) if isinstance(error, OSError) else error}") from error
-
-
-def write_volume(volume: Volume, path: str | Path) -> None:
-    """Write `.nii` or `.nii.gz`, under a temporary name that becomes `path` only once all is written.
-
-    The dtype is kept, except that bool becomes uint8 and float16 float32. The sform (float32) holds the
-    affine, and so does the qform where a quaternion can. The same volume always gives the same bytes.
-    Raises: VolumeError if the name has another ending, or the file cannot be written: no such folder, no
-        space left. Nothing is left behind then, and a file that was there is as it was.
-    """
-    path = Path(path)
-    require_writable(path, volume.array.shape)
-    with writing(path) as stream:
-        _write(volume, stream)
-
-
-def require_writable(path: Path, shape: tuple[int, ...]) -> None:
-    """Raise VolumeError unless `path` is called .nii or .nii.gz and NIfTI has room for the shape."""
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise VolumeError(f"{path}: a volume is written as .nii or .nii.gz")
-    if max(shape) > _MAX_AXIS:
-        raise VolumeError(f"{path}: NIfTI has no room for the shape {shape}")
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[Any]:
-    """A stream for the content of `path`, which appears whole at the end or not at all; gzipped by its name.
-
-    Raises: VolumeError for every OSError on the way.
-    """
-    try:
-        with replacing(path) as file:
-            if path.suffix != ".gz":
-                yield file
-                return
-            with igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as stream:
-                yield stream
-    except OSError as error:
-        raise VolumeError(f"{path}: cannot be written: {_reason(error)}") from error
-
-
-def _read(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    header_path = _with_ending(path, ".img", ".hdr")
-    if header_path != path and not header_path.is_file():
-        raise VolumeError(f"its header {header_path.name} is missing")
-    with _open(header_path) as file:
-        header = _read_header(file)
-        if header.is_single:
-            return read_voxels(file, header, header_path.stat().st_size), _affine(header)
-    data_path = _with_ending(header_path, ".hdr", ".img")
-    if data_path == header_path or not data_path.is_file():
-        raise VolumeError("this is a header whose .img file is missing")
-    with _open(data_path) as file:
-        return read_voxels(file, header, data_path.stat().st_size), _affine(header)
+def _reason(error: OSError) -> str:
+    return _REASONS.get(error.errno or 0) or error.strerror or str(error) or "the file cannot be used"
 
 
 def _with_ending(path: Path, ending: str, other: str) -> Path:
@@ -191,7 +180,7 @@ def _affine(header: Any) -> NDArray[np.float64]:
     from nibabel.spatialimages import HeaderDataError
 
     try:
-        with np.errstate(all="ignore"):  # `Volume` reports what is not finite
+        with np.errstate(all="ignore"):  # `Volume` reports values that are not finite
             affine = np.array(header.get_best_affine(), dtype=np.float64)
     except (HeaderDataError, ValueError) as error:
         raise VolumeError("the affine is unusable: its quaternion (qform) is no rotation") from error
@@ -199,20 +188,7 @@ def _affine(header: Any) -> NDArray[np.float64]:
     return affine
 
 
-def _write(volume: Volume, stream: Any) -> None:
-    stored = volume.array.dtype.newbyteorder("=")
-    if stored.kind == "b":
-        stored = np.dtype(np.uint8)
-    elif stored == np.float16:
-        stored = np.dtype(np.float32)
-    write_header(volume, volume.array.shape, stored, stream)
-    planes = volume.array.T  # (C, Z, Y, X) in C order is NIfTI's order on disk
-    for index in np.ndindex(planes.shape[:-2]):
-        stream.write(planes[index].astype(stored, copy=False).tobytes())
-
-
-def write_header(grid: Volume, shape: tuple[int, ...], dtype: np.dtype[Any], stream: Any, slope: float = 1.0) -> None:
-    """Write what stands before the voxels, with the affine of `grid`. slope: what a voxel of 1 stands for."""
+def _make_header(shape: tuple[int, ...], dtype: np.dtype[Any], affine: NDArray[np.float64], slope: float) -> Any:
     from nibabel.nifti1 import Nifti1Header
 
     header = Nifti1Header()
@@ -220,14 +196,117 @@ def write_header(grid: Volume, shape: tuple[int, ...], dtype: np.dtype[Any], str
     header.set_data_dtype(dtype)
     header.set_slope_inter(slope, 0)
     header.set_xyzt_units("mm")
-    header.set_sform(grid.affine, code="scanner")
-    header.set_qform(grid.affine, code="scanner", strip_shears=True)
+    header.set_sform(affine, code="scanner")
+    header.set_qform(affine, code="scanner", strip_shears=True)
     # A quaternion has no shears, and is imprecise near half turns: better no qform than a wrong one.
-    if not same_grid(grid, Volume(grid.array, header.get_qform()), 0.02 * min(grid.spacing_mm)):
+    tolerance_mm = 0.02 * np.linalg.norm(affine[:3, :3], axis=0).min()
+    if not largest_distance_mm(shape, affine, header.get_qform()) <= tolerance_mm:
         header.set_qform(None, code="unknown")
-    header.write_to(stream)
+    return header
 
 
-def _reason(error: OSError) -> str:
-    """What went wrong, in a user's words."""
-    return _REASONS.get(error.errno or 0) or error.strerror or str(error) or "the file cannot be used"
+def _read_voxels(file: Any, header: Any, file_size: int) -> NDArray[Any]:
+    """The array in native byte order, scaled if the header asks for it, as small as it is stored.
+
+    Args:
+        file_size: in bytes, as stored.
+
+    Raises:
+        VolumeError: voxels are missing, are no numbers, or are NaN or infinite.
+    """
+    stored = _stored_dtype(header)
+    stored_shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
+    if min(stored_shape) < 1:
+        raise VolumeError(f"there are no voxels (shape {stored_shape})")
+    shape = _volume_shape(stored_shape)
+    num_bytes = math.prod(shape) * stored.itemsize
+    if num_bytes > _MAX_DEFLATE_RATIO * file_size:
+        raise VolumeError(f"the file is truncated: {num_bytes} bytes of voxels cannot be in {file_size} bytes")
+    offset, smallest = header["vox_offset"], header.single_vox_offset if header.is_single else 0
+    offset = max(int(offset), smallest) if np.isfinite(offset) else smallest
+    if offset > _MAX_DEFLATE_RATIO * file_size:
+        raise VolumeError(f"the file is truncated: its voxels start at byte {offset}, beyond {file_size} bytes")
+    slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    is_scaled = slope != 0 and math.isfinite(slope) and (slope, intercept) != (1, 0)
+    if isinstance(file, BufferedReader) and stored.isnative and not is_scaled and offset + num_bytes <= file_size:
+        array: NDArray[Any] = np.memmap(file, stored, "c", offset, shape, "F")
+    else:
+        array = _load(file, offset, stored, shape)
+    if is_scaled:
+        array = _scaled(array, slope, intercept)
+    if array.dtype.kind == "f":
+        num_bad = sum(len(chunk) - int(np.count_nonzero(np.isfinite(chunk))) for _, chunk in _chunks(array))
+        if num_bad:
+            raise VolumeError(f"{num_bad} of {array.size} voxels are NaN or infinite")
+    return array
+
+
+def _load(file: Any, offset: int, stored: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    file.seek(offset)
+    array = np.empty(shape, stored, order="F")
+    buffer, done = _flat(array).view(np.uint8).data, 0
+    while done < len(buffer) and (count := file.readinto(buffer[done : done + (1 << 24)])):
+        done += count
+    if done < array.nbytes:
+        raise VolumeError(f"the file is truncated: {done} of {array.nbytes} bytes of voxels")
+    while file.read(_CHUNK):  # only at its end does a gzip stream compare its checksum
+        pass
+    if not stored.isnative:
+        array = array.byteswap(inplace=True).view(stored.newbyteorder("="))
+    return array
+
+
+def _stored_dtype(header: Any) -> np.dtype[Any]:
+    try:
+        dtype: np.dtype[Any] = header.get_data_dtype()
+    except KeyError as error:
+        raise VolumeError(f"there is no voxel type of code {int(header['datatype'])}") from error
+    if dtype.kind not in "iuf":
+        name = header.get_value_label("datatype")
+        raise VolumeError(f"voxels must be integers or real numbers, not {name}")
+    return dtype
+
+
+def _volume_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(X, Y, Z) or (X, Y, Z, C) from the shape in the file."""
+    spatial = (*shape, 1)[:3]
+    further = tuple(n for n in shape[3:] if n > 1)
+    if len(further) > 1 or any(n > 3 for n in further):
+        raise VolumeError(f"a volume is 3D, or 4D with 2 or 3 channels; this image has the shape {shape}")
+    return spatial + further
+
+
+def _scaled(array: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]:
+    """slope * array + intercept: integers if all three are and 4 bytes hold the result, else float32 or float64."""
+    dtype = _integer_dtype(array, slope, intercept) or np.result_type(array.dtype, np.float32)
+    scaled = array if dtype.itemsize == array.itemsize else np.empty(array.shape, dtype, order="F")
+    wide = np.dtype(np.int64) if dtype.kind in "iu" else dtype
+    target = _flat(scaled.view(dtype))
+    with np.errstate(over="ignore"):  # infinite voxels are reported later
+        for start, chunk in _chunks(array):
+            values = chunk.astype(wide)
+            values *= wide.type(slope)
+            values += wide.type(intercept)
+            target[start : start + len(chunk)] = values
+    return scaled.view(dtype)
+
+
+def _integer_dtype(array: NDArray[Any], slope: float, intercept: float) -> np.dtype[Any] | None:
+    """The smallest that holds slope * array + intercept exactly, the array's own if it does; None if there is none."""
+    if array.dtype.kind == "f" or not all(part.is_integer() and abs(part) < 2**62 for part in (slope, intercept)):
+        return None
+    ends = [int(end) * int(slope) + int(intercept) for end in (array.min(), array.max())]
+    fitting = [d for d in _INTEGERS if np.iinfo(d).min <= min(ends) and max(ends) <= np.iinfo(d).max]
+    return array.dtype if array.dtype in fitting else next(iter(fitting), None)
+
+
+def _chunks(array: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+    """The start of each piece of a few MiB, and the piece, a view; in the order of the file."""
+    flat = _flat(array)
+    for start in range(0, flat.size, _CHUNK):
+        yield start, flat[start : start + _CHUNK]
+
+
+def _flat(array: NDArray[Any]) -> NDArray[Any]:
+    """The array, whose first axis runs fastest, as a view of one axis."""
+    return array.reshape(-1, order="F")

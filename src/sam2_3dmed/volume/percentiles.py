@@ -1,8 +1,6 @@
-"""Percentiles of more voxels than should be copied: exact, by counting, with a piece of them in hand at a time."""
+"""Exact percentiles by counting, without the copy that `np.percentile` makes of a volume."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +13,8 @@ _PIECE = 1 << 18
 def percentiles(values: NDArray[Any], low: float, high: float) -> tuple[float, float]:
     """Two percentiles (0 to 100), interpolated linearly as NumPy does.
 
-    values: any shape and memory order, bool, integers or floats without NaN; never copied or sorted as a whole.
+    Args:
+        values: any shape and memory order; bool, integers, or floats without NaN. Neither copied nor sorted.
     """
     last = values.size - 1
     ranks = [low / 100 * last, high / 100 * last]
@@ -32,57 +31,49 @@ def percentiles(values: NDArray[Any], low: float, high: float) -> tuple[float, f
 def values_at(values: NDArray[Any], ranks: Sequence[int]) -> list[float]:
     """The values that sorting would put at `ranks` (0 is the smallest).
 
-    Every value has an integer key in the same order. Its first 16 bits are counted, then the next 16 bits of the keys
-    that begin like the one wanted, and so on: one pass for 16-bit voxels, two for float32, four for float64.
+    Every value has an integer key in the same order. One pass counts the first 16 bits of the keys. The next counts
+    16 more bits of the keys that begin like the wanted one, and so on: one pass for 16-bit voxels, two for float32,
+    four for float64.
     """
-    bits = 8 * values.dtype.itemsize
+    native = values.dtype.newbyteorder("=")
+    bits = shift = 8 * native.itemsize
     wanted = [(0, rank) for rank in ranks]  # the leading bits of the key, and the rank among the keys with these
-    shift = bits
     while shift > 0:
         width = min(_DIGIT_BITS, shift)
         shift -= width
         counts = {prefix: np.zeros(1 << width, dtype=np.int64) for prefix, _ in wanted}
-        for keys in map(_keys, _pieces(values)):
-            leading = keys >> keys.dtype.type(shift)
+        pieces = np.nditer(
+            values, ["external_loop", "buffered"], order="K", op_dtypes=[native], casting="equiv", buffersize=_PIECE
+        )
+        for piece in pieces:
+            leading = _keys(np.asarray(piece)) >> shift
             for prefix, count in counts.items():
-                alike = leading if len(counts) == 1 and shift + width == bits else leading[leading >> width == prefix]
+                alike = leading if shift + width == bits else leading[leading >> width == prefix]
                 count += np.bincount(alike & ((1 << width) - 1), minlength=len(count))
-        wanted = [_next_digit(counts[prefix], prefix, rank, width) for prefix, rank in wanted]
-    keys = np.array([prefix for prefix, _ in wanted], dtype=f"u{values.dtype.itemsize}")
-    return [float(value) for value in _from_keys(keys, values.dtype)]
+        for place, (prefix, rank) in enumerate(wanted):
+            cumulative = np.cumsum(counts[prefix])
+            digit = int(np.searchsorted(cumulative, rank, side="right"))
+            wanted[place] = (prefix << width) | digit, rank - int(cumulative[digit] - counts[prefix][digit])
+    keys = np.array([prefix for prefix, _ in wanted], dtype=f"u{native.itemsize}")
+    return [float(value) for value in _values(keys, native)]
 
 
-def _next_digit(count: NDArray[np.int64], prefix: int, rank: int, width: int) -> tuple[int, int]:
-    cumulative = np.cumsum(count)
-    digit = int(np.searchsorted(cumulative, rank, side="right"))
-    return (prefix << width) | digit, rank - int(cumulative[digit] - count[digit])
-
-
-def _pieces(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """All values in pieces of one axis, as they lie in memory."""
-    ordered = values.transpose(np.argsort([-abs(stride) for stride in values.strides], kind="stable"))
-    count = max(1, _PIECE * len(ordered) // ordered.size) if ordered.ndim else 1
-    for start in range(0, len(ordered), count):
-        yield ordered[start : start + count].ravel(order="K")
-
-
-def _keys(piece: NDArray[Any]) -> NDArray[Any]:
+def _keys(values: NDArray[Any]) -> NDArray[Any]:
     """Unsigned integers in the order of the values."""
-    piece = piece.astype(piece.dtype.newbyteorder("="), copy=False)
-    bits = np.dtype(f"u{piece.dtype.itemsize}")
-    keys, sign = piece.view(bits), bits.type(1 << (8 * bits.itemsize - 1))
-    if piece.dtype.kind == "i":
+    keys = values.view(f"u{values.dtype.itemsize}")
+    sign = keys.dtype.type(1 << (8 * keys.dtype.itemsize - 1))
+    if values.dtype.kind == "i":
         keys = keys ^ sign
-    if piece.dtype.kind == "f":  # the larger a negative number's bits, the smaller it is
+    if values.dtype.kind == "f":  # the larger a negative number's bits, the smaller it is
         keys = np.where(keys & sign, ~keys, keys | sign)
     return keys
 
 
-def _from_keys(keys: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _values(keys: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """The inverse of `_keys`."""
     sign = keys.dtype.type(1 << (8 * keys.dtype.itemsize - 1))
-    native = dtype.newbyteorder("=")
     if dtype.kind == "i":
         keys = keys ^ sign
     if dtype.kind == "f":
         keys = np.where(keys & sign, keys ^ sign, ~keys)
-    return keys.view(native)
+    return keys.view(dtype)

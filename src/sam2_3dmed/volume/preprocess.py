@@ -1,4 +1,4 @@
-"""What a volume goes through before the network, the same in training and in prediction."""
+"""From a volume to the slices that the network takes, the same in training and in prediction."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +20,10 @@ _SMALL = 2  # bytes
 class Normalisation:
     """How one channel's intensities are brought to [0, 1].
 
-    kind: "fixed": `low` and `high` are intensities; "percentiles": percentiles (0 to 100) of the volume.
-    Raises: ConfigError if low > high, or a bound is not finite, or a percentile is outside 0 to 100.
+    `low` becomes 0 and `high` becomes 1. They are intensities (fixed), or percentiles (0 to 100) of each volume.
+
+    Raises:
+        ConfigError: low > high, a bound is not finite, or a percentile is outside 0 to 100.
     """
 
     kind: Literal["fixed", "percentiles"]
@@ -45,10 +47,7 @@ class Normalisation:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a volume to the slices the network sees, at their native size.
-
-    normalisation: one per channel of the volume, 1 to 3.
-    """
+    """From a volume to slices at their native size. `normalisation`: one for each of the 1 to 3 channels."""
 
     slicing_axis: SlicingAxis
     normalisation: tuple[Normalisation, ...]
@@ -58,14 +57,17 @@ class Preprocessing:
             raise ConfigError(f"a volume has 1 to 3 channels, not {len(self.normalisation)}")
 
     def stack(self, volume: Volume) -> "SliceStack":
-        """The volume's slices in canonical RAS order, each channel clipped and scaled to [0, 1] when asked for.
+        """The volume's slices in canonical RAS order, each channel clipped and scaled to [0, 1] on demand.
 
         A channel whose bounds coincide (a constant one) becomes zeros.
-        Raises: VolumeError if the volume has another number of channels than this plan.
+
+        Raises:
+            VolumeError: the volume has another number of channels than this plan.
         """
         if volume.num_channels != len(self.normalisation):
             raise VolumeError(
-                f"the volume has {_channels(volume.num_channels)}, the plan has {len(self.normalisation)}"
+                f"the volume has {volume.num_channels} channel{'s' if volume.num_channels > 1 else ''}, "
+                f"the plan has {len(self.normalisation)}"
             )
         slices = volume_to_slices(volume, self.slicing_axis)
         if slices.ndim == 3:
@@ -74,18 +76,16 @@ class Preprocessing:
         return SliceStack(slices, bounds)
 
     def slices(self, volume: Volume) -> NDArray[np.float32]:
-        """All of `stack` at once.
-
-        Returns: (D, C, H, W) float32, with the volume's own C.
-        Raises: VolumeError as `stack`.
-        """
+        """All of `stack` at once: (D, C, H, W) float32, with the volume's own C."""
         return self.stack(volume)[:]
 
 
 class SliceStack:
     """Slices (D, C, H, W) float32 in [0, 1] that are made on demand: `stack[a:b]` is an array.
 
-    voxels: (D, C, H, W) as they are stored, a view; bounds: for each channel, what becomes 0 and 1.
+    Args:
+        voxels: (D, C, H, W) as they are stored, a view.
+        bounds: for each channel, the intensities that become 0 and 1.
     """
 
     def __init__(self, voxels: NDArray[Any], bounds: Sequence[tuple[float, float]]) -> None:
@@ -98,7 +98,6 @@ class SliceStack:
         return self._voxels.shape
 
     def __len__(self) -> int:
-        """D, the number of slices."""
         return len(self._voxels)
 
     def __getitem__(self, which: slice) -> NDArray[np.float32]:
@@ -109,28 +108,6 @@ class SliceStack:
             for scale, source, target in zip(self._scales, sources, targets, strict=True):
                 scale(source, target)
         return scaled
-
-
-def choose_slicing_axis(spacings_mm: Sequence[tuple[float, float, float]]) -> SlicingAxis:
-    """The slicing axis for a data set: axial, unless the cases are plainly thick-sliced along another axis.
-
-    That is, unless another axis has the largest median spacing and the median over the cases of
-    (largest / smallest spacing) exceeds 2.
-    spacings_mm: for each case, along R, A and S.
-    Raises: VolumeError without cases.
-    """
-    if not spacings_mm:
-        raise VolumeError("a slicing axis cannot be chosen without a case")
-    spacings = np.asarray(spacings_mm, dtype=np.float64)
-    along_r, along_a, along_s = np.median(spacings, axis=0).tolist()
-    anisotropy = float(np.median(spacings.max(axis=1) / spacings.min(axis=1)))
-    if anisotropy <= 2 or along_s >= max(along_r, along_a):
-        return "axial"
-    return "sagittal" if along_r > along_a else "coronal"
-
-
-def _channels(count: int) -> str:
-    return f"{count} channel" if count == 1 else f"{count} channels"
 
 
 def _scale(dtype: np.dtype[Any], low: float, high: float) -> Callable[[NDArray[Any], NDArray[np.float32]], None]:
@@ -146,7 +123,7 @@ def _scale(dtype: np.dtype[Any], low: float, high: float) -> Callable[[NDArray[A
 
     if dtype.kind not in "iu" or dtype.itemsize > _SMALL or not dtype.isnative:
         return compute
-    # So few values that all results fit a table: twice as fast, and the same to the last bit.
+    # All results fit a table, since there are so few values: twice as fast, and the same to the last bit.
     unsigned = np.dtype(f"u{dtype.itemsize}")
     table = np.empty(1 << (8 * dtype.itemsize), dtype=np.float32)
     compute(np.arange(len(table)).astype(unsigned).view(dtype), table)

@@ -1,6 +1,4 @@
-"""A volume becomes slices, and slices become a volume again: axes permute and flip, nothing is resampled."""
-
-from __future__ import annotations
+"""A volume as slices, and back: axes permute and flip, nothing is resampled."""
 
 from typing import Any, Literal
 
@@ -8,50 +6,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.volume.volume import Volume, canonical_axes
+from sam2_3dmed.volume.affine import canonical_axes
+from sam2_3dmed.volume.volume import Volume
 
 SlicingAxis = Literal["sagittal", "coronal", "axial"]
 
-# World axes (R = 0, A = 1, S = 2) along D, H and W.
 WORLD_AXES: dict[SlicingAxis, tuple[int, int, int]] = {
     "sagittal": (0, 2, 1),
     "coronal": (1, 2, 0),
     "axial": (2, 1, 0),
 }
+"""World axes (R = 0, A = 1, S = 2) along D, H and W."""
 
 
 def volume_to_slices(volume: Volume, axis: SlicingAxis) -> NDArray[Any]:
     """The slices of a volume in canonical RAS order, as a view of its array.
 
-    The array's axes are matched to the closest world axes and flipped where they run against them; an
-    oblique volume keeps its own planes. D runs toward R (sagittal), A (coronal) or S (axial); within a
-    slice, (H, W) run toward (S, A), (S, R) or (A, R).
-    Returns: (D, H, W), or (D, C, H, W) if the volume has channels.
+    The array's axes are matched to the closest world axes and flipped where they run against them. An oblique volume
+    keeps its own planes. D runs toward R (sagittal), A (coronal) or S (axial); (H, W) run toward (S, A), (S, R) or
+    (A, R). The way back is to write into the view of an empty array on the same grid.
+
+    Returns:
+        (D, H, W), or (D, C, H, W) if the volume has channels.
     """
     axes, flips = array_axes(volume, axis)
     if volume.array.ndim == 3:
         return volume.array.transpose(axes)[flips]
     return np.moveaxis(volume.array.transpose(*axes, 3)[flips], 3, 1)
-
-
-def slices_to_volume(slices: NDArray[Any], like: Volume, axis: SlicingAxis) -> Volume:
-    """Slices back on the grid they came from: the exact inverse of `volume_to_slices`.
-
-    slices: (D, H, W), one value a voxel.
-    Returns: a volume with `like`'s X, Y, Z and affine whose array is a view of `slices`.
-    Raises: VolumeError if the slices do not have the shape that `like` gives.
-    """
-    axes, flips = array_axes(like, axis)
-    expected = tuple(like.shape[i] for i in axes)
-    if slices.shape != expected:
-        raise VolumeError(f"{axis} slices of shape {slices.shape} do not fit a volume that gives {expected}")
-    return like.with_array(slices[flips].transpose(np.argsort(axes)))
-
-
-def num_slices(volume: Volume, axis: SlicingAxis) -> int:
-    """D: how many slices the volume has along `axis`."""
-    axes, _ = array_axes(volume, axis)
-    return volume.shape[axes[0]]
 
 
 def slice_spacing_mm(volume: Volume, axis: SlicingAxis) -> tuple[float, float, float]:

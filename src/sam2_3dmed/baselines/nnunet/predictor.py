@@ -20,7 +20,7 @@ from sam2_3dmed.inference.auxiliary import Auxiliary
 from sam2_3dmed.inference.interface import refuse_boxes
 from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.probabilities import writing_probabilities
-from sam2_3dmed.volume.nifti import read_label
+from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.slices import volume_to_slices
 from sam2_3dmed.volume.volume import Volume
 
