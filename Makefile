@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A process a core; each test file's fixtures are made about once, since a process takes neighbouring tests.
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal
+DOCS = $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check bench clean
+.PHONY: help demo test test-long check docs bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -29,6 +30,10 @@ check: $(VENV)/.installed-dev ## style, types, import layers, and whether the in
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
+	$(DOCS)
+
+docs: $(VENV)/.installed-dev ## build the manual in docs/_build/html; every warning is an error
+	$(DOCS)
 
 bench: $(VENV)/.installed-dev ## run every file of benchmarks/
 	@for file in benchmarks/*.py; do \
@@ -36,7 +41,7 @@ bench: $(VENV)/.installed-dev ## run every file of benchmarks/
 	  echo "== $$file"; $(BIN)/python "$$file" || exit 1; done
 
 clean: ## remove .venv, demo/ and caches; runs/ stays
-	rm -rf $(VENV) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
+	rm -rf $(VENV) demo build dist docs/_build .pytest_cache .mypy_cache .ruff_cache .hypothesis lightning_logs
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp per set of packages; a fuller set includes the lesser ones, and all follow pyproject.toml and constraints.txt.

@@ -95,7 +95,7 @@ def test_the_guides_way_to_run_it_without_our_package(
     scan = Volume.read(shared_data / "Task04_Hippocampus" / "imagesTr" / "hippocampus_001.nii.gz")
     scan = Volume(scan.array[:, :, :3], scan.affine)
     scan.write(Path("ct.nii.gz"))
-    guide = Path(__file__).parents[2] / "docs" / "export.md"
+    guide = Path(__file__).parents[2] / "docs" / "how_to" / "export.md"
     (code,) = re.findall(r"^```python\n(.*?)^```$", guide.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     names: dict[str, np.ndarray] = {}
     exec(code.replace("slab_6", "slab_3"), names)
