@@ -28,7 +28,7 @@ COLUMNS = ("dice", "hd95_mm", "assd_mm", "nsd_2mm", "nsd_1mm")
 def make_predictions(labels: Path, folder: Path) -> None:
     import numpy as np
 
-    from sam2_3dmed.volume.nifti import read_label
+    from sam2_3dmed.volume.label import read_label
 
     for number, path in enumerate(sorted(labels.glob("[!.]*.nii.gz"))):
         label = read_label(path)

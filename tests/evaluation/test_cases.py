@@ -25,7 +25,7 @@ def label_map(seed):
 
 def save(array, path, affine=None):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Volume(array.write(np.diag([*SPACING_MM, 1.0]) if affine is None else affine), path)
+    Volume(array, np.diag([*SPACING_MM, 1.0]) if affine is None else affine).write(path)
 
 
 @pytest.fixture
