@@ -54,7 +54,7 @@ def ours(surface: str) -> Side:
     scoring = Scoring(TOLERANCES_MM, surface)
 
     def score(prediction: Any, truth: Any) -> dict[str, float]:
-        return case_metrics(prediction, truth, {1: "liver"}, SPACING_MM, scoring)[0].columns()
+        return case_metrics(prediction, truth, {1: "liver"}, SPACING_MM, scoring)[0].scores
 
     return score
 

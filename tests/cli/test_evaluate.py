@@ -1,14 +1,13 @@
 """`report` and `predict --save-auxiliary` from the command line; what else is scored stands in `test_cli.py`."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from sam2_3dmed.cli import main as cli
 from sam2_3dmed.cli.evaluate import examples, summary_text
+from sam2_3dmed.cli.main import app, main
 from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
 from sam2_3dmed.evaluation.cases import evaluate_cases
 from sam2_3dmed.run.build_model import make_model
@@ -33,7 +32,7 @@ def run(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_report_from_the_command_line(run: Path, blobs: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(cli.app, ["report", str(run), "--data", str(blobs), "-o", str(tmp_path / "page.html")])
+    result = CliRunner().invoke(app, ["report", str(run), "--data", str(blobs), "-o", str(tmp_path / "page.html")])
     assert result.exit_code == 0, result.output
     assert f"Report: {tmp_path / 'page.html'} (" in result.output
     assert "only: blob_00" in (tmp_path / "page.html").read_text()
@@ -47,19 +46,22 @@ def test_a_report_from_the_command_line(run: Path, blobs: Path, tmp_path: Path) 
         (["report", "{run}", "--data", "{run}/nothing"], "nothing: no such folder"),
     ],
 )
-def test_mistakes_get_a_line_and_status_2(arguments: list[str], line: str, run: Path, blobs: Path) -> None:
+def test_mistakes_get_a_line_and_status_2(arguments, line, run: Path, blobs: Path, monkeypatch, capsys) -> None:
     given = [argument.format(run=run, blobs=blobs) for argument in arguments]
-    done = subprocess.run([sys.executable, "-m", "sam2_3dmed", *given], capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("Error: ")
-    assert line in done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setattr(sys, "argv", ["sam2-3dmed", *given])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    errors = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert errors.startswith("Error: ")
+    assert line in errors
+    assert errors.count("\n") == 1
 
 
 def test_predict_saves_what_else_the_network_said(run: Path, blobs: Path, tmp_path: Path) -> None:
     image = blobs / "imagesTr" / "blob_00.nii.gz"
     arguments = ["predict", str(image), "-o", str(tmp_path), "-m", str(run), "--save-auxiliary"]
-    result = CliRunner().invoke(cli.app, arguments)
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} == {"blob_00.nii.gz", "auxiliary", "manifest.jsonl"}
     assert same_grid(Volume.read(tmp_path / "auxiliary" / "blob_00_boundary.nii.gz"), Volume.read(image))

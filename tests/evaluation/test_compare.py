@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sam2_3dmed.cli import main as cli
+from sam2_3dmed.cli.main import main
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.evaluation.cases import evaluate_folders
 from sam2_3dmed.evaluation.compare import compare_runs
@@ -27,10 +27,9 @@ def test_two_runs_by_hand(tmp_path, write_scores):
     better = [*plus(0.125)[:6], 0.5, 0.625]
     runs = {"base": {"organ": {"dice": BASE}}, "ours": {"organ": {"dice": better}}}
     comparison = compare_runs(folders(tmp_path, write_scores, runs))
-    assert (comparison.runs, comparison.baseline, comparison.cases) == (("base", "ours"), 0, 8)
-    (row,) = comparison.metrics[0].rows
-    assert (row.row, row.defined) == (("class", "organ"), 8)
-    base, ours = row.runs
+    assert (comparison.runs, comparison.baseline, comparison.cases) == (("base", "ours"), "base", 8)
+    base, ours = comparison.entries
+    assert (base.row, base.defined) == (("class", "organ"), 8)
     assert (base.mean, base.best, base.difference, base.p_adjusted) == (sum(BASE) / 8, False, None, None)
     assert (ours.mean, ours.best) == (sum(better) / 8, True)
     assert ours.difference.mean == 5 * 0.125 / 8
@@ -50,22 +49,23 @@ def test_holm_over_all_rows_and_runs_of_a_metric(tmp_path, write_scores):
     }
     comparison = compare_runs(folders(tmp_path, write_scores, runs, {"dice": "higher", "nsd": "higher"}), baseline="b")
     for metric in comparison.metrics:
-        entries = [row.runs[place] for row in metric.rows for place in (0, 2)]
+        of_metric = [entry for entry in comparison.entries if entry.metric == metric]
+        entries = [entry for entry in of_metric if entry.run != "b"]
         raw = [entry.difference.p_value for entry in entries]
         assert [entry.p_adjusted for entry in entries] == holm(raw)
         assert len(raw) == 8
-        expected = stats.wilcoxon(runs["c"]["union"][metric.name], runs["b"]["union"][metric.name]).pvalue
+        expected = stats.wilcoxon(runs["c"]["union"][metric], runs["b"]["union"][metric]).pvalue
         assert raw[-1] == pytest.approx(expected)
-        assert all(row.runs[1].difference is None for row in metric.rows)
+        assert all(entry.difference is None for entry in of_metric if entry.run == "b")
 
 
 def test_the_mean_over_one_class_is_no_comparison_of_its_own(tmp_path, write_scores):
     one = {row: {"dice": BASE} for row in ("organ", "mean")}
     two = {row: {"dice": BASE} for row in ("organ", "tumour", "mean")}
     paths = folders(tmp_path / "one", write_scores, {"a": one, "b": one})
-    assert [row.row[1] for row in compare_runs(paths).metrics[0].rows] == ["organ"]
+    assert [entry.row[1] for entry in compare_runs(paths).entries] == ["organ"] * 2
     paths = folders(tmp_path / "two", write_scores, {"a": two, "b": two})
-    assert [row.row[1] for row in compare_runs(paths).metrics[0].rows] == ["organ", "tumour", "mean"]
+    assert [entry.row[1] for entry in compare_runs(paths).entries[::2]] == ["organ", "tumour", "mean"]
 
 
 def test_lower_and_zero_are_better(tmp_path, write_scores):
@@ -74,7 +74,7 @@ def test_lower_and_zero_are_better(tmp_path, write_scores):
     ours = {"organ": {"hd95_mm": [1, 2, 3, 4], "volume_error_ml": [2, -2, 2, -2]}}
     comparison = compare_runs(folders(tmp_path, write_scores, {"base": base, "ours": ours}, metrics))
     for metric, means in zip(comparison.metrics, [(5.5, 2.5), (3, 2)], strict=True):
-        entries = metric.rows[0].runs
+        entries = [entry for entry in comparison.entries if entry.metric == metric]
         assert tuple(entry.mean for entry in entries) == means
         assert [entry.best for entry in entries] == [False, True]
         assert entries[1].difference.mean == means[1] - means[0]
@@ -87,10 +87,10 @@ def test_undefined_values_leave_out_their_pair(tmp_path, write_scores):
         "one": {"organ": {"dice": [9, *plus(0.125)[1:7], None]}},
         "two": {"organ": {"dice": plus(-0.125)}},
     }
-    (row,) = compare_runs(folders(tmp_path, write_scores, runs)).metrics[0].rows
-    assert row.defined == 6
-    assert row.runs[1].mean == pytest.approx(row.runs[0].mean + 0.125)
-    one, two = row.runs[1].difference, row.runs[2].difference
+    entries = compare_runs(folders(tmp_path, write_scores, runs)).entries
+    assert [entry.defined for entry in entries] == [6] * 3
+    assert entries[1].mean == pytest.approx(entries[0].mean + 0.125)
+    one, two = entries[1].difference, entries[2].difference
     assert (one.pairs, one.left_out, one.mean) == (6, 2, 0.125)
     assert (two.pairs, two.left_out, two.mean) == (7, 1, -0.125)
 
@@ -98,9 +98,9 @@ def test_undefined_values_leave_out_their_pair(tmp_path, write_scores):
 def test_a_metric_undefined_everywhere(tmp_path, write_scores):
     runs = {name: {"organ": {"dice": [None] * 3}} for name in ("base", "ours")}
     comparison = compare_runs(folders(tmp_path, write_scores, runs))
-    entry = comparison.metrics[0].rows[0].runs[1]
+    entry = comparison.entries[1]
     assert (entry.mean, entry.best, entry.p_adjusted, entry.difference.left_out) == (None, False, None, 3)
-    assert comparison.overall.ranks == (1, 1)
+    assert comparison.rankings[-1].ranks == (1, 1)
 
 
 def test_ranks_over_metrics_and_classes_by_hand(tmp_path, write_scores):
@@ -121,7 +121,7 @@ def test_ranks_over_metrics_and_classes_by_hand(tmp_path, write_scores):
         ("hd95_mm", "tumour"): (1, 1, 3),
         (None, None): (1, 2, 3),
     }
-    overall = comparison.overall
+    overall = comparison.rankings[-1]
     assert overall.scores == (1, 1.25, 2.25)
     assert overall.stability.first == (1, 0, 0)
     assert overall.stability.kendall_tau == 1
@@ -132,7 +132,7 @@ def test_ranking_wavers_where_the_cases_decide(tmp_path, write_scores):
     gains = [0.1, 0.12, 0.08, 0.11, 0.09, 0.1, -0.2, -0.3]
     ours = [value + gain for value, gain in zip(BASE, gains, strict=True)]
     runs = {"base": {"organ": {"dice": BASE}}, "ours": {"organ": {"dice": ours}}}
-    stability = compare_runs(folders(tmp_path, write_scores, runs)).overall.stability
+    stability = compare_runs(folders(tmp_path, write_scores, runs)).rankings[-1].stability
     assert 0.05 < stability.first[1] - stability.first[0] < 0.95
     assert stability.first[0] + stability.first[1] > 1.05  # a tie, and both are first
 
@@ -144,8 +144,8 @@ def test_baseline_by_name_or_path_and_cases_in_any_order(tmp_path, write_scores)
     (paths[1] / "cases.csv").write_text("\n".join([lines[0], *reversed(lines[1:])]) + "\n")
     for baseline in ("b", str(paths[1])):
         comparison = compare_runs(paths, baseline=baseline)
-        assert comparison.baseline == 1
-        difference = comparison.metrics[0].rows[0].runs[0].difference
+        assert comparison.baseline == "b"
+        difference = comparison.entries[0].difference
         assert (difference.mean, difference.interval) == (-0.125, (-0.125, -0.125))
     with pytest.raises(DataError, match=r"^baseline c: no such run; there are a, b$"):
         compare_runs(paths, baseline="c")
@@ -174,7 +174,7 @@ def evaluated(tmp_path):
 def run(*arguments, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["sam2-3dmed", *map(str, arguments)])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main()
     output, errors = capsys.readouterr()
     return int(stop.value.code or 0), output, errors
 

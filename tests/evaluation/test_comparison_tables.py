@@ -5,16 +5,15 @@ import re
 import pytest
 
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.evaluation.compare import compare_runs
-from sam2_3dmed.evaluation.comparison_tables import (
+from sam2_3dmed.evaluation.compare import (
+    compare_runs,
     comparison_csv,
-    escape_latex,
-    escape_markdown,
     latex,
     markdown,
     ranking_csv,
     write_comparison,
 )
+from sam2_3dmed.evaluation.text_tables import escape_latex, escape_markdown
 
 METRICS = {"dice": "higher", "hd95_mm": {"definition": "h", "unit": "mm", "better": "lower"}}
 BASE = {"dice": [0.5, 0.25, 0.75, 0.5, 0.625, 0.375], "hd95_mm": [4, 5, 6, None, 8, 9]}

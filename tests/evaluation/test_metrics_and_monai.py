@@ -33,7 +33,7 @@ def assert_equal_to_monai():
             nsd = metrics.compute_surface_dice(*pair, [tolerance_mm], **options)
             expected[f"nsd_{tolerance_mm:g}mm"] = nsd
         row, _ = case_metrics(prediction, truth, {1: "a"}, spacing_mm, Scoring(tolerances_mm, "voxel"))
-        found = row.columns()
+        found = row.scores
         for name, value in expected.items():
             # Where a percentile falls between two voxels it computes in float32 as well, whatever their distances.
             rounding = 1e-4 if name == "hd95_mm" else 1e-6
@@ -67,7 +67,7 @@ def test_spheres(assert_equal_to_monai, sphere):
     assert_equal_to_monai(sphere(30, (0, 8, 0)), sphere(30), spacing_mm)
 
 
-@pytest.mark.parametrize("case", ["021", "024", "040", "041", "042"])
+@pytest.mark.parametrize("case", ["040", "042"])
 def test_pancreas_predictions(shared_data, assert_equal_to_monai, case):
     folder = shared_data / "metric_pairs" / "pancreas" / case
     label = read_label(folder / "ref.nii.gz")

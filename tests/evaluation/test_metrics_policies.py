@@ -24,8 +24,13 @@ def test_dice_alone_penalises():
 
 def test_diagonal_is_that_of_the_whole_volume_in_mm():
     found = score(EMPTY, VOXEL, (4, 3, 2))
-    assert found.hd95_mm == found.hd100_mm == found.assd_mm == pytest.approx(math.sqrt(12**2 + 12**2 + 24**2))
-    assert score(EMPTY, VOXEL, tolerances_mm=(1000,)).nsd == {1000: 0}
+    assert (
+        found.scores["hd95_mm"]
+        == found.scores["hd100_mm"]
+        == found.scores["assd_mm"]
+        == pytest.approx(math.sqrt(12**2 + 12**2 + 24**2))
+    )
+    assert score(EMPTY, VOXEL, tolerances_mm=(1000,)).scores["nsd_1000mm"] == 0
 
 
 SCORES = ("dice", "iou", "sensitivity", "precision", "lesion_f1")
@@ -38,15 +43,15 @@ LENGTHS = ("hd95_mm", "hd100_mm", "assd_mm")
     [
         pytest.param(EMPTY, EMPTY, 1, 0, 0, 0, id="absent"),
         pytest.param(EMPTY, VOXEL, 0, 13, -0.001, -100, id="missed"),
-        pytest.param(VOXEL, EMPTY, 0, 13, 0.001, 100, id="invented"),
+        pytest.param(VOXEL, EMPTY, 0, 13, 0.001, 100, id="false_positive"),
     ],
 )
 def test_penalise_leaves_nothing_undefined(prediction, truth, score_, length_mm, volume_ml, percent, surface):
     found = score(prediction, truth, surface=surface)
-    assert [getattr(found, name) for name in SCORES] == [score_] * 5
-    assert [getattr(found, name) for name in LENGTHS] == [length_mm] * 3
-    assert set(found.nsd.values()) == {score_}
-    assert (found.volume_error_ml, found.volume_error_percent) == (volume_ml, percent)
+    assert [found.scores[name] for name in SCORES] == [score_] * 5
+    assert [found.scores[name] for name in LENGTHS] == [length_mm] * 3
+    assert found.scores["nsd_2mm"] == found.scores["nsd_1mm"] == score_
+    assert (found.scores["volume_error_ml"], found.scores["volume_error_percent"]) == (volume_ml, percent)
 
 
 @pytest.mark.parametrize("surface", ["surfel", "voxel"])
@@ -67,10 +72,10 @@ def test_penalise_leaves_nothing_undefined(prediction, truth, score_, length_mm,
             | {"volume_error_ml": 0.001},
         ),
     ],
-    ids=["absent", "missed", "invented"],
+    ids=["absent", "missed", "false_positive"],
 )
 def test_nan_keeps_what_the_formula_defines(prediction, truth, defined, surface):
-    columns = score(prediction, truth, empty="nan", surface=surface).columns()
+    columns = score(prediction, truth, empty="nan", surface=surface).scores
     assert {name: value for name, value in columns.items() if not math.isnan(value)} == defined
 
 
@@ -89,11 +94,11 @@ def test_mean_is_over_the_classes_that_are_defined():
     organ, tumour, cyst, mean, _ = case_metrics(
         prediction, truth, {1: "organ", 2: "tumour", 3: "cyst"}, (1, 1, 1), Scoring(empty="nan")
     )
-    assert tumour.dice == 0
-    assert math.isnan(tumour.hd95_mm)
-    assert math.isnan(cyst.dice)
-    assert (mean.dice, mean.hd95_mm) == (organ.dice / 2, organ.hd95_mm)
+    assert tumour.scores["dice"] == 0
+    assert math.isnan(tumour.scores["hd95_mm"])
+    assert math.isnan(cyst.scores["dice"])
+    assert (mean.scores["dice"], mean.scores["hd95_mm"]) == (organ.scores["dice"] / 2, organ.scores["hd95_mm"])
     for name in ("dice", "precision", "assd_mm"):
-        assert getattr(mean, name) == np.nanmean([getattr(row, name) for row in (organ, tumour, cyst)])
+        assert mean.scores[name] == np.nanmean([row.scores[name] for row in (organ, tumour, cyst)])
     _, nothing = case_metrics(prediction, truth, {3: "cyst"}, (1, 1, 1), Scoring(empty="nan"))
-    assert math.isnan(nothing.dice)
+    assert math.isnan(nothing.scores["dice"])

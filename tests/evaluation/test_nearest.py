@@ -9,9 +9,9 @@ from sam2_3dmed.evaluation.nearest import nearest_mm
 
 WAYS = {
     "transform at once": {"_SMALL_BOX": 10**9},
-    "looked up": {"_LOOKED_UP": 10**5},
-    "looked up, then tree": {"_LOOKED_UP": 5, "_MAX_VISITS_PER_VOXEL": 10**9},
-    "looked up, then transform": {"_LOOKED_UP": 5, "_MAX_VISITS_PER_VOXEL": 0},
+    "lookup": {"_LOOKED_UP": 10**5},
+    "lookup, then tree": {"_LOOKED_UP": 5, "_MAX_VISITS_PER_VOXEL": 10**9},
+    "lookup, then transform": {"_LOOKED_UP": 5, "_MAX_VISITS_PER_VOXEL": 0},
 }
 
 
@@ -29,8 +29,8 @@ def way(request, monkeypatch):
 def place_sets(draw):
     shape = draw(st.tuples(*[st.integers(1, 7)] * 3))
     pair = [draw(arrays(bool, shape)) for _ in range(2)]
-    for places in pair:
-        places.flat[draw(st.integers(0, places.size - 1))] = True
+    for voxels in pair:
+        voxels.flat[draw(st.integers(0, voxels.size - 1))] = True
     return pair
 
 
@@ -38,8 +38,8 @@ def test_every_way_finds_the_nearest(way):
     @settings(max_examples=60)
     @given(pair=place_sets(), spacing_mm=st.tuples(*[st.floats(0.3, 6)] * 3))
     def check(pair, spacing_mm):
-        places_mm, targets_mm = (np.argwhere(places) * spacing_mm for places in pair)
-        apart_mm = np.linalg.norm(places_mm[:, None] - targets_mm[None], axis=-1)
+        voxels_mm, targets_mm = (np.argwhere(voxels) * spacing_mm for voxels in pair)
+        apart_mm = np.linalg.norm(voxels_mm[:, None] - targets_mm[None], axis=-1)
         np.testing.assert_allclose(nearest_mm(*pair, spacing_mm), apart_mm.min(axis=1), atol=1e-9)
 
     check()
@@ -47,14 +47,14 @@ def test_every_way_finds_the_nearest(way):
 
 def test_all_ways_agree_to_the_last_bit(monkeypatch):
     rng = np.random.default_rng(0)
-    places, targets = rng.random((2, 25, 30, 35)) < 0.003
+    voxels, targets = rng.random((2, 25, 30, 35)) < 0.003
     answers = []
     for limits in WAYS.values():
         with monkeypatch.context() as patch:
             for name, value in ({"_SMALL_BOX": 0} | limits).items():
                 patch.setattr(nearest, name, value)
             nearest._steps.cache_clear()
-            answers.append(nearest_mm(places, targets, (0.7, 1.1, 2.9)))
+            answers.append(nearest_mm(voxels, targets, (0.7, 1.1, 2.9)))
     nearest._steps.cache_clear()
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
 
@@ -68,6 +68,6 @@ def test_nothing_to_find(size):
 
 
 def test_very_uneven_spacing_takes_no_room_beyond_the_array():
-    places, targets = np.zeros((2, 3, 50, 50), dtype=bool)
-    places[0, 0, 0] = targets[2, 0, 3] = True
-    assert nearest_mm(places, targets, (1e-5, 40, 2)) == pytest.approx(6)
+    voxels, targets = np.zeros((2, 3, 50, 50), dtype=bool)
+    voxels[0, 0, 0] = targets[2, 0, 3] = True
+    assert nearest_mm(voxels, targets, (1e-5, 40, 2)) == pytest.approx(6)

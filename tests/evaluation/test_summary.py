@@ -30,9 +30,9 @@ def test_statistics_by_hand():
     assert organ["dice"]["defined"] == 3
     assert organ["volume_error_percent"]["mean"] == pytest.approx(-50)
     assert mean["dice"] == organ["dice"]
-    assert (organ["missed"], organ["invented"], organ["absent"]) == (1, 0, 0)
-    assert (organ["missed_cases"], organ["invented_cases"]) == (["2"], [])
-    assert organ["lesions"] == {"truth": 3, "found": 2, "invented": 0}
+    assert (organ["missed"], organ["false_positive"], organ["absent"]) == (1, 0, 0)
+    assert (organ["missed_cases"], organ["false_positive_cases"]) == (["2"], [])
+    assert organ["lesions"] == {"truth": 3, "found": 2, "false_positive": 0}
     assert "missed" not in mean
 
 

@@ -88,8 +88,7 @@ def compare(
     ] = None,
 ) -> None:
     """Compare runs on the same cases: paired differences, Wilcoxon and Holm, ranks and how stable they are."""
-    from sam2_3dmed.evaluation.compare import compare_runs
-    from sam2_3dmed.evaluation.comparison_tables import markdown, write_comparison
+    from sam2_3dmed.evaluation.compare import compare_runs, markdown, write_comparison
 
     comparison = compare_runs(runs, metric, baseline)
     if out is not None:

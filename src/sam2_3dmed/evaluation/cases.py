@@ -1,10 +1,8 @@
-"""From files to tables: every metric of every case, in as many processes as pay, and what the cases come to."""
+"""From files to tables: all metrics of all cases, in parallel, and their summary."""
 
-import csv
-import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from sam2_3dmed.errors import DataError, VolumeError
-from sam2_3dmed.evaluation.definitions import EmptyPolicy
-from sam2_3dmed.evaluation.metrics import DEFAULT_TOLERANCES_MM, ClassMetrics, Scoring, case_metrics
+from sam2_3dmed.evaluation.metrics import DEFAULT_TOLERANCES_MM, ClassMetrics, EmptyPolicy, Scoring, case_metrics
 from sam2_3dmed.evaluation.pairing import check_unique, match_files, read_class_names, read_pairs
 from sam2_3dmed.evaluation.paper_style import PaperRow, paper_style, summarise_paper_style
 from sam2_3dmed.evaluation.summary import summarise
 from sam2_3dmed.evaluation.surface import SurfaceDefinition
+from sam2_3dmed.evaluation.text_tables import csv_text
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.affine import canonical_axes
@@ -41,13 +39,13 @@ class Pair:
 
     @property
     def num_bytes(self) -> int:
-        """The size of both; 0 for one that is not there."""
+        """The size of both files; a missing file counts as 0."""
         return sum(path.stat().st_size for path in (self.prediction, self.truth) if path.is_file())
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case: the files that were compared, the voxel size, the rows of `case_metrics` and those of `paper_style`."""
+    """One case: its files, the voxel size, the rows of `case_metrics` and of `paper_style`."""
 
     name: str
     prediction: Path
@@ -66,19 +64,21 @@ class Evaluation:
     scoring: Scoring = field(default_factory=Scoring)
 
     def summary(self) -> dict[str, Any]:
-        """What the cases come to, and how each number is defined; only what JSON can hold. See `summarise`."""
+        """The summary of the cases with the definition of each number, as values that JSON can hold."""
         summary = summarise([(case.name, case.rows) for case in self.cases], self.labels, self.scoring)
         paper_rows = [case.paper_rows for case in self.cases if case.paper_rows]
         return summary | ({"paper_style": summarise_paper_style(paper_rows)} if paper_rows else {})
 
     def write(self, folder: str | Path) -> None:
-        """Write cases.csv, cases.json (a row per case and class) and summary.json, each whole or not at all.
+        """Write cases.csv, cases.json (a row per case and class) and summary.json, each completely or not at all.
 
-        Cases that have rows of `paper_style` also give paper_style.csv; without them one of an earlier evaluation goes,
-        since it would stand beside numbers of other masks. Every file says how its numbers were made.
-        folder: made if it is not there.
-        Raises: DataError if a file cannot be written.
+        Rows of `paper_style` go to paper_style.csv. Without them, a paper_style.csv of an earlier evaluation is
+        removed. The folder is made if it is missing.
+
+        Raises:
+            DataError: A file cannot be written.
         """
+        folder = Path(folder)
         policy: dict[str, Any] = {"empty_policy": self.scoring.empty}
         scored: dict[str, Any] = {"surface": self.scoring.surface, **policy}
         records = [{"case": case.name, **_record(row), **scored} for case in self.cases for row in case.rows]
@@ -93,52 +93,56 @@ class Evaluation:
             }
             for case in self.cases
         ]
-        write_text(Path(folder) / "cases.csv", _csv(records))
-        write_text(Path(folder) / "cases.json", _json(details))
-        write_text(Path(folder) / "summary.json", _json(self.summary()))
         paper_records = [
-            {"case": case.name, **{key: _or_none(value) for key, value in row.record().items()}, **policy}
+            {"case": case.name, **_without_nan(row.record()), **policy}
             for case in self.cases
             for row in case.paper_rows
         ]
+        _write_csv(folder / "cases.csv", records)
+        _write_json(folder / "cases.json", details)
+        _write_json(folder / "summary.json", self.summary())
         if paper_records:
-            write_text(Path(folder) / "paper_style.csv", _csv(paper_records))
+            _write_csv(folder / "paper_style.csv", paper_records)
         else:
-            (Path(folder) / "paper_style.csv").unlink(missing_ok=True)
+            (folder / "paper_style.csv").unlink(missing_ok=True)
 
 
 def evaluate_cases(
     pairs: Iterable[tuple[str, str | Path, str | Path]],
     labels: Mapping[int, str] | None = None,
-    tolerances_mm: Iterable[float] = DEFAULT_TOLERANCES_MM,
+    scoring: Scoring | None = None,
     *,
-    surface: SurfaceDefinition = "surfel",
-    empty: EmptyPolicy = "penalise",
     with_paper_style: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score predicted label maps against the truth.
 
-    pairs: (case name, prediction file, label file).
-    labels: value -> name of the foreground classes; None takes the values found in the label files, named
-        "1", "2", ...
-    tolerances_mm: of the NSD. surface: "surfel" or "voxel". empty: "penalise" or "nan"; see `definitions`.
-    with_paper_style: also score every case in the ways of `paper_style`, slices being axial.
-    workers: processes; 0: none but this one; None: as many as pay.
-    Returns: the cases in the order of `pairs`.
-    Raises: DataError if there is no pair, a name occurs twice, no label file holds a class, or for any case a file
-        is unusable, holds a value that is no class, or prediction and label lie on different grids: all such
-        cases, one a line. VolumeError if a tolerance is unusable, or there is no such surface or policy.
+    Args:
+        pairs: (case name, prediction file, label file).
+        labels: Value -> name of the foreground classes; None takes the values in the label files, named "1", "2", ...
+        scoring: None for the defaults.
+        with_paper_style: Also score every case in the ways of `paper_style`, with axial slices.
+        workers: Processes; 0 works in this process, None chooses by the size of the files.
+
+    Returns:
+        The cases in the order of `pairs`.
+
+    Raises:
+        DataError: There is no pair, a name occurs twice, or no label file holds a class. Or for any case, a file is
+            unusable, holds a value that is no class, or prediction and label lie on different grids; the message has
+            a line for each such case.
     """
     checked = [Pair(name, Path(prediction), Path(truth)) for name, prediction, truth in pairs]
-    scoring = Scoring(tuple(tolerances_mm), surface, empty)
     if not checked:
         raise DataError("there are no cases to evaluate")
     check_unique((pair.name for pair in checked), "the cases to evaluate")
     if labels is None:
         found = map_cases(_labels_of, checked, workers=workers, worth_a_pool_bytes=_READING_WORTH_A_POOL_BYTES)
-        labels = _named(found)
+        labels = {value: str(value) for value in sorted(set().union(*found))}
+        if not labels:
+            raise DataError("no label file holds a class: every voxel is 0; name the classes to evaluate")
+    scoring = scoring or Scoring()
     evaluate = partial(_evaluate_case, labels=dict(labels), scoring=scoring, with_paper_style=with_paper_style)
     results = map_cases(evaluate, checked, workers=workers, progress=progress, worth_a_pool_bytes=_WORTH_A_POOL_BYTES)
     return Evaluation(labels=dict(labels), cases=tuple(results), scoring=scoring)
@@ -158,27 +162,28 @@ def evaluate_folders(
 ) -> Evaluation:
     """Score a folder of predicted label maps against a folder of labels, one file against one file, or listed pairs.
 
-    predictions, labels: folders of .nii and .nii.gz files, matched by name (without a trailing "_0000"), or two
-        files. Without `labels`, `predictions` is a CSV file with the columns prediction, label and, if wanted, case.
-    class_names: value -> name of the foreground classes, or a dataset.json that has them (MSD or nnU-Net);
-        None takes the values found.
-    tolerances_mm and the rest: as for `evaluate_cases`.
-    Returns: the cases in the order of their names, or of the CSV file.
-    Raises: DataError if a folder is missing or empty, a file has no counterpart, or dataset.json is unusable;
-        also whatever `evaluate_cases` raises.
+    Args:
+        predictions, labels: Folders of .nii and .nii.gz files, matched by name (without a trailing "_0000"), or two
+            files. Without `labels`, a CSV file with the columns prediction, label and optionally case.
+        class_names: Value -> name of the foreground classes, or a dataset.json with them (MSD or nnU-Net). None takes
+            the values in the label files.
+        tolerances_mm, surface, empty: See `Scoring`.
+        with_paper_style, workers, progress: See `evaluate_cases`.
+
+    Returns:
+        The cases in the order of their names, or of the CSV file.
+
+    Raises:
+        DataError: A folder is missing or empty, a file has no counterpart, or dataset.json is unusable; and as for
+            `evaluate_cases`.
+        VolumeError: A tolerance is unusable, or there is no such surface or policy.
     """
+    scoring = Scoring(tuple(tolerances_mm), surface, empty)
     if isinstance(class_names, str | Path):
         class_names = read_class_names(class_names)
     pairs = read_pairs(Path(predictions)) if labels is None else match_files(Path(predictions), Path(labels))
     return evaluate_cases(
-        pairs,
-        class_names,
-        tolerances_mm,
-        surface=surface,
-        empty=empty,
-        with_paper_style=with_paper_style,
-        workers=workers,
-        progress=progress,
+        pairs, class_names, scoring, with_paper_style=with_paper_style, workers=workers, progress=progress
     )
 
 
@@ -193,7 +198,7 @@ def _evaluate_case(pair: Pair, labels: Mapping[int, str], scoring: Scoring, with
     paper_rows: list[PaperRow] = []
     if with_paper_style:
         axial = canonical_axes(true.affine)[2][0]
-        paper_rows = paper_style(*maps, labels, true.spacing_mm, axial, scoring.tolerances_mm, scoring.empty)
+        paper_rows = paper_style(*maps, labels, true.spacing_mm, axial, scoring)
     return CaseResult(pair.name, pair.prediction, pair.truth, true.spacing_mm, tuple(rows), tuple(paper_rows))
 
 
@@ -201,47 +206,35 @@ def _labels_of(pair: Pair) -> set[int]:
     """The foreground values of a case's label file."""
     array = read_label(pair.truth).array
     seen = np.zeros(int(array.max()) + 1, dtype=bool)
-    for plane in array.T:  # one at a time: indexing makes 8 bytes of every voxel
+    for plane in array.T:  # one at a time: indexing takes 8 bytes a voxel
         seen[plane] = True
     return set(np.flatnonzero(seen).tolist()) - {0}
 
 
-def _named(found: Sequence[set[int]]) -> dict[int, str]:
-    values = sorted(set().union(*found))
-    if not values:
-        raise DataError("no label file holds a class: every voxel is 0; name the classes to evaluate")
-    return {value: str(value) for value in values}
-
-
 def _record(row: ClassMetrics) -> dict[str, Any]:
-    """A line of the tables; what does not apply or is undefined is None, which CSV leaves empty."""
+    """A line of the tables; None where a value does not apply or is undefined, which CSV leaves empty."""
     counts = row.lesions
     return {
         "kind": row.kind,
         "class": row.name,
         "label": row.label,
-        **{column: _or_none(value) for column, value in row.columns().items()},
+        **_without_nan(row.scores),
         "presence": row.presence,
         "lesions_truth": counts.truth if counts else None,
         "lesions_found": counts.found if counts else None,
-        "lesions_invented": counts.invented if counts else None,
+        "lesions_false_positive": counts.false_positive if counts else None,
         "prediction_mm3": row.prediction_mm3,
         "truth_mm3": row.truth_mm3,
     }
 
 
-def _or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in record.items()}
 
 
-def _csv(records: Sequence[Mapping[str, Any]]) -> str:
-    """Records of the same keys as CSV, with a header."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, fieldnames=list(records[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(records)
-    return table.getvalue()
+def _write_csv(path: Path, records: list[dict[str, Any]]) -> None:
+    write_text(path, csv_text([list(records[0]), *(record.values() for record in records)]))
 
 
-def _json(content: object) -> str:
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+def _write_json(path: Path, content: object) -> None:
+    write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")

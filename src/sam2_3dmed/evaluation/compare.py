@@ -1,6 +1,6 @@
-"""Runs on the same cases, compared: each with a baseline, case by case, and all of them ranked.
+"""The comparison of runs on the same cases: each with a baseline, case by case, a ranking of all, and their tables.
 
-docs/comparing_runs.md says what every number is and where it comes from.
+docs/comparing_runs.md defines each number and gives its source.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.evaluation.masks import Floats
 from sam2_3dmed.evaluation.scores import Row, Scores, aligned, check_comparable, choose_metrics, read_runs
 from sam2_3dmed.evaluation.statistics import (
+    ALPHA,
+    FEWEST_UNTIED,
+    LEVEL,
+    RANKING_RESAMPLES,
+    RESAMPLES,
+    SEED,
     PairedDifference,
     RankStability,
     goodness,
@@ -24,18 +30,38 @@ from sam2_3dmed.evaluation.statistics import (
     ranking_draws,
     significance_ranks,
 )
+from sam2_3dmed.evaluation.text_tables import csv_text, escape_latex, escape_markdown, latex_table, markdown_table
+from sam2_3dmed.processes.atomic import write_text
+
+_DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "zero": "magnitude; lower is better"}
+_CSV_COLUMNS = (
+    "metric,kind,class,run,baseline,cases,defined,mean,pairs,left_out,difference,interval_low,interval_high,"
+    "wins,ties,losses,p,p_holm"
+)
+_RANKING_COLUMNS = "metric,class,run,mean_rank,rank,rank_low,rank_high,first,kendall_tau,tau_low,tau_high,tau_undefined"
+_RANKING_TEXT = (
+    "Within a metric and a class, runs are ranked by how many others each beats significantly (Wilcoxon "
+    f"signed-rank, one-sided, {ALPHA:g}, not adjusted), as in the Medical Segmentation Decathlon; over all, by the "
+    f"mean of those ranks. Stability: {RANKING_RESAMPLES} draws of cases, seed {SEED}; Kendall's tau is that of a "
+    "redrawn ranking with the one shown."
+)
 
 
 @dataclass(frozen=True)
-class RunInRow:
-    """A run in one class row of one metric.
+class Entry:
+    """A run by one metric in one row: a class, the mean of the classes or their union.
 
-    mean: over the cases in which every run is defined, None if there is none; of magnitudes for a metric that is
-        best at zero.
-    difference: from the baseline; None for the baseline itself.
-    p_adjusted: of that difference, after Holm over all comparisons of the metric; None where p is.
+    Attributes:
+        defined: The number of cases in which every run is defined.
+        mean: Over these cases, None if there is none; of magnitudes for a metric that is best at zero.
+        difference: From the baseline; None for the baseline itself.
+        p_adjusted: The p value of the difference after Holm over all comparisons of the metric; None without p.
     """
 
+    metric: str
+    row: Row
+    run: str
+    defined: int
     mean: float | None
     best: bool
     difference: PairedDifference | None
@@ -43,29 +69,13 @@ class RunInRow:
 
 
 @dataclass(frozen=True)
-class ComparedRow:
-    """A class, the mean of the classes or their union, by one metric. runs: in the order of the comparison."""
-
-    row: Row
-    defined: int
-    runs: tuple[RunInRow, ...]
-
-
-@dataclass(frozen=True)
-class ComparedMetric:
-    """A metric with its rows. definition: its entry of summary.json."""
-
-    name: str
-    definition: Mapping[str, Any]
-    rows: tuple[ComparedRow, ...]
-
-
-@dataclass(frozen=True)
 class Ranking:
-    """Significance ranks of the runs by one metric in one class, or by all of them.
+    """The significance ranks of the runs.
 
-    metric, name: of the metric and the class; None for the ranking by mean ranks over metrics and classes.
-    ranks: of each run, from 1. scores: what was ranked if metric is None: mean ranks; else the ranks themselves.
+    Attributes:
+        metric, name: The metric and the class; None for the ranking by mean ranks over all metrics and classes.
+        scores: The ranked values: mean ranks for the ranking over all, else the ranks themselves.
+        ranks: Of each run, from 1.
     """
 
     metric: str | None
@@ -77,18 +87,20 @@ class Ranking:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that the tables show. baseline: place in `runs`. rankings: overall last."""
+    """All content of the tables.
+
+    Attributes:
+        metrics: Column -> its entry of summary.json.
+        entries: By metric, then by row, then by run.
+        rankings: The one over all metrics and classes is last.
+    """
 
     runs: tuple[str, ...]
-    baseline: int
+    baseline: str
     cases: int
-    metrics: tuple[ComparedMetric, ...]
+    metrics: Mapping[str, Mapping[str, Any]]
+    entries: tuple[Entry, ...]
     rankings: tuple[Ranking, ...]
-
-    @property
-    def overall(self) -> Ranking:
-        """The ranking over all metrics and classes."""
-        return self.rankings[-1]
 
 
 def compare_runs(
@@ -96,10 +108,13 @@ def compare_runs(
 ) -> Comparison:
     """Compare run folders, or folders that `evaluate` wrote.
 
-    metrics: columns to compare; None takes all.
-    baseline: the run that all others are compared with, as it was given or by name; None takes the first.
-    Raises: DataError if there are fewer than two, one is unusable, or they do not have the same cases, classes,
-        labels and definitions.
+    Args:
+        metrics: Columns to compare; None takes all.
+        baseline: The path or name of the run that all others are compared with; None takes the first.
+
+    Raises:
+        DataError: There are fewer than two runs, one is unusable, or they differ in cases, classes, labels or
+            definitions.
     """
     given = [str(path) for path in paths]
     runs = read_runs(given)
@@ -109,80 +124,225 @@ def compare_runs(
     wanted = names[0] if baseline is None else baseline
     if wanted not in names + given:
         raise DataError(f"baseline {wanted}: no such run; there are {', '.join(names)}")
-    place = names.index(wanted) if wanted in names else given.index(wanted)
-    return compare_scores([aligned(run, runs[0].cases) for run in runs], chosen, place)
-
-
-def compare_scores(runs: Sequence[Scores], metrics: Sequence[str], baseline: int = 0) -> Comparison:
-    """Compare scores that are alike in cases, their order, rows and definitions."""
-    rows = _distinct_rows(runs[0].rows)
+    reference = names.index(wanted) if wanted in names else given.index(wanted)
+    runs = [aligned(run, runs[0].cases) for run in runs]
+    classes = [row for row in runs[0].rows if row[0] == "class"]
+    # The mean over one class is no comparison of its own.
+    rows = [row for row in runs[0].rows if row[0] != "mean" or len(classes) > 1]
     return Comparison(
-        runs=tuple(run.name for run in runs),
-        baseline=baseline,
+        runs=tuple(names),
+        baseline=names[reference],
         cases=len(runs[0].cases),
-        metrics=tuple(_compare_metric(runs, metric, rows, baseline) for metric in metrics),
-        rankings=_rankings(runs, metrics, [row for row in rows if row[0] == "class"]),
+        metrics={metric: runs[0].metrics[metric] for metric in chosen},
+        entries=tuple(entry for metric in chosen for entry in _compare_metric(runs, metric, rows, reference)),
+        rankings=_rankings(runs, chosen, classes),
     )
 
 
-def _distinct_rows(rows: Sequence[Row]) -> list[Row]:
-    """Without the mean over the classes where there is one class: it would count as a comparison of its own."""
-    one_class = sum(kind == "class" for kind, _ in rows) == 1
-    return [row for row in rows if not (one_class and row[0] == "mean")]
-
-
-def _compare_metric(runs: Sequence[Scores], metric: str, rows: Sequence[Row], baseline: int) -> ComparedMetric:
-    definition = runs[0].metrics[metric]
-    better = definition["better"]
+def _compare_metric(runs: Sequence[Scores], metric: str, rows: Sequence[Row], baseline: int) -> list[Entry]:
+    better = runs[0].metrics[metric]["better"]
     values = {row: np.stack([run.values[row, metric] for run in runs]) for row in rows}
     differences = {
-        (row, place): paired_difference(values[row][place], values[row][baseline], better)
+        (row, number): paired_difference(values[row][number], values[row][baseline], better)
         for row in rows
-        for place in range(len(runs))
-        if place != baseline
+        for number in range(len(runs))
+        if number != baseline
     }
     adjusted = dict(zip(differences, holm(found.p_value for found in differences.values()), strict=True))
-    compared = []
+    entries = []
     for row in rows:
         array = np.abs(values[row]) if better == "zero" else values[row]
         defined = array[:, ~np.isnan(array).any(axis=0)]
         means = defined.mean(axis=1) if defined.size else np.full(len(runs), np.nan)
-        entries = [
-            RunInRow(
-                mean=float(mean) if defined.size else None,
-                best=bool(defined.size and score == 1),
-                difference=differences.get((row, place)),
-                p_adjusted=adjusted.get((row, place)),
+        ranks = rank(goodness(means, better))
+        entries += [
+            Entry(
+                metric=metric,
+                row=row,
+                run=run.name,
+                defined=defined.shape[1],
+                mean=float(means[number]) if defined.size else None,
+                best=bool(defined.size and ranks[number] == 1),
+                difference=differences.get((row, number)),
+                p_adjusted=adjusted.get((row, number)),
             )
-            for place, (mean, score) in enumerate(zip(means, rank(goodness(means, better)), strict=True))
+            for number, run in enumerate(runs)
         ]
-        compared.append(ComparedRow(row, defined.shape[1], tuple(entries)))
-    return ComparedMetric(metric, definition, tuple(compared))
+    return entries
 
 
-def _rankings(runs: Sequence[Scores], metrics: Sequence[str], rows: Sequence[Row]) -> tuple[Ranking, ...]:
-    """By every metric in every class, then by the mean of those ranks; the same redrawn cases for all."""
+def _rankings(runs: Sequence[Scores], metrics: Sequence[str], classes: Sequence[Row]) -> tuple[Ranking, ...]:
+    """Rank by each metric in each class, then by the mean of these ranks, with the same redrawn cases for all."""
     draws = ranking_draws(len(runs[0].cases))
     rankings, all_ranks, all_redrawn = [], [], []
     for metric in metrics:
-        for row in rows:
-            better = runs[0].metrics[metric]["better"]
-            values = goodness([run.values[row, metric] for run in runs], better)
+        for row in classes:
+            values = goodness([run.values[row, metric] for run in runs], runs[0].metrics[metric]["better"])
             ranks, redrawn = significance_ranks(values), significance_ranks(values, draws)
             rankings.append(_ranking(metric, row[1], ranks, ranks, redrawn))
             all_ranks.append(ranks)
             all_redrawn.append(redrawn)
-    scores: NDArray[np.float64] = np.mean(all_ranks, axis=0)
+    scores: Floats = np.mean(all_ranks, axis=0)
     overall = _ranking(None, None, scores, rank(-scores), rank(-np.mean(all_redrawn, axis=0)))
     return (*rankings, overall)
 
 
-def _ranking(
-    metric: str | None,
-    name: str | None,
-    scores: NDArray[np.float64],
-    ranks: NDArray[np.float64],
-    redrawn: NDArray[np.float64],
-) -> Ranking:
-    stability = rank_stability(ranks, redrawn)
-    return Ranking(metric, name, tuple(scores.tolist()), tuple(ranks.tolist()), stability)
+def _ranking(metric: str | None, name: str | None, scores: Floats, ranks: Floats, redrawn: Floats) -> Ranking:
+    return Ranking(metric, name, tuple(scores.tolist()), tuple(ranks.tolist()), rank_stability(ranks, redrawn))
+
+
+def write_comparison(comparison: Comparison, folder: str | Path) -> None:
+    """Write comparison.md, comparison.csv, ranking.csv and comparison.tex, each completely or not at all.
+
+    Raises:
+        DataError: A file cannot be written.
+    """
+    write_text(Path(folder) / "comparison.md", markdown(comparison))
+    write_text(Path(folder) / "comparison.csv", comparison_csv(comparison))
+    write_text(Path(folder) / "ranking.csv", ranking_csv(comparison))
+    write_text(Path(folder) / "comparison.tex", latex(comparison))
+
+
+def markdown(comparison: Comparison) -> str:
+    """All tables with the explanation of their columns."""
+    parts = [
+        f"# Comparison of {len(comparison.runs)} runs on {comparison.cases} cases",
+        f"Baseline: {escape_markdown(comparison.baseline)}. Difference: mean over cases of run minus baseline, with "
+        f"its {LEVEL:.0%} bootstrap interval ({RESAMPLES} draws of cases, seed {SEED}). p: Wilcoxon signed-rank, "
+        "two-sided; p (Holm): adjusted for all comparisons of the metric. Best mean in bold.",
+    ]
+    for metric, definition in comparison.metrics.items():
+        entries = [entry for entry in comparison.entries if entry.metric == metric]
+        parts.append(f"## {escape_markdown(metric)} ({_DIRECTIONS[definition['better']]})")
+        parts += [_metric_table(comparison, entries), *_notes(comparison, entries)]
+    overall = [[escape_markdown(cell) for cell in row] for row in _overall_rows(comparison)]
+    overall.insert(0, ["run", "rank", "mean rank", f"{LEVEL:.0%} interval of rank", "first in"])
+    parts += ["## Ranking", _RANKING_TEXT, markdown_table(overall, left=1), _ranks_table(comparison)]
+    return "\n\n".join(parts) + "\n"
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """A line per metric, class and run; cells that do not apply are empty."""
+    lines: list[Sequence[object]] = [[*_CSV_COLUMNS.split(",")]]
+    for entry in comparison.entries:
+        line = [entry.metric, *entry.row, entry.run, comparison.baseline, comparison.cases, entry.defined, entry.mean]
+        if found := entry.difference:
+            line += [found.pairs, found.left_out, found.mean, *(found.interval or (None, None))]
+            line += [found.wins, found.ties, found.losses, found.p_value, entry.p_adjusted]
+        lines.append(line + [None] * (len(lines[0]) - len(line)))
+    return csv_text(lines)
+
+
+def ranking_csv(comparison: Comparison) -> str:
+    """A line per ranking and run; metric and class are empty for the ranking over all of them."""
+    lines: list[Sequence[object]] = [[*_RANKING_COLUMNS.split(",")]]
+    for ranking in comparison.rankings:
+        stability = ranking.stability
+        tau = [stability.kendall_tau, *(stability.tau_interval or (None, None)), stability.undefined]
+        for index, run in enumerate(comparison.runs):
+            ranks = [ranking.scores[index], ranking.ranks[index], *stability.intervals[index], stability.first[index]]
+            lines.append([ranking.metric, ranking.name, run, *ranks, *tau])
+    return csv_text(lines)
+
+
+def latex(comparison: Comparison) -> str:
+    """Two tables for \\usepackage{booktabs}: means, best in bold, significant differences starred; and ranks."""
+    rows: dict[tuple[Row, str], list[str]] = {}
+    for entry in comparison.entries:
+        name = escape_latex(entry.row[1]) if entry.run == comparison.runs[0] else ""
+        rows.setdefault((entry.row, entry.run), [name, escape_latex(entry.run)]).append(_latex_cell(comparison, entry))
+    lines, count = list(rows.values()), len(comparison.runs)
+    caption = (
+        f"Means over {comparison.cases} cases, best in bold.\n"
+        f"$^{{*}}$: differs from {escape_latex(comparison.baseline)}\n"
+        f"(Wilcoxon signed-rank test, Holm-adjusted $p < {ALPHA:g}$)."
+    )
+    header = ["Class", "Run", *(_latex_title(metric, entry["better"]) for metric, entry in comparison.metrics.items())]
+    groups = [lines[start : start + count] for start in range(0, len(lines), count)]
+    means = latex_table(caption, "ll" + "r" * len(comparison.metrics), header, groups)
+    caption = (
+        "Significance ranking over all metrics and classes;\n"
+        f"intervals and shares of first places from {RANKING_RESAMPLES} bootstrap draws of the cases."
+    )
+    header = ["Run", "Rank", "Mean rank", rf"{100 * LEVEL:g}\% interval", "First"]
+    ranks = [[escape_latex(cell) for cell in row] for row in _overall_rows(comparison)]
+    ranking = latex_table(caption, "lrrrr", header, [ranks])
+    return "\n".join([r"% Needs \usepackage{booktabs}.", means, "", ranking]) + "\n"
+
+
+def _metric_table(comparison: Comparison, entries: Sequence[Entry]) -> str:
+    rows = [["class", "run", "mean", "difference", f"{LEVEL:.0%} interval", "win/tie/loss", "p", "p (Holm)"]]
+    for entry in entries:
+        mean = _value(comparison, entry, entry.mean)
+        name = escape_markdown(entry.row[1]) if entry.run == comparison.runs[0] else ""
+        cells = [name, escape_markdown(entry.run), f"**{mean}**" if entry.best else mean]
+        if found := entry.difference:
+            low, high = (_value(comparison, entry, end, "+") for end in found.interval or (None, None))
+            cells += [_value(comparison, entry, found.mean, "+"), f"[{low}, {high}]" if found.interval else ""]
+            cells += [f"{found.wins}/{found.ties}/{found.losses}", _p(found.p_value), _p(entry.p_adjusted)]
+        else:
+            cells += ["baseline", "", "", "", ""]
+        rows.append(cells)
+    return markdown_table(rows, left=2)
+
+
+def _notes(comparison: Comparison, entries: Sequence[Entry]) -> list[str]:
+    """Notes below a metric's table: on undefined values, and on too few pairs for any significance."""
+    undefined, few = [], []
+    for entry in entries:
+        if found := entry.difference:
+            where = f"{escape_markdown(entry.row[1])}, {escape_markdown(entry.run)}"
+            if found.left_out:
+                undefined.append(f"{where}: {found.left_out}")
+            if found.wins + found.losses < FEWEST_UNTIED:
+                few.append(f"{where}: {found.wins + found.losses}")
+    pairs = f"Pairs left out of {comparison.cases}, undefined in the run or the baseline: {'; '.join(undefined)}."
+    untied = f"Fewer than {FEWEST_UNTIED} untied pairs, so that p < {ALPHA:g} cannot be reached, whatever the data: "
+    return [*([pairs] if undefined else []), *([f"{untied}{'; '.join(few)}."] if few else [])]
+
+
+def _overall_rows(comparison: Comparison) -> list[list[str]]:
+    """For each run, best first: name, rank, mean rank, interval of the rank, share of first places."""
+    overall = comparison.rankings[-1]
+    rows = []
+    for index in sorted(range(len(overall.ranks)), key=overall.ranks.__getitem__):
+        (low, high), first = overall.stability.intervals[index], overall.stability.first[index]
+        numbers = [f"{overall.ranks[index]:g}", f"{overall.scores[index]:.2f}", f"{low:g} to {high:g}", f"{first:.0%}"]
+        rows.append([comparison.runs[index], *numbers])
+    return rows
+
+
+def _ranks_table(comparison: Comparison) -> str:
+    rows = [["metric", "class", *map(escape_markdown, comparison.runs), "Kendall's tau"]]
+    for ranking in comparison.rankings:
+        names = [escape_markdown(text or "all") for text in (ranking.metric, ranking.name)]
+        rows.append([*names, *(f"{number:g}" for number in ranking.ranks), _tau(ranking.stability)])
+    return markdown_table(rows, left=2)
+
+
+def _tau(stability: RankStability) -> str:
+    if stability.kendall_tau is None:
+        return "undefined"
+    share = f"{stability.undefined:.0%}" if stability.undefined >= 0.01 else "<1%"
+    return f"{stability.kendall_tau:.2f}" + (f" (undefined in {share})" if stability.undefined else "")
+
+
+def _latex_title(metric: str, better: str) -> str:
+    name = rf"$|${escape_latex(metric)}$|$" if better == "zero" else escape_latex(metric)
+    return name + (r" $\uparrow$" if better == "higher" else r" $\downarrow$")
+
+
+def _latex_cell(comparison: Comparison, entry: Entry) -> str:
+    mean = _value(comparison, entry, entry.mean) or "--"
+    star = "$^{*}$" if entry.p_adjusted is not None and entry.p_adjusted < ALPHA else ""
+    return rf"\textbf{{{mean}}}{star}" if entry.best else f"{mean}{star}"
+
+
+def _value(comparison: Comparison, entry: Entry, value: float | None, sign: str = "") -> str:
+    """Three decimals for shares, two for values with a unit; empty if undefined."""
+    decimals = 3 if comparison.metrics[entry.metric].get("unit") is None else 2
+    return "" if value is None else f"{value:{sign}.{decimals}f}"
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"

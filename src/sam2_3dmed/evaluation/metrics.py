@@ -1,38 +1,118 @@
-"""All metrics of one case: per class, their mean and their union, with empty masks decided once and for all.
-
-Paper: appendix C. `definitions.py` says what each metric is and what an empty mask makes of it.
-"""
+"""The metrics (appendix C): their definitions, and their values for one case per class, as mean and as union."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.evaluation.definitions import METRICS, EmptyPolicy, check_policy, nsd_column
-from sam2_3dmed.evaluation.grid import Mask, bounding_box, check_masks, check_spacing, diagonal_mm
-from sam2_3dmed.evaluation.lesions import LesionCounts, count_lesions
-from sam2_3dmed.evaluation.surface import SurfaceDefinition, SurfaceDistances, check_definition, surface_distances
+from sam2_3dmed.evaluation.masks import (
+    Mask,
+    bounding_box,
+    check_label_maps,
+    check_masks,
+    check_spacing,
+    class_masks,
+    diagonal_mm,
+)
+from sam2_3dmed.evaluation.surface import SURFACES, SurfaceDefinition, surface_distances
+
+Better = Literal["higher", "lower", "zero"]
+EmptyPolicy = Literal["penalise", "nan"]
+Kind = Literal["class", "mean", "union"]
+Presence = Literal["both", "missed", "false_positive", "absent"]
 
 MEAN_NAME = "mean"
 UNION_NAME = "foreground"
 DEFAULT_TOLERANCES_MM = (2.0, 1.0)
-
-Kind = Literal["class", "mean", "union"]
-Presence = Literal["both", "missed", "invented", "absent"]
-
+EMPTY_POLICIES: dict[EmptyPolicy, str] = {
+    "penalise": (
+        "a class absent from prediction and truth scores 1, its distances and errors are 0; absent from only one it "
+        "scores 0, and its distances are the volume's diagonal in mm, from corner to corner of all its voxels; a "
+        "volume error in percent of a class that the truth does not have is 100"
+    ),
+    "nan": (
+        "what the formula leaves undefined is NaN, written as nothing in CSV and null in JSON: every ratio of 0 to 0, "
+        "and every distance to a mask without a surface; means are over the classes and cases where the metric is "
+        "defined, and NaN if there are none"
+    ),
+}
+_LESION_CONNECTIVITY = np.ones((3, 3, 3), dtype=bool)
 _MM3_PER_ML = 1000.0
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        better: Which values are good; "zero" is for signed errors.
+        on_surface: Whether the definition of a surface changes the metric.
+        if_absent, if_one_sided: The values that replace undefined ones under the policy "penalise", if neither mask
+            has the class, and if only one of them has it. None is the diagonal of the volume.
+        tolerance_mm: Only for the NSD.
+    """
+
+    definition: str
+    unit: str | None
+    better: Better
+    on_surface: bool = False
+    if_absent: float = 1.0
+    if_one_sided: float | None = 0.0
+    tolerance_mm: float | None = None
+
+    def describe(self, surface: SurfaceDefinition) -> dict[str, Any]:
+        """The metric's entry in summary.json."""
+        described = {"definition": self.definition, "unit": self.unit, "better": self.better}
+        surfaces = {"surface": surface} if self.on_surface else {}
+        return described | surfaces | ({} if self.tolerance_mm is None else {"tolerance_mm": self.tolerance_mm})
+
+
+def _distance(definition: str) -> Metric:
+    return Metric(definition, "mm", "lower", on_surface=True, if_absent=0.0, if_one_sided=None)
+
+
+METRICS: dict[str, Metric] = {
+    "dice": Metric("2 |P and G| / (|P| + |G|) over voxels", None, "higher"),
+    "iou": Metric("|P and G| / |P or G| over voxels", None, "higher"),
+    "hd95_mm": _distance("the larger of the two directed 95th percentiles of surface distance"),
+    "hd100_mm": _distance("the largest surface distance in either direction"),
+    "assd_mm": _distance("the mean surface distance over the elements of both surfaces together, by weight"),
+    "nsd": Metric("the share of both surfaces within the tolerance of the other", None, "higher", on_surface=True),
+    "volume_error_ml": Metric("volume of P minus volume of G", "ml", "zero", if_absent=0.0),
+    "volume_error_percent": Metric(
+        "volume of P minus volume of G, of that of G", "%", "zero", if_absent=0.0, if_one_sided=100.0
+    ),
+    "sensitivity": Metric("|P and G| / |G| over voxels", None, "higher"),
+    "precision": Metric("|P and G| / |P| over voxels", None, "higher"),
+    "lesion_f1": Metric(
+        "2 TP / (2 TP + FP + FN) over lesions, the 26-connected components of a mask: TP are those of G that share "
+        "at least one voxel with P, FN the other ones of G, FP those of P that share none with G",
+        None,
+        "higher",
+    ),
+}
+
+
+def nsd_column(tolerance_mm: float) -> str:
+    """The column of the NSD at one tolerance."""
+    return f"nsd_{tolerance_mm:g}mm"
 
 
 @dataclass(frozen=True)
 class Scoring:
     """How cases are scored.
 
-    tolerances_mm: of the NSD, each once. surface: "surfel" or "voxel". empty: "penalise" or "nan".
-    Raises: VolumeError if there is no tolerance or an unusable one, or no such definition or policy.
+    Attributes:
+        tolerances_mm: Of the NSD; repetitions are dropped.
+        surface: A key of `SURFACES`.
+        empty: A key of `EMPTY_POLICIES`: the treatment of masks without a voxel.
+
+    Raises:
+        VolumeError: There is no tolerance or an unusable one, or no such surface or policy.
     """
 
     tolerances_mm: tuple[float, ...] = DEFAULT_TOLERANCES_MM
@@ -40,57 +120,70 @@ class Scoring:
     empty: EmptyPolicy = "penalise"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "tolerances_mm", _checked_tolerances(self.tolerances_mm))
-        check_definition(self.surface)
-        check_policy(self.empty)
+        tolerances = tuple(dict.fromkeys(float(tolerance) for tolerance in self.tolerances_mm))
+        if not tolerances or not all(math.isfinite(tolerance) and tolerance >= 0 for tolerance in tolerances):
+            raise VolumeError(f"the tolerances must be one or more lengths of 0 mm or more, not {tolerances}")
+        object.__setattr__(self, "tolerances_mm", tolerances)
+        if self.surface not in SURFACES:
+            raise VolumeError(f"there is no surface definition {self.surface!r}; there are {' and '.join(SURFACES)}")
+        if self.empty not in EMPTY_POLICIES:
+            policies = " and ".join(EMPTY_POLICIES)
+            raise VolumeError(f"there is no policy {self.empty!r} for empty masks; there are {policies}")
+
+    def columns(self) -> dict[str, Metric]:
+        """Column of the tables -> metric; the NSD has a column for each tolerance."""
+        columns: dict[str, Metric] = {}
+        for name, metric in METRICS.items():
+            if name == "nsd":
+                columns |= {nsd_column(mm): replace(metric, tolerance_mm=mm) for mm in self.tolerances_mm}
+            else:
+                columns[name] = metric
+        return columns
+
+
+@dataclass(frozen=True)
+class LesionCounts:
+    """Lesions of the truth, lesions of the truth that were found, and false positive lesions of the prediction.
+
+    A lesion is a 26-connected component of a mask. A lesion of the truth is found if the prediction holds at least one
+    of its voxels. A lesion of the prediction is a false positive if it holds no voxel of the truth. So one component
+    may find several lesions, and several components may find one: neither is an error.
+    """
+
+    truth: int
+    found: int
+    false_positive: int
+
+    def f1(self) -> float:
+        """2 TP / (2 TP + FP + FN); NaN if neither mask has a lesion."""
+        return _ratio(2 * self.found, self.found + self.truth + self.false_positive)
 
 
 @dataclass(frozen=True)
 class ClassMetrics:
     """The metrics of one class in one case, of the mean over the classes, or of their union.
 
-    label: the class's value in the label map; None for the mean and the union.
-    dice, iou, sensitivity, precision, lesion_f1: in [0, 1]. nsd: tolerance in mm -> score in [0, 1].
-    hd95_mm, hd100_mm, assd_mm: at most the volume's diagonal.
-    volume_error_ml, volume_error_percent: above 0 if the prediction is larger than the truth.
-    presence: "missed" if only the truth has the class, "invented" if only the prediction has it, "absent" if
-        neither does.
-    prediction_mm3, truth_mm3: the class's volume. These two, `lesions` and `presence` are None for the mean.
+    Attributes:
+        label: The value of the class in the label map; None for mean and union.
+        scores: Column of the tables -> value.
+        presence: "missed" if only the truth has the class, "false_positive" if only the prediction has it, "absent" if
+            neither has it. This and the fields below are None for the mean.
+        prediction_mm3, truth_mm3: The volumes of the class.
     """
 
     kind: Kind
     name: str
     label: int | None
-    dice: float
-    iou: float
-    hd95_mm: float
-    hd100_mm: float
-    assd_mm: float
-    nsd: Mapping[float, float]
-    volume_error_ml: float
-    volume_error_percent: float
-    sensitivity: float
-    precision: float
-    lesion_f1: float
+    scores: Mapping[str, float]
     presence: Presence | None = None
     lesions: LesionCounts | None = None
     prediction_mm3: float | None = None
     truth_mm3: float | None = None
 
-    def columns(self) -> dict[str, float]:
-        """Column of the tables -> value."""
-        columns: dict[str, float] = {}
-        for name in METRICS:
-            if name == "nsd":
-                columns |= {nsd_column(tolerance_mm): score for tolerance_mm, score in self.nsd.items()}
-            else:
-                columns[name] = getattr(self, name)
-        return columns
-
 
 @dataclass(frozen=True)
 class Overlap:
-    """Voxels of the prediction, of the truth and of both; every ratio is NaN where it is 0 to 0."""
+    """The numbers of voxels of the prediction, of the truth, and of both."""
 
     prediction: int
     truth: int
@@ -98,23 +191,19 @@ class Overlap:
 
     @classmethod
     def of(cls, prediction: Mask, truth: Mask) -> "Overlap":
-        """Counted over two (X, Y, Z) bool masks.
-
-        Raises: VolumeError if a mask is not boolean and 3D, or the shapes differ.
-        """
+        """Count over two (X, Y, Z) bool masks; raise VolumeError if they are not boolean, 3D and of one shape."""
         check_masks(prediction, truth)
-        masks = (prediction, truth, prediction & truth)
-        return cls(*(int(np.count_nonzero(mask)) for mask in masks))
+        return cls(*(int(np.count_nonzero(mask)) for mask in (prediction, truth, prediction & truth)))
 
     @property
     def presence(self) -> Presence:
-        """Which of the masks hold anything."""
+        """Which of the masks have a voxel."""
         if self.prediction:
-            return "both" if self.truth else "invented"
+            return "both" if self.truth else "false_positive"
         return "missed" if self.truth else "absent"
 
     def scores(self, voxel_mm3: float) -> dict[str, float]:
-        """The metrics that counting voxels gives."""
+        """Metric -> value for the metrics that are counts of voxels; NaN for a ratio of 0 to 0."""
         surplus = self.prediction - self.truth
         return {
             "dice": _ratio(2 * self.both, self.prediction + self.truth),
@@ -126,28 +215,11 @@ class Overlap:
         }
 
 
-@dataclass(frozen=True)
-class _Case:
-    """What is the same for every class of a case."""
-
-    spacing_mm: tuple[float, float, float]
-    diagonal_mm: float
-    scoring: Scoring = field(default_factory=Scoring)
-
-    def settled(self, name: str, value: float, presence: Presence) -> float:
-        """The value, or what the policy for empty masks puts in the place of an undefined one."""
-        if not math.isnan(value) or self.scoring.empty == "nan":
-            return value
-        metric = METRICS[name]
-        if presence == "absent":
-            return metric.if_absent
-        return self.diagonal_mm if metric.if_one_sided is None else metric.if_one_sided
-
-
 def dice(prediction: Mask, truth: Mask) -> float:
     """Dice of two (X, Y, Z) bool masks, in [0, 1]; 1 if both are empty.
 
-    Raises: VolumeError if a mask is not boolean and 3D, or the shapes differ.
+    Raises:
+        VolumeError: A mask is not boolean and 3D, or the shapes differ.
     """
     overlap = Overlap.of(prediction, truth)
     return 1.0 if overlap.presence == "absent" else overlap.scores(voxel_mm3=1)["dice"]
@@ -160,101 +232,102 @@ def case_metrics(
     spacing_mm: Sequence[float],
     scoring: Scoring | None = None,
 ) -> list[ClassMetrics]:
-    """All metrics of one case.
+    """Compute all metrics of one case.
 
-    prediction, truth: (X, Y, Z) integer label maps.
-    labels: value -> name of the foreground classes; other values count as background.
-    spacing_mm: three voxel sizes in the array's axis order. scoring: None for the defaults.
-    Returns: a row per class in the order of `labels`, their mean and, if there are several, their union.
-    Raises: VolumeError if a map is not 3D and integer, the shapes differ, `labels` is empty or names the
-        background, or the spacing is unusable.
+    Args:
+        prediction, truth: (X, Y, Z) integer label maps.
+        labels: Value -> name of the foreground classes; other values count as background.
+        spacing_mm: Three voxel sizes in the array's axis order.
+        scoring: None for the defaults.
+
+    Returns:
+        A row for each class in the order of `labels`, for their mean and, if there are several, for their union.
+
+    Raises:
+        VolumeError: A map is not 3D and integer, the shapes differ, `labels` is empty or names the background, or the
+            spacing is unusable.
     """
     scoring = scoring or Scoring()
     spacing = check_spacing(spacing_mm)
     check_label_maps(prediction, truth, labels)
-    case = _Case(spacing, diagonal_mm(truth.shape, spacing), scoring)
+    diagonal = diagonal_mm(truth.shape, spacing)
     box = bounding_box(prediction, truth)
     maps = prediction[box], truth[box]
-    rows = [_row("class", name, value, class_masks(maps, value), case) for value, name in labels.items()]
-    rows.append(_mean_row(rows, scoring))
+
+    def row(kind: Kind, name: str, label: int | None, *values: int) -> ClassMetrics:
+        return _class_metrics(kind, name, label, class_masks(maps, *values), spacing, diagonal, scoring)
+
+    rows = [row("class", name, value, value) for value, name in labels.items()]
+    rows.append(ClassMetrics("mean", MEAN_NAME, None, mean_scores([row.scores for row in rows])))
     if len(labels) > 1:
-        rows.append(_row("union", UNION_NAME, None, class_masks(maps, *labels), case))
+        rows.append(row("union", UNION_NAME, None, *labels))
     return rows
 
 
-def class_masks(maps: tuple[NDArray[Any], NDArray[Any]], *values: int) -> tuple[Mask, Mask]:
-    """Where the two maps hold one of the values, as (X, Y, Z) bool in C order."""
-    prediction, truth = (
-        np.ascontiguousarray(array == values[0] if len(values) == 1 else np.isin(array, values)) for array in maps
-    )
-    return prediction, truth
-
-
-def check_label_maps(prediction: NDArray[Any], truth: NDArray[Any], labels: Mapping[int, str]) -> None:
-    """Raise VolumeError unless both are 3D maps of integers of one shape, and `labels` names foreground only."""
-    for name, array in (("prediction", prediction), ("truth", truth)):
-        if array.ndim != 3 or array.dtype.kind not in "iub":
-            raise VolumeError(f"the {name} must be a 3D map of integers, not {array.ndim}D of type {array.dtype}")
-    if prediction.shape != truth.shape:
-        raise VolumeError(f"the prediction's shape {prediction.shape} is not the truth's, {truth.shape}")
-    if not labels or min(labels) < 1:
-        raise VolumeError(f"labels must name one or more classes of value 1 or more, not {dict(labels)}")
-
-
-def _checked_tolerances(tolerances_mm: Iterable[float]) -> tuple[float, ...]:
-    """The tolerances in mm without repetitions, in the order given."""
-    tolerances = tuple(dict.fromkeys(float(tolerance) for tolerance in tolerances_mm))
-    if not tolerances or not all(math.isfinite(tolerance) and tolerance >= 0 for tolerance in tolerances):
-        raise VolumeError(f"the tolerances must be one or more lengths of 0 mm or more, not {tolerances}")
-    return tolerances
-
-
-def _row(kind: Kind, name: str, label: int | None, masks: tuple[Mask, Mask], case: _Case) -> ClassMetrics:
+def _class_metrics(
+    kind: Kind,
+    name: str,
+    label: int | None,
+    masks: tuple[Mask, Mask],
+    spacing_mm: tuple[float, float, float],
+    diagonal: float,
+    scoring: Scoring,
+) -> ClassMetrics:
     box = bounding_box(*masks)
     prediction, truth = (mask[box] for mask in masks)
     overlap, lesions = Overlap.of(prediction, truth), count_lesions(prediction, truth)
-    surfaces = surface_distances(prediction, truth, case.spacing_mm, case.scoring.surface)
-    voxel_mm3 = math.prod(case.spacing_mm)
-    presence = overlap.presence
-    scores = overlap.scores(voxel_mm3) | _surface_scores(surfaces) | {"lesion_f1": lesions.f1()}
-    settled: dict[str, Any] = {metric: case.settled(metric, value, presence) for metric, value in scores.items()}
+    surfaces = surface_distances(prediction, truth, spacing_mm, scoring.surface)
+    voxel_mm3 = math.prod(spacing_mm)
+    values = overlap.scores(voxel_mm3) | {
+        "hd95_mm": surfaces.hausdorff_mm(95),
+        "hd100_mm": surfaces.hausdorff_mm(100),
+        "assd_mm": surfaces.average_mm(),
+        **{nsd_column(mm): surfaces.share_within(mm) for mm in scoring.tolerances_mm},
+        "lesion_f1": lesions.f1(),
+    }
+    columns = scoring.columns()
+    if scoring.empty == "penalise":
+        for column, metric in columns.items():
+            if math.isnan(values[column]):
+                penalty = metric.if_absent if overlap.presence == "absent" else metric.if_one_sided
+                values[column] = diagonal if penalty is None else penalty
     return ClassMetrics(
         kind=kind,
         name=name,
         label=label,
-        **settled,
-        nsd={
-            tolerance_mm: case.settled("nsd", surfaces.share_within(tolerance_mm), presence)
-            for tolerance_mm in case.scoring.tolerances_mm
-        },
-        presence=presence,
+        scores={column: values[column] for column in columns},
+        presence=overlap.presence,
         lesions=lesions,
         prediction_mm3=overlap.prediction * voxel_mm3,
         truth_mm3=overlap.truth * voxel_mm3,
     )
 
 
-def _surface_scores(surfaces: SurfaceDistances) -> dict[str, float]:
-    return {
-        "hd95_mm": surfaces.hausdorff_mm(95),
-        "hd100_mm": surfaces.hausdorff_mm(100),
-        "assd_mm": surfaces.average_mm(),
-    }
+def count_lesions(prediction: Mask, truth: Mask) -> LesionCounts:
+    """Count the lesions of two (X, Y, Z) bool masks; raise VolumeError if they are not boolean, 3D and of one shape."""
+    check_masks(prediction, truth)
+    num_truth, num_found = _touched_components(truth, prediction)
+    num_predicted, num_right = _touched_components(prediction, truth)
+    return LesionCounts(truth=num_truth, found=num_found, false_positive=num_predicted - num_right)
 
 
-def _mean_row(rows: Sequence[ClassMetrics], scoring: Scoring) -> ClassMetrics:
-    means: dict[str, Any] = {name: _mean(getattr(row, name) for row in rows) for name in METRICS if name != "nsd"}
-    return ClassMetrics(
-        kind="mean",
-        name=MEAN_NAME,
-        label=None,
-        **means,
-        nsd={tolerance_mm: _mean(row.nsd[tolerance_mm] for row in rows) for tolerance_mm in scoring.tolerances_mm},
-    )
+def _touched_components(mask: Mask, other: Mask) -> tuple[int, int]:
+    """The number of components of `mask`, and of the ones with a voxel in `other`."""
+    from scipy.ndimage import label  # here: it takes half a second to import
+
+    box = bounding_box(mask)
+    components, count = label(mask[box], structure=_LESION_CONNECTIVITY)
+    touched = np.zeros(count + 1, dtype=bool)
+    touched[components[other[box]]] = True
+    return int(count), int(np.count_nonzero(touched[1:]))
+
+
+def mean_scores(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each column over the rows where it is defined, as numpy.nanmean; NaN where no row defines it."""
+    return {column: _mean(row[column] for row in scores) for column in scores[0]}
 
 
 def _mean(values: Iterable[float]) -> float:
-    """Over what is defined, as numpy.nanmean; NaN if nothing is."""
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else float("nan")
 

@@ -1,4 +1,4 @@
-"""Which prediction belongs to which label file, and what the label values are called."""
+"""The pairing of predictions with label files, and the names of label values."""
 
 import csv
 import json
@@ -13,18 +13,19 @@ _MAX_NAMES = 10
 
 
 def match_files(predictions: Path, labels: Path) -> list[tuple[str, Path, Path]]:
-    """(case name, prediction, label) of two folders, sorted by name; or of two files.
+    """Pair the files of two folders by name, or two files, as (case name, prediction, label), sorted by name.
 
-    Raises: DataError if a folder is missing, empty or holds a case twice, or a file has no counterpart.
+    Raises:
+        DataError: A folder is missing, empty or holds a case twice, or a file has no counterpart.
     """
     if predictions.is_file() and labels.is_file():
         return [(_case_name(predictions), predictions, labels)]
-    predicted, true = _images(predictions), _images(labels)
+    predicted, true = _volumes(predictions), _volumes(labels)
     problems = [
-        f"without a {kind} in {folder}: {_listed(names)}"
+        f"without a {kind} in {folder}: {_listed(sorted(names))}"
         for kind, folder, names in (
-            ("label", labels, sorted(predicted.keys() - true.keys())),
-            ("prediction", predictions, sorted(true.keys() - predicted.keys())),
+            ("label", labels, predicted.keys() - true.keys()),
+            ("prediction", predictions, true.keys() - predicted.keys()),
         )
         if names
     ]
@@ -34,10 +35,12 @@ def match_files(predictions: Path, labels: Path) -> list[tuple[str, Path, Path]]
 
 
 def read_pairs(table: Path) -> list[tuple[str, Path, Path]]:
-    """(case name, prediction, label) of a CSV file with the columns `prediction`, `label` and, if wanted, `case`.
+    """Read (case name, prediction, label) from a CSV file with the columns `prediction`, `label`, optionally `case`.
 
-    Paths are relative to the table's folder. Without a `case` the prediction's name is the case's.
-    Raises: DataError if the file cannot be read, a column is missing, a line lacks a path, or a case occurs twice.
+    Paths are relative to the folder of the table. Without `case`, a case has the name of its prediction.
+
+    Raises:
+        DataError: The file cannot be read, a column is missing, a line lacks a path, or a case occurs twice.
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
@@ -62,9 +65,10 @@ def read_pairs(table: Path) -> list[tuple[str, Path, Path]]:
 
 
 def read_class_names(path: str | Path) -> dict[int, str]:
-    """The foreground classes (value -> name, ascending) of an MSD or nnU-Net dataset.json.
+    """Read the foreground classes (value -> name, ascending) from an MSD or nnU-Net dataset.json.
 
-    Raises: DataError if the file cannot be read or its "labels" are not single values with names.
+    Raises:
+        DataError: The file cannot be read, or its "labels" are not single values with names.
     """
     try:
         labels = json.loads(Path(path).read_text(encoding="utf-8"))["labels"]
@@ -85,7 +89,7 @@ def check_unique(names: Iterable[str], where: str) -> None:
         raise DataError(f"{where}: more than one file for {_listed(repeated)}")
 
 
-def _images(folder: Path) -> dict[str, Path]:
+def _volumes(folder: Path) -> dict[str, Path]:
     """Case name -> file."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder (both must be folders, or both files)")
@@ -97,7 +101,7 @@ def _images(folder: Path) -> dict[str, Path]:
 
 
 def _case_name(path: Path) -> str:
-    """nnU-Net's first channel has the suffix _0000, and a prediction may keep the name of its image."""
+    """The name without nnU-Net's suffix of the first channel, which a prediction may have from its image."""
     return case_name(path).removesuffix("_0000")
 
 

@@ -1,4 +1,4 @@
-"""What `evaluate` and `train --test` wrote, read back: the values of one run, and whether runs may be compared."""
+"""The results of `evaluate` and `train --test`, read back and checked for comparability."""
 
 import csv
 import json
@@ -6,29 +6,31 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.evaluation.masks import Floats
+from sam2_3dmed.evaluation.metrics import Better
 
 _FOLDER = "evaluation"  # of a run
-_DIRECTIONS = ("higher", "lower", "zero")
 _TRUTH = "truth_mm3"
 
 Row = tuple[str, str]
-"""What is scored: kind (class, mean or union) and name."""
+"""The kind (class, mean or union) and name of a row of the tables."""
 
 
 @dataclass(frozen=True)
 class Scores:
     """One evaluated run.
 
-    name: what tables call it. folder: where cases.csv and summary.json lie.
-    metrics: column -> its entry of summary.json: definition, unit, better, and what else defines it.
-    empty_masks: every entry of summary.json on masks without a voxel.
-    values: (row, column) -> (cases,) values, NaN where undefined; also of `truth_mm3` if the table has it.
+    Attributes:
+        name: The run's name in tables.
+        folder: Holds cases.csv and summary.json.
+        metrics: Column -> its entry of summary.json.
+        empty_masks: The entries of summary.json on masks without a voxel.
+        values: (row, column) -> (cases,) values, NaN where undefined; also of `truth_mm3` if the table has it.
     """
 
     name: str
@@ -37,60 +39,61 @@ class Scores:
     empty_masks: Mapping[str, Any]
     cases: tuple[str, ...]
     rows: tuple[Row, ...]
-    values: Mapping[tuple[Row, str], NDArray[np.float64]]
+    values: Mapping[tuple[Row, str], Floats]
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Scores]:
-    """Read run folders, or folders of an evaluation; each gets a name that no other has.
+    """Read run folders, or folders of an evaluation, and give each a unique name.
 
-    Raises: DataError if there are fewer than two, one occurs twice, or one is unusable.
+    Raises:
+        DataError: There are fewer than two, one occurs twice, or one is unusable.
     """
     given = list(paths)
     folders = [_evaluation_folder(Path(path)) for path in given]
     if len(folders) < 2:
         raise DataError(f"{len(folders)} run to compare: at least two are needed")
-    seen: dict[Path, str | Path] = {}
-    for path, folder in zip(given, folders, strict=True):
-        if folder in seen:
-            raise DataError(f"{path}: is the same evaluation as {seen[folder]}")
-        seen[folder] = path
-    names = _names(folders)
-    return [replace(read_scores(folder), name=name) for folder, name in zip(folders, names, strict=True)]
+    for number, folder in enumerate(folders):
+        if folder in folders[:number]:
+            raise DataError(f"{given[number]}: is the same evaluation as {given[folders.index(folder)]}")
+    return [replace(read_scores(path), name=name) for path, name in zip(folders, _names(folders), strict=True)]
 
 
 def read_scores(path: str | Path) -> Scores:
-    """Read the evaluation of a run folder, or of a folder that holds cases.csv and summary.json.
+    """Read the evaluation of a run folder, or of a folder with cases.csv and summary.json.
 
-    Raises: DataError if a file is missing, broken, or lacks what its partner names.
+    Raises:
+        DataError: A file is missing or broken, or the two files do not fit each other.
     """
     folder = _evaluation_folder(Path(path))
-    summary_file, cases_file = folder / "summary.json", folder / "cases.csv"
-    summary = _read_summary(summary_file)
-    lines = _read_lines(cases_file, ["case", "kind", "class", *summary["metrics"]])
+    file = folder / "cases.csv"
+    summary = _read_summary(folder / "summary.json")
+    lines = _read_lines(file, ["case", "kind", "class", *summary["metrics"]])
     columns = [*summary["metrics"], *([_TRUTH] if _TRUTH in lines[0] else [])]
     cases = tuple(dict.fromkeys(line["case"] for line in lines))
     rows = tuple(dict.fromkeys((line["kind"], line["class"]) for line in lines))
-    place = {case: number for number, case in enumerate(cases)}
     if not any(kind == "class" for kind, _ in rows):
-        raise DataError(f"{cases_file}: has no line of kind class")
-    values = {(row, column): np.full(len(cases), np.nan) for row in rows for column in columns}
-    found: set[tuple[str, Row]] = set()
+        raise DataError(f"{file}: has no line of kind class")
+    by_row: dict[tuple[str, Row], dict[str, str]] = {}
     for line in lines:
-        row = (line["kind"], line["class"])
-        if (line["case"], row) in found:
-            raise DataError(f"{cases_file}: case {line['case']} has {row[1]} twice")
-        found.add((line["case"], row))
-        for column in columns:
-            values[row, column][place[line["case"]]] = _number(line[column], f"{cases_file}: case {line['case']}")
-    if len(found) < len(cases) * len(rows):
-        case, row = next((case, row) for case in cases for row in rows if (case, row) not in found)
-        raise DataError(f"{cases_file}: case {case} has no line for {row[1]}")
+        key = line["case"], (line["kind"], line["class"])
+        if key in by_row:
+            raise DataError(f"{file}: case {line['case']} has {line['class']} twice")
+        by_row[key] = line
+    for case in cases:
+        for row in rows:
+            if (case, row) not in by_row:
+                raise DataError(f"{file}: case {case} has no line for {row[1]}")
+    values = {
+        (row, column): np.array([_number(by_row[case, row][column], f"{file}: case {case}") for case in cases])
+        for row in rows
+        for column in columns
+    }
     empty_masks = {key: value for key, value in summary.items() if key.startswith("empty")}
     return Scores(_names([folder])[0], folder, summary["metrics"], empty_masks, cases, rows, values)
 
 
 def check_comparable(runs: Sequence[Scores], metrics: Sequence[str]) -> None:
-    """Raises: DataError if a run differs from the first in cases, classes, labels, or the definition of a metric."""
+    """Raise DataError if a run differs from the first in cases, classes, labels, or the definition of a metric."""
     first = runs[0]
     for run in runs[1:]:
         for metric in metrics:
@@ -108,9 +111,10 @@ def aligned(run: Scores, cases: Sequence[str]) -> Scores:
 
 
 def choose_metrics(runs: Sequence[Scores], wanted: Sequence[str] | None) -> list[str]:
-    """The columns to compare: those wanted, or else all, which every run must have then.
+    """The columns to compare: the wanted ones, or all.
 
-    Raises: DataError if a run lacks one.
+    Raises:
+        DataError: A run lacks one of them.
     """
     chosen = list(dict.fromkeys(wanted or (metric for run in runs for metric in run.metrics)))
     for run in runs:
@@ -133,18 +137,16 @@ def _evaluation_folder(path: Path) -> Path:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The folders' own names, with as many of their parents before them as it takes to tell them apart."""
+    """The names of the folders, each with as many parents as make it unique."""
     runs = [folder.parent if folder.name == _FOLDER else folder for folder in folders]
     if len(set(runs)) < len(runs):  # a run's own folder and its evaluation/ hold one evaluation each
         runs = list(folders)
-    names = [run.name for run in runs]
-    length = 1
+    names, length = [run.name for run in runs], 1
     while len(set(names)) < len(names):
         length += 1
         shared = {name for name in names if names.count(name) > 1}
-        names = [
-            "/".join(run.parts[-length:]) if name in shared else name for run, name in zip(runs, names, strict=True)
-        ]
+        longer = ("/".join(run.parts[-length:]) for run in runs)
+        names = [parts if name in shared else name for parts, name in zip(longer, names, strict=True)]
     return names
 
 
@@ -158,8 +160,9 @@ def _read_summary(path: Path) -> dict[str, Any]:
         raise DataError(f"{path}: names no metrics; evaluate again")
     for metric, entry in metrics.items():
         better = entry.get("better") if isinstance(entry, dict) else None
-        if better not in _DIRECTIONS:
-            raise DataError(f"{path}: metric {metric}: better is {better!r}, expected {', '.join(_DIRECTIONS)}")
+        if better not in get_args(Better):
+            expected = ", ".join(get_args(Better))
+            raise DataError(f"{path}: metric {metric}: better is {better!r}, expected {expected}")
     return dict(summary)
 
 
@@ -178,14 +181,14 @@ def _read_lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     return lines
 
 
-def _number(text: str, place: str) -> float:
-    """A cell of the table; an empty one is undefined."""
+def _number(text: str, where: str) -> float:
+    """The value of a cell; NaN for an empty one."""
     try:
         value = float(text) if text.strip() else math.nan
     except ValueError:
         value = math.inf
     if math.isinf(value):
-        raise DataError(f"{place}: {text!r} is no finite number")
+        raise DataError(f"{where}: {text!r} is no finite number")
     return value
 
 
@@ -205,12 +208,13 @@ def _check_same_members(run: Scores, first: Scores, what: str, members: Callable
 
 
 def _check_same_truth(run: Scores, first: Scores) -> None:
-    """The volumes of the truth tell whether both were scored against the same labels."""
+    """Equal volumes of the truth mean that both runs were scored against the same labels."""
+    run = aligned(run, first.cases)
     for row in first.rows:
         if (row, _TRUTH) not in first.values or (row, _TRUTH) not in run.values:
             continue
-        volumes = dict(zip(run.cases, run.values[row, _TRUTH], strict=True))
-        for case, volume in zip(first.cases, first.values[row, _TRUTH], strict=True):
-            if not np.isclose(volumes[case], volume, equal_nan=True):
-                found = f"{row[1]} has {volumes[case]:g} mm3 in {run.name}, {volume:g} in {first.name}"
-                raise DataError(f"{run.folder}: case {case}: other labels: {found}")
+        volumes = zip(first.cases, run.values[row, _TRUTH], first.values[row, _TRUTH], strict=True)
+        for case, found, expected in volumes:
+            if not np.isclose(found, expected, equal_nan=True):
+                values = f"{row[1]} has {found:g} mm3 in {run.name}, {expected:g} in {first.name}"
+                raise DataError(f"{run.folder}: case {case}: other labels: {values}")

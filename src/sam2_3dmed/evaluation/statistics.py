@@ -1,7 +1,7 @@
-"""Whether runs on the same cases differ: paired differences, tests, corrections, ranks and how stable they are.
+"""Statistics of runs on the same cases: paired differences, tests, corrections, ranks and their stability.
 
-Pure functions of arrays; docs/comparing_runs.md says why each is as it is. scipy.stats takes a second to import, so
-the functions that need it do so themselves.
+All are functions of arrays; docs/comparing_runs.md gives the reasons. scipy.stats takes a second to import, so it is
+imported where it is called.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Better = Literal["higher", "lower", "zero"]
+from sam2_3dmed.evaluation.masks import Floats
+from sam2_3dmed.evaluation.metrics import Better
 
 LEVEL = 0.95  # of every interval
 ALPHA = 0.05  # of every statement that a difference is significant
@@ -20,19 +21,20 @@ RESAMPLES = 10_000  # of a mean
 RANKING_RESAMPLES = 1_000  # of a ranking
 FEWEST_UNTIED = 6  # two-sided p is at least 2 / 2**n: 0.0625 for n = 5, 0.031 for n = 6
 _FEWEST_ONE_SIDED = 5  # 1 / 2**n: 0.0625 for n = 4, 0.031 for n = 5
-_TIE_DECIMALS = 12  # machines sum in other orders; what differs by less than that is the same value
+_TIE_DECIMALS = 12  # machines add in other orders, so smaller differences are ties
 _CHUNK = 1_000_000  # indices drawn at a time
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A run against the baseline on the cases where both are defined.
+    """A run compared with the baseline on the cases where both are defined.
 
-    mean: of run minus baseline, in the metric's unit; for a metric that is best at zero, of the magnitudes.
-    interval: bootstrap, of that mean; None for fewer than two pairs.
-    wins, ties, losses: cases in which the run is better than, equal to, worse than the baseline.
-    p_value: Wilcoxon signed-rank, two-sided, not yet adjusted; None without a pair.
-    left_out: cases in which the run or the baseline is undefined.
+    Attributes:
+        left_out: Cases in which the run or the baseline is undefined.
+        mean: Of run minus baseline, in the metric's unit; of the magnitudes for a metric that is best at zero.
+        interval: Bootstrap interval of the mean; None for fewer than two pairs.
+        wins, ties, losses: Cases in which the run is better than, equal to, worse than the baseline.
+        p_value: Wilcoxon signed-rank, two-sided, not adjusted; None without a pair.
     """
 
     pairs: int
@@ -47,13 +49,14 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class RankStability:
-    """What becomes of a ranking when the cases are drawn again. `intervals` and `first` have one entry per run.
+    """How a ranking changes when the cases are drawn again.
 
-    intervals: percentiles of the rank over the draws, at LEVEL.
-    first: share of the draws in which the run has rank 1, shared or not.
-    kendall_tau: mean over the draws of Kendall's tau-b with the ranking of all cases, and
-    tau_interval: its percentiles; both None if tau is undefined in every draw, as when all runs share a rank.
-    undefined: share of the draws in which tau is undefined.
+    Attributes:
+        intervals: For each run, the percentiles of its rank over the draws, at LEVEL.
+        first: For each run, the share of the draws in which it has rank 1, shared or not.
+        kendall_tau, tau_interval: Mean and percentiles over the draws of Kendall's tau-b with the ranking of all cases.
+            None if tau is undefined in every draw, for example because all runs share a rank.
+        undefined: The share of the draws in which tau is undefined.
     """
 
     intervals: tuple[tuple[float, float], ...]
@@ -66,23 +69,20 @@ class RankStability:
 def bootstrap_interval_of_mean(
     values: ArrayLike, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = SEED
 ) -> tuple[float, float] | None:
-    """Percentile bootstrap of the mean, cases drawn with replacement.
-
-    values: (cases,) finite.
-    Returns: the interval's ends; None for fewer than two values.
-    """
+    """The percentile bootstrap interval of the mean of (cases,) finite values; None for fewer than two."""
     array = np.asarray(values, dtype=np.float64)
     if array.size < 2:
         return None
-    draws = _case_draws(array.size, resamples, seed)
+    draws = case_draws(array.size, resamples, seed)
     return _percentiles(np.concatenate([array[chunk].mean(axis=1) for chunk in draws]), level)
 
 
 def paired_difference(values: ArrayLike, baseline: ArrayLike, better: Better = "higher") -> PairedDifference:
     """Compare two runs case by case.
 
-    values, baseline: (cases,) of the same cases in the same order; NaN where undefined.
-    better: which values are good: the higher, the lower, or those nearest to zero.
+    Args:
+        values, baseline: (cases,), the same cases in the same order; NaN where undefined.
+        better: Which values are good.
     """
     run, other = (np.asarray(given, dtype=np.float64) for given in (values, baseline))
     if better == "zero":
@@ -103,11 +103,11 @@ def paired_difference(values: ArrayLike, baseline: ArrayLike, better: Better = "
 
 
 def wilcoxon_p_value(differences: ArrayLike) -> float | None:
-    """Two-sided p value of Wilcoxon's signed-rank test; zeros are dropped before ranking, as Wilcoxon did.
+    """The two-sided p value of Wilcoxon's signed-rank test on (pairs,) finite differences, zeros dropped.
 
-    differences: (pairs,) finite.
-    Returns: exact up to 50 differences of distinct size, or up to 13 with ties; else from the normal approximation,
-        corrected for ties. 1.0 if every difference is zero, None if there is none at all.
+    Returns:
+        Exact up to 50 differences of distinct size, or up to 13 with ties; else from the normal approximation,
+        corrected for ties. 1.0 if every difference is zero, None if there is no difference.
     """
     from scipy.stats import wilcoxon
 
@@ -119,43 +119,46 @@ def wilcoxon_p_value(differences: ArrayLike) -> float | None:
 
 
 def holm(p_values: Iterable[float | None]) -> list[float | None]:
-    """Holm's step-down adjustment: compare what comes back with ALPHA. None stays None and counts as no test."""
+    """Adjust p values for multiple tests with Holm's step-down method; None stays None and counts as no test."""
     given = list(p_values)
     order = sorted((p, index) for index, p in enumerate(given) if p is not None)
     adjusted: list[float | None] = [None] * len(given)
     largest = 0.0
-    for place, (p, index) in enumerate(order):
-        largest = max(largest, min(1.0, (len(order) - place) * p))
+    for position, (p, index) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - position) * p))
         adjusted[index] = largest
     return adjusted
 
 
-def goodness(values: ArrayLike, better: Better) -> NDArray[np.float64]:
-    """Values turned so that more is better."""
+def goodness(values: ArrayLike, better: Better) -> Floats:
+    """Turn values so that more is better."""
     array = np.asarray(values, dtype=np.float64)
     if better == "higher":
         return array
     return -np.abs(array) if better == "zero" else -array
 
 
-def rank(scores: ArrayLike) -> NDArray[np.float64]:
-    """Ranks along the first axis, the highest score first; runs with the same score share the best of their ranks."""
+def rank(scores: ArrayLike) -> Floats:
+    """Rank along the first axis, the highest score first; equal scores share the best of their ranks."""
     from scipy.stats import rankdata
 
-    ranks: NDArray[np.float64] = rankdata(-np.asarray(scores, dtype=np.float64), method="min", axis=0).astype(float)
+    ranks: Floats = rankdata(-np.asarray(scores, dtype=np.float64), method="min", axis=0).astype(float)
     return ranks
 
 
-def significance_ranks(values: ArrayLike, draws: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
+def significance_ranks(values: ArrayLike, draws: NDArray[np.int64] | None = None) -> Floats:
     """Rank runs by how many others each beats significantly, as the Medical Segmentation Decathlon does.
 
-    One run beats another if Wilcoxon's signed-rank test, one-sided, at ALPHA, not adjusted, says so (normal
-    approximation with continuity correction, zeros dropped, ties corrected for) and there are five untied pairs: the
-    exact p of four is at least 1 / 2**4.
+    A run beats another if Wilcoxon's one-sided signed-rank test is significant at ALPHA, not adjusted, and there are at
+    least five untied pairs: the exact p of four is at least 1 / 2**4. The test uses the normal approximation with
+    continuity correction, drops zeros and corrects for ties.
 
-    values: (runs, cases), more is better, NaN where undefined (such a pair is left out).
-    draws: (resamples, cases) indices of cases; None takes the cases as they are.
-    Returns: (runs,) ranks from 1, or (runs, resamples) with `draws`.
+    Args:
+        values: (runs, cases), more is better; a pair with NaN is left out.
+        draws: (resamples, cases) indices of cases; None takes the cases as they are.
+
+    Returns:
+        (runs,) ranks from 1, or (runs, resamples) with `draws`.
     """
     from scipy.special import ndtri
 
@@ -172,11 +175,23 @@ def significance_ranks(values: ArrayLike, draws: NDArray[np.int64] | None = None
     return ranks[:, 0] if draws is None else ranks
 
 
-def rank_stability(ranks: ArrayLike, redrawn: ArrayLike) -> RankStability:
-    """Describe how a ranking changes with the cases.
+def _signed_ranks(differences: Floats, draws: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """Per draw: the sum of the signed ranks, 0 for too few pairs, and its standard deviation if signs are random.
 
-    ranks: (runs,) of all cases. redrawn: (runs, resamples) of redrawn ones.
+    With mean ranks for ties, this deviation is the root of the sum of squared ranks, tie correction included.
     """
+    from scipy.stats import rankdata
+
+    rounded = np.round(np.nan_to_num(differences), _TIE_DECIMALS)[draws]  # an undefined pair is dropped like a zero
+    zeros = rounded == 0
+    ranks = rankdata(np.abs(rounded), axis=1) - zeros.sum(axis=1, keepdims=True)
+    ranks[zeros] = 0
+    enough = (~zeros).sum(axis=1) >= _FEWEST_ONE_SIDED
+    return enough * (np.sign(rounded) * ranks).sum(axis=1), np.sqrt((ranks**2).sum(axis=1))
+
+
+def rank_stability(ranks: ArrayLike, redrawn: ArrayLike) -> RankStability:
+    """Describe the change from the (runs,) ranks of all cases to the (runs, resamples) ranks of redrawn cases."""
     drawn = np.asarray(redrawn, dtype=np.float64)
     taus = kendall_tau(ranks, drawn)
     defined = taus[~np.isnan(taus)]
@@ -189,29 +204,28 @@ def rank_stability(ranks: ArrayLike, redrawn: ArrayLike) -> RankStability:
     )
 
 
-def kendall_tau(ranks: ArrayLike, others: ArrayLike) -> NDArray[np.float64]:
-    """Kendall's tau-b of one ranking with many: 1 is the same order, -1 the reverse, NaN if either is one big tie.
+def kendall_tau(ranks: ArrayLike, others: ArrayLike) -> Floats:
+    """Kendall's tau-b of a (runs,) ranking with each of (runs, rankings) others; NaN if either is one big tie.
 
-    ranks: (runs,). others: (runs, rankings).
-    Returns: (rankings,).
+    scipy.stats.kendalltau takes one pair at a time, a thousand times as long for the draws of a ranking.
     """
     one, many = np.asarray(ranks, dtype=np.float64), np.asarray(others, dtype=np.float64)
     first, second = np.triu_indices(len(one), k=1)
     own = np.sign(one[first] - one[second])[:, None]
     theirs = np.sign(many[first] - many[second])
     untied = np.sqrt((own**2).sum() * (theirs**2).sum(axis=0))
-    tau: NDArray[np.float64] = np.full(untied.shape, np.nan)
+    tau: Floats = np.full(untied.shape, np.nan)
     np.divide((own * theirs).sum(axis=0), untied, out=tau, where=untied > 0)
     return tau
 
 
 def ranking_draws(num_cases: int) -> NDArray[np.int64]:
-    """The redrawn cases that every ranking of a comparison shares: (RANKING_RESAMPLES, cases)."""
-    return np.concatenate(list(_case_draws(num_cases, RANKING_RESAMPLES, SEED)))
+    """(RANKING_RESAMPLES, cases): the redrawn cases that all rankings of a comparison share."""
+    return np.concatenate(list(case_draws(num_cases, RANKING_RESAMPLES)))
 
 
-def _case_draws(num_cases: int, resamples: int, seed: int) -> Iterator[NDArray[np.int64]]:
-    """Indices of cases, (resamples, cases) in all, some rows at a time so that many cases cost little memory."""
+def case_draws(num_cases: int, resamples: int = RESAMPLES, seed: int = SEED) -> Iterator[NDArray[np.int64]]:
+    """(resamples, cases) indices of cases drawn with replacement, some rows at a time to save memory."""
     rng = np.random.default_rng(seed)
     step = max(1, _CHUNK // num_cases)
     for start in range(0, resamples, step):
@@ -219,24 +233,7 @@ def _case_draws(num_cases: int, resamples: int, seed: int) -> Iterator[NDArray[n
 
 
 def _percentiles(
-    values: NDArray[np.float64], level: float, method: Literal["linear", "inverted_cdf"] = "linear"
+    values: Floats, level: float, method: Literal["linear", "inverted_cdf"] = "linear"
 ) -> tuple[float, float]:
     low, high = np.percentile(values, (50 * (1 - level), 50 * (1 + level)), method=method)
     return float(low), float(high)
-
-
-def _signed_ranks(
-    differences: NDArray[np.float64], draws: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Per draw: the sum of the signed ranks, 0 for too few pairs, and its standard deviation if signs were a coin's.
-
-    With mean ranks for ties, that deviation is the root of the sum of squared ranks, tie correction included.
-    """
-    from scipy.stats import rankdata
-
-    rounded = np.round(np.nan_to_num(differences), _TIE_DECIMALS)[draws]  # undefined: dropped, as a zero is
-    zeros = rounded == 0
-    ranks = rankdata(np.abs(rounded), axis=1) - zeros.sum(axis=1, keepdims=True)
-    ranks[zeros] = 0
-    enough = (~zeros).sum(axis=1) >= _FEWEST_ONE_SIDED
-    return enough * (np.sign(rounded) * ranks).sum(axis=1), np.sqrt((ranks**2).sum(axis=1))

@@ -1,16 +1,25 @@
-"""Surfaces of masks by either definition, the distances between them, and what the distances come to."""
+"""Distances between the surfaces of two masks, for two definitions of a surface (appendix C, Eq. 9).
 
-from collections.abc import Sequence
+`surfel`: a surface element lies on each corner of voxels whose 2 x 2 x 2 neighbourhood holds both mask and background.
+Its weight is the area, in mm^2, of the marching-cubes triangles inside the neighbourhood, so that the sampling of the
+scan does not change the result. This is the definition of DeepMind's surface-distance (Nikolov et al. 2021, doi
+10.2196/26151).
+
+`voxel`: a border voxel shares a face with background or with the outside of the array. Each has the weight 1. This is
+the definition of MONAI and of Metrics Reloaded (Maier-Hein et al. 2024, doi 10.1038/s41592-023-02151-z). A finely
+sampled direction counts more than a coarse one.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import cache
+from typing import Literal
 
 import numpy as np
 
-from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.evaluation.grid import Floats, Mask, bounding_box, check_masks, check_spacing
+from sam2_3dmed.evaluation.masks import Floats, Mask, bounding_box, check_masks, check_spacing
 from sam2_3dmed.evaluation.nearest import nearest_mm
-from sam2_3dmed.evaluation.surfel import surfels
-from sam2_3dmed.evaluation.voxel import border_voxels
 
 SurfaceDefinition = Literal["surfel", "voxel"]
 SURFACES: dict[SurfaceDefinition, str] = {
@@ -24,15 +33,35 @@ SURFACES: dict[SurfaceDefinition, str] = {
     ),
 }
 
+# The marching cubes, up to rotation, mirroring and swapping mask with background: the neighbourhood's code,
+# and its triangles' area vectors (absolute values along the three axes, in eighths of a voxel's face). Corner
+# (x, y, z) of the neighbourhood is the bit 128 >> (4x + 2y + z) of the code.
+_BASE_CUBES: dict[int, tuple[tuple[int, int, int], ...]] = {
+    0b00000001: ((1, 1, 1),),
+    0b00000011: ((2, 2, 0), (2, 2, 0)),
+    0b00000110: ((1, 1, 1), (1, 1, 1)),
+    0b00000111: ((4, 0, 0), (2, 2, 2), (1, 1, 1)),
+    0b00001111: ((4, 0, 0), (4, 0, 0)),
+    0b00010110: ((1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    0b00010111: ((2, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    0b00011000: ((1, 1, 1), (1, 1, 1)),
+    0b00011001: ((0, 2, 2), (0, 2, 2), (1, 1, 1)),
+    0b00011011: ((3, 3, 3), (2, 0, 2), (0, 2, 2), (1, 1, 1)),
+    0b00011110: ((4, 0, 0), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
+    0b00111100: ((2, 2, 0), (2, 2, 0), (2, 2, 0), (2, 2, 0)),
+    0b01101001: ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+}
+_FULL = 0b11111111
+
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """The surface elements of a prediction and of the truth, with the distance to the nearest of the other.
+    """The surface elements of prediction and truth, each with its distance to the nearest element of the other.
 
-    definition: what an element is, and so what a percentile is.
-    prediction_to_truth_mm, truth_to_prediction_mm: (n,) and (m,) float64 distances, ascending; infinite where
-        the other mask has no surface.
-    prediction_weights, truth_weights: (n,) and (m,) float64 of the same elements: areas in mm^2, or 1 for each voxel.
+    Attributes:
+        prediction_to_truth_mm, truth_to_prediction_mm: (n,) and (m,), ascending; infinite where the other mask has no
+            surface.
+        prediction_weights, truth_weights: (n,) and (m,), of the same elements: areas in mm^2, or 1 for each voxel.
     """
 
     definition: SurfaceDefinition
@@ -43,7 +72,7 @@ class SurfaceDistances:
 
     @property
     def is_defined(self) -> bool:
-        """Whether both masks have a surface, without which there is no distance."""
+        """Whether both masks have a surface."""
         return bool(self.prediction_weights.size and self.truth_weights.size)
 
     def hausdorff_mm(self, percent: float) -> float:
@@ -54,12 +83,12 @@ class SurfaceDistances:
             both = (self.prediction_to_truth_mm, self.truth_to_prediction_mm)
             return max(float(np.percentile(distances_mm, percent)) for distances_mm in both)
         return max(
-            _percentile_mm(self.prediction_to_truth_mm, self.prediction_weights, percent),
-            _percentile_mm(self.truth_to_prediction_mm, self.truth_weights, percent),
+            _percentile_by_area(self.prediction_to_truth_mm, self.prediction_weights, percent),
+            _percentile_by_area(self.truth_to_prediction_mm, self.truth_weights, percent),
         )
 
     def average_mm(self) -> float:
-        """The mean distance over the elements of both surfaces, by weight; NaN if a mask has no surface."""
+        """The weighted mean distance over the elements of both surfaces; NaN if a mask has no surface."""
         if not self.is_defined:
             return float("nan")
         total = self.prediction_to_truth_mm @ self.prediction_weights + self.truth_to_prediction_mm @ self.truth_weights
@@ -79,60 +108,96 @@ class SurfaceDistances:
 
 
 def surface_distances(
-    prediction: Mask, truth: Mask, spacing_mm: Sequence[float], definition: SurfaceDefinition = "surfel"
+    prediction: Mask,
+    truth: Mask,
+    spacing_mm: Sequence[float],
+    definition: SurfaceDefinition = "surfel",
+    axes: Iterable[int] = (0, 1, 2),
 ) -> SurfaceDistances:
-    """The distances between the surfaces of two masks, in both directions.
+    """Measure the distances between the surfaces of two masks, in both directions.
 
-    prediction, truth: (X, Y, Z) bool. What lies outside the array is background, so a mask that touches the
-        border has a surface there.
-    spacing_mm: three voxel sizes in the array's axis order.
-    Returns: the elements of both sides; none for an empty mask.
-    Raises: VolumeError if a mask is not boolean and 3D, the shapes differ, the spacing is unusable, or there is no
-        such definition.
+    Args:
+        prediction, truth: (X, Y, Z) bool. The outside of the array is background, so a mask that touches the border of
+            the array has a surface there.
+        spacing_mm: Three voxel sizes in the array's axis order.
+        axes: Only for `voxel`: the axes along which a border voxel has a neighbour in the background.
+
+    Raises:
+        VolumeError: A mask is not boolean and 3D, the shapes differ, or the spacing is unusable.
     """
     check_masks(prediction, truth)
-    check_definition(definition)
     spacing = check_spacing(spacing_mm)
     box = bounding_box(prediction, truth)
-    cropped = [np.ascontiguousarray(mask[box]) for mask in (prediction, truth)]
-    if definition == "surfel":
-        surfaces, weights = zip(*(surfels(mask, spacing) for mask in cropped), strict=True)
-    else:
-        surfaces = tuple(border_voxels(mask) for mask in cropped)
-        weights = tuple(np.ones(np.count_nonzero(surface)) for surface in surfaces)
-    return distances_between(surfaces, weights, spacing, definition)
-
-
-def distances_between(
-    surfaces: Sequence[Mask],
-    weights: Sequence[Floats],
-    spacing_mm: tuple[float, float, float],
-    definition: SurfaceDefinition,
-) -> SurfaceDistances:
-    """The distances between two sets of elements, given as (X, Y, Z) bool with weights in the array's order."""
-    prediction, truth = surfaces
+    (predicted, predicted_weights), (true, true_weights) = (
+        surfels(mask, spacing) if definition == "surfel" else border_voxels(mask, axes)
+        for mask in (np.ascontiguousarray(prediction[box]), np.ascontiguousarray(truth[box]))
+    )
     return SurfaceDistances(
         definition,
-        *_sorted(nearest_mm(prediction, truth, spacing_mm), weights[0]),
-        *_sorted(nearest_mm(truth, prediction, spacing_mm), weights[1]),
+        *_sorted(nearest_mm(predicted, true, spacing), predicted_weights),
+        *_sorted(nearest_mm(true, predicted, spacing), true_weights),
     )
 
 
-def check_definition(definition: str) -> None:
-    """Raise VolumeError, naming those there are, unless there is such a definition of a surface."""
-    if definition not in get_args(SurfaceDefinition):
-        raise VolumeError(f"there is no surface definition {definition!r}; there are {' and '.join(SURFACES)}")
+def border_voxels(mask: Mask, axes: Iterable[int] = (0, 1, 2)) -> tuple[Mask, Floats]:
+    """The voxels of an (X, Y, Z) mask with a neighbour along `axes` that is background, and (n,) weights of 1."""
+    inside = mask.copy()
+    for axis in axes:
+        kept, whole = np.moveaxis(inside, axis, 0), np.moveaxis(mask, axis, 0)
+        kept[1:] &= whole[:-1]
+        kept[:-1] &= whole[1:]
+        kept[:1] = kept[-1:] = False
+    border = mask & ~inside
+    return border, np.ones(np.count_nonzero(border))
 
 
-def _percentile_mm(distances_mm: Floats, areas_mm2: Floats, percent: float) -> float:
-    """The smallest distance within which `percent` of the area lies; the distances ascend."""
-    if percent == 100:  # sums that round must not leave the last element out
+def surfels(mask: Mask, spacing_mm: Sequence[float]) -> tuple[Mask, Floats]:
+    """The surface elements of an (X, Y, Z) mask, as (X + 1, Y + 1, Z + 1) bool, and their (n,) areas in mm^2."""
+    codes = np.pad(mask, 1).view(np.uint8)
+    for axis, bits in ((2, 1), (1, 2), (0, 4)):  # neighbours along an axis become one number of twice the bits
+        before, after = (np.moveaxis(codes, axis, 0)[side] for side in (slice(None, -1), slice(1, None)))
+        codes = np.moveaxis((before << np.uint8(bits)) | after, 0, axis)
+    codes = np.ascontiguousarray(codes)
+    surface = (codes != 0) & (codes != _FULL)
+    return surface, surface_areas_mm2(spacing_mm)[codes[surface]]
+
+
+def surface_areas_mm2(spacing_mm: Sequence[float]) -> Floats:
+    """(256,) area in mm^2 of the surface inside a 2 x 2 x 2 neighbourhood of each code; 0 for the codes 0 and 255.
+
+    Raises:
+        VolumeError: The spacing is not three positive finite numbers.
+    """
+    x, y, z = check_spacing(spacing_mm)
+    areas: Floats = np.linalg.norm(_area_vectors() * np.array([y * z, x * z, x * y]), axis=-1).sum(axis=-1)
+    return areas
+
+
+@cache
+def _area_vectors() -> Floats:
+    """(256, 4, 3) area vectors of each code's triangles, in voxel faces; codes with fewer triangles end in zeros."""
+    vectors = np.zeros((256, 4, 3))
+    for base, triangles in _BASE_CUBES.items():
+        corners = np.array([base >> (7 - bit) & 1 for bit in range(8)], dtype=np.uint8).reshape(2, 2, 2)
+        for axes in itertools.permutations(range(3)):
+            eighths = np.array(triangles)[:, axes]
+            for steps in itertools.product((1, -1), repeat=3):
+                turned = corners.transpose(axes)[:: steps[0], :: steps[1], :: steps[2]]
+                code = int(np.packbits(turned.ravel())[0])
+                for same_surface in (code, _FULL - code):
+                    vectors[same_surface, : len(triangles)] = eighths / 8
+    return vectors
+
+
+def _percentile_by_area(distances_mm: Floats, areas_mm2: Floats, percent: float) -> float:
+    """The smallest distance within which `percent` of the area lies; the distances are ascending."""
+    if percent == 100:  # the rounding of sums must not leave out the last element
         return float(distances_mm[-1])
     share = np.cumsum(areas_mm2) / areas_mm2.sum()
     return float(distances_mm[min(int(np.searchsorted(share, percent / 100)), distances_mm.size - 1)])
 
 
 def _sorted(distances_mm: Floats, weights: Floats) -> tuple[Floats, Floats]:
-    """By distance, and by weight where distances are equal: sums then round alike however the array lies."""
+    """Sort by distance, then by weight: sums round alike however the array is turned."""
     order = np.lexsort((weights, distances_mm))
     return distances_mm[order], weights[order]

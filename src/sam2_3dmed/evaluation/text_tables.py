@@ -1,9 +1,9 @@
-"""Tables as text: Markdown that reads well in a terminal, CSV, and LaTeX for booktabs."""
+"""Tables as text: Markdown with padded columns, CSV, and LaTeX for booktabs."""
 
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -16,65 +16,59 @@ _LATEX = {
 }
 
 
-def escape_markdown(text: str) -> str:
-    """Escape text for a table cell of Markdown. White space becomes single spaces."""
-    escaped = re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)  # an underscore inside a word needs no escape
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
-def escape_latex(text: str) -> str:
-    """Escape text for LaTeX. White space becomes single spaces."""
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
-
-
-def markdown_table(lines: Sequence[Sequence[str]], left: int | None = None) -> str:
-    """Format cells as Markdown, padded to columns.
-
-    Args:
-        lines: The heading and the rows, escaped.
-        left: Number of leading columns that are aligned left; the others are aligned right. None: all.
-    """
-    left = len(lines[0]) if left is None else left
-    widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
-    sides: list[Callable[[str, int], str]] = [
-        str.ljust if column < left else str.rjust for column in range(len(widths))
+def markdown_table(rows: Sequence[Sequence[str]], left: int | None = None) -> str:
+    """A header and rows as a padded table. The columns from `left` on are aligned to the right; None: no column."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    words = len(widths) if left is None else left
+    rule = ["-" * width if column < words else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    padded = [
+        [
+            cell.ljust(width) if column < words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in (rows[0], rule, *rows[1:])
     ]
-    rule = ["-" * width if column < left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    heading, *body = [
-        [side(cell, width) for side, cell, width in zip(sides, line, widths, strict=True)] for line in lines
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (heading, rule, *body))
-
-
-def csv_text(lines: Iterable[Sequence[object]]) -> str:
-    """Format rows as CSV. None becomes an empty cell."""
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows(lines)
-    return table.getvalue()
+    return "\n".join("| " + " | ".join(row) + " |" for row in padded)
 
 
 def latex_table(
     caption: str,
     columns: str,
-    heading: Sequence[str],
-    groups: Iterable[Iterable[Sequence[str]]],
-    below: Sequence[str] = (),
+    header: Sequence[str],
+    groups: Iterable[Sequence[Sequence[str]]],
+    below: Iterable[str] = (),
 ) -> str:
-    r"""Format escaped cells as a table for \usepackage{booktabs}.
+    """A booktabs table.
 
     Args:
-        caption: Text of the caption.
-        columns: Argument of tabular, such as `lrr`.
-        heading: Cells of the first row.
-        groups: Rows of cells, with a rule before each group.
-        below: Lines after the tabular.
+        columns: The column specification of tabular.
+        groups: Groups of rows, each below a rule.
+        below: Lines between the rows and the end of the table.
     """
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}"]
-    lines += [r"\toprule", _latex_row(heading)]
-    for group in groups:
-        lines += [r"\midrule", *map(_latex_row, group)]
+    lines += [r"\toprule", _latex_row(header)]
+    for rows in groups:
+        lines += [r"\midrule", *map(_latex_row, rows)]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *below, r"\end{table}"])
 
 
 def _latex_row(cells: Sequence[str]) -> str:
     return " & ".join(cells) + r" \\"
+
+
+def escape_markdown(text: str) -> str:
+    """Escape text for a cell of a Markdown table; white space becomes single spaces."""
+    escaped = re.sub(r"([\\`*|<>\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)  # within a word, an underscore is one
+
+
+def escape_latex(text: str) -> str:
+    """Escape text for LaTeX; white space becomes single spaces."""
+    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))

@@ -104,7 +104,8 @@ def _read_pair(case: Case) -> Pair:
 def _draw(data: Path, folder: Path, evaluation: Evaluation, path: Path) -> None:
     """Draw the best, the median and the worst case."""
     cases = {case.name: case for case in read_dataset(data).cases}
-    scores = {result.name: next(row.dice for row in result.rows if row.kind == "mean") for result in evaluation.cases}
+    means = {case.name: next(row for row in case.rows if row.kind == "mean") for case in evaluation.cases}
+    scores = {name: mean.scores["dice"] for name, mean in means.items()}
     ranked = sorted(scores, key=scores.__getitem__, reverse=True)
     chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
     pictures = []

@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from sam2_3dmed.baselines.recipe import PatchConfig
 from sam2_3dmed.errors import UserError
-from sam2_3dmed.evaluation.definitions import nsd_column
-from sam2_3dmed.evaluation.metrics import MEAN_NAME
+from sam2_3dmed.evaluation.metrics import MEAN_NAME, Better, nsd_column
 from sam2_3dmed.evaluation.scores import Scores, aligned, check_comparable, read_scores
 from sam2_3dmed.evaluation.statistics import (
     ALPHA,
-    Better,
     PairedDifference,
     bootstrap_interval_of_mean,
     goodness,

@@ -13,6 +13,7 @@ from sam2_3dmed.data.splits import Split
 from sam2_3dmed.dicom.codes import read_codes
 from sam2_3dmed.errors import ConfigError, DataError, TrainingError
 from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
+from sam2_3dmed.evaluation.metrics import Scoring
 from sam2_3dmed.inference.batch import Results, predict_cohort
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.processes.map_cases import progress_bar
@@ -160,9 +161,8 @@ def test_run(folder: Path, data: Path) -> Evaluation:
     failed = [outcome.error for outcome in outcomes if outcome.error]
     if failed:
         raise DataError("\n".join(failed))
-    tolerances = dict.fromkeys((record.plan.nsd_tolerance_mm, 1.0))
     pairs = [(o.name, o.output, c.label) for o, c in zip(outcomes, cases, strict=True) if o.output and c.label]
-    evaluation = evaluate_cases(pairs, record.plan.labels, tolerances)
+    evaluation = evaluate_cases(pairs, record.plan.labels, Scoring((record.plan.nsd_tolerance_mm, 1.0)))
     evaluation.write(folder / "evaluation")
     return evaluation
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.evaluation.grid import bounding_box, check_masks, check_spacing, diagonal_mm
+from sam2_3dmed.evaluation.masks import bounding_box, check_masks, check_spacing, diagonal_mm
 
 
 @pytest.mark.parametrize(
