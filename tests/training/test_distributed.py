@@ -89,8 +89,10 @@ def test_machines_need_someone_who_starts_them() -> None:
 SETTINGS = [
     *("model.size=nano", "model.image_size=64", "slab_slices=2", "model.boundary=false"),
     *("training.epochs=2", "training.single_slice_fraction=0.5", "training.validate_every=1"),
-    # Seven slabs in batches of four: shares of 2 and 2, then of 1 and 2. The rate is the paper's.
-    *("training.samples_per_epoch=7", "training.batch_size=4", "training.learning_rate=5e-5"),
+    # Seven slabs in batches of four: shares of 2 and 2, then of 1 and 2. SGD, since AdamW and Muon turn the rounding
+    # errors of gradients that should be zero (those of keys' biases) into steps of full length.
+    *("training.samples_per_epoch=7", "training.batch_size=4"),
+    *("training.optimizer=sgd", "training.learning_rate=1e-4"),
     *("training.workers=0", "inference.direction=forward", "inference.overlap=0", "split.validation_fraction=0.3"),
 ]
 
@@ -112,12 +114,16 @@ def rows(folder: Path) -> list[dict[str, float]]:
 
 def assert_same_run(one: Path, other: Path) -> None:
     expected, found = read_weights(one / MODEL_FILE), read_weights(other / MODEL_FILE)
-    assert max((expected[name] - found[name]).abs().max().item() for name in expected) < 1e-5
+    assert max((expected[name] - found[name]).abs().max().item() for name in expected) < 1e-6
     assert any((expected[name] != found[name]).any() for name in expected)  # they are not one file
     assert len(rows(one)) == len(rows(other)) == 2
     for mine, theirs in zip(rows(one), rows(other), strict=True):
-        assert theirs == pytest.approx(mine, rel=1e-3, abs=1e-5, nan_ok=True)
-        assert theirs["train/total"] == pytest.approx(mine["train/total"], rel=1e-5)
+        assert theirs.keys() == mine.keys()
+        for name, value in mine.items():
+            # Where the background is constant, max pooling meets ties, and rounding decides who gets the gradient.
+            rel = 2e-2 if name.startswith("gradient/") else 1e-3
+            assert theirs[name] == pytest.approx(value, rel=rel, abs=1e-5, nan_ok=True), name
+        assert theirs["train/total"] == pytest.approx(mine["train/total"], rel=1e-4)
 
 
 @pytest.fixture(scope="module")
