@@ -55,8 +55,8 @@ def main() -> None:
         run, exported = Path(folder) / "run", Path(folder) / "exported"
         make_run(run, args)
         started = time.perf_counter()
-        for file in export_run(run, exported):
-            print(f"{file.path.name}: {file.path.stat().st_size / 1e6:.1f} MB, {file.difference:.1e} from PyTorch")
+        for file, difference in export_run(run, exported).items():
+            print(f"{file.name}: {file.stat().st_size / 1e6:.1f} MB, {difference:.1e} from PyTorch")
         print(f"model.safetensors: {(run / 'model.safetensors').stat().st_size / 1e6:.1f} MB")
         print(f"export: {time.perf_counter() - started:.0f} s, the check included")
         networks, opened = {}, {}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sam2_3dmed.errors import DataError, WeightsError
-from sam2_3dmed.export.check import Differences, real_slices
+from sam2_3dmed.export.check import Differences, check_slices
 from sam2_3dmed.run.run_folder import remember_data
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.volume import Volume
@@ -39,25 +39,25 @@ def test_what_passes() -> None:
 def test_a_given_volume(tmp_path: Path) -> None:
     array = np.linspace(-100, 100, 4 * 5 * 6).reshape(4, 5, 6).astype(np.float32)
     Volume(array, np.eye(4)).write(tmp_path / "ct.nii.gz")
-    real = real_slices(tmp_path, tmp_path / "ct.nii.gz", PREPROCESSING, at_least=6)
-    assert real.slices.shape == (6, 1, 5, 4)
-    assert (real.source, real.slices.min(), real.slices.max()) == ("a given volume", 0, 1)
+    source, slices = check_slices(tmp_path, tmp_path / "ct.nii.gz", PREPROCESSING, at_least=6)
+    assert slices.shape == (6, 1, 5, 4)
+    assert (source, slices.min(), slices.max()) == ("a given volume", 0, 1)
     with pytest.raises(DataError, match=r"ct\.nii\.gz: has 6 slices, and the check needs a slab of 7"):
-        real_slices(tmp_path, tmp_path / "ct.nii.gz", PREPROCESSING, at_least=7)
+        check_slices(tmp_path, tmp_path / "ct.nii.gz", PREPROCESSING, at_least=7)
 
 
 def test_the_runs_own_data_set_if_it_is_there(tmp_path: Path, blobs: Path) -> None:
     remember_data(tmp_path, blobs)
-    real = real_slices(tmp_path, None, PREPROCESSING, at_least=3)
-    assert (real.source, real.slices.shape) == ("the run's data set", (6, 1, 28, 24))
-    assert real_slices(tmp_path, None, PREPROCESSING, at_least=8).source == "a phantom"
+    source, slices = check_slices(tmp_path, None, PREPROCESSING, at_least=3)
+    assert (source, slices.shape) == ("the run's data set", (6, 1, 28, 24))
+    assert check_slices(tmp_path, None, PREPROCESSING, at_least=8)[0] == "a phantom"
 
 
 def test_else_a_phantom(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     two = Preprocessing("axial", PREPROCESSING.normalisation * 2)
-    real = real_slices(tmp_path, None, two, at_least=30)
-    assert (real.source, real.slices.shape, real.slices.dtype) == ("a phantom", (30, 2, 96, 96), np.float32)
-    assert (real.slices.min(), real.slices.max()) == (0, 1)
+    source, slices = check_slices(tmp_path, None, two, at_least=30)
+    assert (source, slices.shape, slices.dtype) == ("a phantom", (30, 2, 96, 96), np.float32)
+    assert (slices.min(), slices.max()) == (0, 1)
     remember_data(tmp_path, tmp_path / "gone")
-    assert real_slices(tmp_path, None, two, at_least=2).source == "a phantom"
+    assert check_slices(tmp_path, None, two, at_least=2)[0] == "a phantom"
     assert "gone: no such folder" in caplog.text

@@ -46,7 +46,7 @@ def test_what_the_files_say(make_exported) -> None:
 
 
 def test_a_file_that_is_not_equal_enough_is_not_written(make_exported, tmp_path: Path) -> None:
-    run, _ = make_exported(1, False)
+    run, _ = make_exported()
     with pytest.raises(WeightsError, match=r"encoder\.onnx: z differs .* and 0 is allowed; nothing was written for it"):
         export_run(run, tmp_path / "out", tolerance=0)
     assert list((tmp_path / "out").iterdir()) == []
@@ -59,9 +59,9 @@ def test_an_unfinished_run(make_exported, tmp_path: Path) -> None:
         export_run(tmp_path, tmp_path / "out")
 
 
-def test_a_folder_that_holds_another_run(make_exported, tmp_path: Path) -> None:
+def test_a_folder_that_holds_another_run(make_exported, write_random_run, tmp_path: Path) -> None:
     run, exported = make_exported()
-    other, _ = make_exported(1, False)
+    other = write_random_run(tmp_path / "run", num_classes=1, parts=False)
     before = checksum(sorted(exported.iterdir()))
     with pytest.raises(DataError, match=r"exported: holds another run or its export"):
         export_run(other, exported)

@@ -1,4 +1,4 @@
-"""The command that makes ONNX files of a model; `cli` puts it beside the others."""
+"""The command `export`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +35,6 @@ def export(
     """Write the encoder and the loop over a slab as ONNX files, each checked against PyTorch on real slices."""
     from sam2_3dmed.export.run import export_run
 
-    for written in export_run(model, out, check=check, lengths=length or [], tolerance=tolerance):
-        size = written.path.stat().st_size / 1e6
-        typer.echo(f"{written.path} ({size:.1f} MB): at most {written.difference:.1e} from PyTorch, relatively")
+    for file, difference in export_run(model, out, check=check, lengths=length or [], tolerance=tolerance).items():
+        size = file.stat().st_size / 1e6
+        typer.echo(f"{file} ({size:.1f} MB): at most {difference:.1e} from PyTorch, relatively")

@@ -1,4 +1,4 @@
-"""Whether ONNX files say the same as PyTorch, on slices of a real volume."""
+"""Comparison of ONNX files with PyTorch on slices of a real volume."""
 
 import logging
 import math
@@ -22,113 +22,102 @@ from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.run_folder import remembered_data
 from sam2_3dmed.volume.files import read_channels
 from sam2_3dmed.volume.preprocess import Preprocessing, SliceStack
-from sam2_3dmed.volume.slices import volume_to_slices
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-TOLERANCE = 1e-3
-"""The largest relative difference that passes: far above rounding, far below what moves a mask."""
+TOLERANCE = 1e-3  # far above rounding, far below what changes a mask
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RealSlices:
-    """Slices to compare on, (N, C, H0, W0) in [0, 1], and what they are of, without names."""
-
-    source: str
-    slices: NDArray[np.float32]
-
-
-@dataclass(frozen=True)
 class Differences:
-    """Of each output: the largest absolute difference, and it as a share of the output's largest absolute value."""
+    """Largest absolute difference of each output, and its ratio to the output's largest absolute value."""
 
     absolute: Mapping[str, float]
     relative: Mapping[str, float]
 
     @classmethod
-    def between(cls, names: Sequence[str], ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> "Differences":
-        """theirs: what PyTorch says."""
-        absolute = [float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)]
-        scale = [float(b.abs().max()) for b in theirs]
+    def between(cls, names: Sequence[str], onnx: Sequence[Tensor], pytorch: Sequence[Tensor]) -> "Differences":
+        absolute = [float((a - b).abs().max()) for a, b in zip(onnx, pytorch, strict=True)]
+        scale = [float(b.abs().max()) for b in pytorch]
         relative = [a / s if s else (math.inf if a else 0.0) for a, s in zip(absolute, scale, strict=True)]
         return cls(dict(zip(names, absolute, strict=True)), dict(zip(names, relative, strict=True)))
 
-    def require(self, tolerance: float, what: str) -> None:
-        """Raise WeightsError, which names the output, if a relative difference is no number or above the tolerance."""
+    def require(self, tolerance: float, file: str) -> None:
+        """Raise WeightsError if a relative difference is above the tolerance, or NaN."""
         for name, difference in self.relative.items():
             if not difference <= tolerance:
                 raise WeightsError(
-                    f"{what}: {name} differs from PyTorch's by {difference:.2g} of its largest value, "
+                    f"{file}: {name} differs from PyTorch's by {difference:.2g} of its largest value, "
                     f"and {tolerance:g} is allowed; nothing was written for it"
                 )
 
 
-def real_slices(run: Path, file: Path | None, preprocessing: Preprocessing, at_least: int) -> RealSlices:
-    """Slices from the middle of `file`; else of the run's first case that has enough; else of a phantom.
+def check_slices(
+    run: Path, file: Path | None, preprocessing: Preprocessing, at_least: int
+) -> tuple[str, NDArray[np.float32]]:
+    """Take slices from the middle of `file`, else of the run's first case with enough slices, else of a phantom.
 
-    Raises:
-        UserError: `file` cannot be used, or has fewer slices than `at_least`.
+    Returns: the source without file names, and (N, C, H0, W0) in [0, 1].
+    Raises: UserError if `file` cannot be used, or has fewer slices than `at_least`.
     """
     if file is not None:
-        found = find_inputs([file], len(preprocessing.normalisation))[0].read()
-        count = len(volume_to_slices(found, preprocessing.slicing_axis))
-        if count < at_least:
-            raise DataError(f"{file}: has {count} slices, and the check needs a slab of {at_least}")
-        return RealSlices("a given volume", _middle(preprocessing.stack(found), 2 * at_least))
+        volume = find_inputs([file], len(preprocessing.normalisation))[0].read()
+        stack = preprocessing.stack(volume)
+        if len(stack) < at_least:
+            raise DataError(f"{file}: has {len(stack)} slices, and the check needs a slab of {at_least}")
+        return "a given volume", _middle(stack, 2 * at_least)
     data = remembered_data(run)
     try:
         for case in read_dataset(data).cases if data is not None else ():
-            volume = read_channels(case.images)
-            if len(volume_to_slices(volume, preprocessing.slicing_axis)) >= at_least:
-                return RealSlices("the run's data set", _middle(preprocessing.stack(volume), 2 * at_least))
+            stack = preprocessing.stack(read_channels(case.images))
+            if len(stack) >= at_least:
+                return "the run's data set", _middle(stack, 2 * at_least)
     except UserError as error:
         logger.warning("The check uses a phantom, since the run's data set cannot be read: %s", error)
-    return RealSlices("a phantom", _phantom_slices(len(preprocessing.normalisation), at_least))
+    return "a phantom", _phantom_slices(len(preprocessing.normalisation), at_least)
 
 
 def check_encoder(model: bytes, network: SAM2For3dMed, slices: NDArray[np.float32]) -> Differences:
-    """The encoder's levels; it sees the slices resized, as everywhere."""
+    """Compare the encoder's feature levels. slices: (N, C, H0, W0)."""
     planes = resize(torch.from_numpy(slices), network.encoder.image_size)
     with torch.inference_mode():
-        theirs = [level.squeeze(0) for level in network.encoder(planes.unsqueeze(0))]
-    ours = _outputs(open_session(model, torch.get_num_threads()), {"slices": planes})
-    return Differences.between(FEATURES, ours, theirs)
+        expected = [level.squeeze(0) for level in network.encoder(planes.unsqueeze(0))]
+    found = _run(open_session(model, torch.get_num_threads()), {"slices": planes})
+    return Differences.between(FEATURES, found, expected)
 
 
 def check_slab(
     model: bytes, network: SAM2For3dMed, slices: NDArray[np.float32], length: int, outputs: Sequence[str]
 ) -> Differences:
-    """All that comes out for three slabs: the first slices, the middle ones, and these reversed."""
+    """Compare all outputs on three slabs: the first slices, the middle ones, and these reversed."""
     middle = (len(slices) - length) // 2
     slabs = np.stack([slices[:length], slices[middle : middle + length], slices[middle : middle + length][::-1]])
     with torch.inference_mode():
         features: Features = network.encoder(torch.from_numpy(slabs))
-        theirs = [part for part in network.decode(features) if part is not None]
+        expected = [part for part in network.decode(features) if part is not None]
     session = open_session(model, torch.get_num_threads())
-    each = [_outputs(session, dict(zip(FEATURES, levels, strict=True))) for levels in zip(*features, strict=True)]
-    return Differences.between(outputs, [torch.stack(parts) for parts in zip(*each, strict=True)], theirs)
+    each = [_run(session, dict(zip(FEATURES, levels, strict=True))) for levels in zip(*features, strict=True)]
+    return Differences.between(outputs, [torch.stack(parts) for parts in zip(*each, strict=True)], expected)
 
 
-def _outputs(session: "InferenceSession", inputs: Mapping[str, Tensor]) -> list[Tensor]:
+def _run(session: "InferenceSession", inputs: Mapping[str, Tensor]) -> list[Tensor]:
     arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in inputs.items()}
     return [torch.from_numpy(output) for output in session.run(None, arrays)]
 
 
 def _middle(stack: SliceStack, count: int) -> NDArray[np.float32]:
-    """As many slices or all, not more: a long volume need not be in memory as float32."""
+    """At most `count` slices, so that a long volume need not fit into memory as float32."""
     start = max(0, (len(stack) - count) // 2)
     return stack[start : start + count]
 
 
 def _phantom_slices(num_channels: int, at_least: int) -> NDArray[np.float32]:
-    """An abdomen between its lowest and its highest value, the same in every channel."""
-    columns, rows, depth = PHANTOM_SHAPE
-    image, _ = make_phantom_case(
-        np.random.default_rng(0), shape=(columns, rows, max(depth, at_least)), orientation="RAS"
-    )
+    """A phantom scaled to [0, 1], the same in every channel."""
+    shape = (*PHANTOM_SHAPE[:2], max(PHANTOM_SHAPE[2], at_least))
+    image, _ = make_phantom_case(np.random.default_rng(0), shape=shape, orientation="RAS")
     planes = image.array.T.astype(np.float32)
     planes = (planes - planes.min()) / (planes.max() - planes.min())
     return np.repeat(planes[:, None], num_channels, axis=1)

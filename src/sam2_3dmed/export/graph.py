@@ -1,7 +1,7 @@
-"""The network's two parts as ONNX: the encoder, and the whole loop over the slices of a slab.
+"""The network's two parts as ONNX: the encoder, and the loop over the slices of a slab.
 
-They are traced, not captured by torch.export: the loop is unrolled, some thousand operations, and torch.export's route
-to ONNX took minutes for what tracing does in seconds (docs/export.md has the figures).
+Both are traced, since torch.export took minutes for the unrolled loop and tracing takes seconds (docs/export.md has the
+figures).
 """
 
 import tempfile
@@ -25,7 +25,7 @@ OPSET = 18
 class EncoderGraph(nn.Module):
     """slices (N, C, S, S) in [0, 1] -> z, stride8, stride4.
 
-    They come resized: how an antialiased resize rounds and pads is where runtimes differ.
+    The caller resizes the slices, because runtimes differ in how an antialiased resize rounds and pads.
     """
 
     outputs = FEATURES
@@ -35,16 +35,15 @@ class EncoderGraph(nn.Module):
         self.encoder = encoder
 
     def forward(self, slices: Tensor) -> tuple[Tensor, ...]:
-        """As above."""
         levels = self.encoder.encode(self.encoder.standardise(slices).unsqueeze(0))
         return tuple(level[0] for level in levels)
 
 
 class SlabGraph(nn.Module):
-    """z, stride8, stride4 of a slab, (D, C, ., .) -> segmentation, and boundary and relative_position if any.
+    """z, stride8, stride4 of one slab (D, C, ., .) -> segmentation, and boundary and relative_position if any.
 
-    One slab, so that every shape is a constant: with a free number of them half of the file's operations computed
-    shapes, and opening it took ten times as long, for the same time a slab.
+    All shapes are constant. With a variable number of slabs, half of the operations computed shapes, and opening the
+    file took ten times as long, for the same seconds a slab.
     """
 
     def __init__(self, network: SAM2For3dMed) -> None:
@@ -54,39 +53,37 @@ class SlabGraph(nn.Module):
         self.outputs = ("segmentation", *(name for name, part in parts if part is not None))
 
     def forward(self, z: Tensor, stride8: Tensor, stride4: Tensor) -> tuple[Tensor, ...]:
-        """As above."""
         prediction = self.network.decode(Features(*(level.unsqueeze(0) for level in (z, stride8, stride4))))
         return tuple(part[0] for part in prediction if part is not None)
 
 
 def encoder_onnx(encoder: ImageEncoder, num_channels: int) -> bytes:
-    """slices: (num_slices, C, S, S) -> three levels of (num_slices, C, ., .)."""
+    """Export an `EncoderGraph` for any number of slices."""
     size = encoder.image_size
     example = (torch.rand(2, num_channels, size, size),)
-    return _traced(EncoderGraph(encoder).eval(), example, ("slices",), axis="num_slices")
+    return _trace(EncoderGraph(encoder).eval(), example, ("slices",), axis="num_slices")
 
 
 def slab_onnx(network: SAM2For3dMed, slab_slices: int) -> bytes:
-    """Features (D, C, ., .) of a slab -> segmentation (K, D, ., .) and what else there is."""
+    """Export a `SlabGraph` for slabs of `slab_slices`."""
     side, channels = network.encoder.image_size // 16, network.segmentation.channels
     example = tuple(torch.rand(slab_slices, channels, side * k, side * k) for k in (1, 2, 4))
-    return _traced(SlabGraph(network).eval(), example, FEATURES)
+    return _trace(SlabGraph(network).eval(), example, FEATURES)
 
 
-def stamped(model: bytes, record: OnnxRecord) -> bytes:
-    """The model with the record in its metadata_props."""
+def with_record(model: bytes, record: OnnxRecord) -> bytes:
+    """Add a record to the model's metadata_props."""
     import onnx
 
     proto = onnx.load_from_string(model)
     onnx.helper.set_model_props(proto, record.properties())
-    serialized: bytes = proto.SerializeToString()
-    return serialized
+    return proto.SerializeToString()
 
 
-def _traced(
+def _trace(
     graph: EncoderGraph | SlabGraph, example: Sequence[Tensor], inputs: Sequence[str], axis: str | None = None
 ) -> bytes:
-    """The graph as ONNX. axis: what the first axis of every input and output is called if it is free."""
+    """axis: name of the first axis of every input and output if its length is variable."""
     outputs = graph.outputs
     with torch.no_grad(), _traceable(), tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "traced.onnx"
@@ -101,24 +98,24 @@ def _traced(
             output_names=list(outputs),
             dynamic_axes={name: {0: axis} for name in (*inputs, *outputs)} if axis else None,
         )
-        return _finished(_folded(path), shapes)
+        return _clean(_fold_constants(path), shapes)
 
 
 @contextmanager
 def _traceable() -> Iterator[None]:
-    """Layers in their plain form, without PyTorch's fused encoder layer, and tracing without its warnings."""
+    """Disable PyTorch's fused encoder layer and the warnings of tracing."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of every number that is a constant from here on, and should be
+            warnings.simplefilter("ignore")  # about values that become constants, as intended
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
 
 
-def _folded(model: Path) -> bytes:
-    """The model of a file with its constant parts computed, still in ONNX's own operators; else every start does it."""
+def _fold_constants(model: Path) -> bytes:
+    """Compute constant parts once instead of at every start, with ONNX's own operators only."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -130,8 +127,8 @@ def _folded(model: Path) -> bytes:
     return folded.read_bytes()
 
 
-def _finished(model: bytes, shapes: Sequence[Sequence[int | str]]) -> bytes:
-    """The model with the shapes of its outputs, and without what the tools left: notes, and operators it has not."""
+def _clean(model: bytes, shapes: Sequence[Sequence[int | str]]) -> bytes:
+    """Set the shapes of the outputs; remove the tools' notes and unused operator sets."""
     import onnx
 
     proto = onnx.load_from_string(model)
@@ -147,15 +144,14 @@ def _finished(model: bytes, shapes: Sequence[Sequence[int | str]]) -> bytes:
     used = {node.domain for node in proto.graph.node}
     for opset in [opset for opset in proto.opset_import if opset.domain not in used]:
         proto.opset_import.remove(opset)
-    serialized: bytes = proto.SerializeToString()
-    return serialized
+    return proto.SerializeToString()
 
 
 def _share_equal_weights(graph: Any) -> None:
-    """One copy of each: every slice of the unrolled loop has its own of what is folded from a weight."""
+    """Keep one copy of equal weights. Folding gives every slice of the unrolled loop its own copy."""
     first: dict[bytes, str] = {}
     shared: dict[str, str] = {}
-    for place in range(len(graph.initializer) - 1, -1, -1):  # backwards, since some go
+    for place in range(len(graph.initializer) - 1, -1, -1):  # backwards, because items are deleted
         tensor = graph.initializer[place]
         name, tensor.name = tensor.name, ""
         shared[name] = first.setdefault(sha256(tensor.SerializeToString()).digest(), name)
