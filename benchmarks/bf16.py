@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sam2_3dmed import Predictor
+from sam2_3dmed import load_model
 from sam2_3dmed.data.dataset import read_case, read_dataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.evaluation.metrics import dice
@@ -30,7 +30,7 @@ def main() -> None:
         parser.error("DATA is missing, the folder of the run's data set")
     names = Split.read(arguments.run / "split.json").test[: arguments.cases]
     cases = {case.name: case for case in read_dataset(arguments.data).cases}
-    with_bf16, without = (Predictor.load(arguments.run, bf16=bf16) for bf16 in (True, False))
+    with_bf16, without = (load_model(arguments.run, bf16=bf16) for bf16 in (True, False))
     rows = []
     for name in names:
         volume, _ = read_case(cases[name])

@@ -24,13 +24,13 @@ def train(cache: Path, views: int, seed: int, arguments: argparse.Namespace) -> 
     from sam2_3dmed.data.dataset import read_dataset
     from sam2_3dmed.data.splits import Split
     from sam2_3dmed.run.build_model import make_model
-    from sam2_3dmed.run.run_config import RunRecord
-    from sam2_3dmed.run.run_folder import MODEL_FILE, make_predictor, read_weights
+    from sam2_3dmed.run.run_folder import MODEL_FILE, read_record, read_weights
+    from sam2_3dmed.run.sam2_run import make_predictor
     from sam2_3dmed.training.fit import fit
     from sam2_3dmed.training.trainer import seed_everything
 
     run: Path = arguments.run
-    record, split = RunRecord.read(run), Split.read(run / "split.json")
+    record, split = read_record(run), Split.read(run / "split.json")
     epochs = 10
     settings = [
         f"model.size={record.model.size}",

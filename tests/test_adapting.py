@@ -13,9 +13,9 @@ from sam2_3dmed.config import RunConfig, read_recipe, with_settings
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.build_model import make_model, remake_model
-from sam2_3dmed.run.run_config import RunRecord
-from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, read_weights
-from sam2_3dmed.run.train import TrainRequest, train_run
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, read_record, read_weights
+from sam2_3dmed.run.train import TrainRequest
+from sam2_3dmed.run.train import train as train_run
 from sam2_3dmed.training.checkpoints import BEST_CHECKPOINT, best_state, saved_states, step_of
 
 QUICK = [
@@ -44,7 +44,7 @@ def train(blobs: Path, blob_run: Path, tmp_path_factory: pytest.TempPathFactory)
 
     def run(name: str) -> Path:
         if name not in made:
-            made[name] = train_run(TrainRequest(blobs, folder / name, config=recipe(name), weights=str(blob_run)))
+            made[name] = train_run(TrainRequest(blobs, folder / name, recipe=recipe(name), weights=str(blob_run)))
         return made[name]
 
     return run
@@ -79,7 +79,7 @@ def test_the_last_stage_moves_and_what_lies_before_it_keeps_its_last_bit(train, 
 
 def test_merged_weights_predict_what_the_adapters_did_and_need_no_peft(train, monkeypatch: pytest.MonkeyPatch) -> None:
     run = train("scratch+lora+ema")
-    adapted = remake_model(RunRecord.read(run))
+    adapted = remake_model(read_record(run))
     best = best_state(run / "checkpoints")["state_dict"]
     adapted.load_state_dict({name.removeprefix("network."): tensor for name, tensor in best.items()})
     expected = logits(adapted)
@@ -104,7 +104,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(train, blobs: Path, tmp_path:
 @pytest.mark.parametrize("how", ["none", "lora", "last_stage"])
 def test_a_run_starts_from_one_that_adapted_its_encoder(train, how: str) -> None:
     run = train("scratch+lora+ema")
-    plan = RunRecord.read(run).plan
+    plan = read_record(run).plan
     network, record = make_model(with_settings(read_recipe("scratch"), [f"model.adapt={how}"]), plan, str(run))
     torch.testing.assert_close(logits(network), logits(load_model(run).network), atol=1e-5, rtol=1e-5)
     assert not record.encoder_trains
@@ -116,5 +116,5 @@ def test_a_run_starts_from_one_that_adapted_its_encoder(train, how: str) -> None
 def test_without_weights_there_is_nothing_to_adapt(blobs: Path, tmp_path: Path, how: str) -> None:
     message = f"^model.adapt {how} adapts a pre-trained encoder, and with --weights none there is none$"
     with pytest.raises(ConfigError, match=message):
-        train_run(TrainRequest(blobs, tmp_path / "run", config=recipe(f"auto+{how}"), weights="none"))
+        train_run(TrainRequest(blobs, tmp_path / "run", recipe=recipe(f"auto+{how}"), weights="none"))
     assert not (tmp_path / "run").exists()

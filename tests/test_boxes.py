@@ -15,11 +15,9 @@ from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import ConfigError, DataError, UserError, VolumeError
 from sam2_3dmed.experiments.run_executor import measure_prediction
 from sam2_3dmed.export.run import export_run
-from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.report.build import write_report
-from sam2_3dmed.run.run_config import RunRecord
-from sam2_3dmed.run.run_folder import read_weights, rebuild
-from sam2_3dmed.run.train import SPLIT_FILE, TrainRequest, train_run
+from sam2_3dmed.run.run_folder import SPLIT_FILE, load_model, read_record, read_weights, rebuild
+from sam2_3dmed.run.train import TrainRequest, train
 from sam2_3dmed.run.train import test_run as run_test
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
@@ -30,7 +28,7 @@ SETTINGS += ["training.samples_per_epoch=8", "inference.direction=both", "infere
 
 def trained(data: Path, folder: Path, *settings: str) -> Path:
     config = with_settings(read_recipe("scratch+medsam2_boxes"), [*SETTINGS, *settings])
-    run = train_run(TrainRequest(data, folder, config=config, weights="none", cache=folder.parent / "cache"))
+    run = train(TrainRequest(data, folder, recipe=config, weights="none", cache=folder.parent / "cache"))
     assert run is not None
     return run
 
@@ -47,7 +45,7 @@ def command(*arguments: object) -> UserError | None:
 
 
 def test_the_run_says_what_it_is_told(run: Path) -> None:
-    record = RunRecord.read(run)
+    record = read_record(run)
     assert record.takes_boxes
     assert record.about.endswith("boxes from the reference on one slice of 2")
 
@@ -58,7 +56,7 @@ def test_every_way_to_predict_draws_the_same_boxes(run: Path, blobs: Path, tmp_p
     assert cases
     images = [case.images[0] for case in cases]
     assert command(*images, "-m", run, "-o", tmp_path, "--boxes-from", cases[0].label.parent) is None
-    predictor = Predictor.load(run)
+    predictor = load_model(run)
     for case in cases:
         tested = read_label(run / "predictions" / f"{case.name}.nii.gz").array
         assert np.array_equal(read_label(tmp_path / f"{case.name}.nii.gz").array, tested)
@@ -73,7 +71,7 @@ def test_every_way_to_predict_draws_the_same_boxes(run: Path, blobs: Path, tmp_p
 @pytest.mark.parametrize("mode", ["slabs", "stream"])
 def test_the_reference_gives_boxes_and_nothing_else(run: Path, blobs: Path, mode: str) -> None:
     """What lies within a box does not count, nor what lies on slices between; where a box is, does."""
-    predictor = Predictor.load(run, mode=mode, direction="both")
+    predictor = load_model(run, mode=mode, direction="both")
     torch.manual_seed(0)
     with torch.no_grad():  # a few steps taught it little of corners
         predictor.network.segmentation.mask_decoder.point_embed.weight.normal_(std=3)
@@ -98,7 +96,7 @@ def test_the_reference_gives_boxes_and_nothing_else(run: Path, blobs: Path, mode
 
 def test_a_frozen_encoder_and_its_kept_features_go_with_boxes(blobs: Path, tmp_path: Path) -> None:
     run = trained(blobs, tmp_path / "run", "model.train_encoder=false", "feature_cache.views=2")
-    fresh, learnt = rebuild(RunRecord.read(run)).state_dict(), read_weights(run / "model.safetensors")
+    fresh, learnt = rebuild(read_record(run)).state_dict(), read_weights(run / "model.safetensors")
     name = "segmentation.mask_decoder.no_mask_embed.weight"
     assert fresh.keys() == learnt.keys()
     assert not torch.equal(fresh[name], learnt[name])
@@ -122,12 +120,12 @@ def test_who_gives_no_boxes_or_too_many_is_told(run: Path, blob_run: Path, blobs
     assert "a mask would replace this input" in str(error)
     volume, reference = Volume.read(image), read_label(label)
     with pytest.raises(ConfigError, match="no reference to draw them"):
-        Predictor.load(run)(volume)
+        load_model(run)(volume)
     with pytest.raises(ConfigError, match="takes no boxes"):
-        Predictor.load(blob_run)(volume, reference=reference)
+        load_model(blob_run)(volume, reference=reference)
     with pytest.raises(VolumeError, match="holds none of the classes' values, 1, 3"):
-        Predictor.load(run)(volume, reference=reference.with_array((reference.array > 0) * np.uint8(255)))
+        load_model(run)(volume, reference=reference.with_array((reference.array > 0) * np.uint8(255)))
     with pytest.raises(VolumeError, match="not on the grid"):
-        Predictor.load(run)(volume, reference=Volume(reference.array[1:], reference.affine))
+        load_model(run)(volume, reference=Volume(reference.array[1:], reference.affine))
     with pytest.raises(ConfigError, match=r"draws random numbers|takes boxes"):
         export_run(run, tmp_path / "onnx")

@@ -1,4 +1,4 @@
-"""The public face: four names, imported when they are asked for."""
+"""The public face: its names, imported when they are used."""
 
 import subprocess
 import sys
@@ -13,18 +13,21 @@ def fresh(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def test_all_is_these_four() -> None:
-    assert set(sam2_3dmed.__all__) == {"Volume", "Predictor", "evaluate", "__version__"}
-    assert len(sam2_3dmed.__all__) == 4
+def test_these_are_all() -> None:
+    names = {"TrainRequest", "Volume", "__version__", "evaluate", "load_model", "train"}
+    assert set(sam2_3dmed.__all__) == names
+    assert len(sam2_3dmed.__all__) == len(names)
 
 
 def test_each_name_is_what_it_says() -> None:
     from sam2_3dmed.evaluation.cases import evaluate_folders
-    from sam2_3dmed.inference.predictor import Predictor
+    from sam2_3dmed.run.run_folder import load_model
+    from sam2_3dmed.run.train import TrainRequest, train
     from sam2_3dmed.volume.volume import Volume
 
     assert sam2_3dmed.Volume is Volume
-    assert sam2_3dmed.Predictor is Predictor
+    assert (sam2_3dmed.TrainRequest, sam2_3dmed.train) == (TrainRequest, train)
+    assert sam2_3dmed.load_model is load_model
     assert sam2_3dmed.evaluate is evaluate_folders
     assert sam2_3dmed.__version__.count(".") == 2
 
@@ -34,12 +37,12 @@ def test_dir_lists_them() -> None:
 
 
 def test_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'sam2_3dmed' has no attribute 'Predictr'"):
-        _ = sam2_3dmed.Predictr
+    with pytest.raises(AttributeError, match="module 'sam2_3dmed' has no attribute 'Volum'"):
+        _ = sam2_3dmed.Volum
 
 
 def test_star_import_gives_all() -> None:
-    assert fresh("from sam2_3dmed import *; print(Volume.__name__, Predictor.__name__)") == "Volume Predictor"
+    assert fresh("from sam2_3dmed import *; print(Volume.__name__, train.__name__)") == "Volume train"
 
 
 def test_import_is_light() -> None:

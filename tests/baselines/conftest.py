@@ -7,11 +7,11 @@ from typing import NamedTuple
 import pytest
 
 from sam2_3dmed.baselines.cache import GriddedCase, with_grids
-from sam2_3dmed.baselines.recipe import patch_recipe
-from sam2_3dmed.baselines.spec import PatchSpec
+from sam2_3dmed.baselines.recipe import PatchSpec
 from sam2_3dmed.config import Plan
 from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.data.dataset import MedicalDataset
+from sam2_3dmed.run.systems import find_system
 
 
 class Balls(NamedTuple):
@@ -42,6 +42,6 @@ def make_spec(balls: Balls) -> Callable[..., PatchSpec]:
     from sam2_3dmed.baselines.start import plan_spec
 
     def make(system: str = "unet", *settings: str) -> PatchSpec:
-        return plan_spec(patch_recipe(system, ["model.size=small", *settings]), balls.plan, balls.cases)
+        return plan_spec(find_system(system).recipe(settings=["model.size=small", *settings]), balls.plan, balls.cases)
 
     return make

@@ -9,7 +9,7 @@ import pytest
 
 from sam2_3dmed.baselines import cache
 from sam2_3dmed.baselines.cache import build_patch_cache
-from sam2_3dmed.baselines.spec import PatchSpec
+from sam2_3dmed.baselines.recipe import PatchSpec
 
 
 def test_grids_come_from_the_headers(balls: Any) -> None:

@@ -9,10 +9,11 @@ import torch
 
 from sam2_3dmed.baselines.cache import build_patch_cache
 from sam2_3dmed.baselines.module import PatchModule, falling_poly, make_optimizer
+from sam2_3dmed.baselines.networks import build
 from sam2_3dmed.baselines.patches import Patches
 from sam2_3dmed.baselines.predictor import make_patch_predictor
-from sam2_3dmed.baselines.recipe import patch_recipe
-from sam2_3dmed.baselines.spec import PatchSpec
+from sam2_3dmed.baselines.recipe import PatchSpec
+from sam2_3dmed.run.systems import find_system
 from sam2_3dmed.training.batch_sharding import Division
 from sam2_3dmed.training.distributed import DistributedContext
 
@@ -20,11 +21,11 @@ from sam2_3dmed.training.distributed import DistributedContext
 @pytest.fixture(scope="module")
 def make_module(balls: Any, make_spec: Callable[..., PatchSpec]) -> Callable[..., PatchModule]:
     def make(*settings: str, division: Division | None = None) -> PatchModule:
-        config = patch_recipe("unet", settings)
+        config = find_system("unet").recipe(settings=settings)
         torch.manual_seed(0)
         spec = make_spec()
         return PatchModule(
-            make_patch_predictor(spec.build(), spec, balls.plan, config),
+            make_patch_predictor(build(spec), spec, balls.plan, config),
             validation=balls.cases[:2],
             config=config.training,
             division=division or Division(samples_per_epoch=10, batch_size=2),
@@ -50,7 +51,7 @@ def test_the_optimiser_of_the_recipe(make_module: Callable[..., PatchModule]) ->
         planned["optimizer"].step()
         planned["lr_scheduler"]["scheduler"].step()
     assert rates == pytest.approx([0.01 * (1 - step / 20) ** 0.9 for step in range(20)])
-    training = patch_recipe("mednext_s").training
+    training = find_system("mednext_s").recipe().training
     assert isinstance(make_optimizer(module.network, training), torch.optim.AdamW)
 
 
@@ -92,7 +93,7 @@ def test_the_cached_cases_are_what_it_learns_from(
     """The predictor normalises as the cache does, so training and prediction see the same intensities."""
     spec = make_spec()
     case = build_patch_cache(balls.cases[:1], spec, tmp_path)[0]
-    predictor = make_patch_predictor(spec.build(), spec, balls.plan, patch_recipe("unet"))
+    predictor = make_patch_predictor(build(spec), spec, balls.plan, find_system("unet").recipe())
     seen: list[torch.Tensor] = []
     predictor.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     predictor.predict_slices(balls.cases[0].cached.image, balls.cases[0].spacing_mm)

@@ -5,13 +5,20 @@ from typing import Any
 import pytest
 import torch
 
-from sam2_3dmed.baselines.networks import all_logits, build, plan_network
-from sam2_3dmed.baselines.plan import Grid, outline
-from sam2_3dmed.baselines.recipe import patch_recipe
+from sam2_3dmed.baselines import networks
+from sam2_3dmed.baselines.grid import Grid
+from sam2_3dmed.baselines.networks import all_logits, plan_network
+from sam2_3dmed.baselines.plan import outline
+from sam2_3dmed.baselines.recipe import PatchSpec
+from sam2_3dmed.run.systems import find_system
+
+
+def build(system: str, arguments: dict[str, Any]) -> torch.nn.Module:
+    return networks.build(PatchSpec.model_construct(system=system, network=arguments))
 
 
 def planned(system: str, grid: Grid, *settings: str, on_gpu: bool = False) -> tuple[tuple, dict[str, Any]]:
-    config = patch_recipe(system, settings)
+    config = find_system(system).recipe(settings=settings)
     return plan_network(config, outline(config, [grid], num_channels=1, num_classes=2, on_gpu=on_gpu))
 
 

@@ -10,8 +10,7 @@ import torch
 
 from sam2_3dmed.baselines.cache import PatchCase, build_patch_cache
 from sam2_3dmed.baselines.patches import PatchDataset, collate, cut
-from sam2_3dmed.baselines.recipe import PatchAugmentationConfig
-from sam2_3dmed.baselines.spec import PatchSpec
+from sam2_3dmed.baselines.recipe import PatchAugmentationConfig, PatchSpec
 from sam2_3dmed.data.slabs import SampleKey
 
 STILL = PatchAugmentationConfig(flip=0, affine=0, noise=0, intensity=0)

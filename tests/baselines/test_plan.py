@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from sam2_3dmed.baselines.plan import Grid, Outline, common_spacing, halvings, intensities, outline, resampled_shape
-from sam2_3dmed.baselines.recipe import patch_recipe
+from sam2_3dmed.baselines.grid import Grid, resampled_shape
+from sam2_3dmed.baselines.plan import Outline, common_spacing, halvings, intensities, outline
+from sam2_3dmed.run.systems import find_system
 
 
 def outlined(shape: tuple, spacing: tuple = (1.0, 1.0, 1.0), patch: tuple | None = None) -> Outline:
@@ -69,7 +70,7 @@ def test_intensities_are_the_foregrounds_of_a_ct_and_each_volumes_of_others() ->
 
 def test_the_outline_of_a_data_set() -> None:
     grids = [Grid((7, 28, 24), (3.0, 1.5, 1.5))] * 3
-    config = patch_recipe("unet", ["model.spacing_mm=[3, 3, 3]"])
+    config = find_system("unet").recipe(settings=["model.spacing_mm=[3, 3, 3]"])
     found = outline(config, grids, num_channels=1, num_classes=2, on_gpu=False)
     assert (found.spacing_mm, found.median_shape, found.size) == ((3.0, 3.0, 3.0), (7, 14, 12), "small")
-    assert outline(patch_recipe("unet"), grids, num_channels=1, num_classes=2, on_gpu=True).size == "full"
+    assert outline(find_system("unet").recipe(), grids, num_channels=1, num_classes=2, on_gpu=True).size == "full"

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from sam2_3dmed.baselines.predictor import PatchPredictor, _log_odds, make_patch_predictor
-from sam2_3dmed.baselines.recipe import patch_recipe
-from sam2_3dmed.baselines.spec import Intensities, PatchSpec
+from sam2_3dmed.baselines.recipe import Intensities, PatchSpec
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.postprocess import PostProcessing
+from sam2_3dmed.run.systems import find_system
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume, same_grid
 
@@ -35,7 +35,7 @@ def make_predictor(make_spec: Callable[..., PatchSpec], balls: Any) -> Callable[
         spec = make_spec("unet", "model.patch=[4, 16, 16]").model_copy(
             update={"intensities": (Intensities(mean=0.0, std=1.0),), "patch": (4, 16, 16)}
         )
-        return make_patch_predictor(Threshold(), spec, balls.plan, patch_recipe("unet"), **options)
+        return make_patch_predictor(Threshold(), spec, balls.plan, find_system("unet").recipe(), **options)
 
     return make
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from sam2_3dmed.baselines.recipe import PatchConfig, patch_recipe
+from sam2_3dmed.baselines.recipe import PatchConfig
 from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.run.systems import find_system
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,7 @@ from sam2_3dmed.errors import ConfigError
     ],
 )
 def test_what_the_authors_did(system: str, expected: tuple) -> None:
-    training = patch_recipe(system).training
+    training = find_system(system).recipe().training
     assert (training.optimizer, training.schedule, training.learning_rate, training.weight_decay) == expected
     assert training.epochs * training.samples_per_epoch / training.batch_size == 250_000
 
@@ -28,7 +29,9 @@ def test_every_recipe_survives_yaml() -> None:
 
 
 def test_settings() -> None:
-    config = patch_recipe("unet", ["training.epochs=3", "model.patch=[8, 16, 16]", "inference.overlap=0.25"])
+    config = find_system("unet").recipe(
+        settings=["training.epochs=3", "model.patch=[8, 16, 16]", "inference.overlap=0.25"]
+    )
     assert (config.training.epochs, config.model.patch, config.inference.overlap) == (3, (8, 16, 16), 0.25)
 
 
@@ -47,4 +50,4 @@ def test_settings() -> None:
 )
 def test_what_does_not_apply(setting: str, line: str) -> None:
     with pytest.raises(ConfigError, match=f"^--set: .*{line}"):
-        patch_recipe("unet", [setting])
+        find_system("unet").recipe(settings=[setting])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sam2_3dmed.baselines.resample import resample_image, resample_labels, thick_axis
+from sam2_3dmed.baselines.grid import resample_image, resample_labels, thick_axis
 
 
 def test_which_axis_is_thick() -> None:

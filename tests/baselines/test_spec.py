@@ -5,13 +5,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from sam2_3dmed.baselines.spec import Intensities, PatchSpec
+from sam2_3dmed.baselines.networks import build
+from sam2_3dmed.baselines.recipe import Intensities, PatchSpec
 from sam2_3dmed.errors import WeightsError
 
 
 def test_a_spec_says_what_it_is_and_survives_json(make_spec: Callable[..., PatchSpec]) -> None:
     spec = make_spec("mednext_s")
-    assert spec.about == "MedNeXt-S, small, patches of 16 x 32 x 32 voxels of 3 x 1.5 x 1.5 mm"
+    assert (spec.title, spec.size, spec.patch) == ("MedNeXt-S", "small", (16, 32, 32))
     assert PatchSpec.model_validate(spec.model_dump(mode="json")) == spec
 
 
@@ -19,7 +20,7 @@ def test_arguments_that_no_network_takes(make_spec: Callable[..., PatchSpec]) ->
     spec = make_spec()
     broken = spec.model_copy(update={"network": spec.network | {"depth": 3}})
     with pytest.raises(WeightsError, match=r"^model\.network: unet cannot be built: .*'depth'"):
-        broken.build()
+        build(broken)
 
 
 def test_intensities_of_the_data_set_or_of_the_volume(make_spec: Callable[..., PatchSpec]) -> None:

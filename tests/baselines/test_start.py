@@ -12,16 +12,15 @@ from typing import Any
 import pytest
 import torch
 
-from sam2_3dmed.baselines.recipe import patch_recipe
-from sam2_3dmed.baselines.spec import PatchSpec
+from sam2_3dmed.baselines.recipe import PatchRecord, PatchSpec
 from sam2_3dmed.baselines.start import first_network, plan_spec
 from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.errors import ConfigError, WeightsError
 from sam2_3dmed.processes.signals import Terminated
 from sam2_3dmed.report.build import write_report
-from sam2_3dmed.run.run_config import PatchRecord, RunRecord
-from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, read_weights
-from sam2_3dmed.run.train import TrainRequest, test_run, train_run
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, read_record, read_weights
+from sam2_3dmed.run.systems import find_system
+from sam2_3dmed.run.train import TrainRequest, test_run, train
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume, same_grid
 
@@ -31,17 +30,19 @@ QUICK = ["model.size=small", "training.epochs=1", "training.samples_per_epoch=4"
 
 
 def request(system: str, data: Path, out: Path, *settings: str, **more: Any) -> TrainRequest:
-    return TrainRequest(data, out, config=patch_recipe(system, [*QUICK, *settings]), system=system, **more)
+    return TrainRequest(
+        data, out, recipe=find_system(system).recipe(settings=[*QUICK, *settings]), system=system, **more
+    )
 
 
 @pytest.mark.parametrize("system", ["unet", "mednext_s", "nnformer", pytest.param("universal", marks=pytest.mark.long)])
 def test_from_data_to_scores(system: str, blobs: Path, tmp_path: Path) -> None:
     if "einops" in PATCH_SYSTEMS[system].packages:
         pytest.importorskip("einops")
-    run = train_run(request(system, blobs, tmp_path / "run"))
-    record = RunRecord.read(run)
+    run = train(request(system, blobs, tmp_path / "run"))
+    record = read_record(run)
     assert isinstance(record, PatchRecord)
-    assert (record.kind, record.model.system, record.weights) == ("patches", system, "none")
+    assert (record.system, record.model.system, record.weights) == (system, system, "none")
     assert record.model.text == ("learnt" if system == "universal" else None)
     evaluation = test_run(run, blobs)
     assert len(evaluation.cases) == 2
@@ -62,7 +63,7 @@ def test_the_balls_are_learnt(system: str, epochs: int, least: float, blobs: Pat
     settings = [f"training.epochs={epochs}", "training.samples_per_epoch=16", "training.validate_every=4"]
     if system == "nnformer":  # its own recipe needs some hundred steps to begin
         settings += ["training.optimizer=adamw", "training.learning_rate=0.001"]
-    run = train_run(request(system, blobs, tmp_path / "run", *settings))
+    run = train(request(system, blobs, tmp_path / "run", *settings))
     mean = next(row for row in test_run(run, blobs).summary()["results"] if row["kind"] == "mean")
     assert mean["dice"]["mean"] > least
 
@@ -70,7 +71,7 @@ def test_the_balls_are_learnt(system: str, epochs: int, least: float, blobs: Pat
 @pytest.mark.long
 def test_two_processes_train_to_the_weights_of_one(blobs: Path, tmp_path: Path) -> None:
     settings = [*QUICK, "training.epochs=2", "training.samples_per_epoch=5", "training.batch_size=2"]
-    alone = train_run(request("unet", blobs, tmp_path / "alone", *settings))
+    alone = train(request("unet", blobs, tmp_path / "alone", *settings))
     command = [sys.executable, "-m", "sam2_3dmed", "train", str(blobs), "--system", "unet", "--devices", "2"]
     command += ["--out", str(tmp_path / "two"), *(word for setting in settings for word in ("--set", setting))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -84,7 +85,7 @@ def test_two_processes_train_to_the_weights_of_one(blobs: Path, tmp_path: Path) 
 def test_a_run_that_stops_goes_on_exactly(blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the network that leaves out paths at random."""
     settings = ["training.epochs=3", "training.samples_per_epoch=2", "training.validate_every=2"]
-    straight = train_run(request("nnformer", blobs, tmp_path / "straight", *settings))
+    straight = train(request("nnformer", blobs, tmp_path / "straight", *settings))
     from sam2_3dmed.training.checkpoints import Checkpoints
 
     save = Checkpoints._save
@@ -96,10 +97,10 @@ def test_a_run_that_stops_goes_on_exactly(blobs: Path, tmp_path: Path, monkeypat
 
     monkeypatch.setattr(Checkpoints, "_save", then_stop)
     with pytest.raises(Terminated):
-        train_run(request("nnformer", blobs, tmp_path / "stopped", *settings))
+        train(request("nnformer", blobs, tmp_path / "stopped", *settings))
     monkeypatch.setattr(Checkpoints, "_save", save)
     assert not (tmp_path / "stopped" / "model.safetensors").exists()
-    stopped = train_run(TrainRequest(blobs, tmp_path / "stopped", resume=True))
+    stopped = train(TrainRequest(blobs, tmp_path / "stopped", resume=True))
     expected, found = (read_weights(run / "model.safetensors") for run in (straight, stopped))
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -108,7 +109,7 @@ def test_a_run_that_stops_goes_on_exactly(blobs: Path, tmp_path: Path, monkeypat
 
 def test_minutes_become_epochs(blobs: Path, tmp_path: Path) -> None:
     settings = ["training.minutes=0.02", "training.epochs=2", "training.validate_every=2"]
-    run = train_run(request("unet", blobs, tmp_path / "run", *settings))
+    run = train(request("unet", blobs, tmp_path / "run", *settings))
     schedule = json.loads((run / "schedule.json").read_text())
     assert schedule["epochs"] >= 2
     assert (
@@ -119,7 +120,7 @@ def test_minutes_become_epochs(blobs: Path, tmp_path: Path) -> None:
 
 def test_requests_that_cannot_be(blobs: Path, tmp_path: Path) -> None:
     for changes, line in (
-        ({"system": "mednext_s"}, "^this recipe is not for mednext_s"),
+        ({"system": "mednext_s"}, "^this recipe is for unet, not for mednext_s"),
         ({"system": "sam2_3dmed"}, "^this recipe is for unet, not for sam2_3dmed"),
         ({"system": "unett"}, "^no system 'unett'; did you mean 'unet'"),
         ({"weights": "auto.pt"}, r"^--weights auto\.pt: unet starts without weights"),
@@ -127,18 +128,18 @@ def test_requests_that_cannot_be(blobs: Path, tmp_path: Path) -> None:
     ):
         asked = TrainRequest(**{**vars(request("unet", blobs, tmp_path / "run")), **changes})
         with pytest.raises(ConfigError, match=line):
-            train_run(asked)
+            train(asked)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_broken_record_of_a_network(blobs: Path, tmp_path: Path) -> None:
-    run = train_run(request("unet", blobs, tmp_path / "run"))
+    run = train(request("unet", blobs, tmp_path / "run"))
     config = run / "config.yaml"
     other = shutil.copytree(run, tmp_path / "other") / "config.yaml"
     other.write_text(config.read_text().replace("num_outputs: 3", "num_outputs: 4"))
     with pytest.raises(WeightsError, match="not the weights of this model: size mismatch"):
         load_model(other.parent)
-    other.write_text(config.read_text().replace("system: unet\n  size", "system: vnet\n  size"))
+    other.write_text(config.read_text().replace("system: unet\nplan", "system: vnet\nplan"))
     with pytest.raises(ConfigError, match="no system 'vnet'"):
         load_model(other.parent)
     with pytest.raises(ConfigError, match="has no option 'direction'"):
@@ -154,10 +155,10 @@ def test_a_plan_of_the_balls(make_spec: Callable[..., PatchSpec], balls: Any) ->
     values = [case.cached.image[:, 0][case.cached.label > 0].astype(float) for case in balls.cases]
     every = torch.cat([torch.from_numpy(part) for part in values])
     assert (found.mean, found.std) == pytest.approx((every.mean().item(), every.std(correction=0).item()), rel=1e-6)
-    assert first_network(spec, patch_recipe("unet"), balls.plan).training
+    assert first_network(spec, find_system("unet").recipe(), balls.plan).training
 
 
 def test_names_are_embedded_where_there_is_a_clip(balls: Any, tmp_path: Path) -> None:
-    config = patch_recipe("universal", ["model.size=small", f"model.text={tmp_path / 'clip'}"])
+    config = find_system("universal").recipe(settings=["model.size=small", f"model.text={tmp_path / 'clip'}"])
     spec = plan_spec(config, balls.plan, balls.cases)
     assert (spec.text, spec.network["text"]) == ("embedded by CLIP", True)

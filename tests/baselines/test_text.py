@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam2_3dmed.baselines.text import PROMPT, embed_names
+from sam2_3dmed.baselines.universal import PROMPT, embed_names
 from sam2_3dmed.errors import WeightsError
 
 

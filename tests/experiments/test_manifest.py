@@ -7,7 +7,7 @@ import shutil
 from sam2_3dmed.experiments.manifest import data_checksums, manifest, write_manifest
 from sam2_3dmed.experiments.planning import plan_experiment
 from sam2_3dmed.experiments.run_executor import RunStatus
-from sam2_3dmed.run.run_config import RunRecord
+from sam2_3dmed.run.run_folder import read_record
 
 
 def test_holds_what_was_asked_and_what_came_of_it(request_for, finish):
@@ -45,7 +45,7 @@ def test_each_run_has_its_versions_and_machines(request_for, finish, blob_run):
     folder = finish(run, out, [0.5])
     machines = [{"processor": "an old one", "gpus": []}, {"processor": "a new one", "gpus": ["H200"]}]
     RunStatus.find(run, out).add_cost(hardware=machines)
-    RunRecord.read(blob_run).model_copy(update={"versions": {"torch": "1.2.3"}}).write(folder)
+    read_record(blob_run).model_copy(update={"versions": {"torch": "1.2.3"}}).write(folder)
     there, missing = manifest(experiment)["runs"]
     assert (there["versions"], there["hardware"]) == ({"torch": "1.2.3"}, machines)
     assert set(there["cost"]) == {"training", "test", "prediction"}

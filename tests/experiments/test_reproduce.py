@@ -10,7 +10,7 @@ from sam2_3dmed.experiments import run_executor
 from sam2_3dmed.experiments.planning import plan_experiment
 from sam2_3dmed.experiments.reproduce import describe, reproduce
 from sam2_3dmed.experiments.run_executor import RunStatus
-from sam2_3dmed.run.run_config import RunRecord
+from sam2_3dmed.run.run_folder import read_record
 
 HOW = "a finished run of the row tells how long it takes"
 
@@ -131,7 +131,7 @@ def elsewhere(request_for, blobs, blob_run, tmp_path, finish):
     def make(**told) -> None:
         run = plan_experiment(request_for(4, data=data, methods=("full",))).runs[0]
         folder = finish(run, tmp_path / "out", [0.5, 0.5], seconds=600.0)
-        record = RunRecord.read(blob_run)
+        record = read_record(blob_run)
         training = record.recipe.training.model_copy(update=told)
         recipe = record.recipe.model_copy(update={"training": training})
         record.model_copy(update={"recipe": recipe}).write(folder)

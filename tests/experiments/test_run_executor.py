@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sam2_3dmed.baselines.nnunet.predictor import NnunetPredictor
+from sam2_3dmed.baselines.nnunet.system import NNUNET
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import ConfigError, TrainingError
@@ -98,7 +98,7 @@ def test_nnunets_memory_in_training_is_its_process_s(run, tmp_path, monkeypatch)
     place.add_cost(training={"seconds": 10.0, "memory_mb": 800.0, "gpu_memory_mb": None, "energy_kj": None})
     (place.folder / "nnunet").mkdir()
     (place.folder / "nnunet" / "memory.json").write_text(json.dumps({"peak_mb": 12.5, "gpu_peak_mb": 34.5}))
-    monkeypatch.setattr(run_executor, "train_run", lambda request: None)
+    monkeypatch.setattr(run_executor, "train", lambda request: None)
     run_executor._train(replace(run, system="nnunet"), place, tmp_path)
     assert (place.cost["training"]["memory_mb"], place.cost["training"]["gpu_memory_mb"]) == (800.0, 34.5)
     assert place.cost["training"]["seconds"] > 10.0
@@ -136,10 +136,7 @@ def test_memory_is_this_process_s(tested, blobs):
 
 @pytest.mark.parametrize("memory", [(700.0, 70.0), (700.0, None), (None, None)])
 def test_of_nnunet_both_memories_are_its_process_s(tested, blobs, monkeypatch, memory):
-    class Theirs(NnunetPredictor):
-        def __init__(self):
-            pass
-
+    class Theirs:
         def __call__(self, volume, probabilities=None, *, reference=None):
             return volume
 
@@ -147,6 +144,7 @@ def test_of_nnunet_both_memories_are_its_process_s(tested, blobs, monkeypatch, m
             return 2.5, *memory
 
     monkeypatch.setattr(run_executor, "load_model", lambda folder: Theirs())
+    monkeypatch.setattr(run_executor, "find_system", lambda name: NNUNET)
     found = measure_prediction(tested, blobs)
     assert (found["gflop"], found["seconds"]) == (2.5, 1.0)
     assert (found["memory_mb"], found["gpu_memory_mb"]) == memory

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 
-from sam2_3dmed import Predictor, Volume
+from sam2_3dmed import Volume, load_model
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.export.run import export_run
 from sam2_3dmed.inference.manifest import checksum
@@ -99,7 +99,7 @@ def test_the_guides_way_to_run_it_without_our_package(
     (code,) = re.findall(r"^```python\n(.*?)^```$", guide.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     names: dict[str, np.ndarray] = {}
     exec(code.replace("slab_6", "slab_3"), names)
-    predictor = Predictor.load("spleen-onnx", backend="onnxruntime", direction="forward")
+    predictor = load_model("spleen-onnx", backend="onnxruntime", direction="forward")
     expected = predictor.predict_slices(predictor.preprocessing.slices(scan))
     assert names["mask"].shape == expected.shape
     assert (names["mask"] == expected).mean() > 0.999

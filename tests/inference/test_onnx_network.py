@@ -8,12 +8,11 @@ import onnx
 import pytest
 import torch
 
-from sam2_3dmed import Predictor, Volume
+from sam2_3dmed import Volume, load_model
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.inference.onnx_network import OnnxNetwork
 from sam2_3dmed.inference.passes import PassOptions
-from sam2_3dmed.run.run_folder import load_model
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +27,8 @@ def of_slices(volume: Volume, depth: int) -> Volume:
 @pytest.mark.parametrize(("num_classes", "parts"), [(2, True), (1, False)])
 def test_masks_are_those_of_pytorch(make_exported, hippocampus: Volume, num_classes: int, parts: bool) -> None:
     run, exported = make_exported(num_classes, parts)
-    theirs = Predictor.load(run, device="cpu", bf16=False)
-    ours = Predictor.load(exported, backend="onnxruntime")
+    theirs = load_model(run, device="cpu", bf16=False)
+    ours = load_model(exported, backend="onnxruntime")
     expected, said = theirs.with_auxiliary(hippocampus)
     found, also_said = ours.with_auxiliary(hippocampus)
     for value in range(1, num_classes + 1):
@@ -51,24 +50,24 @@ def test_views_and_one_direction_pass_through_it_too(make_exported, hippocampus:
     run, exported = make_exported()
     few = of_slices(hippocampus, 5)
     options = {"direction": "backward", "flips": True, "shifts": shifts, "overlap": 0.0, "batch_size": 1}
-    expected = Predictor.load(run, device="cpu", bf16=False, **options)(few).array
-    found = Predictor.load(exported, backend="onnxruntime", **options)(few).array
+    expected = load_model(run, device="cpu", bf16=False, **options)(few).array
+    found = load_model(exported, backend="onnxruntime", **options)(few).array
     assert (found == expected).mean() >= 0.9999
 
 
 def test_a_volume_that_is_shorter_than_a_slab(make_exported, hippocampus: Volume) -> None:
     run, exported = make_exported()
-    ours = Predictor.load(exported, backend="onnxruntime")
+    ours = load_model(exported, backend="onnxruntime")
     two = of_slices(hippocampus, 2)
-    assert np.array_equal(ours(two).array, Predictor.load(run, device="cpu", bf16=False)(two).array)
+    assert np.array_equal(ours(two).array, load_model(run, device="cpu", bf16=False)(two).array)
     with pytest.raises(DataError, match=r"^1 slices are too few for slabs of 2 or 3, .* --length 1 adds it$"):
         ours(of_slices(hippocampus, 1))
 
 
 def network(folder: Path, **changes) -> OnnxNetwork:
-    from sam2_3dmed.run.run_config import RunRecord
+    from sam2_3dmed.run.run_folder import read_record
 
-    given = {"run_sha256": RunRecord.read(folder).sha256(), "slab_slices": 3} | changes
+    given = {"run_sha256": read_record(folder).sha256(), "slab_slices": 3} | changes
     return OnnxNetwork(folder, **given)
 
 

@@ -12,18 +12,19 @@ from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.run.build_model import make_model
-from sam2_3dmed.run.run_config import CONFIG_FILE, RunRecord
+from sam2_3dmed.run.run_config import CONFIG_FILE
 from sam2_3dmed.run.run_folder import (
     MODEL_FILE,
     load_model,
     log_to,
-    make_predictor,
+    read_record,
     remember_codes,
     remember_data,
     remembered_codes,
     remembered_data,
     save_model,
 )
+from sam2_3dmed.run.sam2_run import make_predictor
 
 CHANNEL = ChannelPlan(name="CT", normalisation="fixed", low=-100, high=200)
 
@@ -71,7 +72,7 @@ def test_options_go_where_they_belong(run: Path) -> None:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_bf16_where_it_is_fast_unless_told(run: Path, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-    monkeypatch.setattr("sam2_3dmed.run.run_folder.bf16_is_fast", lambda device: fast)
+    monkeypatch.setattr("sam2_3dmed.run.sam2_run.bf16_is_fast", lambda device: fast)
     assert load_model(run, device="cpu").passes.bf16 == fast
     for told in (True, False):
         assert load_model(run, device="cpu", bf16=told).passes.bf16 == told
@@ -97,7 +98,7 @@ def test_post_processing_of_the_recipe(run: Path) -> None:
 
 
 def test_the_record_survives_its_file(run: Path) -> None:
-    record = RunRecord.read(run)
+    record = read_record(run)
     assert record.plan == plan()
     assert record.recipe == recipe("inference.direction=backward", "slab_slices=4")
     assert record.encoder_trains
@@ -144,14 +145,21 @@ def test_a_device_that_is_not_here(run: Path) -> None:
         (lambda f: (f / MODEL_FILE).write_bytes(b"\0" * 50), WeightsError, r"model\.safetensors: cannot be read"),
         (lambda f: (f / CONFIG_FILE).write_text("kind: ["), ConfigError, r"config\.yaml: not valid YAML"),
         (
-            lambda f: (f / CONFIG_FILE).write_text("kind: sam2_3dmed"),
+            lambda f: (f / CONFIG_FILE).write_text("format: 2\nsystem: sam2_3dmed"),
             ConfigError,
             r"config\.yaml: model: Field required",
         ),
         (
-            lambda f: (f / CONFIG_FILE).write_text((f / CONFIG_FILE).read_text().replace("kind: sam2", "kind: sam3")),
+            lambda f: (f / CONFIG_FILE).write_text(
+                (f / CONFIG_FILE).read_text().replace("system: sam2", "system: sam3")
+            ),
+            ConfigError,
+            r"config\.yaml: no system 'sam3_3dmed'; did you mean 'sam2_3dmed'",
+        ),
+        (
+            lambda f: (f / CONFIG_FILE).write_text((f / CONFIG_FILE).read_text().replace("format: 2", "kind: patches")),
             WeightsError,
-            r"unknown kind of model 'sam3_3dmed'; known are sam2_3dmed, patches",
+            r"broken: another version wrote this run \(config\.yaml has no format: 2\); train it again, or use",
         ),
         (
             lambda f: (f / CONFIG_FILE).write_text((f / CONFIG_FILE).read_text().replace("srpp: true", "srpp: false")),
@@ -159,7 +167,16 @@ def test_a_device_that_is_not_here(run: Path) -> None:
             r"not the weights of this model: Unexpected key",
         ),
     ],
-    ids=["no record", "no model", "broken model", "broken record", "half a record", "unknown kind", "other model"],
+    ids=[
+        "no record",
+        "no model",
+        "broken model",
+        "broken record",
+        "half a record",
+        "unknown system",
+        "other version",
+        "other model",
+    ],
 )
 def test_broken_run_folders(run: Path, tmp_path: Path, change, error, line) -> None:
     folder = copy(run, tmp_path / "broken")

@@ -10,15 +10,17 @@ import pytest
 from pydicom import dcmread
 from typer.testing import CliRunner
 
+from sam2_3dmed.baselines.start import PatchRun
 from sam2_3dmed.cli import main as cli
 from sam2_3dmed.config import RunConfig, scratch, with_settings
-from sam2_3dmed.data.splits import Split
+from sam2_3dmed.data.splits import Split, split_cases
 from sam2_3dmed.dicom.codes import UNKNOWN, Code
 from sam2_3dmed.dicom.segmentation import segment_codes
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.run.run_config import RunRecord
-from sam2_3dmed.run.run_folder import remembered_codes, remembered_data
-from sam2_3dmed.run.train import SPLIT_FILE, TrainRequest, test_run, train_run
+from sam2_3dmed.run.run_folder import SPLIT_FILE, read_record, remembered_codes, remembered_data
+from sam2_3dmed.run.systems import find_system
+from sam2_3dmed.run.train import TrainRequest, test_run, train
+from sam2_3dmed.training.fit import FitResult
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume, same_grid
 
@@ -57,7 +59,7 @@ def run(data: Path) -> Path:
     assert len(originals) == 2 * len(hidden)
     for file in originals:
         file.write_bytes(b"closed")
-    folder = train_run(TrainRequest(data, data.parent / "run", config=config(), weights="none"))
+    folder = train(TrainRequest(data, data.parent / "run", recipe=config(), weights="none"))
     for file, content in originals.items():
         file.write_bytes(content)
     return folder
@@ -78,7 +80,7 @@ def test_the_run_folder_holds_what_it_should(run: Path, data: Path) -> None:
     }
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "step-00000001.ckpt"}
     assert "validation Dice" in (run / "log.txt").read_text()
-    record = RunRecord.read(run)
+    record = read_record(run)
     assert record.plan.labels == {1: "bright", 3: "dark"}
     assert record.plan.channels[0].normalisation == "fixed"
     assert remembered_data(run) == data.resolve()
@@ -102,23 +104,23 @@ def test_the_test_set_is_predicted_and_scored(run: Path, data: Path) -> None:
 
 
 def test_a_run_is_not_overwritten_and_a_finished_one_not_resumed(run: Path, data: Path) -> None:
-    request = TrainRequest(data, run, config=config(), weights="none")
+    request = TrainRequest(data, run, recipe=config(), weights="none")
     with pytest.raises(DataError, match="there is a run here already; go on with it by --resume"):
-        train_run(request)
+        train(request)
     before = (run / "model.safetensors").stat().st_mtime_ns
-    assert train_run(TrainRequest(data, run, resume=True)) == run
+    assert train(TrainRequest(data, run, resume=True)) == run
     assert (run / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(DataError, match="no run to resume here"):
-        train_run(TrainRequest(data, run.parent / "nothing", resume=True))
+        train(TrainRequest(data, run.parent / "nothing", resume=True))
 
 
 def test_an_interrupted_run_resumes_with_its_own_recipe(run: Path, data: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(run, tmp_path / "run"))
     (folder / "model.safetensors").unlink()
-    record = RunRecord.read(folder)
+    record = read_record(folder)
     longer = record.recipe.training.model_copy(update={"epochs": 2})
     record.model_copy(update={"recipe": record.recipe.model_copy(update={"training": longer})}).write(folder)
-    train_run(TrainRequest(data, folder, resume=True))
+    train(TrainRequest(data, folder, resume=True))
     assert len((folder / "curves.csv").read_text().splitlines()) == 3
     assert (folder / "model.safetensors").is_file()
 
@@ -130,9 +132,9 @@ def test_a_plan_of_ones_own_and_a_fold(data: Path, tmp_path: Path) -> None:
         "labels: {1: bright, 3: dark}\nslicing_axis: coronal\nslab_slices: 2\n"
     )
     request = TrainRequest(
-        data, tmp_path / "run", config=config("slab_slices=null"), weights="none", plan=plan, fold=(2, 3)
+        data, tmp_path / "run", recipe=config("slab_slices=null"), weights="none", plan=plan, fold=(2, 3)
     )
-    record = RunRecord.read(train_run(request))
+    record = read_record(train(request))
     assert (record.plan.slicing_axis, record.plan.slab_slices) == ("coronal", 2)
     split = Split.read(tmp_path / "run" / SPLIT_FILE)
     assert len(split.test) == 4
@@ -148,7 +150,7 @@ def with_codes(blobs: Path, folder: Path, codes: object) -> Path:
 
 def test_codes_of_the_data_set_reach_a_dicom_seg(blobs: Path, tmp_path: Path, write_series, stored_voxels) -> None:
     data = with_codes(blobs, tmp_path / "blobs", {"bright": ["T-C3000", "SRT", "Spleen"]})
-    run = train_run(TrainRequest(data, tmp_path / "run", config=config(), weights="none"))
+    run = train(TrainRequest(data, tmp_path / "run", recipe=config(), weights="none"))
     assert run is not None
     assert remembered_codes(run) == {"bright": Code("T-C3000", "SRT", "Spleen")}
     write_series(tmp_path / "study", stored_voxels((24, 28, 4)))
@@ -162,7 +164,7 @@ def test_codes_of_the_data_set_reach_a_dicom_seg(blobs: Path, tmp_path: Path, wr
 def test_broken_codes_stop_training_before_it_begins(blobs: Path, tmp_path: Path) -> None:
     data = with_codes(blobs, tmp_path / "blobs", {"bright": "78961009"})
     with pytest.raises(DataError, match=r'blobs/dataset\.json: "codes" must be like'):
-        train_run(TrainRequest(data, tmp_path / "run", config=config(), weights="none"))
+        train(TrainRequest(data, tmp_path / "run", recipe=config(), weights="none"))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"log.txt"}
 
 
@@ -171,7 +173,7 @@ def test_a_broken_training_case_is_named(blobs: Path, tmp_path: Path) -> None:
     for file in (data / "labelsTr").iterdir():
         file.write_bytes(b"broken")
     with pytest.raises(DataError, match=r"blob_0\d\.nii\.gz"):
-        train_run(TrainRequest(data, tmp_path / "run", config=config(), weights="none"))
+        train(TrainRequest(data, tmp_path / "run", recipe=config(), weights="none"))
 
 
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS])
@@ -183,13 +185,13 @@ def test_a_disk_that_takes_no_more(data: Path, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
     with pytest.raises(DataError, match=f"cannot be written: {os.strerror(reason)}; what is there stays"):
-        train_run(TrainRequest(data, tmp_path / "run", config=config(), weights="none"))
+        train(TrainRequest(data, tmp_path / "run", recipe=config(), weights="none"))
 
 
 def test_a_run_folder_that_cannot_be_made(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file/run: cannot be written"):
-        train_run(TrainRequest(data, tmp_path / "file" / "run", config=config(), weights="none"))
+        train(TrainRequest(data, tmp_path / "file" / "run", recipe=config(), weights="none"))
 
 
 @pytest.mark.slow
@@ -197,7 +199,7 @@ def test_real_ct_runs_through(shared_data: Path, tmp_path: Path) -> None:
     """10 cases of a real CT in LPS: the loss falls, and the masks lie on the input grid."""
     data = shared_data / "Task91_SarcomaCT"
     settings = ["slab_slices=null", "training.epochs=4", "training.samples_per_epoch=16", "training.batch_size=4"]
-    folder = train_run(TrainRequest(data, tmp_path / "run", config=config(*settings), weights="none"))
+    folder = train(TrainRequest(data, tmp_path / "run", recipe=config(*settings), weights="none"))
     rows = (folder / "curves.csv").read_text().splitlines()
     column = rows[0].split(",").index("train/total")
     losses = [float(row.split(",")[column]) for row in rows[1:]]
@@ -205,3 +207,24 @@ def test_real_ct_runs_through(shared_data: Path, tmp_path: Path) -> None:
     for case in test_run(folder, data).cases:
         image = Volume.read(data / "imagesTr" / f"{case.name}.nii.gz")
         assert same_grid(read_label(case.prediction), image)
+
+
+def test_the_test_cases_stay_closed_for_every_system(
+    blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sam2_3dmed.run import train as module
+
+    opened: list[str] = []
+
+    def note(dataset, **more):
+        opened.extend(dataset.names)
+        return fingerprint(dataset, **more)
+
+    fingerprint = module.fingerprint
+    monkeypatch.setattr(module, "fingerprint", note)
+    monkeypatch.setattr(PatchRun, "fit", lambda self, *, resume: FitResult(1.0, 1, 1))
+    recipe = find_system("unet").recipe(settings=["model.size=small"])
+    run = train(TrainRequest(blobs, tmp_path / "run", recipe=recipe, system="unet"))
+    split = Split.read(run / SPLIT_FILE)
+    assert split == split_cases([f"blob_{number:02d}" for number in range(12)], recipe.split)  # as of any system
+    assert set(opened) == {*split.train, *split.validation}

@@ -12,7 +12,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from sam2_3dmed.config import scratch, with_settings
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.run.run_folder import MODEL_FILE, read_weights
-from sam2_3dmed.run.train import TrainRequest, train_run
+from sam2_3dmed.run.train import TrainRequest
+from sam2_3dmed.run.train import train as train_run
 from sam2_3dmed.training import distributed as parallel
 from sam2_3dmed.training.distributed import DistributedContext, gather
 
@@ -146,7 +147,7 @@ def unequal_blobs(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def alone(unequal_blobs: Path) -> Path:
     folder = unequal_blobs.parent / "alone"
-    train_run(TrainRequest(unequal_blobs, folder, config=with_settings(scratch(), SETTINGS), weights="none"))
+    train_run(TrainRequest(unequal_blobs, folder, recipe=with_settings(scratch(), SETTINGS), weights="none"))
     return folder
 
 

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from sam2_3dmed.config import scratch, with_settings
-from sam2_3dmed.run.run_config import RunRecord
-from sam2_3dmed.run.run_folder import read_weights
-from sam2_3dmed.run.train import TrainRequest, train_run
+from sam2_3dmed.run.run_folder import read_record, read_weights
+from sam2_3dmed.run.train import TrainRequest, train
 from sam2_3dmed.training.checkpoints import is_whole, saved_states, step_of
 
 STEPS = 3
@@ -86,7 +85,7 @@ def test_killed_twice_it_equals_an_uninterrupted_run(
 ) -> None:
     folder, straight = (root / f"{name}{len(settings)}" for name in ("killed", "straight"))
     config = with_settings(scratch(), [*SETTINGS, *settings])
-    train_run(TrainRequest(blobs, straight, config=config, weights="none"))
+    train(TrainRequest(blobs, straight, recipe=config, weights="none"))
     status, output = command_line(
         *anew(blobs, folder, EVERY_STEP, *settings), before=killed(1, "SIGTERM")
     )  # within the first epoch
@@ -96,10 +95,10 @@ def test_killed_twice_it_equals_an_uninterrupted_run(
     assert status == -9
     assert steps(folder) == [STEPS + 2, STEPS + 1]
     # The rest with slabs drawn in another process, which must begin in the right epoch and at the right place.
-    record = RunRecord.read(folder)
+    record = read_record(folder)
     training = record.recipe.training.model_copy(update={"workers": 1})
     record.model_copy(update={"recipe": record.recipe.model_copy(update={"training": training})}).write(folder)
-    train_run(TrainRequest(blobs, folder, resume=True))
+    train(TrainRequest(blobs, folder, resume=True))
 
     assert (folder / "curves.csv").read_text() == (straight / "curves.csv").read_text()
     assert last_line(folder) == last_line(straight)
@@ -135,7 +134,7 @@ def test_a_signal_to_all_processes_of_a_job(blobs: Path, root: Path) -> None:
     assert process.returncode == 75, output
     assert errors(output) == []
     before = steps(folder)[0]
-    train_run(TrainRequest(blobs, folder, resume=True))
+    train(TrainRequest(blobs, folder, resume=True))
     assert steps(folder)[0] == 3 * STEPS > before
 
 

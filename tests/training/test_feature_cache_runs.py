@@ -15,7 +15,7 @@ from sam2_3dmed.data.plan import propose_plan
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.build_model import make_model
-from sam2_3dmed.run.run_folder import make_predictor
+from sam2_3dmed.run.sam2_run import make_predictor
 from sam2_3dmed.training.fit import fit
 from sam2_3dmed.training.module import TrainingModule
 from sam2_3dmed.training.trainer import seed_everything

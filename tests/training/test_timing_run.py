@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from sam2_3dmed.run.build_model import make_model
-from sam2_3dmed.run.run_folder import make_predictor
+from sam2_3dmed.run.sam2_run import make_predictor
 from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.fit import _assemble
 from sam2_3dmed.training.lr_finder import find_rate

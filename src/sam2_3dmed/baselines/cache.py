@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.baselines.plan import Grid, resampled_shape
-from sam2_3dmed.baselines.resample import resample_image, resample_labels, thick_axis
-from sam2_3dmed.baselines.spec import PatchSpec
+from sam2_3dmed.baselines.grid import Grid, resample_image, resample_labels, resampled_shape, thick_axis
+from sam2_3dmed.baselines.recipe import PatchSpec
 from sam2_3dmed.data.cache import CachedCase
 from sam2_3dmed.data.dataset import MedicalDataset
 from sam2_3dmed.errors import DataError

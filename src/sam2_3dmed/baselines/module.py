@@ -17,7 +17,6 @@ from sam2_3dmed.baselines.networks import all_logits
 from sam2_3dmed.baselines.patches import PatchDataset, Patches, collate
 from sam2_3dmed.baselines.predictor import PatchPredictor
 from sam2_3dmed.baselines.recipe import PatchConfig, PatchTrainingConfig
-from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.training.batch_sharding import Division
@@ -54,7 +53,7 @@ class PatchModule(RunModule):
         self.predictor = predictor
         self.recipe = config
         self.grids = [case.grid for case in validation]
-        self.background = PATCH_SYSTEMS[predictor.spec.system].background
+        self.background = predictor.spec.has_background
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The network as one."""

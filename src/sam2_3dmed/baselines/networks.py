@@ -1,4 +1,4 @@
-"""The networks by system: what of each is planned, and how it is built from plain numbers."""
+"""The network of each system: its plan for the training cases, and how it is built from plain numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -6,8 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sam2_3dmed.baselines.plan import Outline, Three, halvings
-from sam2_3dmed.baselines.recipe import PatchConfig
+from sam2_3dmed.baselines.grid import Three
+from sam2_3dmed.baselines.plan import Outline, halvings
+from sam2_3dmed.baselines.recipe import PatchConfig, PatchSpec
+from sam2_3dmed.errors import WeightsError
 
 _UNET_WIDTH, _UNET_WIDEST = {"full": 32, "small": 8}, 320
 _MEDNEXT_WIDTH = {"full": 32, "small": 8}
@@ -55,13 +57,18 @@ def plan_network(config: PatchConfig, outline: Outline) -> tuple[Three, dict[str
     return _PLANS[config.system](config, outline)
 
 
-def build(system: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """A network, with fresh weights.
+def build(spec: PatchSpec) -> nn.Module:
+    """A network with fresh weights.
 
-    In training it gives logits of several sizes, the finest first, see `all_logits`; else those of the patch's size.
-    Raises: TypeError or ValueError if these are not its arguments.
+    In training it returns logits of several sizes, the finest first (see `all_logits`), else of the patch's size.
+
+    Raises:
+        WeightsError: the spec's arguments are not those of the network.
     """
-    return _BUILDERS[system](**arguments)
+    try:
+        return _BUILDERS[spec.system](**spec.network)
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"model.network: {spec.system} cannot be built: {error}") from None
 
 
 def all_logits(output: Tensor | Sequence[Tensor]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sam2_3dmed.baselines.cache import PatchCase
-from sam2_3dmed.baselines.plan import ANISOTROPIC, Spacing, Three
+from sam2_3dmed.baselines.grid import ANISOTROPIC, Spacing, Three
 from sam2_3dmed.baselines.recipe import PatchAugmentationConfig
 from sam2_3dmed.data.slabs import SampleKey
 

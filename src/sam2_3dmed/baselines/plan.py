@@ -1,30 +1,18 @@
-"""What the training cases dictate to a patch-based system: grid, patch, intensities; nnU-Net's rules in plain form."""
+"""The rules by which training cases decide on spacing, patch and intensities: nnU-Net's, in plain form."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.baselines.recipe import PatchConfig
-from sam2_3dmed.baselines.spec import Intensities
+from sam2_3dmed.baselines.grid import ANISOTROPIC, Grid, Spacing, Three, resampled_shape
+from sam2_3dmed.baselines.recipe import Intensities, PatchConfig
 
-Three = tuple[int, int, int]
-Spacing = tuple[float, float, float]
-
-ANISOTROPIC = 3.0
-"""From this ratio of spacings on, slices lie far apart, and nothing is interpolated smoothly between them."""
 _FEWEST_VOXELS = 4
 """Of an axis after halving."""
-
-
-class Grid(NamedTuple):
-    """Of one case, along (D, H, W)."""
-
-    shape: Three
-    spacing_mm: Spacing
 
 
 @dataclass(frozen=True)
@@ -86,12 +74,6 @@ def common_spacing(grids: Sequence[Grid]) -> Spacing:
     if target[worst] > ANISOTROPIC * target[others].max() and ANISOTROPIC * voxels[worst] < voxels[others].min():
         target[worst] = max(np.percentile(spacings[:, worst], 10), target[others].max())
     d, h, w = (round(float(value), 6) for value in target)
-    return d, h, w
-
-
-def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Three:
-    """How many voxels a volume has on another grid; at least one along each axis."""
-    d, h, w = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True))
     return d, h, w
 
 

@@ -12,11 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sam2_3dmed.baselines.plan import resampled_shape
-from sam2_3dmed.baselines.recipe import PatchConfig
-from sam2_3dmed.baselines.resample import resample_image, thick_axis
-from sam2_3dmed.baselines.spec import PatchSpec
-from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
+from sam2_3dmed.baselines.grid import resample_image, resampled_shape, thick_axis
+from sam2_3dmed.baselines.recipe import PatchConfig, PatchSpec
 from sam2_3dmed.config import InferenceConfig, Plan
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.auxiliary import Auxiliary
@@ -56,7 +53,7 @@ class PatchPredictor:
         self.options = options
         self.post = post
         self.post.require_known(self.labels.values())
-        self._background = PATCH_SYSTEMS[spec.system].background
+        self._background = spec.has_background
 
     def __call__(self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None) -> Volume:
         """The mask of a volume, on its grid; see `Segmenter`."""
@@ -82,7 +79,7 @@ class PatchPredictor:
 
         Raises: ConfigError, since there are no such outputs.
         """
-        raise ConfigError(f"{PATCH_SYSTEMS[self.spec.system].title} makes no boundary maps and no relative positions")
+        raise ConfigError(f"{self.spec.title} makes no boundary maps and no relative positions")
 
     def predict_slices(self, image: NDArray[np.floating], spacing_mm: tuple[float, ...]) -> NDArray[np.integer]:
         """(D, C, H, W) in [0, 1] -> (D, H, W) class indices, 0 background. spacing_mm: along (D, H, W)."""
@@ -155,9 +152,7 @@ def make_patch_predictor(
     of_passes, of_post = ({field.name for field in fields(kind)} for kind in (PatchOptions, PostProcessing))
     known = of_passes | of_post
     if unknown := sorted(options.keys() - known):
-        raise ConfigError(
-            f"{PATCH_SYSTEMS[spec.system].title} has no option {unknown[0]!r}; there are {', '.join(sorted(known))}"
-        )
+        raise ConfigError(f"{spec.title} has no option {unknown[0]!r}; there are {', '.join(sorted(known))}")
     told = recipe.inference.model_dump(include=known & InferenceConfig.model_fields.keys()) | options
     return PatchPredictor(
         network,

@@ -1,14 +1,17 @@
-"""What a run of a patch-based system is told, and what each system's own recipe says."""
+"""The recipe of a system that learns from patches, and the record of its runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
-from sam2_3dmed.config import InferenceConfig, SplitConfig, TrainingConfig, with_settings
+from sam2_3dmed.config import InferenceConfig, SplitConfig, TrainingConfig
+from sam2_3dmed.run.run_config import RunRecord
+from sam2_3dmed.run.systems import find_system
 
-# Of our own method; for anything that learns from patches they would be options without effect.
+# Options of our own method that would have no effect on systems that learn from patches.
 _NOT_FOR_PATCHES = (
     *("single_slice_fraction", "slab_rate", "activation_checkpointing", "encoder_slices", "encoder_rate"),
     "layer_decay",
@@ -64,7 +67,7 @@ class PatchAugmentationConfig(_Frozen):
 
 
 class PatchTrainingConfig(TrainingConfig):
-    """As `TrainingConfig`; a window is a patch here."""
+    """As `TrainingConfig`; a sample is a patch here."""
 
     schedule: Literal["poly", "cosine"] = "poly"
     """`poly`: the rate falls as (1 - progress) ** 0.9."""
@@ -76,7 +79,7 @@ class PatchTrainingConfig(TrainingConfig):
 
 
 class PatchInferenceConfig(InferenceConfig):
-    """As `InferenceConfig`, without an order of slices; a window is a patch here."""
+    """As `InferenceConfig`, without an order of slices; a slab is a patch here."""
 
     @model_validator(mode="after")
     def _of_patches(self) -> Self:
@@ -85,7 +88,7 @@ class PatchInferenceConfig(InferenceConfig):
 
 
 class PatchConfig(_Frozen):
-    """All that a run of a patch-based system is told besides the data."""
+    """Every option of a run of a patch-based system."""
 
     system: str
     model: PatchModelConfig = PatchModelConfig()
@@ -95,9 +98,7 @@ class PatchConfig(_Frozen):
     inference: PatchInferenceConfig = PatchInferenceConfig()
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
-        if self.system not in PATCH_SYSTEMS:
-            raise ValueError(f"no such system; there are {', '.join(PATCH_SYSTEMS)}")
+    def _applies(self) -> Self:
         if self.model.text is not None and self.system != "universal":
             raise ValueError(f"model.text is for universal, not for {self.system}")
         if self.model.kernel != 3 and not self.system.startswith("mednext"):
@@ -106,47 +107,74 @@ class PatchConfig(_Frozen):
 
     @property
     def names(self) -> str | None:
-        """What a network makes of the names of classes; None for one that asks for none."""
+        """How the network uses the names of classes; None if it does not."""
         if self.system != "universal":
             return None
         return "learnt" if self.model.text is None else "embedded by CLIP"
 
 
-_NNUNET: Mapping[str, Any] = {
-    "epochs": 1000,
-    "samples_per_epoch": 500,
-    "batch_size": 2,
-    "optimizer": "sgd",
-    "learning_rate": 1e-2,
-    "weight_decay": 3e-5,
-    "final_learning_rate_fraction": 0.0,
-    "clip_gradient_norm": 12.0,
-    "foreground_fraction": 1 / 3,
-    "validate_every": 50,
-    "patience": 4,
-}
+class Intensities(BaseModel):
+    """Mean and standard deviation of a channel after `Preprocessing`; none: those of each volume."""
 
-_RECIPES: Mapping[str, Mapping[str, Any]] = {
-    "nnunet": _NNUNET,
-    "mednext": {**_NNUNET, "optimizer": "adamw", "learning_rate": 1e-3},
-    "universal": {
-        **_NNUNET,
-        "optimizer": "adamw",
-        "schedule": "cosine",
-        "learning_rate": 1e-4,
-        "weight_decay": 1e-5,
-        "warmup_fraction": 0.1,
-        "foreground_fraction": 2 / 3,
-    },
-}
-"""How each was trained by its authors: epochs of 250 steps of 2 patches. nnFormer's is nnU-Net's; MedNeXt's is that
-with AdamW; the Universal model's has AdamW, a warm-up and a cosine. Early stopping, which none of them has, is ours."""
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mean: float | None = None
+    std: float | None = None
 
 
-def patch_recipe(system: str, settings: Sequence[str] = ()) -> PatchConfig:
-    """The own recipe of one of PATCH_SYSTEMS with `section.key=value` settings applied.
+class PatchSpec(BaseModel):
+    """Everything that builds the network again and brings a volume to its input. Axes are (D, H, W).
 
-    Raises: ConfigError for a setting that is not valid.
+    Args:
+        size: full or small.
+        spacing_mm: of the grid that patches are cut from.
+        patch: in voxels of that grid.
+        network: the arguments of its constructor.
+        text: how the names of the classes are embedded; none if they are not.
     """
-    training = PatchTrainingConfig(**_RECIPES[PATCH_SYSTEMS[system].recipe])
-    return with_settings(PatchConfig(system=system, training=training), settings)
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    system: str
+    size: str
+    spacing_mm: tuple[float, float, float]
+    patch: tuple[int, int, int]
+    intensities: tuple[Intensities, ...]
+    num_classes: int
+    network: dict[str, Any]
+    text: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The system's, for messages."""
+        return find_system(self.system).title
+
+    @property
+    def has_background(self) -> bool:
+        """Whether channel 0 of the logits is the background's, for a softmax; else each class has a sigmoid."""
+        return self.system != "universal"
+
+    def normalise(self, image: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Channels of mean 0 and standard deviation 1: (D, C, H, W) in [0, 1] -> (C, D, H, W)."""
+        channels = np.moveaxis(image, 1, 0).astype(np.float32)
+        for channel, known in zip(channels, self.intensities, strict=True):
+            mean = channel.mean(dtype=np.float64) if known.mean is None else known.mean
+            std = channel.std(dtype=np.float64) if known.std is None else known.std
+            channel -= np.float32(mean)
+            channel /= np.float32(max(std, 1e-6))
+        return channels
+
+
+class PatchRecord(RunRecord):
+    """The record of a patch-based system."""
+
+    model: PatchSpec
+    recipe: PatchConfig
+
+    @property
+    def about(self) -> str:
+        spec = self.model
+        patch = " x ".join(map(str, spec.patch))
+        spacing = " x ".join(f"{value:.3g}" for value in spec.spacing_mm)
+        text = f", names {spec.text}" if spec.text else ""
+        return f"{spec.title}, {spec.size}, patches of {patch} voxels of {spacing} mm{text}"

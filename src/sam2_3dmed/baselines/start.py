@@ -1,10 +1,11 @@
-"""What a run of a patch-based system begins with: its plan, its first weights, its cases on the common grid."""
+"""Runs of patch-based systems: how one starts, trains and is saved, and how a trained model is loaded."""
 
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,15 +13,14 @@ from torch import nn
 
 from sam2_3dmed.baselines.cache import GriddedCase, PatchCase, build_patch_cache, with_grids
 from sam2_3dmed.baselines.module import fit_patches
-from sam2_3dmed.baselines.networks import plan_network
+from sam2_3dmed.baselines.networks import build, plan_network
 from sam2_3dmed.baselines.plan import intensities, outline
 from sam2_3dmed.baselines.predictor import PatchPredictor, make_patch_predictor
-from sam2_3dmed.baselines.recipe import PatchConfig
-from sam2_3dmed.baselines.spec import PatchSpec
+from sam2_3dmed.baselines.recipe import PatchConfig, PatchRecord, PatchSpec
 from sam2_3dmed.config import Plan
-from sam2_3dmed.data.cache import CaseCache
-from sam2_3dmed.data.dataset import MedicalDataset
-from sam2_3dmed.processes.map_cases import Progress
+from sam2_3dmed.encoders.precision import bf16_is_fast
+from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights, save_model
+from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.fit import FitResult
 from sam2_3dmed.training.trainer import seed_everything, use_bf16
@@ -28,62 +28,72 @@ from sam2_3dmed.training.trainer import seed_everything, use_bf16
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PatchRun:
-    """A network that can be trained, and what on."""
+@dataclass
+class PatchRun(TrainingRun):
+    """A network with the cases that it learns from and is validated on."""
 
-    config: PatchConfig
-    spec: PatchSpec
+    record: PatchRecord
     predictor: PatchPredictor
     training: Sequence[PatchCase]
     validation: Sequence[GriddedCase]
+    folder: Path
+    distributed: DistributedContext
 
-    def fit(self, folder: Path, *, resume: bool, distributed: DistributedContext) -> FitResult:
-        """See `training.fit.fit`."""
+    def fit(self, *, resume: bool) -> FitResult:
         return fit_patches(
             self.predictor,
             training=self.training,
             validation=self.validation,
-            config=self.config,
-            folder=folder,
+            config=self.record.recipe,
+            folder=self.folder,
             resume=resume,
-            distributed=distributed,
+            distributed=self.distributed,
         )
 
+    def save(self) -> None:
+        save_model(self.predictor.network, self.record, self.folder)
 
-def begin(
-    config: PatchConfig,
-    plan: Plan,
-    catalog: MedicalDataset,
-    *,
-    training: CaseCache,
-    validation: CaseCache,
-    folder: Path,
-    spec: PatchSpec | None,
-    progress: Callable[[str], AbstractContextManager[Progress | None]],
-) -> PatchRun:
-    """Plan, build, and bring the training cases to the common grid.
 
-    catalog: in which the cases are. folder: of the cache. spec: of the run that is resumed; none plans one. progress: a
-    bar for a title.
+def start_run(preparation: Preparation) -> PatchRun:
+    """Plan and build the network, and bring the training cases to the common grid.
 
     Raises:
-        UserError: no CLIP model where it should be, or the cache cannot be written.
+        UserError: no CLIP model at `model.text`, or the cache cannot be written.
     """
-    cases = with_grids(training, catalog, plan.slicing_axis)
-    spec = spec or plan_spec(config, plan, cases)
-    logger.info("model: %s", spec.about)
-    seed_everything(config.training.seed)
-    network = first_network(spec, config, plan)
-    with progress("Resampling cases") as bar:
-        patches = build_patch_cache(cases, spec, folder, progress=bar)
-    bf16 = use_bf16(config.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
-    predictor = make_patch_predictor(network, spec, plan, config, bf16=bf16)
-    return PatchRun(config, spec, predictor, patches, with_grids(validation, catalog, plan.slicing_axis))
+    recipe: PatchConfig = preparation.recipe
+    plan, split, dataset = preparation.plan, preparation.split, preparation.dataset
+    seed_everything(recipe.training.seed)
+    cache = preparation.cases()
+    cases = with_grids(cache.subset(split.train), dataset, plan.slicing_axis)
+    record = cast(PatchRecord | None, preparation.resumed) or PatchRecord(
+        system=recipe.system,
+        model=plan_spec(recipe, plan, cases),
+        plan=plan,
+        recipe=recipe,
+        weights="none",
+        versions={name: version(name) for name in ("sam2-3dmed", "torch", "monai")},
+    )
+    logger.info("model: %s", record.about)
+    seed_everything(recipe.training.seed)
+    network = first_network(record.model, recipe, plan)
+    with preparation.progress("Resampling cases") as bar:
+        patches = build_patch_cache(cases, record.model, preparation.cache_folder, progress=bar)
+    bf16 = use_bf16(recipe.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    predictor = make_patch_predictor(network, record.model, plan, recipe, bf16=bf16)
+    validation = with_grids(cache.subset(split.validation), dataset, plan.slicing_axis)
+    return PatchRun(record, predictor, patches, validation, preparation.folder, preparation.distributed)
+
+
+def load_run(folder: Path, record: PatchRecord, device: torch.device, **settings: Any) -> PatchPredictor:
+    """The trained model of a run folder. Without the setting bf16, it computes in bf16 where that is fast."""
+    network = build(record.model)
+    fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
+    settings = {"bf16": bf16_is_fast(device)} | settings
+    return make_patch_predictor(network.to(device).eval(), record.model, record.plan, record.recipe, **settings)
 
 
 def plan_spec(config: PatchConfig, plan: Plan, cases: Sequence[GriddedCase]) -> PatchSpec:
-    """What the training cases dictate."""
+    """The network and its input, as the training cases decide."""
     outlined = outline(
         config,
         [case.grid for case in cases],
@@ -107,14 +117,14 @@ def plan_spec(config: PatchConfig, plan: Plan, cases: Sequence[GriddedCase]) -> 
 
 
 def first_network(spec: PatchSpec, config: PatchConfig, plan: Plan) -> nn.Module:
-    """With the weights that training begins with; the names of the classes embedded, if CLIP is there to do it.
+    """The network with its first weights; the names of the classes are embedded if `model.text` has a CLIP model.
 
-    Raises: WeightsError if it is not where it should be.
+    Raises:
+        WeightsError: there is no such model.
     """
-    network = spec.build()
+    network = build(spec)
     if config.model.text is not None:
-        from sam2_3dmed.baselines.text import embed_names
-        from sam2_3dmed.baselines.universal import Universal
+        from sam2_3dmed.baselines.universal import Universal, embed_names
 
         assert isinstance(network, Universal)
         network.head.text = embed_names(Path(config.model.text), list(plan.labels.values()))

@@ -1,87 +1,128 @@
-"""The other systems by name, and what each is."""
+"""The systems that learn from patches, each with the network that its name stands for."""
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sam2_3dmed.baselines.nnunet.environment import find_python
-from sam2_3dmed.errors import ConfigError, suggest
+from sam2_3dmed.baselines.recipe import PatchConfig, PatchRecord, PatchTrainingConfig
+from sam2_3dmed.config import with_settings
+from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.run.systems import OURS, Backend, Preparation, System, TrainingRun
 
-OURS = "sam2_3dmed"
-"""The name of our own method among the systems."""
+if TYPE_CHECKING:
+    import torch
+
+    from sam2_3dmed.inference.interface import Segmenter
+
+_NNUNET: Mapping[str, Any] = {
+    "epochs": 1000,
+    "samples_per_epoch": 500,
+    "batch_size": 2,
+    "optimizer": "sgd",
+    "learning_rate": 1e-2,
+    "weight_decay": 3e-5,
+    "final_learning_rate_fraction": 0.0,
+    "clip_gradient_norm": 12.0,
+    "foreground_fraction": 1 / 3,
+    "validate_every": 50,
+    "patience": 4,
+}
+"""How its authors trained it: epochs of 250 steps of 2 patches. Early stopping is ours."""
+_MEDNEXT: Mapping[str, Any] = {**_NNUNET, "optimizer": "adamw", "learning_rate": 1e-3}
+_UNIVERSAL: Mapping[str, Any] = {
+    **_NNUNET,
+    "optimizer": "adamw",
+    "schedule": "cosine",
+    "learning_rate": 1e-4,
+    "weight_decay": 1e-5,
+    "warmup_fraction": 0.1,
+    "foreground_fraction": 2 / 3,
+}
 
 
-NNUNET = "nnunet"
-"""The name of the real nnU-Net, which runs in an environment of its own."""
+def own_recipe_only(system: str, recipe: str) -> None:
+    """Raise ConfigError for a recipe by name: a baseline has only its own."""
+    if recipe != "auto":
+        raise ConfigError(f"--recipe {recipe} is for {OURS}; {system} has its own, which --set changes")
 
 
-@dataclass(frozen=True)
-class System:
-    """A system that ours is compared with.
-
-    title: for tables and reports; source: where it is described.
-    """
-
-    title: str
-    source: str
+def check_start(system: str, weights: str, gpu_memory: float | None) -> None:
+    """Raise ConfigError for options of ours that no baseline has."""
+    if weights not in ("auto", "none"):
+        raise ConfigError(f"--weights {weights}: {system} starts without weights")
+    if gpu_memory is not None:
+        raise ConfigError(f"--gpu-memory is for {OURS}; of {system} set training.batch_size or model.patch")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PatchSystem(System):
     """A system whose network our own trainer trains on patches.
 
-    recipe: whose way of training it has; background: whether its logits have a channel for it (a softmax), or each
-    class has a sigmoid of its own; packages: of the extra that it needs.
+    Args:
+        training: how its authors trained it.
+        packages: of the extra `baselines` that it needs.
     """
 
-    recipe: str
-    background: bool = True
+    name: str
+    title: str
+    source: str
+    training: Mapping[str, Any]
     packages: tuple[str, ...] = ("monai",)
+    record_type = PatchRecord
+
+    def recipe(self, name: str = "auto", settings: Sequence[str] = (), *, from_scratch: bool = False) -> PatchConfig:
+        own_recipe_only(self.name, name)
+        return with_settings(PatchConfig(system=self.name, training=PatchTrainingConfig(**self.training)), settings)
+
+    def require(self) -> None:
+        missing = [package for package in self.packages if find_spec(package) is None]
+        if missing:
+            raise ConfigError(f"{self.name} needs {' and '.join(missing)}: pip install 'sam2-3dmed[baselines]'")
+
+    def check(self, recipe: PatchConfig, *, weights: str, gpu_memory: float | None) -> None:
+        from sam2_3dmed.training.loggers import require_loggers
+
+        require_loggers(recipe.training.loggers)
+        self.require()
+        check_start(self.name, weights, gpu_memory)
+
+    def start(self, preparation: Preparation) -> TrainingRun:
+        from sam2_3dmed.baselines.start import start_run
+
+        self.require()
+        return start_run(preparation)
+
+    def load(
+        self, folder: Path, record: PatchRecord, *, device: torch.device, backend: Backend, **settings: Any
+    ) -> Segmenter:
+        from sam2_3dmed.baselines.start import load_run
+
+        return load_run(folder, record, device, **settings)
 
 
-_MEDNEXT = "Roy et al., MedNeXt, MICCAI 2023; MONAI's implementation"
+_ABOUT_MEDNEXT = "Roy et al., MedNeXt, MICCAI 2023; MONAI's implementation"
+
+UNET = PatchSystem(
+    "unet", "U-Net (nnU-Net's plain form)", "Isensee et al., nnU-Net, Nature Methods 2021; MONAI's DynUNet", _NNUNET
+)
+MEDNEXT_S = PatchSystem("mednext_s", "MedNeXt-S", _ABOUT_MEDNEXT, _MEDNEXT)
+MEDNEXT_B = PatchSystem("mednext_b", "MedNeXt-B", _ABOUT_MEDNEXT, _MEDNEXT)
+MEDNEXT_M = PatchSystem("mednext_m", "MedNeXt-M", _ABOUT_MEDNEXT, _MEDNEXT)
+MEDNEXT_L = PatchSystem("mednext_l", "MedNeXt-L", _ABOUT_MEDNEXT, _MEDNEXT)
+NNFORMER = PatchSystem("nnformer", "nnFormer", "Zhou et al., nnFormer, IEEE TIP 2023; our own implementation", _NNUNET)
+UNIVERSAL = PatchSystem(
+    "universal",
+    "Universal Model",
+    "Liu et al., CLIP-Driven Universal Model, ICCV 2023; MONAI's SwinUNETR and our own head",
+    _UNIVERSAL,
+    packages=("monai", "einops"),
+)
+
 PATCH_SYSTEMS: Mapping[str, PatchSystem] = {
-    "unet": PatchSystem(
-        "U-Net (nnU-Net's plain form)", "Isensee et al., nnU-Net, Nature Methods 2021; MONAI's DynUNet", "nnunet"
-    ),
-    "mednext_s": PatchSystem("MedNeXt-S", _MEDNEXT, "mednext"),
-    "mednext_b": PatchSystem("MedNeXt-B", _MEDNEXT, "mednext"),
-    "mednext_m": PatchSystem("MedNeXt-M", _MEDNEXT, "mednext"),
-    "mednext_l": PatchSystem("MedNeXt-L", _MEDNEXT, "mednext"),
-    "nnformer": PatchSystem("nnFormer", "Zhou et al., nnFormer, IEEE TIP 2023; our own implementation", "nnunet"),
-    "universal": PatchSystem(
-        "Universal Model",
-        "Liu et al., CLIP-Driven Universal Model, ICCV 2023; MONAI's SwinUNETR and our own head",
-        "universal",
-        background=False,
-        packages=("monai", "einops"),
-    ),
+    system.name: system for system in (UNET, MEDNEXT_S, MEDNEXT_B, MEDNEXT_M, MEDNEXT_L, NNFORMER, UNIVERSAL)
 }
-"""Those that our own trainer trains."""
-
-SYSTEMS: Mapping[str, System] = {
-    NNUNET: System("nnU-Net", "Isensee et al., nnU-Net, Nature Methods 2021; nnunetv2 itself"),
-    **PATCH_SYSTEMS,
-}
-"""From the name after `train --system` to the system."""
-
-
-def find_system(name: str) -> System:
-    """The system of a name.
-
-    Raises: ConfigError if there is none.
-    """
-    if name not in SYSTEMS:
-        raise ConfigError(f"no system {name!r}; {suggest(name, [OURS, *SYSTEMS])}")
-    return SYSTEMS[name]
-
-
-def require_system(name: str) -> None:
-    """Raise ConfigError unless there is a system of that name, and what it needs."""
-    system = find_system(name)
-    if not isinstance(system, PatchSystem):
-        find_python()
-        return
-    missing = [package for package in system.packages if find_spec(package) is None]
-    if missing:
-        raise ConfigError(f"{name} needs {' and '.join(missing)}: pip install 'sam2-3dmed[baselines]'")
+"""By name."""

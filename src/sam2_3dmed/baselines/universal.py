@@ -4,15 +4,21 @@ The name of a class, as an embedding, and the volume's features together make th
 which then find that class; all classes share everything else. Letters: B batch, K classes.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2_3dmed.errors import WeightsError
+
 TEXT_SIZE = 512
 """Of CLIP's embeddings."""
+PROMPT = "A computerized tomography of a {}."
+"""The sentence that the Universal Model's authors found best."""
 _CONDITION = 256
 _WIDTHS = (8, 8, 8, 1)
 """Channels before, between and after a class's convolutions."""
@@ -92,3 +98,25 @@ class Universal(nn.Module):
 def _groups(width: int) -> int:
     """16 as published, or as many as small widths allow."""
     return 16 if width % 16 == 0 else 4
+
+
+def embed_names(folder: Path, names: Sequence[str]) -> Tensor:
+    """(K, 512), each of length 1, by the text encoder of a CLIP model in a Hugging Face folder.
+
+    Raises: WeightsError if there is no such model, or its embeddings are of another size.
+    """
+    from transformers import AutoTokenizer, CLIPTextModelWithProjection
+
+    if not folder.is_dir():
+        raise WeightsError(f"{folder}: no such folder; model.text expects a CLIP model as Hugging Face saves it")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = CLIPTextModelWithProjection.from_pretrained(folder, local_files_only=True).eval()
+        with torch.inference_mode():
+            tokens = tokenizer([PROMPT.format(name) for name in names], padding=True, return_tensors="pt")
+            embeddings: Tensor = model(**tokens).text_embeds.float().clone()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise WeightsError(f"{folder}: no CLIP model: {str(error).splitlines()[0]}") from None
+    if embeddings.shape[1] != TEXT_SIZE:
+        raise WeightsError(f"{folder}: its embeddings have {embeddings.shape[1]} numbers, and {TEXT_SIZE} are expected")
+    return torch.nn.functional.normalize(embeddings, dim=1)

@@ -5,12 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
+from sam2_3dmed.cli.options import examples
+
 commands = typer.Typer(rich_markup_mode="rich")
-
-
-def examples(*lines: str) -> str:
-    """The end of a command's help."""
-    return "[b]Examples[/b]\n\n" + "\n\n".join(lines)
 
 
 @commands.command(

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sam2_3dmed.cli.evaluate import examples
+from sam2_3dmed.cli.options import examples
 
 commands = typer.Typer(rich_markup_mode="rich")
 

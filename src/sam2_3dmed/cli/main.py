@@ -2,24 +2,25 @@
 
 import logging
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sam2_3dmed.baselines.commands import commands as baselines
+from sam2_3dmed import __version__
 from sam2_3dmed.cli.evaluate import commands as evaluation
-from sam2_3dmed.cli.evaluate import examples
 from sam2_3dmed.cli.export import commands as exporting
+from sam2_3dmed.cli.options import Data, end_with, examples
 from sam2_3dmed.cli.predict import commands as inference
-from sam2_3dmed.cli.predict import end_with
 from sam2_3dmed.cli.train import commands as training
 from sam2_3dmed.errors import DataError, UserError
-from sam2_3dmed.experiments.commands import commands as experiments
 from sam2_3dmed.processes.signals import EXIT_STATUS, Terminated
 
+GROUP = "sam2_3dmed.commands"
+"""Entry points of this group are `typer.Typer` objects, whose commands stand beside ours."""
+
 app = typer.Typer(
-    help="SAM2-3dMed: SAM2 as a prompt-free segmenter of 3D medical volumes. Not for clinical use.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -28,25 +29,26 @@ app = typer.Typer(
 )
 
 
-@app.command(epilog=examples("sam2-3dmed demo", "sam2-3dmed demo --out my-demo --minutes 2"))
-def demo(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
-    minutes: Annotated[
-        float | None,
-        typer.Option(help="Train this long instead of as long as the full demo.", min=0.1),
-    ] = None,
-) -> None:
-    """Make a phantom data set, train the nano model from scratch on it, predict, evaluate, draw; no download."""
-    from sam2_3dmed.experiments.demo import run_demo
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"sam2-3dmed {__version__}")
+        raise typer.Exit
 
-    typer.echo(run_demo(out, minutes=minutes).last_line())
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """SAM2-3dMed: SAM2 as a prompt-free segmenter of 3D medical volumes. Not for clinical use."""
 
 
 @app.command(
     epilog=examples("sam2-3dmed fingerprint Task09_Spleen", "sam2-3dmed fingerprint Task09_Spleen --out plan.yaml")
 )
 def fingerprint(
-    data: Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, or a folder with images/ and labels/.")],
+    data: Data,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the proposed plan here, as YAML.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that read cases.", min=0)] = None,
 ) -> None:
@@ -60,13 +62,13 @@ def fingerprint(
     from sam2_3dmed.data.splits import make_split
     from sam2_3dmed.processes.map_cases import progress_bar
 
-    catalog = read_dataset(data)
+    dataset = read_dataset(data)
     with progress_bar("Reading cases") as progress:
-        found = take(catalog, workers=workers, progress=progress)
-    try:  # the training cases that `train` would choose: a plan that is given back leaks nothing of the others
-        names = make_split(catalog.names, seed=0).train
+        found = take(dataset, workers=workers, progress=progress)
+    try:  # the plan comes from the cases that `train` would train on, so that nothing leaks from the others
+        names = make_split(dataset.names, seed=0).train
     except DataError:  # too few cases for a split
-        names = catalog.names
+        names = dataset.names
     plan = propose_plan(found, names)
     console = Console()
     console.print(describe(found, plan.slicing_axis))
@@ -104,12 +106,10 @@ def prepare(
     end_with(made.failures)
 
 
-app.add_typer(training)
-app.add_typer(inference)
-app.add_typer(exporting)
-app.add_typer(evaluation)
-app.add_typer(experiments)
-app.add_typer(baselines)
+for _commands in (training, inference, exporting, evaluation):
+    app.add_typer(_commands)
+for _entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+    app.add_typer(_entry.load())
 
 
 def main() -> None:

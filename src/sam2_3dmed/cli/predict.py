@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sam2_3dmed.cli.evaluate import examples
+from sam2_3dmed.cli.options import end_with, examples
 from sam2_3dmed.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -155,11 +155,10 @@ def _job(
     from sam2_3dmed.inference.job import Job
     from sam2_3dmed.inference.manifest import Manifest, Provenance, checksum
     from sam2_3dmed.inference.output import MaskFormat, format_name
-    from sam2_3dmed.run.run_config import RunRecord, Sam2Record
-    from sam2_3dmed.run.run_folder import model_files, remembered_codes
+    from sam2_3dmed.run.run_folder import model_files, read_record, remembered_codes
 
-    record, known = RunRecord.read(model), read_codes(codes) if codes else remembered_codes(model)
-    if "auxiliary" in folders and not isinstance(record, Sam2Record):
+    record, known = read_record(model), read_codes(codes) if codes else remembered_codes(model)
+    if "auxiliary" in folders and not record.has_auxiliary:
         raise ConfigError(f"--save-auxiliary is for SAM2-3dMed, and {model} is {record.about}")
     written = MaskFormat(format_name(mask_format), record.plan.labels, known if mask_format == "dicom-seg" else {})
     told = record.recipe.inference.model_dump(mode="json") | options
@@ -179,12 +178,12 @@ def _find(
         UserError: there are none, one is missing, or two have one name; boxes are missing, or not asked for.
     """
     from sam2_3dmed.inference.inputs import find_inputs, read_list, with_references
-    from sam2_3dmed.run.run_config import RunRecord
+    from sam2_3dmed.run.run_folder import read_record
 
     wanted = [*paths, *(read_list(list_file) if list_file else [])]
     if not wanted:
         raise ConfigError("nothing to predict: give files or folders, or --list")
-    record = RunRecord.read(model)
+    record = read_record(model)
     found = find_inputs(wanted, len(record.plan.channels), series)
     if record.takes_boxes != (boxes_from is not None):
         raise ConfigError(
@@ -251,12 +250,3 @@ def _run(job: "Job", inputs: "Sequence[Input]", runner: "Runner", *, overwrite: 
     before = f", {earlier} of them by an earlier run" if earlier else ""
     typer.echo(f"{len(outcomes) - len(failures)} of {len(outcomes)} masks written to {job.results.folder}{before}")
     end_with(failures)
-
-
-def end_with(failures: dict[str, str]) -> None:
-    """Exit with status 1 and the list of what failed, if anything did."""
-    if failures:
-        typer.echo(f"{len(failures)} failed:", err=True)
-        for name, error in failures.items():
-            typer.echo(f"  {name}: {error}", err=True)
-        raise typer.Exit(1)

@@ -1,42 +1,26 @@
-"""The commands that train, and that look for the rate to train with; `cli` puts them beside the others."""
+"""The commands `train` and `find-rate`."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from sam2_3dmed.baselines.systems import OURS, SYSTEMS
-from sam2_3dmed.cli.evaluate import examples, summary_text
+from sam2_3dmed.cli.evaluate import summary_text
+from sam2_3dmed.cli.options import Data, Settings, Weights, examples
 from sam2_3dmed.errors import ConfigError
-
-if TYPE_CHECKING:
-    from sam2_3dmed.baselines.recipes import SystemConfig
-    from sam2_3dmed.config import RunConfig
+from sam2_3dmed.run.systems import OURS, system_names
 
 commands = typer.Typer(rich_markup_mode="rich")
 
-# An option a line, so that the commands themselves stay readable.
-Data = Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, or a folder with images/ and labels/.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder; without it runs/NAME of the data.")]
 Recipe = Annotated[
     str, typer.Option(help="auto, paper or scratch, with +change if wanted (paper+without_srpp), or a YAML file.")
 ]
-Weights = Annotated[
-    str, typer.Option(help="auto (SAM2.1 tiny from the hub), hub id, HF folder, Meta .pt, none, or a run of ours.")
-]
 PlanFile = Annotated[Path | None, typer.Option("--plan", help="Plan YAML from `fingerprint`, not the proposed one.")]
 Fold = Annotated[str | None, typer.Option(help="i/n: fold i of n is the test set, instead of the 20%.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="One option of the recipe, section.key=value; may be repeated.")
-]
 Minutes = Annotated[
     float | None, typer.Option(help="As many epochs as fit into this time, measured at the start.", min=0.1)
-]
-Epochs = Annotated[int | None, typer.Option(help="So many epochs, instead of the recipe's.", min=1)]
-Loggers = Annotated[
-    list[str] | None, typer.Option("--logger", help="Besides TensorBoard: mlflow or wandb; may be repeated.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, as it began.")]
 Test = Annotated[bool, typer.Option("--test", help="Predict and evaluate the test set when training ends.")]
@@ -46,8 +30,8 @@ GpuMemory = Annotated[
 Devices = Annotated[
     int | None, typer.Option(help="GPUs of a machine (or processes, without GPUs) that share each batch.", min=1)
 ]
-System = Annotated[str, typer.Option(help=f"Ours, or {', '.join(SYSTEMS)}.")]
 Nodes = Annotated[int | None, typer.Option(help="Machines, on which torchrun or srun starts this.", min=1)]
+SystemName = Annotated[str, typer.Option("--system", help=f"{', '.join(system_names())}.")]
 
 
 @commands.command(
@@ -55,6 +39,7 @@ Nodes = Annotated[int | None, typer.Option(help="Machines, on which torchrun or 
         "sam2-3dmed train Task09_Spleen --out runs/spleen --test",
         "sam2-3dmed train Task09_Spleen --weights sam2.1_hiera_tiny.pt --recipe paper",
         "sam2-3dmed train Task09_Spleen --weights none --minutes 30 --set model.size=nano",
+        "sam2-3dmed train Task09_Spleen --set training.epochs=50 --set 'training.loggers=[tensorboard, wandb]'",
         "sam2-3dmed train Task09_Spleen --out runs/spleen --resume",
         "sam2-3dmed train Task09_Spleen --gpu-memory 8 --devices 2",
         "sam2-3dmed train Task09_Spleen --system mednext_s --minutes 60",
@@ -69,41 +54,40 @@ def train(
     fold: Fold = None,
     settings: Settings = None,
     minutes: Minutes = None,
-    epochs: Epochs = None,
-    loggers: Loggers = None,
     resume: Resume = False,
     test: Test = False,
     gpu_memory: GpuMemory = None,
     devices: Devices = None,
     nodes: Nodes = None,
-    system: System = OURS,
+    system: SystemName = OURS,
 ) -> None:
     """Fine-tune on a folder of labelled volumes; leaves a run folder that predict, report and compare read."""
-    given: dict[str, object] = {
+    given = {
         "--recipe": recipe != "auto",
         "--weights": weights != "auto",
         "--plan": plan,
         "--fold": fold,
+        "--set": settings,
+        "--minutes": minutes,
+        "--gpu-memory": gpu_memory,
+        "--system": system != OURS,
     }
-    given |= {"--set": settings, "--minutes": minutes, "--epochs": epochs, "--logger": loggers}
-    given |= {"--gpu-memory": gpu_memory, "--system": system != OURS}
     if resume and any(given.values()):
         ignored = ", ".join(option for option, value in given.items() if value)
         raise ConfigError(f"--resume goes on as the run began; it takes no {ignored}")
-    more = [*(settings or []), *_budget(minutes, epochs)]
-    if loggers:
-        more.append(f"training.loggers=[{', '.join(dict.fromkeys(['tensorboard', *loggers]))}]")
-    config, chosen_fold = _config(recipe, weights, more, system), _fold(fold)
+    budget = [] if minutes is None else [f"training.minutes={minutes}"]
+    options = _options(system, recipe, weights, plan, fold, [*(settings or []), *budget])
     if (devices or 1) > 1 or {"LOCAL_RANK", "SLURM_LOCALID"} & os.environ.keys():
-        # Else each process says that slabs leave no weight unused; torch reads this when it is imported.
+        # Otherwise every process logs that single slices use no memory weights. torch reads this when it is imported.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-    from sam2_3dmed.run.train import TrainRequest, test_run, train_run  # seconds of imports, so mistakes come first
+    from sam2_3dmed.run.train import TrainRequest, test_run
+    from sam2_3dmed.run.train import train as train_run
 
-    how: dict[str, Any] = {"gpu_memory": gpu_memory, "devices": devices, "nodes": nodes, "system": system}
-    request = TrainRequest(data, out, config=config, weights=weights, plan=plan, fold=chosen_fold, resume=resume, **how)
-    folder = train_run(request)
-    if folder is None:  # another process speaks for this run
+    folder = train_run(
+        TrainRequest(data, out, resume=resume, gpu_memory=gpu_memory, devices=devices, nodes=nodes, **options)
+    )
+    if folder is None:  # another process prints for this run
         return
     typer.echo(f"Model: {folder}")
     if test:
@@ -121,41 +105,24 @@ def find_rate(
     settings: Settings = None,
 ) -> None:
     """Try a hundred learning rates, a step each, and suggest one to begin training with; takes minutes."""
-    config, chosen_fold = _sam2_config(recipe, weights, settings or []), _fold(fold)
+    options = _options(OURS, recipe, weights, plan, fold, settings or [])
 
     from sam2_3dmed.run.train import TrainRequest, find_learning_rate
 
-    request = TrainRequest(data, out, config=config, weights=weights, plan=plan, fold=chosen_fold)
-    rate, folder = find_learning_rate(request)
+    rate, folder = find_learning_rate(TrainRequest(data, out, **options))
     typer.echo(f"{folder / 'learning_rates.png'} shows how the loss answers to each; the recipe has ", nl=False)
-    typer.echo(f"{config.training.learning_rate:g}, and the suggestion is:\n--set training.learning_rate={rate:.1e}")
+    present = options["recipe"].training.learning_rate
+    typer.echo(f"{present:g}, and the suggestion is:\n--set training.learning_rate={rate:.1e}")
 
 
-def _config(recipe: str, weights: str, settings: Sequence[str], system: str = OURS) -> "RunConfig | SystemConfig":
-    if system == OURS:
-        return _sam2_config(recipe, weights, settings)
-    from sam2_3dmed.baselines.recipes import system_recipe
+def _options(
+    system: str, recipe: str, weights: str, plan: Path | None, fold: str | None, settings: list[str]
+) -> dict[str, Any]:
+    """Fields of a TrainRequest; mistakes are found before the imports that take seconds."""
+    from sam2_3dmed.run.systems import find_system
 
-    if recipe != "auto":
-        raise ConfigError(f"--recipe {recipe} is for {OURS}; {system} has its own, which --set changes")
-    return system_recipe(system, settings)
-
-
-def _sam2_config(recipe: str, weights: str, settings: Sequence[str]) -> "RunConfig":
-    from sam2_3dmed.config import read_recipe, with_settings
-
-    if "without_pretraining" in recipe and weights != "none":
-        raise ConfigError(f"--recipe {recipe}: without pre-training means --weights none")
-    return with_settings(read_recipe(recipe, from_scratch=weights == "none"), settings)
-
-
-def _budget(minutes: float | None, epochs: int | None) -> list[str]:
-    """As settings."""
-    if minutes is not None and epochs is not None:
-        raise ConfigError("--minutes and --epochs both say how long to train; give one of them")
-    if epochs is not None:
-        return [f"training.epochs={epochs}", "training.minutes=none"]
-    return [] if minutes is None else [f"training.minutes={minutes}"]
+    chosen = find_system(system).recipe(recipe, settings, from_scratch=weights == "none")
+    return {"system": system, "recipe": chosen, "weights": weights, "plan": plan, "fold": _fold(fold)}
 
 
 def _fold(text: str | None) -> tuple[int, int] | None:

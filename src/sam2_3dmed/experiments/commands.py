@@ -1,4 +1,4 @@
-"""The command `reproduce`."""
+"""The commands `demo` and `reproduce`."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,14 +7,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam2_3dmed.cli.evaluate import examples
-from sam2_3dmed.cli.predict import end_with
+from sam2_3dmed.cli.options import end_with, examples
 from sam2_3dmed.errors import ConfigError
 
 if TYPE_CHECKING:
     from sam2_3dmed.experiments.run_executor import Executor
 
 commands = typer.Typer(rich_markup_mode="rich")
+
+
+@commands.command(epilog=examples("sam2-3dmed demo", "sam2-3dmed demo --out my-demo --minutes 2"))
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything the demo makes.")] = Path("demo"),
+    minutes: Annotated[
+        float | None, typer.Option(help="Train this long instead of as long as the full demo.", min=0.1)
+    ] = None,
+) -> None:
+    """Make a phantom data set, train the nano model from scratch on it, predict, evaluate, draw; no download."""
+    from sam2_3dmed.experiments.demo import run_demo
+
+    typer.echo(run_demo(out, minutes=minutes).last_line())
 
 
 Table = Annotated[int, typer.Argument(help="Of the paper, 1 to 9.", min=1, max=9)]

@@ -19,8 +19,9 @@ from sam2_3dmed.evaluation.summary import summary_table
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.report.build import write_report
 from sam2_3dmed.report.figures import Picture, draw_cases
-from sam2_3dmed.run.run_config import CONFIG_FILE, RunRecord
-from sam2_3dmed.run.train import SPLIT_FILE, TrainRequest, test_run, train_run
+from sam2_3dmed.run.run_config import CONFIG_FILE
+from sam2_3dmed.run.run_folder import SPLIT_FILE, read_record
+from sam2_3dmed.run.train import TrainRequest, test_run, train
 from sam2_3dmed.volume.label import read_label
 
 _SEED = 0
@@ -73,7 +74,7 @@ def run_demo(out: Path, *, num_cases: int = 40, minutes: float | None = None) ->
         shutil.rmtree(folder)
     elif found:
         raise DataError(f"{folder}: holds something that is not a run; choose another --out")
-    train_run(TrainRequest(data, folder, config=demo_recipe(minutes), weights="none"))
+    train(TrainRequest(data, folder, recipe=demo_recipe(minutes), weights="none"))
     evaluation = test_run(folder, data)
     logger.info("held-out volumes:\n%s", summary_table(evaluation.summary()))
     threshold = _threshold_dice(data, folder)
@@ -112,4 +113,4 @@ def _draw(data: Path, folder: Path, evaluation: Evaluation, path: Path) -> None:
     for rank, name in chosen.items():
         prediction = read_label(folder / "predictions" / f"{name}.nii.gz")
         pictures.append(Picture(f"{rank}: {name}, Dice {scores[name]:.2f}", *_read_pair(cases[name]), prediction))
-    draw_cases(pictures, evaluation.labels, RunRecord.read(folder).plan.preprocessing, path)
+    draw_cases(pictures, evaluation.labels, read_record(folder).plan.preprocessing, path)

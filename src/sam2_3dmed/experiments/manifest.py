@@ -16,8 +16,7 @@ from sam2_3dmed.experiments.planning import Experiment, Run
 from sam2_3dmed.experiments.resource_meter import hardware
 from sam2_3dmed.experiments.run_executor import RunStatus
 from sam2_3dmed.processes.atomic import write_text
-from sam2_3dmed.run.run_config import RunRecord
-from sam2_3dmed.run.train import SPLIT_FILE
+from sam2_3dmed.run.run_folder import SPLIT_FILE, read_record
 
 CHECKSUMS_FILE = "checksums.json"
 _PACKAGES = ("sam2-3dmed", "torch", "transformers", "lightning", "monai", "numpy", "scipy")
@@ -84,7 +83,7 @@ def _describe_run(run: Run, out: Path) -> dict[str, Any]:
     machines = cost.pop("hardware", [])
     seconds = sum(cost.get(part, {}).get("seconds") or 0.0 for part in ("training", "test"))
     try:
-        versions = RunRecord.read(status.folder).versions
+        versions = read_record(status.folder).versions
     except UserError:  # not started
         versions = None
     return {

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sam2_3dmed.baselines.systems import PATCH_SYSTEMS, require_system
+from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.config import ABLATIONS, BASELINES, RunConfig, SplitConfig, read_recipe, with_settings
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.fingerprint import fingerprint
@@ -19,9 +19,7 @@ from sam2_3dmed.errors import ConfigError, DataError, suggest
 from sam2_3dmed.experiments.paper import TASKS, PaperTable, paper_table
 from sam2_3dmed.experiments.rows import FULL, METHODS, select_rows
 from sam2_3dmed.processes.map_cases import progress_bar
-
-if TYPE_CHECKING:
-    from sam2_3dmed.baselines.recipes import SystemConfig
+from sam2_3dmed.run.systems import find_system
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Run:
     system: str
     task: Task
     seed: int
-    config: "RunConfig | SystemConfig"
+    config: Any
     weights: str
 
     @cached_property
@@ -196,7 +194,7 @@ def _is_data_set(folder: Path) -> bool:
 def _plan_row(request: ReproduceRequest, name: str, title: str, tasks: Sequence[Task], base: RunConfig) -> Row:
     if not METHODS[name].is_ours:
         try:
-            require_system(METHODS[name].system)
+            find_system(METHODS[name].system).require()
         except ConfigError as error:
             return Row(name, title, {}, str(error))
     return Row(name, title, {task.name: _plan_runs(request, name, task, base) for task in tasks})
@@ -204,7 +202,7 @@ def _plan_row(request: ReproduceRequest, name: str, title: str, tasks: Sequence[
 
 def _plan_runs(request: ReproduceRequest, name: str, task: Task, base: RunConfig) -> tuple[Run, ...]:
     method = METHODS[name]
-    config: RunConfig | SystemConfig
+    config: Any
     if not method.is_ours:
         weights, config = "none", _system_config(request, method.system, base)
     else:
@@ -225,13 +223,11 @@ def _slab_slices(out: Path, task: Task, split: SplitConfig) -> int:
     return TASKS[task.column].slab_slices if task.column else read_plan_yaml(shared_plan(out, task, split)).slab_slices
 
 
-def _system_config(request: ReproduceRequest, system: str, base: RunConfig) -> "SystemConfig":
+def _system_config(request: ReproduceRequest, system: str, base: RunConfig) -> Any:
     """A system's own recipe, with our split."""
-    from sam2_3dmed.baselines.recipes import system_recipe
-
     split = [f"split.{key}={value}" for key, value in base.split.model_dump().items()]
     own = _patch_settings(request.patch_settings, system) if system in PATCH_SYSTEMS else ()
-    return system_recipe(system, [*split, *own, *request.budget])
+    return find_system(system).recipe(settings=[*split, *own, *request.budget])
 
 
 def _patch_settings(given: Sequence[str], system: str) -> list[str]:

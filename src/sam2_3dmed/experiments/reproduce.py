@@ -15,7 +15,7 @@ from sam2_3dmed.experiments.run_executor import RUNS, Executor, RunStatus, run_s
 from sam2_3dmed.experiments.tables import latex, markdown, table_csv
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.report.charts import cost_chart, save_figure
-from sam2_3dmed.run.run_config import RunRecord
+from sam2_3dmed.run.run_folder import read_record
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +160,7 @@ def _seconds_elsewhere(run: Run, out: Path) -> list[tuple[float, float]]:
         if seconds is None or status.state != "done":
             continue
         try:
-            training = RunRecord.read(status.folder).recipe.training
+            training = read_record(status.folder).recipe.training
         except UserError:
             continue
         if training.minutes is None:

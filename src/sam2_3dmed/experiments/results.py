@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.baselines.recipe import PatchConfig
 from sam2_3dmed.errors import UserError
 from sam2_3dmed.evaluation.metrics import MEAN_NAME, Better, nsd_column
 from sam2_3dmed.evaluation.scores import Scores, aligned, check_comparable, read_scores
@@ -161,7 +160,7 @@ def _same_as_full(experiment: Experiment, task: Task) -> list[str]:
 
 def _caveats(row: Row) -> list[str]:
     configs = [run.config for runs in row.runs.values() for run in runs]
-    names = next((config.names for config in configs if isinstance(config, PatchConfig) and config.names), None)
+    names = next((names for config in configs if (names := getattr(config, "names", None))), None)
     notes = [METHODS[row.method].caveat, names and f"names of classes {names}", row.problem]
     return [note for note in notes if note]
 

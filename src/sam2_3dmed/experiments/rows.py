@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sam2_3dmed.baselines.systems import OURS, SYSTEMS
 from sam2_3dmed.config import ABLATIONS, BASELINES
 from sam2_3dmed.errors import ConfigError, suggest
 from sam2_3dmed.experiments.paper import paper_table
+from sam2_3dmed.run.systems import OURS, find_system, system_names
 
 FULL = "full"
 """The complete method, which every other row is compared with."""
@@ -78,7 +78,11 @@ def _of_ours(change: str) -> Method:
 METHODS: Mapping[str, Method] = {
     FULL: Method("SAM2-3dMed"),
     **{change: _of_ours(change) for change in (*ABLATIONS, *BASELINES)},
-    **{name: Method(system.title, name, caveat=_CAVEATS.get(name, "")) for name, system in SYSTEMS.items()},
+    **{
+        name: Method(find_system(name).title, name, caveat=_CAVEATS.get(name, ""))
+        for name in system_names()
+        if name != OURS
+    },
 }
 """Every method that can be run, by its name for `--methods`."""
 

@@ -18,9 +18,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import safe_open
 
-from sam2_3dmed.baselines.nnunet.predictor import NnunetPredictor
-from sam2_3dmed.baselines.nnunet.run import training_peaks
-from sam2_3dmed.baselines.systems import NNUNET
 from sam2_3dmed.data.dataset import read_case, read_dataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import ConfigError, DataError, UserError
@@ -30,9 +27,10 @@ from sam2_3dmed.inference.on_ray import NEEDS_THE_EXTRA
 from sam2_3dmed.inference.workers import limit_threads
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.slurm import SECONDS_BETWEEN_LOOKS, how_it_ended, submit
-from sam2_3dmed.run.run_config import CONFIG_FILE, RunRecord
-from sam2_3dmed.run.run_folder import MODEL_FILE, load_model
-from sam2_3dmed.run.train import SPLIT_FILE, TrainRequest, test_run, train_run
+from sam2_3dmed.run.run_config import CONFIG_FILE
+from sam2_3dmed.run.run_folder import MODEL_FILE, SPLIT_FILE, load_model, read_record
+from sam2_3dmed.run.systems import find_system
+from sam2_3dmed.run.train import TrainRequest, test_run, train
 
 if TYPE_CHECKING:
     from submitit.core.utils import DelayedSubmission
@@ -123,7 +121,7 @@ def execute_run(run: Run, out: Path) -> RunStatus:
         if not status.is_scored:
             with measure_resources() as usage:
                 test_run(status.folder, run.task.folder)
-            if run.system == NNUNET:  # predicts in a process of its own
+            if find_system(run.system).own_process:
                 usage.memory_mb = usage.gpu_memory_mb = None
             status.add_cost(test=asdict(usage))
         if "prediction" not in status.cost:
@@ -141,7 +139,7 @@ def _train(run: Run, status: RunStatus, out: Path) -> None:
     request = TrainRequest(
         run.task.folder,
         status.folder,
-        config=run.config,
+        recipe=run.config,
         weights=run.weights,
         plan=shared_plan(out, run.task, run.config.split),
         resume=(status.folder / CONFIG_FILE).is_file(),
@@ -150,10 +148,10 @@ def _train(run: Run, status: RunStatus, out: Path) -> None:
     usage = ResourceUsage()
     try:
         with measure_resources() as usage:
-            train_run(request)
+            train(request)
     finally:
-        if run.system == NNUNET:  # trains in a process of its own
-            usage.memory_mb, usage.gpu_memory_mb = training_peaks(status.folder)
+        if (system := find_system(run.system)).own_process:
+            usage.memory_mb, usage.gpu_memory_mb = system.training_peaks(status.folder)
         if status.folder.is_dir():
             status.add_cost(training=_add_usage(status.cost.get("training"), usage))
 
@@ -182,11 +180,12 @@ def measure_prediction(folder: Path, data: Path) -> dict[str, Any]:
     if case is None:
         raise DataError(f"{data}: has no case {split.test[0]}")
     volume, label = read_case(case)
-    reference = label if RunRecord.read(folder).takes_boxes else None
+    record = read_record(folder)
+    system, reference = find_system(record.system), label if record.takes_boxes else None
     predictor = load_model(folder)
     memory: Sequence[float | None] = ()
-    if isinstance(predictor, NnunetPredictor):  # computes in a process of its own
-        gflop, *memory = predictor.cost_of(volume)
+    if system.own_process:
+        gflop, *memory = system.prediction_cost(predictor, volume)
     else:
         with count_flops() as counter:
             predictor(volume, reference=reference)

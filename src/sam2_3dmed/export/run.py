@@ -14,8 +14,8 @@ from sam2_3dmed.inference.manifest import checksum
 from sam2_3dmed.inference.onnx_files import ENCODER_FILE, FEATURES, FORMAT, OnnxRecord, require_onnx, slab_file
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.processes.atomic import replacing, write_text
-from sam2_3dmed.run.run_config import CONFIG_FILE, Sam2Record, read_sam2_record
-from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, remember_codes, remembered_codes
+from sam2_3dmed.run.run_config import CONFIG_FILE, Sam2Record
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, read_sam2_record, remember_codes, remembered_codes
 
 logger = logging.getLogger(__name__)
 

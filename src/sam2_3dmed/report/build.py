@@ -13,7 +13,6 @@ from sam2_3dmed.report import charts
 from sam2_3dmed.report.case_report import CaseReport, Chart, case_report, distance_limit_mm, stills
 from sam2_3dmed.report.contents import CaseEntry, RunContents, chosen_cases, read_run
 from sam2_3dmed.report.page import Page, page_html
-from sam2_3dmed.run.run_config import Sam2Record
 from sam2_3dmed.run.run_folder import load_model
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
@@ -87,7 +86,7 @@ def _auxiliary_source(contents: RunContents) -> Callable[[CaseEntry, Volume], Au
     def auxiliary(entry: CaseEntry, image: Volume) -> Auxiliary | None:
         try:
             kept = Auxiliary.read(folder, entry.name)
-            if kept is not None or not isinstance(contents.record, Sam2Record):  # no other kind has them
+            if kept is not None or not contents.record.has_auxiliary:
                 return kept
             if not predictors:
                 predictors.append(load_model(contents.folder))

@@ -11,7 +11,7 @@ from typing import Any
 from sam2_3dmed.data.dataset import Case, read_dataset
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.run.run_config import RunRecord
-from sam2_3dmed.run.run_folder import remembered_data
+from sam2_3dmed.run.run_folder import read_record, remembered_data
 
 _MEAN = "mean"
 
@@ -59,7 +59,7 @@ def read_run(folder: Path, data: Path | None = None) -> RunContents:
     Raises:
         UserError: not a run folder, a broken file in it, or `data` that is no data set.
     """
-    record = RunRecord.read(folder)
+    record = read_record(folder)
     notes: list[str] = []
     curves = _read_curves(folder / "curves.csv", notes)
     evaluation = folder / "evaluation"

@@ -13,8 +13,8 @@ from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.sizes import SIZES
 from sam2_3dmed.model.weights import DEFAULT_HUB_ID, Sam2Weights, load_sam2, read_sam2
-from sam2_3dmed.run.run_config import CONFIG_FILE, KIND, ModelSpec, Sam2Record, read_sam2_record
-from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights, rebuild
+from sam2_3dmed.run.run_config import CONFIG_FILE, ModelSpec, Sam2Record
+from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_sam2_record, read_weights, rebuild
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +119,6 @@ def _build(
     if trains is None:
         trains = model.adapt is None and (base.encoder_trains if base else fill is None)
     return network, Sam2Record(
-        kind=KIND,
         model=spec,
         encoder_trains=trains,
         plan=plan,

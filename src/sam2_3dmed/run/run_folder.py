@@ -13,43 +13,66 @@ runs/NAME/
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import nn
 
+from sam2_3dmed.config import parse, read_yaml
 from sam2_3dmed.dicom.codes import Code, read_codes, write_codes
-from sam2_3dmed.encoders.precision import bf16_is_fast
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.inference.interface import Segmenter
-from sam2_3dmed.inference.manifest import checksum
-from sam2_3dmed.inference.passes import PassOptions
-from sam2_3dmed.inference.postprocess import PostProcessing
-from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.processes.atomic import replacing, write_text
-from sam2_3dmed.run.run_config import (
-    CONFIG_FILE,
-    KIND,
-    NNUNET_KIND,
-    PATCH_KIND,
-    NnunetRecord,
-    PatchRecord,
-    RunRecord,
-    Sam2Record,
-)
+from sam2_3dmed.run.run_config import CONFIG_FILE, FORMAT, RunRecord, Sam2Record
+from sam2_3dmed.run.systems import OURS, Backend, find_system
 
 MODEL_FILE = "model.safetensors"
+SPLIT_FILE = "split.json"
 DATA_FILE = "data.json"
 CODES_FILE = "codes.json"
-Backend = Literal["pytorch", "onnxruntime"]
 
-logger = logging.getLogger(__name__)
+
+def read_record(folder: Path) -> RunRecord:
+    """The content of a run folder's `config.yaml`.
+
+    Raises:
+        WeightsError: no run folder, or one that another version wrote.
+        ConfigError: a broken `config.yaml`, or a system that is not installed.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise WeightsError(f"{folder}: not a run folder (it has no {CONFIG_FILE})")
+    content = read_yaml(path)
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{path}: expected keys and values, found {type(content).__name__}")
+    if content.get("format") != FORMAT:
+        raise WeightsError(
+            f"{folder}: another version wrote this run ({CONFIG_FILE} has no format: {FORMAT}); train it again, or use "
+            "the version of sam2-3dmed that is named in it"
+        )
+    try:
+        kind = find_system(str(content.get("system"))).record_type
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    record: RunRecord = parse(content, kind, str(path))
+    return record
+
+
+def read_sam2_record(folder: Path, what: str) -> Sam2Record:
+    """The record of a run of SAM2-3dMed. what: asks for it, for the message.
+
+    Raises:
+        WeightsError: a run of another system. UserError: as `read_record`.
+    """
+    record = read_record(folder)
+    if record.system != OURS:
+        raise WeightsError(f"{folder}: {what} is for runs of SAM2-3dMed, and this is one of {record.about}")
+    return cast(Sam2Record, record)
 
 
 def remember_data(folder: Path, data: Path) -> None:
@@ -149,94 +172,31 @@ def save_model(network: nn.Module, record: RunRecord, folder: Path) -> None:
         raise DataError(f"{folder}: the model cannot be written: {error.strerror or error}") from None
 
 
-def make_predictor(network: SAM2For3dMed, record: Sam2Record, **options: Any) -> Predictor:
-    """A predictor with what the run was told; `options`, of `PassOptions` and `PostProcessing`, go before that.
-
-    Raises:
-        ConfigError: there is no such option.
-    """
-    told = record.recipe.inference.model_dump()
-    told["slab_slices"] = record.recipe.slab_slices or record.plan.slab_slices
-    told |= options
-    of_passes, of_post = ({field.name for field in fields(kind)} for kind in (PassOptions, PostProcessing))
-    if unknown := told.keys() - of_passes - of_post:
-        raise ConfigError(f"no option {min(unknown)!r}; there are {', '.join(sorted(of_passes | of_post))}")
-    return Predictor(
-        network,
-        preprocessing=record.plan.preprocessing,
-        labels=record.plan.labels,
-        passes=PassOptions(**{name: value for name, value in told.items() if name in of_passes}),
-        post=PostProcessing(**{name: value for name, value in told.items() if name in of_post}),
-    )
-
-
-def _load_sam2_3dmed(folder: Path, record: Sam2Record, device: torch.device, **options: Any) -> Predictor:
-    network = rebuild(record)
-    fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
-    return make_predictor(network.to(device).eval(), record, **{"bf16": bf16_is_fast(device)} | options)
-
-
-def _load_onnx(folder: Path, record: Sam2Record, device: str | torch.device | None, **options: Any) -> Predictor:
-    from sam2_3dmed.inference.onnx_network import OnnxNetwork
-
-    if device is not None and str(device) != "cpu":
-        raise ConfigError(f"device {device}: --backend onnxruntime runs on the CPU")
-    network = OnnxNetwork(
-        folder,
-        run_sha256=record.sha256(),
-        model_sha256=checksum([folder / MODEL_FILE]) if (folder / MODEL_FILE).is_file() else None,
-        slab_slices=record.recipe.slab_slices or record.plan.slab_slices,
-    )
-    # It has what slabs mode uses of a network, and `require` lets nothing else pass.
-    predictor = make_predictor(cast(SAM2For3dMed, network), record, **options)
-    network.require(predictor.passes)
-    return predictor
-
-
-def _load_patches(folder: Path, record: PatchRecord, device: torch.device, **options: Any) -> Segmenter:
-    from sam2_3dmed.baselines.predictor import make_patch_predictor
-    from sam2_3dmed.baselines.systems import require_system
-
-    require_system(record.model.system)
-    network = record.model.build()
-    fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
-    told = {"bf16": bf16_is_fast(device)} | options
-    return make_patch_predictor(network.to(device).eval(), record.model, record.plan, record.recipe, **told)
-
-
-def _load_nnunet(folder: Path, record: NnunetRecord, device: torch.device, **options: Any) -> Segmenter:
-    from sam2_3dmed.baselines.nnunet.predictor import make_nnunet_predictor
-
-    weights = folder / MODEL_FILE
-    return make_nnunet_predictor(weights, record.model, record.plan, record.recipe, device, **options)
-
-
-LOADERS: Mapping[str, Callable[..., Segmenter]] = {
-    KIND: _load_sam2_3dmed,
-    PATCH_KIND: _load_patches,
-    NNUNET_KIND: _load_nnunet,
-}
-"""From the kind of model in a run's record to the function that loads it."""
-
-
 def load_model(
-    folder: Path, *, device: str | torch.device | None = None, backend: Backend = "pytorch", **options: Any
+    folder: Path | str, *, device: str | torch.device | None = None, backend: Backend = "pytorch", **settings: Any
 ) -> Segmenter:
-    """The model of a run folder, of whatever kind, or with `onnxruntime` of what `export` wrote, ready to predict.
+    """The trained model of a run folder, whatever its system, ready to predict.
 
-    device: none takes the GPU if there is one. Without the option bf16, PyTorch computes in it where it is fast.
+    Args:
+        device: none takes the GPU if there is one.
+        backend: `onnxruntime` runs what `export` wrote, on the CPU.
+        settings: of the recipe's section `inference`, instead of the run's.
 
     Raises:
-        WeightsError: not a finished run folder. ConfigError: a broken record.
+        WeightsError: not a finished run folder, or broken weights.
+        ConfigError: a broken config.yaml, a setting or device that does not exist, or a backend that the system lacks.
     """
-    record = RunRecord.read(folder)
-    if backend == "onnxruntime":
-        if not isinstance(record, Sam2Record):
-            raise ConfigError(f"{folder}: --backend onnxruntime is for SAM2-3dMed, and this is {record.about}")
-        model_files(folder, backend)
-        return _load_onnx(folder, record, device, **options)
+    folder = Path(folder)
+    record = read_record(folder)
+    system = find_system(record.system)
+    if backend in get_args(Backend) and backend not in system.backends:
+        raise ConfigError(f"{folder}: --backend {backend} is for SAM2-3dMed, and this is {record.about}")
     model_files(folder, backend)
-    return LOADERS[record.kind](folder, record, _device(device), **options)
+    if backend == "onnxruntime" and device is not None and str(device) != "cpu":
+        raise ConfigError(f"device {device}: --backend onnxruntime runs on the CPU")
+    system.require()
+    chosen = torch.device("cpu") if backend == "onnxruntime" else pick_device(device)
+    return system.load(folder, record, device=chosen, backend=backend, **settings)
 
 
 def model_files(folder: Path, backend: Backend = "pytorch") -> tuple[Path, ...]:
@@ -261,8 +221,8 @@ def model_files(folder: Path, backend: Backend = "pytorch") -> tuple[Path, ...]:
     return folder / CONFIG_FILE, folder / MODEL_FILE
 
 
-def _device(name: str | torch.device | None) -> torch.device:
-    """A device that works here.
+def pick_device(name: str | torch.device | None) -> torch.device:
+    """A device that works here; none takes the GPU if there is one.
 
     Raises:
         ConfigError: torch does not know it, or this machine does not have it.

@@ -1,17 +1,22 @@
-"""From a folder of labelled volumes to a run folder: what the `train` command does, step by step."""
+"""From a folder of labelled volumes to a run folder: training, the test set, and the search for a learning rate."""
 
 import errno
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from sam2_3dmed.baselines.systems import OURS
-from sam2_3dmed.data.dataset import Case, MedicalDataset, read_dataset
-from sam2_3dmed.data.splits import Split
+from sam2_3dmed.config import Plan
+from sam2_3dmed.data.dataset import MedicalDataset, read_dataset
+from sam2_3dmed.data.fingerprint import fingerprint
+from sam2_3dmed.data.plan import propose_plan, read_plan_yaml
+from sam2_3dmed.data.splits import Split, split_cases
 from sam2_3dmed.dicom.codes import read_codes
-from sam2_3dmed.errors import ConfigError, DataError, TrainingError
+from sam2_3dmed.errors import DataError, TrainingError
 from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
 from sam2_3dmed.evaluation.metrics import Scoring
 from sam2_3dmed.inference.batch import Results, predict_cohort
@@ -19,12 +24,17 @@ from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.processes.signals import Terminated, raising_terminated
 from sam2_3dmed.run.run_config import CONFIG_FILE, RunRecord
-from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, log_to, remember_codes, remember_data
-from sam2_3dmed.run.starts import SPLIT_FILE as SPLIT_FILE
-from sam2_3dmed.run.starts import Sam2Start, make_start
-from sam2_3dmed.run.train_request import TrainRequest as TrainRequest
+from sam2_3dmed.run.run_folder import (
+    MODEL_FILE,
+    SPLIT_FILE,
+    load_model,
+    log_to,
+    read_record,
+    remember_codes,
+    remember_data,
+)
+from sam2_3dmed.run.systems import OURS, Preparation, TrainingRun, find_system, require_recipe
 from sam2_3dmed.training.distributed import DistributedContext
-from sam2_3dmed.training.fit import try_rates
 
 _CANNOT_WRITE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -34,73 +44,202 @@ _CANNOT_WRITE = {
 logger = logging.getLogger(__name__)
 
 
-def train_run(request: TrainRequest) -> Path | None:
-    """Train, and leave a run folder; each process that takes part in a run calls this.
+@dataclass(frozen=True)
+class TrainRequest:
+    """What a training run is asked for.
 
-    Returns: the run folder; None in a process that only helps the first one.
+    Args:
+        data: the data set's folder.
+        out: the run folder; none for runs/NAME of the data set.
+        recipe: of the system (`find_system(system).recipe(name, settings)`); none for its own.
+        weights: `auto`, a hub id, a Hugging Face folder, a Meta `.pt`, `none`, or one of our run folders.
+        plan: a YAML file instead of the proposed plan.
+        fold: (i, n), 1 <= i <= n: fold i of n is the test set.
+        resume: go on with the run in `out`, with the recipe, plan and split that it has.
+        cache: folder for prepared cases; none for one beside the run folders.
+        gpu_memory: of a GPU in GB, into which a training step must fit.
+        devices, nodes: see `DistributedContext.find`.
+        system: the name of a system in the registry.
+    """
+
+    data: Path
+    out: Path | None = None
+    recipe: Any = None
+    weights: str = "auto"
+    plan: Path | None = None
+    fold: tuple[int, int] | None = None
+    resume: bool = False
+    cache: Path | None = None
+    gpu_memory: float | None = None
+    devices: int | None = None
+    nodes: int | None = None
+    system: str = OURS
+
+
+def train(request: TrainRequest) -> Path | None:
+    """Train, and leave a run folder. Each process that takes part in a run calls this.
+
+    Returns:
+        The run folder; None in a process that only helps the first one.
+
     Raises:
         UserError: data, plan or weights that cannot be used; a run folder that is there already, or, to resume, is not.
         Terminated: SIGTERM came; `resume` goes on from there.
     """
     distributed = DistributedContext.find(request.devices, request.nodes)
     if not distributed.first:
-        _help(request, distributed)
+        _help_to_train(request, distributed)
         return None
     try:
-        return _lead(request, distributed)
+        dataset = read_dataset(request.data)
+        folder = request.out or default_folder(dataset)
+        _require_folder(folder, request.resume)
+        if request.resume and (folder / MODEL_FILE).is_file():
+            logger.info("%s: this run is finished", folder)
+            return folder
+        recipe = None if request.resume else _checked_recipe(request)
+        with _writing(folder), log_to(folder / "log.txt"), raising_terminated():
+            _train(request, recipe, dataset, folder, distributed)
+        return folder
     finally:
         distributed.start_barrier(False)  # if the others still wait, there is nothing to do for them
 
 
-def _help(request: TrainRequest, distributed: DistributedContext) -> None:
-    """Train with the process that prepares the run and writes what it leaves."""
-    logging.getLogger("sam2_3dmed").setLevel(logging.ERROR)  # the first one speaks
+def _help_to_train(request: TrainRequest, distributed: DistributedContext) -> None:
+    """Train with the process that prepares the run and writes its files."""
+    logging.getLogger("sam2_3dmed").setLevel(logging.ERROR)
     if not distributed.start_barrier():
         return
-    catalog = read_dataset(request.data)
-    folder = request.out or default_folder(catalog)
-    with suppress(Terminated, TrainingError), raising_terminated():  # the first one meets the same, and says so
-        start = make_start(request, catalog, folder, RunRecord.read(folder), distributed)
-        start.fit(folder, resume=request.resume, distributed=distributed)
+    dataset = read_dataset(request.data)
+    folder = request.out or default_folder(dataset)
+    with suppress(Terminated, TrainingError), raising_terminated():  # the first process reports the same
+        run, _ = _start(request, None, dataset, folder, read_record(folder), distributed)
+        run.fit(resume=request.resume)
 
 
-def _lead(request: TrainRequest, distributed: DistributedContext) -> Path:
-    catalog = read_dataset(request.data)
-    folder = request.out or default_folder(catalog)
-    _check_folder(folder, request.resume)
-    if request.resume and (folder / MODEL_FILE).is_file():
-        logger.info("%s: this run is finished", folder)
-        return folder
-    if not request.resume:
-        request.check()
-    with _writing(folder), log_to(folder / "log.txt"), raising_terminated():
-        _train(request, catalog, folder, distributed)
-    return folder
+def _train(
+    request: TrainRequest, recipe: Any, dataset: MedicalDataset, folder: Path, distributed: DistributedContext
+) -> None:
+    described = request.data / "dataset.json"
+    codes = read_codes(described) if described.is_file() else {}  # before the cases are read, which takes minutes
+    old = read_record(folder) if request.resume else None
+    run, split = _start(request, recipe, dataset, folder, old, distributed)
+    if old is None:
+        split.write(folder / SPLIT_FILE)
+        run.record.write(folder)  # last: it makes the folder a run
+    remember_data(folder, request.data)
+    remember_codes(folder, codes)
+    distributed.start_barrier()
+    result = run.fit(resume=request.resume)
+    run.save()
+    logger.info(
+        "trained %d steps in %d epochs; best validation Dice %.4f",
+        result.steps,
+        result.epochs,
+        result.best_dice,
+    )
+
+
+def _checked_recipe(request: TrainRequest) -> Any:
+    """The recipe of a new run.
+
+    Raises:
+        ConfigError: no such system, or options that do not go together.
+    """
+    system = find_system(request.system)
+    recipe = system.recipe(from_scratch=request.weights == "none") if request.recipe is None else request.recipe
+    require_recipe(system, recipe)
+    system.check(recipe, weights=request.weights, gpu_memory=request.gpu_memory)
+    return recipe
+
+
+def _start(
+    request: TrainRequest,
+    recipe: Any,
+    dataset: MedicalDataset,
+    folder: Path,
+    old: RunRecord | None,
+    distributed: DistributedContext,
+) -> tuple[TrainingRun, Split]:
+    """A run that is ready to train. old: of the run that is resumed, or that another process has begun."""
+    recipe = old.recipe if old else recipe
+    split = Split.read(folder / SPLIT_FILE) if old else split_cases(dataset.names, recipe.split, request.fold)
+    split.require_known(dataset.names)
+    opened = dataset.subset({*split.train, *split.validation})  # the test cases stay closed
+    plan = old.plan if old else _plan(opened, split, request.plan)
+    logger.info(
+        "%s: %d cases to train on, %d to validate, %d to test; %s slices",
+        *(dataset.name, len(split.train), len(split.validation), len(split.test), plan.slicing_axis),
+    )
+    key = sha256(f"{request.data.resolve()} {plan.preprocessing} {plan.label_values}".encode()).hexdigest()[:12]
+    preparation = Preparation(
+        recipe=recipe,
+        plan=plan,
+        split=split,
+        dataset=opened,
+        folder=folder,
+        cache_folder=request.cache or folder.parent / ".cache" / key,
+        distributed=distributed,
+        weights=request.weights,
+        gpu_memory=None if old else request.gpu_memory,
+        resumed=old,
+    )
+    return find_system(old.system if old else request.system).start(preparation), split
+
+
+def _plan(dataset: MedicalDataset, split: Split, path: Path | None) -> Plan:
+    """The given plan, or one proposed from the training cases alone, so that nothing leaks from the others."""
+    if path is not None:
+        return read_plan_yaml(path)
+    with progress_bar("Reading cases") as progress:
+        found = fingerprint(dataset, progress=progress)
+    return propose_plan(found, split.train)
 
 
 def find_learning_rate(request: TrainRequest) -> tuple[float, Path]:
     """Try learning rates on the weights that training would begin with, and keep nothing but a table and a picture.
 
-    Returns: the rate to begin with, and the folder of learning_rates.csv and learning_rates.png: the run folder.
+    Returns:
+        The rate to begin with, and the folder of learning_rates.csv and learning_rates.png: the run folder.
+
     Raises:
-        UserError: as for training; or no rate makes the loss fall.
+        UserError: as for training, or no rate makes the loss fall.
     """
-    catalog = read_dataset(request.data)
-    folder = request.out or default_folder(catalog)
-    request.check()
+    dataset = read_dataset(request.data)
+    folder = request.out or default_folder(dataset)
+    recipe = _checked_recipe(request)
     with _writing(folder):
-        start = make_start(request, catalog, folder, None, DistributedContext())
-        if not isinstance(start, Sam2Start):
-            raise ConfigError(f"learning rates are tried for {OURS} only")
-        config = start.record.recipe
-        test = try_rates(start.network, start.predictor, training=start.training, config=config, folder=folder)
+        run, _ = _start(request, recipe, dataset, folder, None, DistributedContext())
+        test = run.try_rates()
         test.write(folder)
     return test.suggestion, folder
 
 
+def test_run(folder: Path, data: Path) -> Evaluation:
+    """Predict and score the test cases of a run; `predictions/` and `evaluation/` go into its folder.
+
+    Raises:
+        UserError: a run that is not finished, other data than it was trained on, or a test case that fails.
+    """
+    record, split, dataset = read_record(folder), Split.read(folder / SPLIT_FILE), read_dataset(data)
+    split.require_known(dataset.names)
+    cases = [case for case in dataset.cases if case.name in split.test and case.label]
+    inputs = [Input(case.name, case.images, reference=case.label if record.takes_boxes else None) for case in cases]
+    predictor = load_model(folder)
+    with progress_bar("Predicting the test set") as progress:
+        outcomes = predict_cohort(predictor, inputs, Results(folder / "predictions"), progress)
+    failed = [outcome.error for outcome in outcomes if outcome.error]
+    if failed:
+        raise DataError("\n".join(failed))
+    pairs = [(o.name, o.output, c.label) for o, c in zip(outcomes, cases, strict=True) if o.output and c.label]
+    evaluation = evaluate_cases(pairs, record.plan.labels, Scoring((record.plan.nsd_tolerance_mm, 1.0)))
+    evaluation.write(folder / "evaluation")
+    return evaluation
+
+
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """A folder to be written into, which is made.
+    """Make a folder and turn errors of writing into it into one line.
 
     Raises:
         DataError: it cannot be written.
@@ -116,62 +255,12 @@ def _writing(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def default_folder(catalog: MedicalDataset) -> Path:
-    """runs/NAME, NAME being that of the data set without what has a meaning in paths."""
-    return Path("runs") / (re.sub(r"[^\w.-]+", "_", catalog.name).strip("._") or "run")
+def default_folder(dataset: MedicalDataset) -> Path:
+    """runs/NAME of a data set, without characters that have a meaning in paths."""
+    return Path("runs") / (re.sub(r"[^\w.-]+", "_", dataset.name).strip("._") or "run")
 
 
-def _train(request: TrainRequest, catalog: MedicalDataset, folder: Path, distributed: DistributedContext) -> None:
-    described = request.data / "dataset.json"
-    codes = read_codes(described) if described.is_file() else {}  # before the cases are read, for minutes
-    old = RunRecord.read(folder) if request.resume else None
-    start = make_start(request, catalog, folder, old, distributed)
-    if request.gpu_memory is not None and isinstance(start, Sam2Start):
-        start = start.within_memory(request.gpu_memory, distributed)
-    if old is None:
-        start.split.write(folder / SPLIT_FILE)
-        start.record.write(folder)  # last: it is what makes the folder a run
-    remember_data(folder, request.data)
-    remember_codes(folder, codes)
-    distributed.start_barrier()
-    result = start.fit(folder, resume=request.resume, distributed=distributed)
-    start.save(folder)
-    logger.info(
-        "trained %d steps in %d epochs; best validation Dice %.4f",
-        result.steps,
-        result.epochs,
-        result.best_dice,
-    )
-
-
-def test_run(folder: Path, data: Path) -> Evaluation:
-    """Predict and score the test cases of a run; `predictions/` and `evaluation/` go into its folder.
-
-    Raises:
-        UserError: a run that is not finished, other data than it was trained on, or a test case that fails.
-    """
-    record, split, catalog = RunRecord.read(folder), Split.read(folder / SPLIT_FILE), read_dataset(data)
-    split.require_known(catalog.names)
-    cases = [case for case in catalog.cases if case.name in split.test and case.label]
-    predictor = load_model(folder)
-    with progress_bar("Predicting the test set") as progress:
-        outcomes = predict_cohort(
-            predictor, [_input(case, record) for case in cases], Results(folder / "predictions"), progress
-        )
-    failed = [outcome.error for outcome in outcomes if outcome.error]
-    if failed:
-        raise DataError("\n".join(failed))
-    pairs = [(o.name, o.output, c.label) for o, c in zip(outcomes, cases, strict=True) if o.output and c.label]
-    evaluation = evaluate_cases(pairs, record.plan.labels, Scoring((record.plan.nsd_tolerance_mm, 1.0)))
-    evaluation.write(folder / "evaluation")
-    return evaluation
-
-
-def _input(case: Case, record: RunRecord) -> Input:
-    return Input(case.name, case.images, reference=case.label if record.takes_boxes else None)
-
-
-def _check_folder(folder: Path, resume: bool) -> None:
+def _require_folder(folder: Path, resume: bool) -> None:
     if resume and not (folder / CONFIG_FILE).is_file():
         raise DataError(f"{folder}: no run to resume here")
     if not resume and (folder / CONFIG_FILE).is_file():

@@ -2,19 +2,22 @@
 
 import pytest
 
-from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetSpec, nnunet_recipe
+from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetSpec
+from sam2_3dmed.baselines.nnunet.system import NNUNET
 from sam2_3dmed.errors import ConfigError
 
 
 def test_the_defaults_are_nnunets():
-    config = nnunet_recipe()
+    config = NNUNET.recipe()
     assert (config.training.epochs, config.training.steps_per_epoch, config.training.minutes) == (1000, 250, None)
     assert (config.model.planner, config.model.configuration) == ("ExperimentPlanner", "3d_fullres")
     assert config.inference.flips
 
 
 def test_settings():
-    config = nnunet_recipe(["model.configuration=2d", "training.minutes=5", "inference.largest_component=true"])
+    config = NNUNET.recipe(
+        settings=["model.configuration=2d", "training.minutes=5", "inference.largest_component=true"]
+    )
     assert config.model.configuration == "2d"
     assert config.training.minutes == 5
     assert config.inference.largest_component is True
@@ -31,7 +34,7 @@ def test_settings():
 )
 def test_what_cannot_be_said(setting, message):
     with pytest.raises(ConfigError, match=message):
-        nnunet_recipe([setting])
+        NNUNET.recipe(settings=[setting])
 
 
 def test_a_model_in_words():

@@ -6,24 +6,25 @@ import shutil
 
 import pytest
 
-from sam2_3dmed.baselines.nnunet.recipe import nnunet_recipe
+from sam2_3dmed.baselines.nnunet.recipe import NnunetRecord
 from sam2_3dmed.baselines.nnunet.run import FOLDER, training_peaks
-from sam2_3dmed.baselines.recipe import patch_recipe
+from sam2_3dmed.baselines.nnunet.system import NNUNET
 from sam2_3dmed.errors import ConfigError, ProcessError
 from sam2_3dmed.evaluation.compare import compare_runs
 from sam2_3dmed.experiments.manifest import manifest
 from sam2_3dmed.experiments.planning import ReproduceRequest, plan_experiment
 from sam2_3dmed.experiments.run_executor import execute_run
-from sam2_3dmed.run.run_config import NnunetRecord, RunRecord
-from sam2_3dmed.run.train import TrainRequest, test_run, train_run
+from sam2_3dmed.run.run_folder import read_record
+from sam2_3dmed.run.systems import find_system
+from sam2_3dmed.run.train import TrainRequest, test_run, train
 
 test_run.__test__ = False  # a function of the package, not a test
 PARTS = ("training", "test", "prediction")
 
 
 def request(data, out, *settings, **more):
-    config = nnunet_recipe(["training.epochs=4", *settings])
-    return TrainRequest(data, out, config=config, system="nnunet", **more)
+    config = NNUNET.recipe(settings=["training.epochs=4", *settings])
+    return TrainRequest(data, out, recipe=config, system="nnunet", **more)
 
 
 def epochs(run):
@@ -32,10 +33,10 @@ def epochs(run):
 
 
 def test_from_data_to_scores(standin, blobs, tmp_path):
-    run = train_run(request(blobs, tmp_path / "run"))
-    record = RunRecord.read(run)
+    run = train(request(blobs, tmp_path / "run"))
+    record = read_record(run)
     assert isinstance(record, NnunetRecord)
-    assert (record.kind, record.weights) == ("nnunet", "none")
+    assert (record.system, record.weights) == ("nnunet", "none")
     assert record.about == "nnU-Net, 3d_fullres, patches of 8 x 16 x 16 voxels"
     assert record.versions["nnunetv2"] == "0"
     assert {"model.safetensors", "split.json", "curves.csv", "data.json", "log.txt"} < {p.name for p in run.iterdir()}
@@ -63,18 +64,18 @@ def test_only_training_and_validation_cases_are_shown(standin, blobs, tmp_path, 
 
     write = module.write_split
     monkeypatch.setattr(module, "write_split", note)
-    train_run(request(blobs, tmp_path / "run"))
+    train(request(blobs, tmp_path / "run"))
     split = seen["split"]
     assert seen["images"] == sorted(f"{name}_0000.nii.gz" for name in (*split.train, *split.validation))
 
 
 def test_a_run_that_fails_goes_on(standin, blobs, tmp_path):
     with pytest.raises(ProcessError, match=r"nnU-Net has ended: RuntimeError: out of luck \(status 1\).*log\.txt"):
-        train_run(request(blobs, tmp_path / "run", "training.seed=13"))
+        train(request(blobs, tmp_path / "run", "training.seed=13"))
     assert not (tmp_path / "run" / "model.safetensors").exists()
     assert epochs(tmp_path / "run") == [0, 1]
     assert training_peaks(tmp_path / "run") == (900.0, None)
-    run = train_run(request(blobs, tmp_path / "run", resume=True))
+    run = train(request(blobs, tmp_path / "run", resume=True))
     assert epochs(run) == [0, 1, 2, 3]
     log = (run / FOLDER / "log.txt").read_text()
     assert [log.count(f"epoch {number}\n") for number in range(4)] == [1, 1, 1, 1]
@@ -98,7 +99,7 @@ def test_its_cost_in_a_table_is_its_process_s(standin, blobs, tmp_path):
 
 def test_what_nnunet_cannot_plan_is_said(standin, blobs, tmp_path):
     with pytest.raises(ProcessError, match="no 3d_lowres"):
-        train_run(request(blobs, tmp_path / "run", "model.configuration=3d_lowres"))
+        train(request(blobs, tmp_path / "run", "model.configuration=3d_lowres"))
 
 
 @pytest.mark.parametrize(
@@ -111,25 +112,25 @@ def test_what_nnunet_cannot_plan_is_said(standin, blobs, tmp_path):
 )
 def test_what_does_not_go_with_it(standin, blobs, tmp_path, more, message):
     with pytest.raises(ConfigError, match=message):
-        train_run(request(blobs, tmp_path / "run", **more))
+        train(request(blobs, tmp_path / "run", **more))
 
 
 def test_another_systems_recipe(standin, blobs, tmp_path):
-    with pytest.raises(ConfigError, match="this recipe is not for nnunet"):
-        train_run(TrainRequest(blobs, tmp_path / "run", config=patch_recipe("unet"), system="nnunet"))
+    with pytest.raises(ConfigError, match="this recipe is for unet, not for nnunet"):
+        train(TrainRequest(blobs, tmp_path / "run", recipe=find_system("unet").recipe(), system="nnunet"))
 
 
 def test_without_an_environment(blobs, tmp_path, monkeypatch):
     monkeypatch.setenv("SAM2_3DMED_NNUNET", str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="nowhere has none: sam2-3dmed baselines setup nnunet"):
-        train_run(request(blobs, tmp_path / "run"))
+        train(request(blobs, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_its_curves_are_drawn_and_its_runs_compared(standin, blobs, tmp_path):
     from sam2_3dmed.report.build import write_report
 
-    run = train_run(request(blobs, tmp_path / "run"))
+    run = train(request(blobs, tmp_path / "run"))
     test_run(run, blobs)
     page = write_report(run).read_text()
     assert "nnU-Net, 3d_fullres" in page

@@ -15,14 +15,14 @@ from typer.testing import CliRunner
 from sam2_3dmed.baselines.nnunet import environment
 from sam2_3dmed.baselines.nnunet.dataset import to_classes
 from sam2_3dmed.baselines.nnunet.process import Worker
-from sam2_3dmed.baselines.nnunet.recipe import nnunet_recipe
 from sam2_3dmed.baselines.nnunet.run import FOLDER, training_peaks
+from sam2_3dmed.baselines.nnunet.system import NNUNET
 from sam2_3dmed.cli.main import app
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.evaluation.cases import evaluate_folders
 from sam2_3dmed.processes.signals import Terminated
 from sam2_3dmed.run.run_folder import load_model
-from sam2_3dmed.run.train import TrainRequest, test_run, train_run
+from sam2_3dmed.run.train import TrainRequest, test_run, train
 from sam2_3dmed.volume.volume import Volume
 
 test_run.__test__ = False  # a function of the package, not a test
@@ -47,14 +47,14 @@ def real(tmp_path_factory):
 
 
 def request(data: Path, out: Path, *settings: str, resume: bool = False) -> TrainRequest:
-    return TrainRequest(data, out, config=nnunet_recipe(settings), system="nnunet", resume=resume)
+    return TrainRequest(data, out, recipe=NNUNET.recipe(settings=settings), system="nnunet", resume=resume)
 
 
 @pytest.fixture(scope="module")
 def run(real, blobs, tmp_path_factory):
     """Trained for a few steps; the balls are so plain that they begin to show."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    return train_run(request(blobs, out, "training.epochs=3", "training.steps_per_epoch=6"))
+    return train(request(blobs, out, "training.epochs=3", "training.steps_per_epoch=6"))
 
 
 def results(run):
@@ -161,10 +161,10 @@ def test_minutes_are_planned_once_and_a_stopped_run_goes_on(blobs, tmp_path, mon
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "answers", until_the_second_epoch)
         with pytest.raises(Terminated):
-            train_run(request(blobs, tmp_path / "run", *settings))
+            train(request(blobs, tmp_path / "run", *settings))
     epochs, steps = json.loads((results(tmp_path / "run") / "schedule.json").read_text())
     assert 2 < epochs <= 1000
     assert steps == 2
-    run = train_run(request(blobs, tmp_path / "run", *settings, resume=True))
+    run = train(request(blobs, tmp_path / "run", *settings, resume=True))
     with (run / "curves.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [steps * n for n in range(1, epochs + 1)]

@@ -13,13 +13,14 @@ import torch
 from sam2_3dmed.baselines.nnunet.dataset import ENDING, to_values, write_channels
 from sam2_3dmed.baselines.nnunet.environment import find_python
 from sam2_3dmed.baselines.nnunet.process import Worker
-from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetSpec
+from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetRecord, NnunetSpec
 from sam2_3dmed.config import Plan
 from sam2_3dmed.errors import ConfigError, ProcessError, VolumeError
 from sam2_3dmed.inference.auxiliary import Auxiliary
 from sam2_3dmed.inference.interface import refuse_boxes
 from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.probabilities import writing_probabilities
+from sam2_3dmed.run.run_folder import MODEL_FILE
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.slices import volume_to_slices
 from sam2_3dmed.volume.volume import Volume
@@ -147,3 +148,8 @@ def make_nnunet_predictor(
         passes={name: told[name] for name in _OF_PASSES},
         post=PostProcessing(**{name: told[name] for name in of_post}),
     )
+
+
+def load_run(folder: Path, record: NnunetRecord, device: torch.device, **settings: Any) -> NnunetPredictor:
+    """The trained model of a run folder."""
+    return make_nnunet_predictor(folder / MODEL_FILE, record.model, record.plan, record.recipe, device, **settings)

@@ -1,12 +1,12 @@
-"""What a run of the real nnU-Net is told, and what is known of its model."""
+"""The recipe of the real nnU-Net, and the record of its runs."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sam2_3dmed.config import SplitConfig, with_settings
+from sam2_3dmed.config import SplitConfig
 from sam2_3dmed.config.schema import Volume
+from sam2_3dmed.run.run_config import RunRecord
 
 Configuration = Literal["2d", "3d_fullres", "3d_lowres"]
 
@@ -16,7 +16,7 @@ class _Frozen(BaseModel):
 
 
 class NnunetModelConfig(_Frozen):
-    """What nnU-Net plans. Its cascade and its ensembles, which take several runs, are not here."""
+    """What nnU-Net plans. Its cascade and its ensembles take several runs and are not here."""
 
     planner: Literal["ExperimentPlanner", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL"] = (
         "ExperimentPlanner"
@@ -48,7 +48,7 @@ class NnunetInferenceConfig(_Frozen):
 
 
 class NnunetConfig(_Frozen):
-    """All that a run of nnU-Net is told besides the data."""
+    """Every option of a run of nnU-Net."""
 
     system: Literal["nnunet"] = "nnunet"
     model: NnunetModelConfig = NnunetModelConfig()
@@ -58,22 +58,21 @@ class NnunetConfig(_Frozen):
 
 
 class NnunetSpec(_Frozen):
-    """All that it takes to build its network again: nnU-Net's plans.json and dataset.json, and which of its plans."""
+    """Everything that builds its network again: nnU-Net's plans.json and dataset.json, and which of its plans."""
 
     configuration: Configuration
     plans: dict[str, Any]
     dataset: dict[str, Any]
 
+
+class NnunetRecord(RunRecord):
+    """The record of nnU-Net."""
+
+    system: Literal["nnunet"] = "nnunet"
+    model: NnunetSpec
+    recipe: NnunetConfig
+
     @property
     def about(self) -> str:
-        """The model in a few words."""
-        patch = " x ".join(map(str, self.plans["configurations"][self.configuration]["patch_size"]))
-        return f"nnU-Net, {self.configuration}, patches of {patch} voxels"
-
-
-def nnunet_recipe(settings: Sequence[str] = ()) -> NnunetConfig:
-    """nnU-Net's defaults with `section.key=value` settings applied.
-
-    Raises: ConfigError for a setting that is not valid.
-    """
-    return with_settings(NnunetConfig(), settings)
+        patch = self.model.plans["configurations"][self.model.configuration]["patch_size"]
+        return f"nnU-Net, {self.model.configuration}, patches of {' x '.join(map(str, patch))} voxels"

@@ -1,121 +1,124 @@
-"""A run of nnU-Net: its data set, plans and preprocessing, its training, and the weights that are left."""
+"""Runs of nnU-Net: its data set, plans and preprocessing, its training, and the weights that are left."""
 
 import csv
 import io
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import torch
 
 from sam2_3dmed.baselines.nnunet.dataset import write_dataset, write_split
+from sam2_3dmed.baselines.nnunet.environment import installed_versions
 from sam2_3dmed.baselines.nnunet.process import Worker, most_processes
-from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetSpec
-from sam2_3dmed.config import Plan
-from sam2_3dmed.data.dataset import MedicalDataset
-from sam2_3dmed.data.splits import Split
-from sam2_3dmed.errors import DataError
+from sam2_3dmed.baselines.nnunet.recipe import NnunetRecord, NnunetSpec
+from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.processes.atomic import write_text
-from sam2_3dmed.processes.map_cases import Progress
+from sam2_3dmed.run.run_folder import MODEL_FILE
+from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.fit import FitResult
 
 FOLDER = "nnunet"
-"""In a run folder, nnU-Net's own: its log, its results, its memory, and until training has ended its data."""
-WEIGHTS_FILE = "model.safetensors"
+"""nnU-Net's own folder in a run folder: its log, its results, its memory, and until training has ended its data."""
+LOG_FILE = "log.txt"
 _MEMORY_FILE = "memory.json"
 _PEAKS = ("peak_mb", "gpu_peak_mb")
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Folders:
-    """nnU-Net's, in the folder of a run."""
+@dataclass
+class NnunetRun(TrainingRun):
+    """A run in a process of nnU-Net's environment."""
 
-    root: Path
+    record: NnunetRecord
+    folder: Path
 
-    @property
-    def variables(self) -> Mapping[str, Path]:
-        """By the names that nnU-Net knows them by."""
-        return {f"nnUNet_{part}": self.root / part for part in ("raw", "preprocessed", "results")}
+    def fit(self, *, resume: bool) -> FitResult:
+        """Train, or go on from nnU-Net's last checkpoint; leave the weights and curves.csv in the run's folder.
 
-    @property
-    def log(self) -> Path:
-        """What nnU-Net says."""
-        return self.root / "log.txt"
+        The weights are the last ones, as nnU-Net has it. Its own predictions of the validation cases and their summary
+        stay in nnunet/results.
+
+        Raises:
+            ProcessError: nnU-Net fails.
+        """
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        root, variables = self.folder / FOLDER, _variables(self.folder)
+        told = {
+            **self.record.recipe.training.model_dump(),
+            **self.record.model.model_dump(),
+            "device": device,
+            "weights": str((root / MODEL_FILE).resolve()),
+        }
+        curves = _Curves(self.folder / "curves.csv", list(self.record.plan.labels.values()))
+        with Worker("train", told, root / LOG_FILE, folders=variables, device=device) as worker:
+            for answer in worker.answers():
+                _note_peaks(self.folder, answer)
+                if "epoch" in answer:
+                    curves.add(answer)
+        (root / MODEL_FILE).replace(self.folder / MODEL_FILE)
+        for part in ("nnUNet_raw", "nnUNet_preprocessed"):
+            shutil.rmtree(variables[part], ignore_errors=True)
+        return curves.result()
+
+    def save(self) -> None:
+        """Nothing: `fit` has written the weights."""
 
 
-def plan_run(
-    config: NnunetConfig,
-    plan: Plan,
-    catalog: MedicalDataset,
-    split: Split,
-    folder: Path,
-    *,
-    progress: Callable[[str], AbstractContextManager[Progress | None]],
-) -> NnunetSpec:
-    """nnU-Net's plans for the training and validation cases, which it preprocesses.
-
-    catalog: of these cases alone. folder: of the run. progress: a bar for a title.
+def start_run(preparation: Preparation) -> NnunetRun:
+    """Have nnU-Net plan and preprocess the training and validation cases, unless the run is resumed.
 
     Raises:
-        ConfigError: no environment. ProcessError: nnU-Net fails. UserError: cases that cannot be read.
+        ConfigError: several devices. ProcessError: nnU-Net fails. UserError: cases that cannot be read.
     """
-    folders = Folders(folder / FOLDER)
+    if preparation.distributed.size > 1:
+        raise ConfigError("--devices and --nodes: nnunet trains on one GPU here")
+    record = cast(NnunetRecord | None, preparation.resumed) or NnunetRecord(
+        model=_plan(preparation),
+        plan=preparation.plan,
+        recipe=preparation.recipe,
+        weights="none",
+        versions={"sam2-3dmed": version("sam2-3dmed"), **installed_versions()},
+    )
+    logger.info("model: %s", record.about)
+    return NnunetRun(record, preparation.folder)
+
+
+def _variables(folder: Path) -> dict[str, Path]:
+    """nnU-Net's folders in a run folder, by the names of its variables."""
+    return {f"nnUNet_{part}": folder / FOLDER / part for part in ("raw", "preprocessed", "results")}
+
+
+def _plan(preparation: Preparation) -> NnunetSpec:
+    root, variables = preparation.folder / FOLDER, _variables(preparation.folder)
+    model = preparation.recipe.model
     try:
-        for path in folders.variables.values():
+        for path in variables.values():
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir(parents=True)
-        with progress("Writing cases for nnU-Net") as bar:
-            write_dataset(catalog, plan, folders.variables["nnUNet_raw"], bar)
-        logger.info("nnU-Net plans and preprocesses; it says more in %s", folders.log)
-        told = {**config.model.model_dump(), "processes": most_processes()}
-        with Worker("plan", told, folders.log, folders=folders.variables) as worker:
+        with preparation.progress("Writing cases for nnU-Net") as bar:
+            write_dataset(preparation.dataset, preparation.plan, variables["nnUNet_raw"], bar)
+        logger.info("nnU-Net plans and preprocesses; its output is in %s", root / LOG_FILE)
+        told = {**model.model_dump(), "processes": most_processes()}
+        with Worker("plan", told, root / LOG_FILE, folders=variables) as worker:
             answer = worker.answer()
-        write_split(split, folders.variables["nnUNet_preprocessed"])
+        write_split(preparation.split, variables["nnUNet_preprocessed"])
     except OSError as error:
-        raise DataError(f"{folders.root}: cannot be written: {error.strerror or error}") from None
-    return NnunetSpec(configuration=config.model.configuration, plans=answer["plans"], dataset=answer["dataset"])
-
-
-def fit_nnunet(
-    config: NnunetConfig, spec: NnunetSpec, labels: Mapping[int, str], folder: Path, *, device: str
-) -> FitResult:
-    """Train, or go on from nnU-Net's last checkpoint; leave `model.safetensors` and curves.csv in the run's folder.
-
-    The weights are the last ones, as nnU-Net has it; its own predictions of the validation cases and their summary stay
-    in nnunet/results. `training_peaks` tells what memory it took.
-
-    Raises: ProcessError if nnU-Net fails.
-    """
-    folders = Folders(folder / FOLDER)
-    told = {
-        **config.training.model_dump(),
-        **spec.model_dump(),
-        "device": device,
-        "weights": str((folders.root / WEIGHTS_FILE).resolve()),
-    }
-    curves = _Curves(folder / "curves.csv", list(labels.values()))
-    with Worker("train", told, folders.log, folders=folders.variables, device=device) as worker:
-        for answer in worker.answers():
-            _note_peaks(folder, answer)
-            if "epoch" in answer:
-                curves.add(answer)
-    (folders.root / WEIGHTS_FILE).replace(folder / WEIGHTS_FILE)
-    for part in ("nnUNet_raw", "nnUNet_preprocessed"):
-        shutil.rmtree(folders.variables[part], ignore_errors=True)
-    return curves.result()
+        raise DataError(f"{root}: cannot be written: {error.strerror or error}") from None
+    return NnunetSpec(configuration=model.configuration, plans=answer["plans"], dataset=answer["dataset"])
 
 
 def training_peaks(folder: Path) -> tuple[float | None, float | None]:
-    """Of a run, the most memory that nnU-Net's process had in training so far, and that it had on its GPU, in MB.
+    """The most memory and GPU memory in MB that nnU-Net's process had in the training of a run; None where unknown.
 
-    None: not known. An interrupted run has the highest of its parts.
+    An interrupted run has the highest of its parts.
     """
     try:
         content = json.loads((folder / FOLDER / _MEMORY_FILE).read_text(encoding="utf-8"))

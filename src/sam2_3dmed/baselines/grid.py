@@ -1,16 +1,36 @@
-"""From one grid to another, as nnU-Net does it: smoothly, but not between slices that lie far apart."""
+"""The grid that patches are cut from: volumes on it, as nnU-Net resamples them. Axes are (D, H, W) everywhere.
+
+Between slices that lie far apart nothing is interpolated smoothly.
+"""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.baselines.plan import ANISOTROPIC, Three
+Three = tuple[int, int, int]
+Spacing = tuple[float, float, float]
+
+ANISOTROPIC = 3.0
+"""From this ratio of spacings on, slices lie far apart."""
+
+
+class Grid(NamedTuple):
+    """The grid of one case."""
+
+    shape: Three
+    spacing_mm: Spacing
+
+
+def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Three:
+    """How many voxels a volume has on another grid; at least one along each axis."""
+    d, h, w = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True))
+    return d, h, w
 
 
 def thick_axis(*spacings_mm: Sequence[float]) -> int | None:
-    """The axis along which slices lie far apart, in the first of the grids that has one; none if none has."""
+    """The axis along which slices lie far apart, in the first of the grids that has one."""
     for spacing in spacings_mm:
         worst = int(np.argmax(spacing))
         if spacing[worst] > ANISOTROPIC * min(spacing):

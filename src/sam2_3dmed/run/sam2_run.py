@@ -1,0 +1,144 @@
+"""Runs of SAM2-3dMed: how one starts, trains and is saved, and how a trained model is loaded."""
+
+import logging
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from sam2_3dmed.data.cache import CaseCache
+from sam2_3dmed.encoders.peft_adapters import merge_lora
+from sam2_3dmed.encoders.precision import bf16_is_fast
+from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.inference.manifest import checksum
+from sam2_3dmed.inference.passes import PassOptions
+from sam2_3dmed.inference.postprocess import PostProcessing
+from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.run.build_model import make_model, remake_model
+from sam2_3dmed.run.run_config import Sam2Record
+from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights, rebuild, save_model
+from sam2_3dmed.run.systems import Preparation, TrainingRun
+from sam2_3dmed.training.checkpoints import newest_whole_state
+from sam2_3dmed.training.distributed import DistributedContext
+from sam2_3dmed.training.feature_cache import require_frozen
+from sam2_3dmed.training.fit import FitResult, fit, try_rates
+from sam2_3dmed.training.lr_finder import RateTest
+from sam2_3dmed.training.memory_budget import fit_to_memory
+from sam2_3dmed.training.trainer import seed_everything, use_bf16
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Sam2Run(TrainingRun):
+    """A network with its cases. predictor: wraps the same network."""
+
+    record: Sam2Record
+    network: SAM2For3dMed
+    predictor: Predictor
+    training: CaseCache
+    validation: CaseCache
+    folder: Path
+    distributed: DistributedContext
+
+    def fit(self, *, resume: bool) -> FitResult:
+        result = fit(
+            self.network,
+            self.predictor,
+            training=self.training,
+            validation=self.validation,
+            config=self.record.recipe,
+            folder=self.folder,
+            resume=resume,
+            distributed=self.distributed,
+        )
+        if self.record.recipe.model.adapt == "lora" and self.distributed.first:
+            merge_lora(self.network.encoder)
+        return result
+
+    def save(self) -> None:
+        save_model(self.network, self.record, self.folder)
+
+    def try_rates(self) -> RateTest:
+        return try_rates(
+            self.network, self.predictor, training=self.training, config=self.record.recipe, folder=self.folder
+        )
+
+
+def start_run(preparation: Preparation) -> Sam2Run:
+    """Build the network and prepare the cases; weights come first, since they fail in seconds."""
+    recipe, plan = preparation.recipe, preparation.plan
+    seed_everything(recipe.training.seed)
+    network, record = _first_network(preparation)
+    logger.info(
+        "model: size %s at %d pixels, D = %d, K = %d, weights %s, encoder %s",
+        *(record.model.size, record.model.image_size, recipe.slab_slices or plan.slab_slices, plan.num_classes),
+        record.weights,
+        "trains" if record.encoder_trains else f"frozen, adapts by {recipe.model.adapt or 'nothing'}",
+    )
+    if recipe.feature_cache.views > 0:
+        require_frozen(network.encoder)
+    cache, split = preparation.cases(), preparation.split
+    bf16 = use_bf16(recipe.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    predictor = make_predictor(network, record, bf16=bf16)
+    if preparation.gpu_memory is not None:
+        fitting = fit_to_memory(recipe, plan, predictor, preparation.gpu_memory, preparation.distributed.size)
+        record = record.model_copy(update={"recipe": fitting})
+    training, validation = cache.subset(split.train), cache.subset(split.validation)
+    return Sam2Run(record, network, predictor, training, validation, preparation.folder, preparation.distributed)
+
+
+def _first_network(preparation: Preparation) -> tuple[SAM2For3dMed, Sam2Record]:
+    """A network with its first weights, unless a checkpoint replaces them."""
+    old = cast(Sam2Record | None, preparation.resumed)
+    if old is None:
+        return make_model(preparation.recipe, preparation.plan, preparation.weights)
+    if newest_whole_state(preparation.folder / "checkpoints") is not None:
+        return remake_model(old), old
+    return make_model(old.recipe, old.plan, old.weights)[0], old
+
+
+def make_predictor(network: SAM2For3dMed, record: Sam2Record, **settings: Any) -> Predictor:
+    """A predictor with the run's settings. settings: of `PassOptions` and `PostProcessing`, instead of the run's.
+
+    Raises:
+        ConfigError: a setting that does not exist.
+    """
+    told = record.recipe.inference.model_dump()
+    told["slab_slices"] = record.recipe.slab_slices or record.plan.slab_slices
+    told |= settings
+    of_passes, of_post = ({field.name for field in fields(kind)} for kind in (PassOptions, PostProcessing))
+    if unknown := told.keys() - of_passes - of_post:
+        raise ConfigError(f"no option {min(unknown)!r}; there are {', '.join(sorted(of_passes | of_post))}")
+    return Predictor(
+        network,
+        preprocessing=record.plan.preprocessing,
+        labels=record.plan.labels,
+        passes=PassOptions(**{name: value for name, value in told.items() if name in of_passes}),
+        post=PostProcessing(**{name: value for name, value in told.items() if name in of_post}),
+    )
+
+
+def load_pytorch(folder: Path, record: Sam2Record, device: torch.device, **settings: Any) -> Predictor:
+    """The trained model of a run folder. Without the setting bf16, it computes in bf16 where that is fast."""
+    network = rebuild(record)
+    fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
+    return make_predictor(network.to(device).eval(), record, **{"bf16": bf16_is_fast(device)} | settings)
+
+
+def load_onnx(folder: Path, record: Sam2Record, **settings: Any) -> Predictor:
+    """The model that `export` wrote into a folder; it runs on the CPU."""
+    from sam2_3dmed.inference.onnx_network import OnnxNetwork
+
+    network = OnnxNetwork(
+        folder,
+        run_sha256=record.sha256(),
+        model_sha256=checksum([folder / MODEL_FILE]) if (folder / MODEL_FILE).is_file() else None,
+        slab_slices=record.recipe.slab_slices or record.plan.slab_slices,
+    )
+    # It has what slabs mode uses of a network, and `require` refuses all other settings.
+    predictor = make_predictor(cast(SAM2For3dMed, network), record, **settings)
+    network.require(predictor.passes)
+    return predictor
