@@ -169,7 +169,7 @@ def train(change: str, seed: int, cases: Any, plan: Any, arguments: argparse.Nam
     seed_everything(seed)
     network, record = make_model(config, plan, "none")
     if change == "no_token":
-        network = build_network(**record.model.model_copy(update={"no_memory_token": False}).model_dump())
+        network = build_network(record.recipe.model.model_copy(update={"no_memory_token": False}), plan.num_classes)
     model = make_supervised(network, plan.num_classes) if change == "deep" else network
     loss = make_loss(change, config, model)
     recipe = config.training

@@ -12,6 +12,7 @@ import time
 
 import torch
 
+from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.encoders.peft_adapters import add_lora, train_last_stage
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
@@ -21,7 +22,7 @@ WAYS = ("frozen", "lora", "last stage", "all of it")
 
 def network(way: str, args: argparse.Namespace) -> SAM2For3dMed:
     torch.manual_seed(0)
-    made = build_network(size=args.size, image_size=args.image_size, num_classes=1)
+    made = build_network(NetworkConfig(size=args.size, image_size=args.image_size), 1)
     if way == "frozen":
         made.encoder.freeze()
     elif way == "lora":

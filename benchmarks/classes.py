@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
 
+    from sam2_3dmed.config import NetworkConfig
     from sam2_3dmed.inference.logits_to_mask import argmax_mask
     from sam2_3dmed.inference.passes import PassOptions, slice_logits
     from sam2_3dmed.model.build import build_network
@@ -48,7 +49,7 @@ def main() -> None:
     for size in arguments.sizes:
         torch.manual_seed(0)
         image_size = SIZES[size].image_size
-        networks = {k: build_network(size=size, image_size=image_size, num_classes=k).eval() for k in COUNTS}
+        networks = {k: build_network(NetworkConfig(size=size, image_size=image_size), k).eval() for k in COUNTS}
         passing: dict[int, list[float]] = {k: [] for k in COUNTS}
         deciding: dict[int, list[float]] = {k: [] for k in COUNTS}
         apart: dict[int, list[float]] = {k: [] for k in COUNTS}

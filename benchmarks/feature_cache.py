@@ -108,7 +108,7 @@ def seconds_of(work: Callable[[], Any]) -> np.ndarray:
 def measure(size: str, boundary: bool, arguments: argparse.Namespace, folder: Path) -> None:
     import torch
 
-    from sam2_3dmed.config import FeatureCacheConfig
+    from sam2_3dmed.config import FeatureCacheConfig, NetworkConfig
     from sam2_3dmed.data.slabs import SampleKey, ViewSlabs, collate
     from sam2_3dmed.data.views import View
     from sam2_3dmed.experiments.resource_meter import count_flops
@@ -116,7 +116,7 @@ def measure(size: str, boundary: bool, arguments: argparse.Namespace, folder: Pa
     from sam2_3dmed.training.feature_cache import FeatureCache
 
     torch.manual_seed(0)
-    network = build_network(size=size, image_size=arguments.image_size, num_classes=1, boundary=boundary)
+    network = build_network(NetworkConfig(size=size, image_size=arguments.image_size, boundary=boundary), 1)
     network.encoder.freeze()
     device, bf16 = torch.device(arguments.device), arguments.bf16
     network.to(device)

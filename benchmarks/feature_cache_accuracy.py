@@ -33,9 +33,9 @@ def train(cache: Path, views: int, seed: int, arguments: argparse.Namespace) -> 
     record, split = read_record(run), Split.read(run / "split.json")
     epochs = 10
     settings = [
-        f"model.size={record.model.size}",
-        f"model.image_size={record.model.image_size}",
-        "model.train_encoder=false",
+        f"model.size={record.recipe.model.size}",
+        f"model.image_size={record.recipe.model.image_size}",
+        "training.encoder=frozen",
         f"training.epochs={epochs}",
         f"training.samples_per_epoch={arguments.steps * arguments.batch_size // epochs}",
         f"training.batch_size={arguments.batch_size}",

@@ -44,6 +44,7 @@ def random_predictor(model: str, image_size: int | None = None, **passes: Any) -
     """A predictor with random weights; image_size: none for 512, 96 for nano. passes: of `PassOptions`."""
     import torch
 
+    from sam2_3dmed.config import NetworkConfig
     from sam2_3dmed.inference.passes import PassOptions
     from sam2_3dmed.inference.predictor import Predictor
     from sam2_3dmed.model.build import build_network
@@ -51,7 +52,7 @@ def random_predictor(model: str, image_size: int | None = None, **passes: Any) -
 
     torch.manual_seed(0)
     pixels = image_size or (96 if model == "nano" else 512)
-    network = build_network(size=model, image_size=pixels, num_classes=len(LABELS)).eval()
+    network = build_network(NetworkConfig(size=model, image_size=pixels), len(LABELS)).eval()
     options = {"slab_slices": SLAB_SLICES, **passes}
     preprocessing = Preprocessing("axial", (Normalisation("fixed", -160, 240),))
     return Predictor(network, preprocessing=preprocessing, labels=LABELS, passes=PassOptions(**options))

@@ -28,13 +28,13 @@ MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1000000", "MALLOC_TRIM_THRESHOLD_": "100000
 def make_step(size: str, image_size: int, num_classes: int, checkpointing: bool):
     import torch
 
-    from sam2_3dmed.config import LossConfig
+    from sam2_3dmed.config import LossConfig, NetworkConfig
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.training.losses import TotalLoss
     from sam2_3dmed.training.memory_estimator import Step
 
     torch.manual_seed(0)
-    network = build_network(size=size, image_size=image_size, num_classes=num_classes).train()
+    network = build_network(NetworkConfig(size=size, image_size=image_size), num_classes).train()
     network.encoder.freeze()
     network.save_memory(checkpointing=checkpointing, slices_at_once=4)
     return Step(network, TotalLoss(LossConfig()), num_classes)

@@ -151,6 +151,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also ours compiled, whose compilation is timed apart")
     arguments = parser.parse_args()
 
+    from sam2_3dmed.config import NetworkConfig
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.model.weights import load_sam2, read_sam2
 
@@ -166,7 +167,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         weights = read_sam2(folder)
-    network = build_network(size=size, image_size=image_size, num_classes=1, srpp=False, boundary=False).eval()
+    network = build_network(NetworkConfig(size=size, image_size=image_size, srpp=False, boundary=False), 1).eval()
     load_sam2(network, weights)
     slices = make_slices(arguments.slices, image_size)
     prepared = network.encoder.prepare(torch.from_numpy(slices).unsqueeze(0))[0]

@@ -101,20 +101,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(train, blobs: Path, tmp_path:
     assert all(torch.equal(resumed[tensor], expected[tensor]) for tensor in expected)
 
 
-@pytest.mark.parametrize("how", ["none", "lora", "last_stage"])
+@pytest.mark.parametrize("how", ["frozen", "lora", "last_stage"])
 def test_a_run_starts_from_one_that_adapted_its_encoder(train, how: str) -> None:
     run = train("scratch+lora+ema")
     plan = read_record(run).plan
-    network, record = make_model(with_settings(read_recipe("scratch"), [f"model.adapt={how}"]), plan, str(run))
+    network, record = make_model(with_settings(read_recipe("scratch"), [f"training.encoder={how}"]), plan, str(run))
     torch.testing.assert_close(logits(network), logits(load_model(run).network), atol=1e-5, rtol=1e-5)
-    assert not record.encoder_trains
-    assert network.encoder.frozen == (how == "none")
+    assert record.recipe.training.encoder == how
+    assert network.encoder.frozen == (how == "frozen")
     assert any(".lora_" in name for name in network.state_dict()) == (how == "lora")
 
 
 @pytest.mark.parametrize("how", ["lora", "last_stage"])
 def test_without_weights_there_is_nothing_to_adapt(blobs: Path, tmp_path: Path, how: str) -> None:
-    message = f"^model.adapt {how} adapts a pre-trained encoder, and with --weights none there is none$"
+    message = f"^training.encoder={how} adapts a pre-trained encoder, and --weights none gives none$"
     with pytest.raises(ConfigError, match=message):
         train_run(TrainRequest(blobs, tmp_path / "run", recipe=recipe(f"auto+{how}"), weights="none"))
     assert not (tmp_path / "run").exists()

@@ -95,7 +95,7 @@ def test_the_reference_gives_boxes_and_nothing_else(run: Path, blobs: Path, mode
 
 
 def test_a_frozen_encoder_and_its_kept_features_go_with_boxes(blobs: Path, tmp_path: Path) -> None:
-    run = trained(blobs, tmp_path / "run", "model.train_encoder=false", "feature_cache.views=2")
+    run = trained(blobs, tmp_path / "run", "training.encoder=frozen", "feature_cache.views=2")
     fresh, learnt = rebuild(read_record(run)).state_dict(), read_weights(run / "model.safetensors")
     name = "segmentation.mask_decoder.no_mask_embed.weight"
     assert fresh.keys() == learnt.keys()

@@ -62,7 +62,7 @@ def test_paper_is_all_defaults():
 @pytest.mark.parametrize(
     ("ablation", "key", "value"),
     [
-        ("without_pretraining", "model.train_encoder", True),
+        ("without_pretraining", "training.encoder", "train"),
         ("without_srpp", "model.srpp", False),
         ("without_shared_context", "model.share_context", False),
         ("with_srpp_memory", "model.srpp_memory", True),
@@ -117,10 +117,10 @@ def test_ablations_add_up_in_any_order():
         ("sam2", SAM2),
         ("medsam2", MEDSAM2),
         ("medsam2_boxes", {**MEDSAM2, "model.box_every": 2}),
-        ("lora", {"model.adapt": "lora", "training.encoder_rate": 5.0}),
+        ("lora", {"training.encoder": "lora", "training.encoder_rate": 5.0}),
         (
             "last_stage",
-            {"model.adapt": "last_stage", "training.encoder_rate": 0.6, "training.layer_decay": 0.9},
+            {"training.encoder": "last_stage", "training.encoder_rate": 0.6, "training.layer_decay": 0.9},
         ),
         ("ema", {"training.ema_decay": 0.999}),
     ],
@@ -154,7 +154,7 @@ def test_the_table_above_names_every_addition_and_opponent():
 
 def test_additions_go_with_ablations_and_each_other_but_not_two_ways_to_adapt():
     config = read_recipe("paper+lora+without_srpp+ema")
-    assert (config.model.adapt, config.model.srpp, config.training.ema_decay) == ("lora", False, 0.999)
+    assert (config.training.encoder, config.model.srpp, config.training.ema_decay) == ("lora", False, 0.999)
     for both in ("lora+last_stage", "last_stage+lora"):
         with pytest.raises(ConfigError, match="^{} and {} exclude each other$".format(*both.split("+"))):
             read_recipe(f"paper+{both}")

@@ -5,6 +5,7 @@ import onnx
 import pytest
 import torch
 
+from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.export.graph import OPSET, encoder_onnx, slab_onnx
 from sam2_3dmed.inference.onnx_files import FEATURES, open_session
 from sam2_3dmed.model.build import build_network
@@ -13,7 +14,7 @@ from sam2_3dmed.model.build import build_network
 @pytest.fixture(scope="module")
 def network():
     torch.manual_seed(0)
-    made = build_network(size="nano", image_size=64, num_classes=2, srpp=True, boundary=True, fusion_residual=True)
+    made = build_network(NetworkConfig(size="nano", image_size=64, srpp=True, boundary=True, fusion_residual=True), 2)
     with torch.no_grad():
         for parameter in made.parameters():
             if not parameter.any():

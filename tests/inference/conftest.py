@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.inference.batch import Results
 from sam2_3dmed.inference.job import Job
 from sam2_3dmed.inference.manifest import Manifest, Provenance
@@ -26,7 +27,7 @@ def make_network():
         if num_classes not in made:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                made[num_classes] = build_network(size="nano", image_size=64, num_classes=num_classes).eval()
+                made[num_classes] = build_network(NetworkConfig(size="nano", image_size=64), num_classes).eval()
         return made[num_classes]
 
     return make

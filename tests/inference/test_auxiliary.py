@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.inference.auxiliary import Auxiliary, SlabPositions, boundary_file, positions_file
 from sam2_3dmed.inference.passes import PassOptions
@@ -53,7 +54,7 @@ def test_every_slab_has_its_positions(network) -> None:
 
 
 def test_a_network_without_the_parts_says_nothing(volume: Volume) -> None:
-    bare = build_network(size="nano", image_size=64, num_classes=2, srpp=False, boundary=False).eval()
+    bare = build_network(NetworkConfig(size="nano", image_size=64, srpp=False, boundary=False), 2).eval()
     mask, auxiliary = predictor(bare).with_auxiliary(volume)
     assert mask.shape == volume.shape
     assert auxiliary == Auxiliary(None, ())

@@ -43,11 +43,12 @@ UNDER_A_LIMIT = """
 import logging, os, resource, sys
 import numpy as np, torch
 from sam2_3dmed.inference.passes import PassOptions, slice_logits
+from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.model.build import build_network
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 torch.manual_seed(0)
 torch.set_num_threads(1)
-network = build_network(size="nano", image_size=64, num_classes=2, srpp=False, boundary=False).eval()
+network = build_network(NetworkConfig(size="nano", image_size=64, srpp=False, boundary=False), 2).eval()
 slices = np.random.default_rng(0).random((60, 1, 20, 30), dtype=np.float32)
 def run(batch_size):
     options = PassOptions(6, direction="both", overlap=0.7, batch_size=batch_size)

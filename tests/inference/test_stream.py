@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.inference import stream as stream_module
 from sam2_3dmed.inference.stream import stream_logits
@@ -19,7 +20,7 @@ from sam2_3dmed.model.build import build_network
 def network():
     """Two classes; SRPP's context and BD's features reach the masks, which they do not in a fresh network."""
     torch.manual_seed(0)
-    made = build_network(size="nano", image_size=64, num_classes=2).eval()
+    made = build_network(NetworkConfig(size="nano", image_size=64), 2).eval()
     for part in (made.srpp.to_context, made.boundary_to_segmentation):
         torch.nn.init.normal_(part.weight, std=0.2)
     return made

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.encoders.image_encoder import resize
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.passes import PassOptions, slice_logits
@@ -75,7 +76,9 @@ def test_shifts_are_the_mean_of_what_is_seen_from_four_places(network, mode, fli
 
 @pytest.mark.parametrize("flips", [False, True])
 def test_boxes_move_and_turn_with_what_is_seen(flips):
-    network = build_network(size="nano", image_size=64, num_classes=1, srpp=False, boundary=False, box_every=1).eval()
+    network = build_network(
+        NetworkConfig(size="nano", image_size=64, srpp=False, boundary=False, box_every=1), 1
+    ).eval()
     label = torch.zeros(1, 64, 64, dtype=torch.int32)
     label[0, 20:30, 12:40] = 1
     image = label.unsqueeze(1).float().numpy()
@@ -168,7 +171,7 @@ def test_compiling_without_a_compiler_is_one_line(network: SAM2For3dMed, monkeyp
 def test_what_is_compiled_gives_the_same(monkeypatch, bf16):
     """Each part is one graph; the C++ made of it, which takes minutes, is benchmarks/video_model.py's."""
     torch.manual_seed(0)
-    network = build_network(size="nano", image_size=64, num_classes=2, boundary=False).eval()
+    network = build_network(NetworkConfig(size="nano", image_size=64, boundary=False), 2).eval()
     options = PassOptions(4, direction="forward", mode="stream", bf16=bf16)
     eager = [logits for _, logits in slice_logits(network, stack(), options)]
     compile_part = torch.nn.Module.compile

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.sizes import SIZES, sam2_config
@@ -23,9 +24,9 @@ def _one_thread() -> None:
 def nano() -> Callable[..., SAM2For3dMed]:
     """Builds a nano network of two classes in eval mode; the same seed and switches give the same weights."""
 
-    def build(*, seed: int = 0, **switches: object) -> SAM2For3dMed:
+    def build(*, seed: int = 0, num_classes: int = 2, **switches: object) -> SAM2For3dMed:
         torch.manual_seed(seed)
-        return build_network(**{"size": "nano", "image_size": IMAGE_SIZE, "num_classes": 2} | switches).eval()
+        return build_network(NetworkConfig(**{"size": "nano", "image_size": IMAGE_SIZE} | switches), num_classes).eval()
 
     return build
 

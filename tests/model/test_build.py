@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.sizes import SIZES
 
@@ -70,7 +71,7 @@ def test_classes_start_apart_from_scratch(nano, slab) -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_every_size_builds_with_its_own_widths(name: str) -> None:
     with torch.device("meta"):
-        network = build_network(size=name, image_size=64, num_classes=2)
+        network = build_network(NetworkConfig(size=name, image_size=64), 2)
     assert network.segmentation.channels == SIZES[name].channels
     assert len(network.encoder.vision_encoder.backbone.blocks) == sum(SIZES[name].blocks)
     assert len(network.segmentation.memory_attention.layers) == SIZES[name].memory_attention_layers
@@ -81,7 +82,7 @@ def test_every_size_builds_with_its_own_widths(name: str) -> None:
 def test_parameters_of_tiny_are_sam2s() -> None:
     """27 M in the encoder, 5.9 M in memory attention, about 1.4 M in the memory encoder."""
     with torch.device("meta"):
-        network = build_network(size="tiny", image_size=512, num_classes=1)
+        network = build_network(NetworkConfig(size="tiny", image_size=512), 1)
 
     def millions(module: nn.Module) -> float:
         return sum(parameter.numel() for parameter in module.parameters()) / 1e6

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.errors import WeightsError
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
@@ -60,7 +61,7 @@ def test_our_loop_is_sam2(meta_tiny: Path, shared_data: Path) -> None:
     weights = read_sam2(meta_tiny)
     assert weights.size == "tiny"
     assert weights.pointer_time
-    network = build_network(size="tiny", image_size=512, num_classes=1, srpp=False, boundary=False).eval()
+    network = build_network(NetworkConfig(size="tiny", image_size=512, srpp=False, boundary=False), 1).eval()
     load_sam2(network, weights)
 
     decode, found = network.segmentation.decode, []
@@ -91,16 +92,16 @@ def test_our_loop_is_sam2(meta_tiny: Path, shared_data: Path) -> None:
 def test_the_other_sizes_load_by_name_and_shape(size: str, meta_shapes: dict) -> None:
     with torch.device("meta"):
         meta = {name: torch.empty(shape) for name, shape in meta_shapes[size].items()}
-        network = build_network(size=size, image_size=512, num_classes=2)
+        network = build_network(NetworkConfig(size=size, image_size=512), 2)
     state = from_meta(meta)
     assert _detect_size(state, size) == size
     load_sam2(network, Sam2Weights(state=state, size=size, pointer_time=True, source=size))
 
 
-def meta_network(**switches: object) -> SAM2For3dMed:
+def meta_network(num_classes: int = 2, **switches: object) -> SAM2For3dMed:
     """A tiny network without memory for its weights: names and shapes are all these tests look at."""
     with torch.device("meta"):
-        return build_network(**{"size": "tiny", "image_size": 512, "num_classes": 2} | switches)
+        return build_network(NetworkConfig(**{"size": "tiny", "image_size": 512} | switches), num_classes)
 
 
 def save_meta(path: Path, shapes: dict) -> Path:

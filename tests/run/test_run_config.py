@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sam2_3dmed.baselines.recipe import Intensities, PatchRecord, PatchSpec
-from sam2_3dmed.config import ChannelPlan, Plan
+from sam2_3dmed.config import ChannelPlan, NetworkConfig, Plan, TrainingConfig
 from sam2_3dmed.errors import ConfigError, WeightsError
 from sam2_3dmed.run.run_config import CONFIG_FILE
 from sam2_3dmed.run.run_folder import read_record, read_sam2_record
@@ -55,6 +55,15 @@ def test_the_checksum_is_of_what_decides_masks(patches: PatchRecord) -> None:
     assert other.sha256() == patches.sha256()
     moved = patches.model.model_copy(update={"patch": (16, 16, 16)})
     assert patches.model_copy(update={"model": moved}).sha256() != patches.sha256()
+
+
+def test_the_checksum_of_our_method_covers_network_and_plan(blob_run: Path) -> None:
+    record = read_sam2_record(blob_run, "export")
+    other = record.recipe.model_copy(update={"training": TrainingConfig(seed=5)})
+    assert record.model_copy(update={"weights": "elsewhere", "recipe": other}).sha256() == record.sha256()
+    changed = record.recipe.model_copy(update={"model": NetworkConfig(image_size=128)})
+    assert record.model_copy(update={"recipe": changed}).sha256() != record.sha256()
+    assert record.model_copy(update={"plan": PLAN}).sha256() != record.sha256()
 
 
 @pytest.mark.parametrize(

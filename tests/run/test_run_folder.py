@@ -100,8 +100,9 @@ def test_post_processing_of_the_recipe(run: Path) -> None:
 def test_the_record_survives_its_file(run: Path) -> None:
     record = read_record(run)
     assert record.plan == plan()
-    assert record.recipe == recipe("inference.direction=backward", "slab_slices=4")
-    assert record.encoder_trains
+    complete = ["model.channels=64", "model.pointer_time=true", "model.no_memory_token=true", "training.encoder=train"]
+    assert record.recipe == recipe("inference.direction=backward", "slab_slices=4", *complete)
+    assert record.recipe.training.encoder == "train"
     assert set(record.versions) == {"sam2-3dmed", "torch", "transformers"}
 
 
@@ -147,7 +148,7 @@ def test_a_device_that_is_not_here(run: Path) -> None:
         (
             lambda f: (f / CONFIG_FILE).write_text("format: 2\nsystem: sam2_3dmed"),
             ConfigError,
-            r"config\.yaml: model: Field required",
+            r"config\.yaml: plan: Field required",
         ),
         (
             lambda f: (f / CONFIG_FILE).write_text(

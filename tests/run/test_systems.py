@@ -151,7 +151,7 @@ def test_options_that_do_not_go_together_are_found_without_data() -> None:
     ours.check(paper(), weights="auto", gpu_memory=None)
     unet.check(unet.recipe(), weights="none", gpu_memory=None)
     with pytest.raises(ConfigError, match="adapts a pre-trained encoder"):
-        ours.check(with_settings(paper(), ["model.adapt=lora"]), weights="none", gpu_memory=None)
+        ours.check(with_settings(paper(), ["training.encoder=lora"]), weights="none", gpu_memory=None)
     with pytest.raises(ConfigError, match="--weights none"):
         ours.recipe("paper+without_pretraining")
 

@@ -134,6 +134,7 @@ def make_module() -> Callable[..., "TrainingModule"]:
     """A module of a small random network, five steps an epoch; settings of its training as arguments."""
     import torch
 
+    from sam2_3dmed.config import NetworkConfig
     from sam2_3dmed.inference.passes import PassOptions
     from sam2_3dmed.inference.predictor import Predictor
     from sam2_3dmed.model.build import build_network
@@ -145,7 +146,7 @@ def make_module() -> Callable[..., "TrainingModule"]:
     def make(**changes: object) -> TrainingModule:
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            network = build_network(size="nano", image_size=64, num_classes=1)
+            network = build_network(NetworkConfig(size="nano", image_size=64), 1)
         preprocessing = Preprocessing("axial", (Normalisation("fixed", 0, 1),))
         return TrainingModule(
             network,

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sam2_3dmed.config import LossConfig
+from sam2_3dmed.config import LossConfig, NetworkConfig
 from sam2_3dmed.data.slabs import SampleKey, Slabs, collate
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.build import build_network
@@ -82,7 +82,7 @@ def slab(depth: int, seed: int) -> Slabs:
 def test_gradients_of_the_parts_make_that_of_the_batch() -> None:
     """Slabs of unequal length, uneven parts, one that only stands in: their mean is the gradient of one batch."""
     torch.manual_seed(0)
-    network = build_network(size="nano", image_size=64, num_classes=1, boundary=False)
+    network = build_network(NetworkConfig(size="nano", image_size=64, boundary=False), 1)
     loss = TotalLoss(LossConfig(terms={"dice": 1, "bce": 1, "relative_position": 0.01, "boundary": 0.1}))
     slabs = [slab(depth, seed) for seed, depth in enumerate((2, 1, 2))]
 

@@ -77,7 +77,7 @@ def last_line(folder: Path) -> str:
 
 @pytest.mark.parametrize(
     "settings",
-    [(), ("model.train_encoder=false", "feature_cache.views=2", "feature_cache.refresh=2")],
+    [(), ("training.encoder=frozen", "feature_cache.views=2", "feature_cache.refresh=2")],
     ids=["fresh slabs", "views"],
 )
 def test_killed_twice_it_equals_an_uninterrupted_run(

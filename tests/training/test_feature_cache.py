@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_3dmed.config import AugmentationConfig, FeatureCacheConfig, LossConfig, TrainingConfig
+from sam2_3dmed.config import AugmentationConfig, FeatureCacheConfig, LossConfig, NetworkConfig, TrainingConfig
 from sam2_3dmed.data.augment import SlabAugmentation
 from sam2_3dmed.data.cache import CachedCase, CaseCache
 from sam2_3dmed.data.slabs import SampleKey, SlabDataset, ViewSlabs, collate
@@ -28,7 +28,7 @@ PER_SLICE = 4 * 4 * 64 + 8 * 8 * 48 + 16 * 16 * 24  # numbers: nano's C, and the
 @pytest.fixture(scope="module")
 def network() -> SAM2For3dMed:
     torch.manual_seed(0)
-    made = build_network(size="nano", image_size=SIZE, num_classes=1)
+    made = build_network(NetworkConfig(size="nano", image_size=SIZE), 1)
     for parameter in made.boundary_to_segmentation.parameters():  # starts at zero and would hide half of the network
         torch.nn.init.normal_(parameter, std=0.2)
     made.encoder.freeze()
@@ -212,7 +212,7 @@ class TestNeverOutOfDate:
         folder = tmp_path / "features"
         self.made_by(network, build_views(cases), folder)
         torch.manual_seed(0)
-        other = build_network(size="nano", image_size=SIZE, num_classes=1)
+        other = build_network(NetworkConfig(size="nano", image_size=SIZE), 1)
         other.encoder.load_state_dict(network.encoder.state_dict())
         other.encoder.freeze()
         assert self.made_by(other, build_views(cases), folder) == 0
@@ -235,8 +235,8 @@ class TestNeverOutOfDate:
 
 
 def test_an_encoder_that_trains_is_refused(network: SAM2For3dMed, cases: CaseCache, tmp_path: Path) -> None:
-    trained = build_network(size="nano", image_size=SIZE, num_classes=1)
-    with pytest.raises(ConfigError, match=r"^feature_cache.views: .*frozen encoder.*model.train_encoder=false.*$"):
+    trained = build_network(NetworkConfig(size="nano", image_size=SIZE), 1)
+    with pytest.raises(ConfigError, match=r"^feature_cache.views: .*frozen encoder.*training.encoder=frozen.*$"):
         build_cache_of(trained, build_views(cases), tmp_path)
     trained.encoder.freeze()
     require_frozen(trained.encoder)
@@ -248,7 +248,7 @@ def test_an_encoder_that_trains_is_refused(network: SAM2For3dMed, cases: CaseCac
 def test_what_fp16_cannot_hold(network: SAM2For3dMed, cases: CaseCache, tmp_path: Path) -> None:
     views = build_views(cases)
     torch.manual_seed(0)
-    loud = build_network(size="nano", image_size=SIZE, num_classes=1)
+    loud = build_network(NetworkConfig(size="nano", image_size=SIZE), 1)
     loud.encoder.freeze()
     loud.encoder.vision_encoder.neck.convs[0].bias.fill_(1e5)
     with pytest.raises(ConfigError, match=r"feature_cache.dtype: .*fp16.*bf16"):

@@ -33,7 +33,7 @@ def prepared(blobs: Path, cache_folder: Path) -> tuple:
 
 
 class TestRuns:
-    CACHED = ("model.train_encoder=false", "feature_cache.views=2", "feature_cache.refresh=2")
+    CACHED = ("training.encoder=frozen", "feature_cache.views=2", "feature_cache.refresh=2")
 
     def run(self, prepared: tuple, config: RunConfig, folder: Path, resume: bool = False) -> SAM2For3dMed:
         plan, cache = prepared
@@ -81,7 +81,7 @@ class TestRuns:
     def test_it_changes_what_is_seen_and_nothing_else(self, prepared: tuple, quick: Quick, tmp_path: Path) -> None:
         """Without augmentation a view is the case itself: kept in fp32, training is what it is without a cache."""
         plain = [f"augmentation.{name}=0" for name in ("horizontal_flip", "affine", "noise", "blur", "reverse")]
-        settings = (*plain, "model.train_encoder=false", "training.epochs=2", "training.foreground_fraction=0")
+        settings = (*plain, "training.encoder=frozen", "training.epochs=2", "training.foreground_fraction=0")
         without = self.run(prepared, quick(*settings), tmp_path / "without")
         cached = quick(*settings, "feature_cache.views=1", "feature_cache.dtype=fp32")
         with_it = self.run(prepared, cached, tmp_path / "with")

@@ -127,7 +127,7 @@ def test_it_learns_and_keeps_the_best(fit_on_balls: Fit, quick: Quick, tmp_path:
 
 
 def test_a_frozen_encoder_does_not_move(prepared: tuple, fit_on_balls: Fit, short: Quick, tmp_path: Path) -> None:
-    config = short("model.train_encoder=false", "training.epochs=1")
+    config = short("training.encoder=frozen", "training.epochs=1")
     seed_everything(0)
     before = make_model(config, prepared[0], "none")[0].encoder.state_dict()
     network, _ = fit_on_balls(config, tmp_path)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from sam2_3dmed.config import ChannelPlan, Plan
+from sam2_3dmed.config import ChannelPlan, NetworkConfig, Plan
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.predictor import Predictor
@@ -59,7 +59,7 @@ def test_the_fastest_way_that_fits(budget: float, expected: MemoryStrategy | Non
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
     torch.manual_seed(0)
-    network = build_network(size="nano", image_size=64, num_classes=1, srpp=False, boundary=False)
+    network = build_network(NetworkConfig(size="nano", image_size=64, srpp=False, boundary=False), 1)
     return Predictor(network, preprocessing=PLAN.preprocessing, labels=PLAN.labels, passes=PassOptions(2))
 
 

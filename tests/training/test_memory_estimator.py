@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from sam2_3dmed.config import LossConfig
+from sam2_3dmed.config import LossConfig, NetworkConfig
 from sam2_3dmed.data.slabs import Slabs
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.training.losses import TotalLoss
@@ -15,7 +15,7 @@ from sam2_3dmed.training.memory_estimator import LiveBytes, Step, counted_bytes
 @pytest.fixture(scope="module")
 def step() -> Step:
     torch.manual_seed(0)
-    network = build_network(size="nano", image_size=64, num_classes=2, srpp=False).train()
+    network = build_network(NetworkConfig(size="nano", image_size=64, srpp=False), 2).train()
     return Step(network, TotalLoss(LossConfig()), 2)
 
 

@@ -13,8 +13,8 @@ from sam2_3dmed.run.systems import find_system
 
 # Options of our own method that would have no effect on systems that learn from patches.
 _NOT_FOR_PATCHES = (
-    *("single_slice_fraction", "slab_rate", "activation_checkpointing", "encoder_slices", "encoder_rate"),
-    "layer_decay",
+    *("single_slice_fraction", "slab_rate", "activation_checkpointing", "encoder", "lora_rank"),
+    *("encoder_slices", "encoder_rate", "layer_decay"),
 )
 _NOT_FOR_PATCHES_IN_INFERENCE = ("mode", "direction", "shifts")
 

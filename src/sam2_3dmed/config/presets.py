@@ -35,7 +35,7 @@ def paper() -> RunConfig:
 
 
 ABLATIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
-    "without_pretraining": lambda c: _change(c, "model", train_encoder=True),
+    "without_pretraining": lambda c: _change(c, "training", encoder="train"),
     "without_srpp": lambda c: _change(c, "model", srpp=False),
     "without_shared_context": lambda c: _change(c, "model", share_context=False),
     "with_srpp_memory": lambda c: _change(c, "model", srpp_memory=True),
@@ -78,10 +78,9 @@ it; what it is told is half of the answer, so it is nobody's opponent without pr
 
 
 def _adapted(config: RunConfig, how: str, encoder_rate: float, layer_decay: float = 1.0) -> RunConfig:
-    if config.model.adapt not in (None, how):
-        raise ConfigError(f"{config.model.adapt} and {how} exclude each other")
-    config = _change(config, "training", encoder_rate=encoder_rate, layer_decay=layer_decay)
-    return _change(config, "model", adapt=how)
+    if config.training.encoder not in ("auto", how):
+        raise ConfigError(f"{config.training.encoder} and {how} exclude each other")
+    return _change(config, "training", encoder=how, encoder_rate=encoder_rate, layer_decay=layer_decay)
 
 
 ADDITIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {

@@ -72,41 +72,41 @@ class Plan(_Frozen):
         )
 
 
-class ModelConfig(_Frozen):
-    """The network. The switches are the paper's ablations."""
+class NetworkConfig(_Frozen):
+    """All that `build_network` needs besides the number of classes.
+
+    A recipe may leave a field at `auto` or none. `run.build_model` fills these in from the weights, and the config.yaml
+    of a run holds the complete section. `srpp` to `boundary_fusion` are the paper's ablations.
+    """
 
     size: Literal["auto", Size] = "auto"
-    """`auto`: tiny with pre-trained weights or a GPU, nano from scratch on a CPU."""
+    """`auto`: the size of the weights; from scratch tiny on a GPU and nano on a CPU."""
     image_size: Annotated[int, Field(ge=64, le=1024, multiple_of=32)] | None = None
-    """H = W of the slices the network sees; none: 512, and 96 for nano."""
+    """H = W of the slices that the network sees, in pixels. None: 512, and 96 for nano."""
     channels: Annotated[int, Field(ge=64, multiple_of=64)] | None = None
-    """C, the width of the feature pyramid, the decoders and the memory; none: that of the weights, or the size's."""
+    """C, the width of the feature pyramid, the decoders and the memory. None: the width of the weights or of the
+    size."""
     srpp: bool = True
     share_context: bool = True
-    """SRPP's context reaches both memory attentions (reading 1); false is the literal reading."""
+    """SRPP's context reaches both memory attentions (reading 1). False is the literal reading."""
     srpp_memory: bool = False
-    """Table 9: SRPP attends to the slices before only."""
+    """Table 9: in SRPP, a slice attends only to itself and the slices before it."""
     boundary: bool = True
     boundary_fusion: bool = True
-    memory: Literal["recent", "self_sorting"] = "recent"
-    """What a slice attends to: SAM2's first and latest slices, or MedSAM-2's bank of 16 confident and diverse ones."""
-    box_every: Annotated[int, Field(ge=0)] = 0
-    """A box around each class, taken from the reference, on every so many slices: for MedSAM-2 as it was published. 0:
-    none, as all of this is meant to be used."""
     fusion_residual: bool = False
-    """Z1_bd keeps Z_bd beside the cross-attention (reading 3); the paper's Eq. 3 has no residual."""
-    train_encoder: bool | None = None
-    """None: frozen with pre-trained weights, trained from scratch (reading 15)."""
-    adapt: Literal["lora", "last_stage"] | None = None
-    """What of a pre-trained encoder trains: low-rank adapters on its attention, or its last stage; none: nothing."""
-    lora_rank: Annotated[int, Field(ge=1)] = 8
-    """Rank of what each adapter adds to a weight."""
-
-    @model_validator(mode="after")
-    def _adapts_what_is_frozen(self) -> Self:
-        if self.adapt and self.train_encoder:
-            raise ValueError(f"adapt {self.adapt} freezes most of the encoder, and train_encoder trains all of it")
-        return self
+    """Z1_bd keeps Z_bd beside the cross-attention (reading 3). The paper's Eq. 3 has no residual."""
+    memory: Literal["recent", "self_sorting"] = "recent"
+    """`recent`: SAM2's bank of the first and the latest slices. `self_sorting`: MedSAM-2's bank of 16 confident and
+    diverse slices."""
+    box_every: Annotated[int, Field(ge=0)] = 0
+    """Every so many slices, the network gets a box around each class, taken from the reference: MedSAM-2 as published.
+    0: no boxes."""
+    pointer_time: bool | None = None
+    """Object pointers carry their distance in slices. None: as the weights were trained (SAM 2.1: true, SAM 2.0:
+    false); true from scratch."""
+    no_memory_token: bool | None = None
+    """A slice without memories attends to a learnt token. None: as the weights were trained (SAM2: false); true from
+    scratch."""
 
 
 class LossConfig(_Frozen):
@@ -167,6 +167,11 @@ class TrainingConfig(_Frozen):
     """In how many passes, one after the other, a process takes its share of a batch through the network."""
     activation_checkpointing: bool = False
     """Keep little of each slice for the way back and compute the rest again: less memory, more time, same gradients."""
+    encoder: Literal["auto", "frozen", "train", "lora", "last_stage"] = "auto"
+    """How the image encoder learns: not at all, as a whole, through low-rank adapters on its attention, or in its last
+    stage only. `auto`: frozen with SAM2's weights, `train` from scratch (reading 15)."""
+    lora_rank: Annotated[int, Field(ge=1)] = 8
+    """Rank of the matrix that each adapter adds to a weight."""
     encoder_slices: Annotated[int, Field(ge=1)] | None = None
     """How many slices are encoded together, and decoded if they are slabs of their own; none: all of a pass."""
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
@@ -261,7 +266,7 @@ class InferenceConfig(_Frozen):
 class RunConfig(_Frozen):
     """All that a run is told besides the data and the weights."""
 
-    model: ModelConfig = ModelConfig()
+    model: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
     training: TrainingConfig = TrainingConfig()

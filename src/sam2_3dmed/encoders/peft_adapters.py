@@ -5,7 +5,7 @@ import importlib.util
 from sam2_3dmed.encoders.image_encoder import ImageEncoder
 from sam2_3dmed.errors import ConfigError
 
-NEEDS_THE_EXTRA = "model.adapt lora needs the extra: pip install 'sam2-3dmed[lora]'"
+NEEDS_THE_EXTRA = "training.encoder=lora needs the extra: pip install 'sam2-3dmed[lora]'"
 ATTENTION = r".*\.attn\.(qkv|proj)"
 """Hiera's projections into its attention and out of it."""
 

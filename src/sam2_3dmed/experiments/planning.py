@@ -93,9 +93,9 @@ class Run:
     def key(self) -> str:
         """Hash of the content: equal for equal runs, whichever row of whichever table has them."""
         config = self.config.model_dump(mode="json")
-        if isinstance(self.config, RunConfig) and config["model"]["train_encoder"] is None:
+        if isinstance(self.config, RunConfig) and config["training"]["encoder"] == "auto":
             # Resolved here, so that with --weights none the row without pre-training is the full method.
-            config["model"]["train_encoder"] = self.weights == "none" and config["model"]["adapt"] is None
+            config["training"]["encoder"] = "train" if self.weights == "none" else "frozen"
         content = {"system": self.system, "weights": self.weights, "data": self.task.checksum, "config": config}
         return _short_hash(content)
 

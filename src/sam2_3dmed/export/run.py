@@ -53,7 +53,7 @@ def export_run(
             raise ConfigError(f"--length {length}: expected 1 to {depth - 1}, since the run's slabs have {depth}")
     _prepare_folder(run, folder)
     source, slices = check_slices(run, check, predictor.preprocessing, depth)
-    make_record = _record_maker(run, record, source, tolerance)
+    make_record = _record_maker(run, record, network.encoder.image_size, source, tolerance)
     network.eval()
     model = encoder_onnx(network.encoder, len(record.plan.channels))
     found = check_encoder(model, network, slices[:depth])
@@ -75,14 +75,17 @@ def _exportable(run: Path) -> Sam2Record:
     """Raise UserError if the run cannot become ONNX."""
     require_onnx("onnx", "onnxruntime")
     record = read_sam2_record(run, "export")
-    if record.model.memory != "recent":
-        raise ConfigError(f"{run}: model.memory {record.model.memory} draws random numbers and cannot become ONNX")
-    if record.model.box_every:
+    model = record.recipe.model
+    if model.memory != "recent":
+        raise ConfigError(f"{run}: model.memory {model.memory} draws random numbers and cannot become ONNX")
+    if model.box_every:
         raise ConfigError(f"{run}: takes boxes (model.box_every), for which an exported file has no input")
     return record
 
 
-def _record_maker(run: Path, record: Sam2Record, source: str, tolerance: float) -> Callable[..., OnnxRecord]:
+def _record_maker(
+    run: Path, record: Sam2Record, image_size: int, source: str, tolerance: float
+) -> Callable[..., OnnxRecord]:
     """The part of the record that all files of an export share."""
     return partial(
         OnnxRecord,
@@ -91,7 +94,7 @@ def _record_maker(run: Path, record: Sam2Record, source: str, tolerance: float) 
         model_sha256=checksum([run / MODEL_FILE]),
         run_sha256=record.sha256(),
         opset=OPSET,
-        image_size=record.model.image_size,
+        image_size=image_size,
         classes={str(value): name for value, name in record.plan.labels.items()},
         checked_on=source,
         tolerance=tolerance,

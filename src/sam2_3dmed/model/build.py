@@ -1,4 +1,4 @@
-"""The network from plain numbers: everything is built here, in one place, and injected."""
+"""`build_network`: the network of a `NetworkConfig`."""
 
 import math
 import re
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.encoders.hiera import VisionEncoder
 from sam2_3dmed.encoders.image_encoder import ImageEncoder
 from sam2_3dmed.model.boundary import BoundaryDetector, BoundaryFusion
@@ -19,53 +20,46 @@ from sam2_3dmed.model.slice_decoder import MEMORY_CHANNELS, SliceDecoder
 from sam2_3dmed.model.srpp import SliceRelativePositionPredictor
 
 
-def build_network(
-    *,
-    size: str,
-    image_size: int,
-    num_classes: int,
-    srpp: bool = True,
-    share_context: bool = True,
-    srpp_memory: bool = False,
-    boundary: bool = True,
-    boundary_fusion: bool = True,
-    fusion_residual: bool = False,
-    pointer_time: bool = True,
-    memory: str = "recent",
-    box_every: int = 0,
-    no_memory_token: bool = False,
-    channels: int | None = None,
-) -> SAM2For3dMed:
-    """A network with fresh weights, made for training from scratch; `weights.load_sam2` puts SAM2's in.
-
-    size: a key of SIZES; image_size: H = W in pixels, a multiple of 32; num_classes: K. The switches are those of the
-    paper's ablations; pointer_time: false for SAM 2.0 weights; memory: `recent`, SAM2's bank, or `self_sorting`,
-    MedSAM-2's; box_every: see `SAM2For3dMed`; no_memory_token: see `SliceDecoder`, not for SAM2's weights; channels: C,
-    none for the size's.
-    """
-    channels = channels or SIZES[size].channels
-    config = sam2_config(replace(SIZES[size], channels=channels), image_size)
-    encoder = _encoder(config.vision_config, image_size)
-    grid = image_size // 16
-    about: dict[str, Any] = {
-        "pointer_time": pointer_time,
-        "self_sorting": memory == "self_sorting",
-        "takes_boxes": box_every > 0,
-        "no_memory_token": no_memory_token,
+def complete(config: NetworkConfig) -> NetworkConfig:
+    """Fill in what is none: numbers of the size, and switches as in SAM 2.1."""
+    size = SIZES[config.size]
+    defaults = {
+        "image_size": size.image_size,
+        "channels": size.channels,
+        "pointer_time": True,
+        "no_memory_token": False,
     }
-    segmentation = _slice_decoder(config, grid, num_classes, **about)
+    return config.model_copy(update={key: value for key, value in defaults.items() if getattr(config, key) is None})
+
+
+def build_network(config: NetworkConfig, num_classes: int) -> SAM2For3dMed:
+    """Build a network with fresh weights to train from; `weights.load_sam2` replaces them by SAM2's.
+
+    Args:
+        config: the network; its size is not `auto`, and what is none is completed by `complete`.
+        num_classes: K.
+    """
+    config = complete(config)
+    assert config.image_size is not None
+    assert config.channels is not None
+    image_size, channels, grid = config.image_size, config.channels, config.image_size // 16
+    upstream = sam2_config(replace(SIZES[config.size], channels=channels), image_size)
+    encoder = _encoder(upstream.vision_config, image_size)
+    segmentation = _slice_decoder(upstream, config, num_classes)
     detector = None
-    if boundary:
+    if config.boundary:
         position = _sine(channels, grid)
-        fusion = BoundaryFusion(channels, position, attention=boundary_fusion, residual=fusion_residual)
-        detector = BoundaryDetector(_slice_decoder(config, grid, num_classes, **about), fusion)
-    predictor = (
-        SliceRelativePositionPredictor(channels, share_context=share_context, causal=srpp_memory) if srpp else None
-    )
+        fusion = BoundaryFusion(channels, position, attention=config.boundary_fusion, residual=config.fusion_residual)
+        detector = BoundaryDetector(_slice_decoder(upstream, config, num_classes), fusion)
+    predictor = None
+    if config.srpp:
+        predictor = SliceRelativePositionPredictor(
+            channels, share_context=config.share_context, causal=config.srpp_memory
+        )
     for part in (encoder, segmentation, *([detector.decoder] if detector else [])):
         initialise(part)
     return SAM2For3dMed(
-        encoder=encoder, segmentation=segmentation, srpp=predictor, boundary=detector, box_every=box_every
+        encoder=encoder, segmentation=segmentation, srpp=predictor, boundary=detector, box_every=config.box_every
     )
 
 
@@ -84,48 +78,41 @@ def _sine(channels: int, grid: int) -> Tensor:
     return plane.flatten(2).transpose(1, 2).contiguous()
 
 
-def _slice_decoder(
-    config: Any,
-    grid: int,
-    num_classes: int,
-    *,
-    pointer_time: bool,
-    self_sorting: bool,
-    takes_boxes: bool,
-    no_memory_token: bool,
-) -> SliceDecoder:
+def _slice_decoder(sam2: Any, config: NetworkConfig, num_classes: int) -> SliceDecoder:
     from transformers.models.sam2_video import modeling_sam2_video as upstream
 
-    config._attn_implementation = config.mask_decoder_config._attn_implementation = "sdpa"
-    channels = config.memory_attention_hidden_size
+    sam2._attn_implementation = sam2.mask_decoder_config._attn_implementation = "sdpa"
+    channels = sam2.memory_attention_hidden_size
+    grid = sam2.memory_attention_rope_feat_sizes[0]
+    self_sorting = config.memory == "self_sorting"
     mask_decoder = MaskDecoder(
-        transformer=upstream.Sam2VideoTwoWayTransformer(config.mask_decoder_config),
+        transformer=upstream.Sam2VideoTwoWayTransformer(sam2.mask_decoder_config),
         upscale_layer_norm=upstream.Sam2VideoLayerNorm(channels // 4, data_format="channels_first"),
-        positional_embedding=upstream.Sam2VideoPositionalEmbedding(config.prompt_encoder_config),
+        positional_embedding=upstream.Sam2VideoPositionalEmbedding(sam2.prompt_encoder_config),
         channels=channels,
         num_classes=num_classes,
-        iou_prediction_head=_iou_head(config.mask_decoder_config) if self_sorting else None,
-        takes_boxes=takes_boxes,
+        iou_prediction_head=_iou_head(sam2.mask_decoder_config) if self_sorting else None,
+        takes_boxes=config.box_every > 0,
     )
     return SliceDecoder(
         memory_attention=MemoryAttention(
             channels=channels,
-            feed_forward=config.memory_attention_feed_forward_hidden_size,
-            num_layers=config.memory_attention_num_layers,
+            feed_forward=sam2.memory_attention_feed_forward_hidden_size,
+            num_layers=sam2.memory_attention_num_layers,
             grid=grid,
             memory_channels=MEMORY_CHANNELS,
-            theta=config.rope_parameters["rope_theta"],
+            theta=sam2.rope_parameters["rope_theta"],
         ),
-        memory_encoder=upstream.Sam2VideoMemoryEncoder(config),
+        memory_encoder=upstream.Sam2VideoMemoryEncoder(sam2),
         mask_decoder=mask_decoder,
         object_pointer_proj=upstream.Sam2VideoFeedForward(channels, channels, channels, 3),
         place_code=_sine(channels, grid),
         memory_code=_sine(MEMORY_CHANNELS, grid),
         channels=channels,
         num_classes=num_classes,
-        pointer_time=pointer_time,
+        pointer_time=bool(config.pointer_time),
         self_sorting=self_sorting,
-        no_memory_token=no_memory_token,
+        no_memory_token=bool(config.no_memory_token),
     )
 
 

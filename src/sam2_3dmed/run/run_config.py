@@ -63,44 +63,24 @@ class RunRecord(BaseModel, ABC):
         return hashlib.sha256(self.model_dump_json(include=dict(self.decisive)).encode("utf-8")).hexdigest()
 
 
-class ModelSpec(BaseModel):
-    """The arguments of `build_network`, all of them, so that a model can be built again."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: str
-    image_size: int
-    num_classes: int
-    srpp: bool
-    share_context: bool
-    srpp_memory: bool
-    boundary: bool
-    boundary_fusion: bool
-    fusion_residual: bool
-    pointer_time: bool
-    memory: str = "recent"
-    box_every: int = 0
-    no_memory_token: bool = False
-    channels: int | None = None
-
-
 class Sam2Record(RunRecord):
-    """The record of SAM2-3dMed."""
+    """The record of SAM2-3dMed. The section `model` of its recipe is complete: see `NetworkConfig`."""
+
+    decisive: ClassVar[Mapping[str, Any]] = {"system": True, "plan": True, "recipe": {"model"}}
 
     system: Literal["sam2_3dmed"] = "sam2_3dmed"
-    model: ModelSpec
-    encoder_trains: bool
     recipe: RunConfig
 
     @property
     def about(self) -> str:
-        text = f"size {self.model.size}, {self.model.image_size} pixels, {self.plan.slicing_axis} slices"
-        every = self.model.box_every
+        model = self.recipe.model
+        text = f"size {model.size}, {model.image_size} pixels, {self.plan.slicing_axis} slices"
+        every = model.box_every
         return f"{text}, boxes from the reference on one slice of {every}" if every else text
 
     @property
     def takes_boxes(self) -> bool:
-        return self.model.box_every > 0
+        return self.recipe.model.box_every > 0
 
     @property
     def has_auxiliary(self) -> bool:

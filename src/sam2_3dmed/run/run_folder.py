@@ -115,7 +115,7 @@ def remembered_codes(folder: Path) -> dict[str, Code]:
 
 def rebuild(record: Sam2Record) -> SAM2For3dMed:
     """The network of a record, with fresh weights: what the weights of the finished run fit into."""
-    return build_network(**record.model.model_dump())
+    return build_network(record.recipe.model, record.plan.num_classes)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

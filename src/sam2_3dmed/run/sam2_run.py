@@ -54,7 +54,7 @@ class Sam2Run(TrainingRun):
             resume=resume,
             distributed=self.distributed,
         )
-        if self.record.recipe.model.adapt == "lora" and self.distributed.first:
+        if self.record.recipe.training.encoder == "lora" and self.distributed.first:
             merge_lora(self.network.encoder)
         return result
 
@@ -73,10 +73,9 @@ def start_run(preparation: Preparation) -> Sam2Run:
     seed_everything(recipe.training.seed)
     network, record = _first_network(preparation)
     logger.info(
-        "model: size %s at %d pixels, D = %d, K = %d, weights %s, encoder %s",
-        *(record.model.size, record.model.image_size, recipe.slab_slices or plan.slab_slices, plan.num_classes),
-        record.weights,
-        "trains" if record.encoder_trains else f"frozen, adapts by {recipe.model.adapt or 'nothing'}",
+        "model: size %s at %d pixels, D = %d, K = %d, weights %s, encoder: %s",
+        *(record.recipe.model.size, record.recipe.model.image_size),
+        *(recipe.slab_slices or plan.slab_slices, plan.num_classes, record.weights, record.recipe.training.encoder),
     )
     if recipe.feature_cache.views > 0:
         require_frozen(network.encoder)

@@ -32,13 +32,13 @@ class Sam2System(System):
         return with_settings(read_recipe(name, from_scratch=from_scratch), settings)
 
     def check(self, recipe: RunConfig, *, weights: str, gpu_memory: float | None) -> None:
-        from sam2_3dmed.run.build_model import check_adaptation
+        from sam2_3dmed.run.build_model import check_model
         from sam2_3dmed.training.loggers import require_loggers
         from sam2_3dmed.training.losses import TotalLoss
 
         require_loggers(recipe.training.loggers)
         TotalLoss(recipe.loss)  # refuses unknown terms
-        check_adaptation(recipe, weights)
+        check_model(recipe, weights)
 
     def start(self, preparation: Preparation) -> TrainingRun:
         from sam2_3dmed.run.sam2_run import start_run

@@ -55,7 +55,7 @@ def require_frozen(encoder: ImageEncoder) -> None:
     if any(parameter.requires_grad for parameter in encoder.parameters()):
         raise ConfigError(
             "feature_cache.views: features can be kept only of a frozen encoder, and this one trains; "
-            "set feature_cache.views=0, or model.train_encoder=false and model.adapt=none"
+            "set feature_cache.views=0, or training.encoder=frozen"
         )
 
 
