@@ -8,7 +8,7 @@ DOCS = $(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-long check docs bench clean
+.PHONY: help demo test test-long check docs dist bench clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ check: $(VENV)/.installed-dev ## style, types, import layers, and whether the in
 
 docs: $(VENV)/.installed-dev ## build the manual in docs/_build/html; every warning is an error
 	$(DOCS)
+
+dist: $(VENV)/.installed-test ## build the source distribution and the wheel in dist/
+	$(BIN)/python -m build --no-isolation
 
 bench: $(VENV)/.installed-dev ## run every file of benchmarks/
 	@for file in benchmarks/*.py; do \
