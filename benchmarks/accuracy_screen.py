@@ -200,12 +200,13 @@ def score(network: Any, cases: Any, num_classes: int, depth: int, axes: range) -
     axes."""
     import torch
 
+    from sam2_3dmed.config import InferenceConfig
     from sam2_3dmed.evaluation.metrics import dice
     from sam2_3dmed.inference.logits_to_mask import argmax_mask, resize
-    from sam2_3dmed.inference.passes import PassOptions, slice_logits
+    from sam2_3dmed.inference.predictor import slice_logits
 
     network.eval()
-    options = PassOptions(slab_slices=depth, direction="both" if depth > 1 else "forward", flips=True)
+    config = InferenceConfig(direction="both" if depth > 1 else "forward", flips=True, precision="32")
     scores = []
     for case in cases:
         probabilities = np.zeros((len(case.image), num_classes, *case.image.shape[-2:]), dtype=np.float32)
@@ -213,7 +214,7 @@ def score(network: Any, cases: Any, num_classes: int, depth: int, axes: range) -
             slices = np.ascontiguousarray(along(case.image, axis))
             height, width = slices.shape[-2:]
             found = np.empty((len(slices), num_classes, height, width), dtype=np.float32)
-            for index, logits in slice_logits(network, slices, options):
+            for index, logits in slice_logits(network, slices, depth, config):
                 found[index] = torch.stack([resize(plane, height, width) for plane in logits]).sigmoid().numpy()
             probabilities += along(found, axis) / len(axes)
         height, width = probabilities.shape[-2:]

@@ -30,7 +30,7 @@ def main() -> None:
         parser.error("DATA is missing, the folder of the run's data set")
     names = Split.read(arguments.run / "split.json").test[: arguments.cases]
     cases = {case.name: case for case in read_dataset(arguments.data).cases}
-    with_bf16, without = (load_model(arguments.run, bf16=bf16) for bf16 in (True, False))
+    with_bf16, without = (load_model(arguments.run, precision=precision) for precision in ("bf16", "32"))
     rows = []
     for name in names:
         volume, _ = read_case(cases[name])

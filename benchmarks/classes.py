@@ -36,16 +36,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
 
-    from sam2_3dmed.config import NetworkConfig
+    from sam2_3dmed.config import InferenceConfig, NetworkConfig
     from sam2_3dmed.inference.logits_to_mask import argmax_mask
-    from sam2_3dmed.inference.passes import PassOptions, slice_logits
+    from sam2_3dmed.inference.predictor import slice_logits
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.model.sizes import SIZES
 
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter
     slices = np.random.default_rng(0).random((arguments.slices, 1, 512, 512), dtype=np.float32)
-    options = PassOptions(slab_slices=6, mode="stream", direction="forward")
+    config = InferenceConfig(mode="stream", direction="forward", precision="32")
     for size in arguments.sizes:
         torch.manual_seed(0)
         image_size = SIZES[size].image_size
@@ -54,11 +54,11 @@ def main() -> None:
         deciding: dict[int, list[float]] = {k: [] for k in COUNTS}
         apart: dict[int, list[float]] = {k: [] for k in COUNTS}
         for network in networks.values():
-            list(slice_logits(network, slices[:2], options))
+            list(slice_logits(network, slices[:2], 6, config))
         for _ in range(arguments.repeats):
             for k, network in networks.items():
                 started = clock()
-                logits = [one for _, one in slice_logits(network, slices, options)]
+                logits = [one for _, one in slice_logits(network, slices, 6, config)]
                 passed = clock()
                 for one in logits:
                     argmax_mask(one, 512, 512)

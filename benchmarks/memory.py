@@ -21,9 +21,9 @@ from pathlib import Path
 from synthetic_ct import make_in_process, peak_mb, random_predictor, run_alone
 
 
-def measure(file: str, model: str, passes: str) -> None:
+def measure(file: str, model: str, settings: str) -> None:
     """In a process of its own; one line of JSON."""
-    predictor = random_predictor(model, **json.loads(passes))
+    predictor = random_predictor(model, **json.loads(settings))
 
     from sam2_3dmed.volume.volume import Volume
 
@@ -51,9 +51,11 @@ def main() -> None:
     if arguments.measure:
         measure(*arguments.measure)
         return
-    passes = {"mode": arguments.mode, "direction": arguments.direction, "batch_size": arguments.batch_size}
-    passes |= {"image_size": arguments.image_size}
-    print(f"{os.cpu_count()} CPU cores, {arguments.threads or 'all'} threads, load {os.getloadavg()[0]:.1f}; {passes}")
+    settings = {"mode": arguments.mode, "direction": arguments.direction, "batch_size": arguments.batch_size}
+    settings |= {"image_size": arguments.image_size}
+    print(
+        f"{os.cpu_count()} CPU cores, {arguments.threads or 'all'} threads, load {os.getloadavg()[0]:.1f}; {settings}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         files = {count: Path(folder) / f"ct_{count}.nii.gz" for count in sorted(arguments.slices)}
         for count, file in files.items():
@@ -64,7 +66,7 @@ def main() -> None:
         for model in arguments.models:
             found = {}
             for count, file in files.items():
-                options = ("--measure", str(file), model, json.dumps(passes))
+                options = ("--measure", str(file), model, json.dumps(settings))
                 found[count] = one = run_alone(__file__, *options, threads=arguments.threads)
                 print(
                     f"{model:5} {count:4} slices: peak {one['peak_mb']:6.0f} MB ({one['before_mb']:.0f} before the CT),"

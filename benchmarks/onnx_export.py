@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
+from sam2_3dmed.config import ChannelPlan, InferenceConfig, Plan, paper, with_settings
 from sam2_3dmed.export.run import export_run
-from sam2_3dmed.inference.passes import PassOptions, slice_logits
+from sam2_3dmed.inference.predictor import slice_logits
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.run_folder import load_model, save_model
 
@@ -34,9 +34,9 @@ def make_run(folder: Path, args: argparse.Namespace) -> None:
 
 
 def timed_pass(network, slices, slab: int) -> tuple[float, torch.Tensor]:
-    options = PassOptions(slab_slices=slab, direction="forward")
+    config = InferenceConfig(direction="forward", precision="32")
     started = time.perf_counter()
-    logits = dict(slice_logits(network, slices, options))
+    logits = dict(slice_logits(network, slices, slab, config))
     return time.perf_counter() - started, torch.stack([logits[index] for index in range(len(slices))])
 
 

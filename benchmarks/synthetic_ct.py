@@ -40,12 +40,11 @@ def make_in_process(path: Path, size: int, num_slices: int) -> None:
     run_alone(__file__, "--make", str(path), str(size), str(num_slices))
 
 
-def random_predictor(model: str, image_size: int | None = None, **passes: Any) -> Any:
-    """A predictor with random weights; image_size: none for 512, 96 for nano. passes: of `PassOptions`."""
+def random_predictor(model: str, image_size: int | None = None, **settings: Any) -> Any:
+    """A predictor with random weights. image_size: none: 512, or 96 for nano; settings: of `InferenceConfig`."""
     import torch
 
-    from sam2_3dmed.config import NetworkConfig
-    from sam2_3dmed.inference.passes import PassOptions
+    from sam2_3dmed.config import InferenceConfig, NetworkConfig
     from sam2_3dmed.inference.predictor import Predictor
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
@@ -53,9 +52,9 @@ def random_predictor(model: str, image_size: int | None = None, **passes: Any) -
     torch.manual_seed(0)
     pixels = image_size or (96 if model == "nano" else 512)
     network = build_network(NetworkConfig(size=model, image_size=pixels), len(LABELS)).eval()
-    options = {"slab_slices": SLAB_SLICES, **passes}
+    config = InferenceConfig(precision="32", **settings)
     preprocessing = Preprocessing("axial", (Normalisation("fixed", -160, 240),))
-    return Predictor(network, preprocessing=preprocessing, labels=LABELS, passes=PassOptions(**options))
+    return Predictor(network, preprocessing=preprocessing, labels=LABELS, slab_slices=SLAB_SLICES, config=config)
 
 
 def run_alone(script: str, *arguments: str, threads: int | None = None) -> dict[str, Any]:

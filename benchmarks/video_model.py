@@ -104,11 +104,12 @@ def memories_in_float32(model: Any) -> Iterator[None]:
     del model._encode_new_memory
 
 
-def our_side(network: Any, slices: np.ndarray, **changes: bool) -> Iterator[torch.Tensor]:
-    from sam2_3dmed.inference.passes import PassOptions, slice_logits
+def our_side(network: Any, slices: np.ndarray, **changes: Any) -> Iterator[torch.Tensor]:
+    from sam2_3dmed.config import InferenceConfig
+    from sam2_3dmed.inference.predictor import slice_logits
 
-    options = PassOptions(slab_slices=6, mode="stream", direction="forward", **changes)
-    for _, logits in slice_logits(network, slices, options):
+    config = InferenceConfig(**{"mode": "stream", "direction": "forward", "precision": "32", **changes})
+    for _, logits in slice_logits(network, slices, 6, config):
         yield logits[0]
 
 
@@ -176,7 +177,7 @@ def main() -> None:
         "ours, fp32": lambda count: our_side(network, slices[:count]),
     }
     if not arguments.no_bf16:
-        sides["ours, bf16"] = lambda count: our_side(network, slices[:count], bf16=True)
+        sides["ours, bf16"] = lambda count: our_side(network, slices[:count], precision="bf16")
     if arguments.compile:
         compiled = copy.deepcopy(network)
         sides["ours, compiled"] = lambda count: our_side(compiled, slices[:count], compile=True)

@@ -14,19 +14,21 @@ def fresh(code: str) -> str:
 
 
 def test_these_are_all() -> None:
-    names = {"TrainRequest", "Volume", "__version__", "evaluate", "load_model", "train"}
+    names = {"PredictRequest", "TrainRequest", "Volume", "__version__", "evaluate", "load_model", "predict", "train"}
     assert set(sam2_3dmed.__all__) == names
     assert len(sam2_3dmed.__all__) == len(names)
 
 
 def test_each_name_is_what_it_says() -> None:
     from sam2_3dmed.evaluation.cases import evaluate_folders
+    from sam2_3dmed.run.predict import PredictRequest, predict
     from sam2_3dmed.run.run_folder import load_model
     from sam2_3dmed.run.train import TrainRequest, train
     from sam2_3dmed.volume.volume import Volume
 
     assert sam2_3dmed.Volume is Volume
     assert (sam2_3dmed.TrainRequest, sam2_3dmed.train) == (TrainRequest, train)
+    assert (sam2_3dmed.PredictRequest, sam2_3dmed.predict) == (PredictRequest, predict)
     assert sam2_3dmed.load_model is load_model
     assert sam2_3dmed.evaluate is evaluate_folders
     assert sam2_3dmed.__version__.count(".") == 2

@@ -32,6 +32,10 @@ class ProcessError(UserError):
     """A process in another system's environment has failed; the message has its last words."""
 
 
+class Cancelled(UserError):  # noqa: N818
+    """The caller cancelled the work before it was done."""
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """The end of a message about a name that does not exist: the nearest one that does, or all of them."""
     names = list(known)

@@ -11,8 +11,9 @@ from sam2_3dmed.baselines.cache import build_patch_cache
 from sam2_3dmed.baselines.module import PatchModule, falling_poly, make_optimizer
 from sam2_3dmed.baselines.networks import build
 from sam2_3dmed.baselines.patches import Patches
-from sam2_3dmed.baselines.predictor import make_patch_predictor
+from sam2_3dmed.baselines.predictor import PatchPredictor
 from sam2_3dmed.baselines.recipe import PatchSpec
+from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.run.systems import find_system
 from sam2_3dmed.training.batch_sharding import Division
 from sam2_3dmed.training.distributed import DistributedContext
@@ -25,7 +26,7 @@ def make_module(balls: Any, make_spec: Callable[..., PatchSpec]) -> Callable[...
         torch.manual_seed(0)
         spec = make_spec()
         return PatchModule(
-            make_patch_predictor(build(spec), spec, balls.plan, config),
+            PatchPredictor(build(spec), spec, balls.plan, config.inference),
             validation=balls.cases[:2],
             config=config.training,
             division=division or Division(samples_per_epoch=10, batch_size=2),
@@ -93,7 +94,7 @@ def test_the_cached_cases_are_what_it_learns_from(
     """The predictor normalises as the cache does, so training and prediction see the same intensities."""
     spec = make_spec()
     case = build_patch_cache(balls.cases[:1], spec, tmp_path)[0]
-    predictor = make_patch_predictor(build(spec), spec, balls.plan, find_system("unet").recipe())
+    predictor = PatchPredictor(build(spec), spec, balls.plan, InferenceConfig(precision="32"))
     seen: list[torch.Tensor] = []
     predictor.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
     predictor.predict_slices(balls.cases[0].cached.image, balls.cases[0].spacing_mm)

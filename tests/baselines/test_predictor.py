@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam2_3dmed.baselines.predictor import PatchPredictor, _log_odds, make_patch_predictor
+from sam2_3dmed.baselines.predictor import PatchPredictor, _log_odds
 from sam2_3dmed.baselines.recipe import Intensities, PatchSpec
+from sam2_3dmed.config import changed
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.run.systems import find_system
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume, same_grid
@@ -35,7 +35,8 @@ def make_predictor(make_spec: Callable[..., PatchSpec], balls: Any) -> Callable[
         spec = make_spec("unet", "model.patch=[4, 16, 16]").model_copy(
             update={"intensities": (Intensities(mean=0.0, std=1.0),), "patch": (4, 16, 16)}
         )
-        return make_patch_predictor(Threshold(), spec, balls.plan, find_system("unet").recipe(), **options)
+        config = changed(find_system("unet").recipe().inference, {"precision": "32", **options}, "inference")
+        return PatchPredictor(Threshold(), spec, balls.plan, config)
 
     return make
 
@@ -83,7 +84,7 @@ def test_what_is_written_as_probabilities_is_the_softmax(
     expected = torch.cat([torch.zeros(1, 4, 5), logits]).softmax(dim=0)[1:]
     torch.testing.assert_close(_log_odds(logits).sigmoid(), expected)
     image = Volume.read(blobs / "imagesTr" / "blob_00.nii.gz")
-    mask = make_predictor()(image, tmp_path / "blob")
+    mask = make_predictor()(image, probabilities=tmp_path / "blob")
     bright = Volume.read(tmp_path / "blob_bright.nii.gz").array
     assert bright[mask.array == 1].min() > 0.33
     assert bright[mask.array == 3].max() < 0.1
@@ -112,9 +113,8 @@ def test_windows_are_counted_as_monai_makes_them(make_predictor: Callable[..., P
 
 def test_options(make_predictor: Callable[..., PatchPredictor], blobs: Path) -> None:
     predictor = make_predictor(overlap=0.25, batch_size=3, largest_component=True)
-    assert (predictor.options.overlap, predictor.options.batch_size) == (0.25, 3)
-    assert predictor.post == PostProcessing(largest_component=True)
-    with pytest.raises(ConfigError, match=r"^U-Net .* has no option 'direction'; there are batch_size, bf16, "):
+    assert (predictor.config.overlap, predictor.config.batch_size) == (0.25, 3)
+    with pytest.raises(ConfigError, match=r"^inference: configuration: direction: not for systems that learn from pat"):
         make_predictor(direction="forward")
     with pytest.raises(ConfigError, match="makes no boundary maps and no relative positions"):
         predictor.with_auxiliary(Volume.read(blobs / "imagesTr" / "blob_00.nii.gz"))

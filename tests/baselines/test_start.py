@@ -142,7 +142,7 @@ def test_a_broken_record_of_a_network(blobs: Path, tmp_path: Path) -> None:
     other.write_text(config.read_text().replace("system: unet\nplan", "system: vnet\nplan"))
     with pytest.raises(ConfigError, match="no system 'vnet'"):
         load_model(other.parent)
-    with pytest.raises(ConfigError, match="has no option 'direction'"):
+    with pytest.raises(ConfigError, match="direction: not for systems that learn from patches"):
         load_model(run, direction="forward")
     with pytest.raises(ConfigError, match="--backend onnxruntime is for SAM2-3dMed, and this is U-Net"):
         load_model(run, backend="onnxruntime")

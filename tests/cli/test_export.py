@@ -24,7 +24,9 @@ def test_export_beside_the_run_then_predict(write_random_run, tmp_path: Path) ->
     for backend in ("pytorch", "onnxruntime"):
         out = tmp_path / backend
         call = ["predict", str(tmp_path / "scan.nii.gz"), "-o", str(out), "--model", str(run), "--backend", backend]
-        result = CliRunner().invoke(app, [*call, "--device", "cpu", "--fp32"], catch_exceptions=False)
+        result = CliRunner().invoke(
+            app, [*call, "--device", "cpu", "--set", "inference.precision=32"], catch_exceptions=False
+        )
         assert result.exit_code == 0, result.output
         masks[backend] = Volume.read(out / "scan.nii.gz").array
     assert np.array_equal(masks["pytorch"], masks["onnxruntime"])

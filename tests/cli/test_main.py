@@ -131,7 +131,10 @@ def bad_commands(root: Path) -> dict[str, tuple[list[object], str]]:
         "too few cases": (["train", root / "two", "--out", root / "n", "--weights", "none"], "2"),
         "not a run": (["predict", root / "4d.nii.gz", "-o", root / "o", "-m", root / "blobs"], "not a run folder"),
         "missing input": (["predict", root / "none.nii.gz", "-o", root / "o", "-m", root / "run"], "no such file"),
-        "direction": (["predict", root, "-o", root / "o", "-m", root / "run", "--direction", "up"], "--direction up"),
+        "direction": (
+            ["predict", root, "-o", root / "o", "-m", root / "run", "--set", "inference.direction=up"],
+            "inference.direction: Input should be 'forward'",
+        ),
         "unmatched": (
             ["evaluate", root / "run" / "predictions", root / "blobs" / "labelsTr", "-o", root / "o"],
             "match",

@@ -11,7 +11,7 @@ from pydicom import dcmread
 from typer.testing import CliRunner, Result
 
 from sam2_3dmed.cli import main as cli
-from sam2_3dmed.cli.predict import end_with
+from sam2_3dmed.cli.options import end_with
 from sam2_3dmed.dicom.codes import UNKNOWN, Code
 from sam2_3dmed.dicom.segmentation import segment_codes
 from sam2_3dmed.errors import ConfigError, UserError, WeightsError
@@ -58,13 +58,16 @@ def test_a_second_run_passes_over_what_is_finished(images: Path, blob_run: Path,
 def test_what_changes_a_mask_predicts_it_again(images: Path, blob_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     predict(images, "-m", blob_run, "-o", out)
-    assert "earlier" not in predict(images, "-m", blob_run, "-o", out, "--direction", "forward").output
+    assert "earlier" not in predict(images, "-m", blob_run, "-o", out, "--set", "inference.direction=forward").output
     assert "earlier" not in predict(images, "-m", blob_run, "-o", out, "--overwrite").output
     assert [entry["name"] for entry in entries(out)] == ["blob_00", "blob_01", "blob_02"]  # the old ones are forgotten
     (entry,) = [entry for entry in entries(out) if entry["name"] == "blob_01"]
     assert entry["options"]["direction"] == "both"
     assert "batch_size" not in entry["options"]
-    assert "3 of them by an earlier run" in predict(images, "-m", blob_run, "-o", out, "--direction", "both").output
+    assert (
+        "3 of them by an earlier run"
+        in predict(images, "-m", blob_run, "-o", out, "--set", "inference.direction=both").output
+    )
 
 
 @pytest.mark.slow
@@ -88,9 +91,9 @@ def test_options_that_do_not_go_together(images: Path, blob_run: Path, tmp_path:
         ("--cluster", "ray"): "--cluster ray needs --workers",
         ("--cluster", "ray", "--workers", 2, "--slurm", "mem_gb=4"): "--slurm is for --cluster slurm",
         ("--cluster", "slurm", "--workers", 2, "--slurm", "gpu"): "--slurm gpu: expected KEY=VALUE",
-        ("--direction", "up"): "--direction up",
-        ("--min-volume-ml", "much"): "--min-volume-ml much: expected ML or CLASS=ML",
-        ("--min-volume-ml", "1", "--min-volume-ml", "dark=2"): "one ML for all classes, or CLASS=ML for each",
+        ("--set", "inference.direction=up"): "--set: inference.direction: Input should be 'forward'",
+        ("--set", "training.epochs=3"): "--set training.epochs=3: predict changes only inference.*",
+        ("--set", "inference.min_volume_ml=much"): "--set: inference.min_volume_ml",
         ("--format", "png"): "--format png",
     }
     for options, line in lines.items():
@@ -117,13 +120,15 @@ def test_post_processing(images: Path, blob_run: Path, tmp_path: Path) -> None:
     """A ball of either class has a few ml."""
     given = [images / "blob_00.nii.gz", "-m", blob_run]
     predict(*given, "-o", tmp_path / "all")
-    predict(*given, "-o", tmp_path / "none", "--min-volume-ml", 1000, "--fill-holes")
-    predict(*given, "-o", tmp_path / "one", "--min-volume-ml", "dark=1000")
+    predict(
+        *given, "-o", tmp_path / "none", "--set", "inference.min_volume_ml=1000", "--set", "inference.fill_holes=true"
+    )
+    predict(*given, "-o", tmp_path / "one", "--set", "inference.min_volume_ml={dark: 1000}")
     whole, none, one = (read_label(tmp_path / name / "blob_00.nii.gz").array for name in ("all", "none", "one"))
     assert set(np.unique(whole)) == {0, 1, 3}
     assert not none.any()
     assert np.array_equal(one, np.where(whole == 1, 1, 0))
-    error = refused(*given, "-o", tmp_path / "out", "--min-volume-ml", "lung=1")
+    error = refused(*given, "-o", tmp_path / "out", "--set", "inference.min_volume_ml={lung: 1}")
     assert str(error) == "min_volume_ml: no class 'lung'; there are bright, dark"
 
 
@@ -189,7 +194,7 @@ def studies(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def mask(studies: Path, blob_run: Path) -> Path:
     """The sarcoma's as NIfTI, from the whole tree."""
     out = studies.parent / "nifti"
-    result = predict(studies, "-m", blob_run, "-o", out, "--direction", "forward")
+    result = predict(studies, "-m", blob_run, "-o", out, "--set", "inference.direction=forward")
     assert "2 of 2 masks written" in result.output
     assert {path.name for path in out.iterdir()} == {"abdomen.nii.gz", "sarcoma.nii.gz", "manifest.jsonl"}
     assert set(np.unique(read_label(out / "sarcoma.nii.gz").array)) > {0}, "empty: nothing to compare"
@@ -201,7 +206,15 @@ class TestDicom:
 
     def write(self, studies: Path, blob_run: Path, mask_format: str, out: Path) -> Path:
         result = predict(
-            studies / "sarcoma", "-m", blob_run, "-o", out, "--direction", "forward", "--format", mask_format
+            studies / "sarcoma",
+            "-m",
+            blob_run,
+            "-o",
+            out,
+            "--set",
+            "inference.direction=forward",
+            "--format",
+            mask_format,
         )
         assert "1 of 1 masks written" in result.output, result.output
         (written,) = (path for path in out.iterdir() if path.name != "manifest.jsonl")

@@ -6,16 +6,17 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from sam2_3dmed.config import NetworkConfig
-from sam2_3dmed.inference.batch import Results
-from sam2_3dmed.inference.job import Job
+from sam2_3dmed.inference.batch import Job, Results
 from sam2_3dmed.inference.manifest import Manifest, Provenance
 from sam2_3dmed.model.build import build_network
+from sam2_3dmed.run.run_folder import load_model
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +53,8 @@ def make_job():
     """A job of a run into a folder."""
 
     def make(run: Path, folder: Path) -> Job:
-        return Job(run, Results(folder, manifest=Manifest(folder, Provenance(str(run), "0"))), {"direction": "forward"})
+        results = Results(folder, manifest=Manifest(folder, Provenance(str(run), "0")))
+        return Job(partial(load_model, run, direction="forward"), results)
 
     return make
 

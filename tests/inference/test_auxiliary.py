@@ -7,10 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sam2_3dmed.config import NetworkConfig
+from sam2_3dmed.config import InferenceConfig, NetworkConfig
 from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.inference.auxiliary import Auxiliary, SlabPositions, boundary_file, positions_file
-from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
@@ -20,9 +19,9 @@ LAS = np.diag([-1.0, 1.0, 2.0, 1.0])
 
 
 def predictor(network, **options) -> Predictor:
-    passes = PassOptions(**{"slab_slices": 3, "direction": "forward", **options})
+    config = InferenceConfig(**{"direction": "forward", "precision": "32", **options})
     preprocessing = Preprocessing("axial", (Normalisation("fixed", 0, 1),))
-    return Predictor(network, preprocessing=preprocessing, labels={1: "a", 2: "b"}, passes=passes)
+    return Predictor(network, preprocessing=preprocessing, labels={1: "a", 2: "b"}, slab_slices=3, config=config)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import DataError, VolumeError
-from sam2_3dmed.inference.inputs import Input, find_inputs, read_list, with_references
+from sam2_3dmed.inference.inputs import Input, find_inputs, read_list, require_unique_names, with_references
 from sam2_3dmed.volume.volume import Volume
 
 
@@ -56,12 +56,12 @@ class TestFindInputs:
         """Also for two channels: two files of one name are not the two channels of a volume."""
         files = [*touch(tmp_path / "one", "a.nii"), *touch(tmp_path / "two", "a.nii.gz")]
         with pytest.raises(DataError, match=r"one/a\.nii: 2 inputs have the name 'a'"):
-            find_inputs(files, num_channels)
+            require_unique_names(find_inputs(files, num_channels))
 
     def test_a_file_given_twice(self, tmp_path):
         files = touch(tmp_path, "a.nii")
         with pytest.raises(DataError, match="2 inputs have the name 'a'"):
-            find_inputs([*files, tmp_path], 1)
+            require_unique_names(find_inputs([*files, tmp_path], 1))
 
     def test_missing(self, tmp_path):
         with pytest.raises(DataError, match=r"gone\.nii: no such file or folder"):

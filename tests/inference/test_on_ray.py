@@ -3,18 +3,15 @@
 import os
 import signal
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.batch import Results
+from sam2_3dmed.inference.batch import Job, Results, predict_batch
 from sam2_3dmed.inference.inputs import find_inputs
-from sam2_3dmed.inference.job import Job, run_job
-from sam2_3dmed.inference.on_ray import Tries, Worker, on_ray
-from sam2_3dmed.inference.workers import in_this_process
+from sam2_3dmed.inference.workers import RayTries, RayWorker, on_ray
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
@@ -41,28 +38,26 @@ def test_a_worker_that_is_killed_in_mid_run_loses_nothing(
     inputs = find_inputs([blobs / "imagesTr"], 1)[:8]
     job = make_job(blob_run, tmp_path / "out")
     with first_worker_killed(job) as killed:
-        outcomes = run_job(job, inputs, two_workers)
+        outcomes = predict_batch(job, inputs, two_workers)
     ((_, noted),) = killed
     assert noted < len(inputs), "killed too late to be in mid-run"
     assert [outcome.error for outcome in outcomes] == [None] * len(inputs)
     assert {line["name"] for line in job.results.manifest.lines()} == {item.name for item in inputs}
     here = make_job(blob_run, tmp_path / "here")
-    for ours, theirs in zip(run_job(here, inputs, in_this_process), outcomes, strict=True):
+    for ours, theirs in zip(predict_batch(here, inputs), outcomes, strict=True):
         assert np.array_equal(read_label(ours.output).array, read_label(theirs.output).array)
-    assert all(outcome.earlier for outcome in run_job(job, inputs, two_workers))
+    assert all(outcome.earlier for outcome in predict_batch(job, inputs, two_workers))
 
 
-@dataclass(frozen=True)
-class Deadly(Job):
+def load_deadly(device):
     """In place of a model: a threshold that kills its process at a volume of nines."""
 
-    def load(self, device):
-        def predictor(volume, probabilities, *, reference):
-            if (volume.array == 9).all():
-                os.kill(os.getpid(), signal.SIGKILL)
-            return volume.with_array((volume.array > 0).astype(np.uint8))
+    def segmenter(volume, **_):
+        if (volume.array == 9).all():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return volume.with_array((volume.array > 0).astype(np.uint8))
 
-        return predictor
+    return segmenter
 
 
 @pytest.mark.long
@@ -75,7 +70,7 @@ def test_a_case_that_kills_twice_is_told_and_costs_only_itself(cluster, tmp_path
         Volume(np.full((2, 2, 2), number, np.int16), np.eye(4)).write(tmp_path / "in" / f"c{number}.nii.gz")
     (tmp_path / "in" / "broken.nii.gz").write_bytes(b"no volume")
     inputs = find_inputs([Path("in")], 1)
-    outcomes = run_job(Deadly(Path("m"), Results(Path("out"))), inputs, two_workers)
+    outcomes = predict_batch(Job(load_deadly, Results(Path("out"))), inputs, two_workers)
     errors = {outcome.name: outcome.error for outcome in outcomes if outcome.error}
     assert set(errors) == {"broken", "c9"}
     assert "worker processes died of it twice" in errors["c9"]
@@ -87,28 +82,30 @@ def test_a_case_that_ray_repeats_is_not_taken_for_one_that_kills(cluster, tmp_pa
     """As it does when a worker dies before Ray has heard of what it had ended."""
     monkeypatch.chdir(tmp_path)
     Volume(np.ones((2, 2, 2), np.int16), np.eye(4)).write(tmp_path / "c1.nii.gz")
-    tries = cluster.remote(num_cpus=0)(Tries).remote()
-    job = Deadly(Path("m"), Results(tmp_path / "out"))
+    tries = cluster.remote(num_cpus=0)(RayTries).remote()
+    job = Job(load_deadly, Results(tmp_path / "out"))
     inputs = find_inputs([tmp_path / "c1.nii.gz"], 1)
-    job.results.make_room(inputs)
-    worker = Worker(job, inputs, tmp_path, "cpu", 1, tries)
+    job.results.make_folders(inputs)
+    worker = RayWorker(job, inputs, tmp_path, "cpu", 1, tries)
     assert [worker({"item": 0})["error"] for _ in range(4)] == [""] * 4
 
 
 def test_a_model_that_cannot_be_loaded_is_told(cluster, blobs, tmp_path, make_job):
     inputs = find_inputs([blobs / "imagesTr"], 1)[:1]
-    (outcome,) = run_job(make_job(tmp_path / "no run", tmp_path / "out"), inputs, two_workers)
+    (outcome,) = predict_batch(make_job(tmp_path / "no run", tmp_path / "out"), inputs, two_workers)
     assert "no run: not a run folder" in outcome.error
 
 
 def test_more_workers_than_the_cluster_has_room_for(cluster, blobs, tmp_path, make_job):
     inputs = find_inputs([blobs / "imagesTr"], 1)
     with pytest.raises(ConfigError, match="--workers 3: the Ray cluster has room for 2"):
-        run_job(make_job(tmp_path, tmp_path / "out"), inputs, lambda *given: on_ray(*given, workers=3, device="cpu"))
+        predict_batch(
+            make_job(tmp_path, tmp_path / "out"), inputs, lambda *given: on_ray(*given, workers=3, device="cpu")
+        )
 
 
 def test_without_the_extra(monkeypatch, blobs, tmp_path, make_job):
     monkeypatch.setitem(sys.modules, "ray", None)
     inputs = find_inputs([blobs / "imagesTr"], 1)
     with pytest.raises(ConfigError, match=r"pip install 'sam2-3dmed\[ray\]'"):
-        run_job(make_job(tmp_path, tmp_path / "out"), inputs, two_workers)
+        predict_batch(make_job(tmp_path, tmp_path / "out"), inputs, two_workers)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from sam2_3dmed import Volume, load_model
+from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.inference.onnx_network import OnnxNetwork
-from sam2_3dmed.inference.passes import PassOptions
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def of_slices(volume: Volume, depth: int) -> Volume:
 @pytest.mark.parametrize(("num_classes", "parts"), [(2, True), (1, False)])
 def test_masks_are_those_of_pytorch(make_exported, hippocampus: Volume, num_classes: int, parts: bool) -> None:
     run, exported = make_exported(num_classes, parts)
-    theirs = load_model(run, device="cpu", bf16=False)
+    theirs = load_model(run, device="cpu", precision="32")
     ours = load_model(exported, backend="onnxruntime")
     expected, said = theirs.with_auxiliary(hippocampus)
     found, also_said = ours.with_auxiliary(hippocampus)
@@ -50,7 +50,7 @@ def test_views_and_one_direction_pass_through_it_too(make_exported, hippocampus:
     run, exported = make_exported()
     few = of_slices(hippocampus, 5)
     options = {"direction": "backward", "flips": True, "shifts": shifts, "overlap": 0.0, "batch_size": 1}
-    expected = load_model(run, device="cpu", bf16=False, **options)(few).array
+    expected = load_model(run, device="cpu", precision="32", **options)(few).array
     found = load_model(exported, backend="onnxruntime", **options)(few).array
     assert (found == expected).mean() >= 0.9999
 
@@ -59,7 +59,7 @@ def test_a_volume_that_is_shorter_than_a_slab(make_exported, hippocampus: Volume
     run, exported = make_exported()
     ours = load_model(exported, backend="onnxruntime")
     two = of_slices(hippocampus, 2)
-    assert np.array_equal(ours(two).array, load_model(run, device="cpu", bf16=False)(two).array)
+    assert np.array_equal(ours(two).array, load_model(run, device="cpu", precision="32")(two).array)
     with pytest.raises(DataError, match=r"^1 slices are too few for slabs of 2 or 3, .* --length 1 adds it$"):
         ours(of_slices(hippocampus, 1))
 
@@ -90,16 +90,16 @@ def test_it_has_what_prediction_needs_of_a_network(make_exported) -> None:
     ("changes", "line"),
     [
         ({"mode": "stream"}, r"^mode stream: --backend onnxruntime has slabs only"),
-        ({"bf16": True}, r"^bf16: --backend onnxruntime computes its files as they are"),
+        ({"precision": "bf16"}, r"^precision bf16: --backend onnxruntime computes its files as they are"),
         ({"compile": True}, r"^compile: "),
     ],
 )
 def test_passes_that_only_pytorch_has(make_exported, changes: dict[str, object], line: str) -> None:
     _, exported = make_exported()
     made = network(exported)
-    made.require(PassOptions(slab_slices=3))
+    made.require(InferenceConfig())
     with pytest.raises(ConfigError, match=line):
-        made.require(PassOptions(slab_slices=3, **changes))
+        made.require(InferenceConfig(**changes))
     with pytest.raises(ConfigError, match=line):
         load_model(exported, backend="onnxruntime", **changes)
 

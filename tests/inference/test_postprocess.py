@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
+from sam2_3dmed.config import InferenceConfig, changed
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.postprocess import PostProcessing
+from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
 from sam2_3dmed.volume.volume import Volume
 
 LABELS = {1: "liver", 2: "tumour", 300: "rib"}
@@ -18,7 +19,7 @@ EVERYWHERE = np.ones((3, 3, 3), dtype=bool)
 def applied(array, spacing=(1, 1, 1), **options):
     """A new array."""
     mask = Volume(np.array(array, order="K"), np.diag([*spacing, 1.0]))
-    PostProcessing(**options).apply(mask, LABELS)
+    postprocess(mask, LABELS, InferenceConfig(**options))
     return mask.array
 
 
@@ -132,8 +133,8 @@ def test_nothing_asked_nothing_done():
 
 @pytest.mark.parametrize("volume", [-1.0, float("nan"), float("inf"), {"liver": -0.5}])
 def test_a_volume_that_is_none(volume):
-    with pytest.raises(ConfigError, match="min_volume_ml: a volume must not be negative"):
-        PostProcessing(min_volume_ml=volume)
+    with pytest.raises(ConfigError, match="inference: min_volume_ml"):
+        changed(InferenceConfig(), {"min_volume_ml": volume}, "inference")
 
 
 @pytest.mark.parametrize(
@@ -141,4 +142,4 @@ def test_a_volume_that_is_none(volume):
 )
 def test_a_class_that_is_not_there(options):
     with pytest.raises(ConfigError, match=f"{next(iter(options))}: no class 'lung'; there are liver, tumour, rib"):
-        PostProcessing(**options).require_known(LABELS.values())
+        require_known_classes(InferenceConfig(**options), LABELS.values())

@@ -1,5 +1,6 @@
 """A mask lies on its volume's grid, whatever the file looks like."""
 
+import threading
 from itertools import permutations, product
 
 import nibabel as nib
@@ -9,9 +10,8 @@ import torch
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from sam2_3dmed.errors import ConfigError, VolumeError
-from sam2_3dmed.inference.passes import PassOptions
-from sam2_3dmed.inference.postprocess import PostProcessing
+from sam2_3dmed.config import InferenceConfig
+from sam2_3dmed.errors import Cancelled, ConfigError, VolumeError
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.volume import Volume
@@ -39,12 +39,17 @@ def stored(volume, axes, flips):
 
 @pytest.fixture(scope="session")
 def make(make_network):
-    def predictor(labels=None, channels=1, axis="axial", post=None, **options):
+    def predictor(labels=None, channels=1, axis="axial", slab_slices=3, **options):
         labels = labels or {1: "a", 2: "b"}
         preprocessing = Preprocessing(axis, (Normalisation("fixed", 0, 200),) * channels)
-        passes = PassOptions(**{"slab_slices": 3, "direction": "forward", **options})
-        network = make_network(len(labels))
-        return Predictor(network, preprocessing=preprocessing, labels=labels, passes=passes, post=post)
+        config = InferenceConfig(**{"direction": "forward", "precision": "32", **options})
+        return Predictor(
+            make_network(len(labels)),
+            preprocessing=preprocessing,
+            labels=labels,
+            slab_slices=slab_slices,
+            config=config,
+        )
 
     return predictor
 
@@ -155,7 +160,7 @@ class TestLabels:
     def test_post_processing(self, make):
         volume = Volume(body((30, 28, 2), seed=3), np.eye(4))
         everything = make()(volume).array
-        largest = make(post=PostProcessing(largest_component=True))(volume).array
+        largest = make(largest_component=True)(volume).array
         whole = np.ones((3, 3, 3))
         pieces = [ndimage.label(everything == k, whole)[1] for k in (1, 2)]
         assert max(pieces) > 1  # or nothing is shown
@@ -164,7 +169,7 @@ class TestLabels:
 
     def test_post_processing_of_a_class_that_is_not_there(self, make):
         with pytest.raises(ConfigError, match="fill_holes: no class 'c'; there are a, b"):
-            make(post=PostProcessing(fill_holes=("c",)))
+            make(fill_holes=("c",))
 
 
 class TestChannels:
@@ -212,7 +217,7 @@ class TestDirection:
 def test_probabilities_agree_with_the_mask(make, tmp_path, axis, direction):
     volume = Volume(body((17, 14, 5)), OBLIQUE)
     predictor = make(axis=axis, direction=direction)
-    mask = predictor(volume, tmp_path / "new" / "case")
+    mask = predictor(volume, probabilities=tmp_path / "new" / "case")
     assert np.array_equal(mask.array, predictor(volume).array)
     found = [Volume.read(tmp_path / "new" / f"case_{name}.nii.gz") for name in "ab"]
     for probability in found:
@@ -226,7 +231,7 @@ def test_probabilities_agree_with_the_mask(make, tmp_path, axis, direction):
 
 def test_auxiliary_outputs_beside_probabilities(make, tmp_path):
     volume = Volume(body((17, 14, 2)), np.eye(4))
-    mask, auxiliary = make().with_auxiliary(volume, tmp_path / "case")
+    mask, auxiliary = make().with_auxiliary(volume, probabilities=tmp_path / "case")
     assert np.array_equal(mask.array, make()(volume).array)
     assert auxiliary.boundary.shape == volume.shape
     assert sorted(file.name for file in tmp_path.iterdir()) == ["case_a.nii.gz", "case_b.nii.gz"]
@@ -247,5 +252,44 @@ def test_predicting_leaves_no_gradients_and_eval_mode(make):
 
 def test_bf16_gives_nearly_the_same(make):
     slices = body((3, 1, 30, 30)) / 200
-    exact, rough = make().predict_slices(slices), make(bf16=True).predict_slices(slices)
+    exact, rough = make().predict_slices(slices), make(precision="bf16").predict_slices(slices)
     assert (exact == rough).mean() > 0.9
+
+
+class TestProgress:
+    """Each slice is reported, and a set event ends the prediction after the slice under way."""
+
+    VOLUME = Volume(body((9, 8, 7)), np.eye(4))
+
+    @pytest.mark.parametrize("mode", ["slabs", "stream"])
+    def test_after_each_slice(self, make, mode):
+        seen = []
+        mask = make(mode=mode)(self.VOLUME, on_slice=lambda *state: seen.append(state))
+        assert seen == [(done, 7) for done in range(1, 8)]
+        assert np.array_equal(mask.array, make(mode=mode)(self.VOLUME).array)
+
+    @pytest.mark.parametrize("direction", ["forward", "both"])
+    def test_cancelled_from_another_thread(self, make, tmp_path, direction):
+        cancel, asked, seen = threading.Event(), threading.Event(), []
+
+        def canceller():
+            assert asked.wait(60)
+            cancel.set()
+
+        def on_slice(done, total):
+            seen.append(done)
+            asked.set()
+            thread.join()
+
+        thread = threading.Thread(target=canceller)
+        thread.start()
+        with pytest.raises(Cancelled, match="the prediction was cancelled"):
+            make(direction=direction)(self.VOLUME, probabilities=tmp_path / "case", on_slice=on_slice, cancel=cancel)
+        assert seen == [1]
+        assert list(tmp_path.iterdir()) == []  # no half of a file of probabilities
+
+    def test_cancelled_before_it_begins(self, make):
+        cancel = threading.Event()
+        cancel.set()
+        with pytest.raises(Cancelled):
+            make().with_auxiliary(self.VOLUME, cancel=cancel)

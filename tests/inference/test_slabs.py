@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.encoders.image_encoder import Features
 from sam2_3dmed.inference import slabs as slabs_module
 from sam2_3dmed.inference.slabs import (
-    FeatureSlab,
+    FeatureBuffer,
     Slab,
     SliceBlender,
     blend_weights,
@@ -22,6 +23,8 @@ from sam2_3dmed.inference.slabs import (
 )
 from sam2_3dmed.inference.tta import Forward
 from sam2_3dmed.model.network import DecoderFeatures, Prediction
+
+FLOAT32 = InferenceConfig(precision="32")
 
 
 class Means:
@@ -76,13 +79,8 @@ def stack(depth, dtype=np.float32):
 
 def blended(network, depth, *, slab_slices=4, overlap=0.5, direction="both", batch_size=4):
     """(N,) the logits of a network that says the same everywhere in a slice."""
-    found = slab_logits(
-        Forward(network, stack(depth)),
-        slab_slices=slab_slices,
-        overlap=overlap,
-        direction=direction,
-        batch_size=batch_size,
-    )
+    config = InferenceConfig(overlap=overlap, direction=direction, batch_size=batch_size, precision="32")
+    found = slab_logits(Forward(network, stack(depth), config), slab_slices)
     indices, slices = zip(*found, strict=True)
     assert indices == tuple(range(depth))
     logits = torch.stack(slices)
@@ -196,7 +194,7 @@ class TestFeatures:
         assert network.encoded == list(range(depth))
 
     def test_gather_follows_each_slabs_order(self):
-        features = FeatureSlab(Forward(Told(), stack(9)), chunk=2)
+        features = FeatureBuffer(Forward(Told(), stack(9), FLOAT32))
         gathered = features.gather([Slab(1, 3, reverse=False), Slab(4, 3, reverse=True)])
         assert [[int(x.z) for x in slab] for slab in gathered] == [[1, 2, 3], [6, 5, 4]]
         assert int(gathered[1][0].stride4) == 600
@@ -204,13 +202,13 @@ class TestFeatures:
     def test_a_read_only_memory_map_will_do(self, tmp_path):
         np.save(tmp_path / "slices.npy", stack(5))
         slices = np.load(tmp_path / "slices.npy", mmap_mode="r")
-        (features,) = FeatureSlab(Forward(Told(), slices), chunk=8).gather([Slab(0, 5, reverse=False)])
+        (features,) = FeatureBuffer(Forward(Told(), slices, FLOAT32)).gather([Slab(0, 5, reverse=False)])
         assert [int(x.z) for x in features] == [0, 1, 2, 3, 4]
 
     @pytest.mark.parametrize("dtype", [np.float16, np.float64, np.uint8])
     def test_other_types_and_views_will_do(self, dtype):
-        forward = Forward(Told(), stack(5, dtype)[::-1])
-        (features,) = FeatureSlab(forward, chunk=3).gather([Slab(0, 5, reverse=False)])
+        forward = Forward(Told(), stack(5, dtype)[::-1], FLOAT32)
+        (features,) = FeatureBuffer(forward).gather([Slab(0, 5, reverse=False)])
         assert [int(x.z) for x in features] == [4, 3, 2, 1, 0]
         assert features[0].z.dtype == torch.float32
 
@@ -221,7 +219,7 @@ class TestMemory:
     @pytest.fixture
     def parts(self, monkeypatch):
         made = {}
-        for name in ("FeatureSlab", "SliceBlender"):
+        for name in ("FeatureBuffer", "SliceBlender"):
             kind = getattr(slabs_module, name)
 
             def make(*arguments, name=name, kind=kind):
@@ -235,16 +233,11 @@ class TestMemory:
     @pytest.mark.parametrize("batch_size", [1, 4])
     def test_finished_slices_are_let_go(self, parts, direction, batch_size):
         slab_slices, stride = 6, 3
-        logits = slab_logits(
-            Forward(Told(), stack(200)),
-            slab_slices=slab_slices,
-            overlap=0.5,
-            direction=direction,
-            batch_size=batch_size,
-        )
+        config = InferenceConfig(direction=direction, batch_size=batch_size, precision="32")
+        logits = slab_logits(Forward(Told(), stack(200), config), slab_slices)
         reach = slab_slices + stride * batch_size  # a batch and what the one before it left
         for index, _ in logits:
-            features, blender = parts["FeatureSlab"], parts["SliceBlender"]
+            features, blender = parts["FeatureBuffer"], parts["SliceBlender"]
             assert len(features._features) <= reach
             assert len(blender._sums) == len(blender._weights) <= reach
             assert index not in blender._sums
@@ -253,8 +246,8 @@ class TestMemory:
 
     def test_slices_come_as_soon_as_no_slab_needs_them(self):
         network = Told()
-        forward = Forward(network, stack(100))
-        logits = slab_logits(forward, slab_slices=4, overlap=0.5, direction="forward", batch_size=1)
+        config = InferenceConfig(direction="forward", batch_size=1, precision="32")
+        logits = slab_logits(Forward(network, stack(100), config), 4)
         next(logits)
         assert max(network.encoded) == 3
         next(logits)
@@ -293,5 +286,5 @@ class TestBatchSize:
         one = DecoderFeatures(*(torch.zeros(1, channels, 8, 8) for channels in (25, 25, 28)))
         assert one.z.nbytes == 6400
         slab = [one] * 5  # 5 x 78 x 256 = 99,840 bytes
-        fitting = slabs_that_fit(Forward(Told(), stack(5)), slab, torch.zeros(25_040))  # 100,160 bytes
+        fitting = slabs_that_fit(Forward(Told(), stack(5), FLOAT32), slab, torch.zeros(25_040))  # 100,160 bytes
         assert fitting == expected

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_3dmed.config import NetworkConfig
+from sam2_3dmed.config import InferenceConfig, NetworkConfig
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.inference import stream as stream_module
 from sam2_3dmed.inference.stream import stream_logits
@@ -33,8 +33,8 @@ def stack(depth, seed=0):
 def streamed(network, slices, direction="forward", slab_slices=4, **options):
     """The order of the slices, and their logits (N, K, h, w)."""
     with torch.inference_mode():
-        forward = Forward(network, slices)
-        found = stream_logits(forward, slab_slices=slab_slices, direction=direction, **options)
+        forward = Forward(network, slices, InferenceConfig(direction=direction, precision="32"))
+        found = stream_logits(forward, slab_slices, **options)
         indices, logits = zip(*found, strict=True)
     return list(indices), torch.stack(logits)[np.argsort(indices)]
 
@@ -121,14 +121,14 @@ class TestBoth:
 
     def test_nothing_is_left_when_the_reader_stops(self, network, monkeypatch):
         monkeypatch.setattr(stream_module, "IN_MEMORY_BYTES", 0)
-        shelves, make = [], TensorSpill.__init__
-        monkeypatch.setattr(TensorSpill, "__init__", lambda self, *a: shelves.append(self) or make(self, *a))
-        found = stream_logits(Forward(network, stack(9)), slab_slices=4, direction="both")
+        spills, make = [], TensorSpill.__init__
+        monkeypatch.setattr(TensorSpill, "__init__", lambda self, *a: spills.append(self) or make(self, *a))
+        found = stream_logits(Forward(network, stack(9), InferenceConfig(precision="32")), 4)
         with torch.inference_mode():
             next(found)
-        assert [shelf._file.closed for shelf in shelves] == [False, False]
+        assert [spill._file.closed for spill in spills] == [False, False]
         found.close()
-        assert [shelf._file.closed for shelf in shelves] == [True, True]
+        assert [spill._file.closed for spill in spills] == [True, True]
 
 
 @pytest.mark.parametrize("direction", ["forward", "both"])
@@ -144,7 +144,8 @@ def test_what_is_held_does_not_grow_with_the_slices(network, monkeypatch, direct
 
     monkeypatch.setattr(Forward, "slice_context", watch)
     with torch.inference_mode():
-        for _ in stream_logits(Forward(network, stack(40)), slab_slices=4, direction=direction):
+        config = InferenceConfig(direction=direction, precision="32")
+        for _ in stream_logits(Forward(network, stack(40), config), 4):
             assert len(alive) <= 8
 
 

@@ -1,16 +1,15 @@
 """The network as inference runs it: mirrored slices, autocast, both branches' maps, and compiled parts."""
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from sam2_3dmed.config import NetworkConfig
+from sam2_3dmed.config import InferenceConfig, NetworkConfig
 from sam2_3dmed.encoders.image_encoder import resize
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.passes import PassOptions, slice_logits
+from sam2_3dmed.inference.predictor import slice_logits
 from sam2_3dmed.inference.tta import Forward, compile_network
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import DecoderFeatures, Prediction, SAM2For3dMed
@@ -25,9 +24,9 @@ def stack(depth=5, seed=0):
 
 def logits_of(network, slices, **options):
     """(N, K or 2K, h, w)."""
-    boundary = options.pop("boundary", False)
-    found = slice_logits(network, slices, PassOptions(**{"slab_slices": 3} | options), boundary=boundary)
-    found = dict(found)
+    boundary, slab_slices = options.pop("boundary", False), options.pop("slab_slices", 3)
+    config = InferenceConfig(**{"precision": "32"} | options)
+    found = dict(slice_logits(network, slices, slab_slices, config, boundary=boundary))
     return torch.stack([found[i] for i in range(len(slices))])
 
 
@@ -82,7 +81,7 @@ def test_boxes_move_and_turn_with_what_is_seen(flips):
     label = torch.zeros(1, 64, 64, dtype=torch.int32)
     label[0, 20:30, 12:40] = 1
     image = label.unsqueeze(1).float().numpy()
-    forward = Forward(network, image, flips=flips, shifts=True, boxes=boxes_around(label, [1]))
+    forward = Forward(network, image, InferenceConfig(flips=flips, shifts=True), boxes=boxes_around(label, [1]))
     (features,) = forward.encode(0, 1)
     seen = forward._seen(torch.from_numpy(image))[:, 0, 0]
     assert len({tuple(row.nonzero()[0].tolist()) for row in seen}) == 4
@@ -130,8 +129,8 @@ def test_boundaries_follow_the_masks(network, mode):
 def test_positions_of_flips_are_their_mean(network, mode):
     def positions_of(slices, flips):
         told = []
-        options = PassOptions(slab_slices=8, mode=mode, direction="forward", flips=flips)
-        list(slice_logits(network, slices, options, on_positions=lambda slab, positions: told.append(positions)))
+        config = InferenceConfig(mode=mode, direction="forward", flips=flips, precision="32")
+        list(slice_logits(network, slices, 8, config, on_positions=lambda slab, positions: told.append(positions)))
         return told[0]
 
     own, other = positions_of(stack(), flips=False), positions_of(mirrored(stack()), flips=False)
@@ -142,41 +141,41 @@ def test_positions_of_flips_are_their_mean(network, mode):
 def test_bf16_is_for_the_network_alone(network, mode):
     """The reader of the logits has autocast off and float32 in hand, whatever happens inside."""
     exact = logits_of(network, stack(), mode=mode)
-    for _, logits in slice_logits(network, stack(), PassOptions(3, mode=mode, bf16=True)):
+    for _, logits in slice_logits(network, stack(), 3, InferenceConfig(mode=mode, precision="bf16")):
         assert not torch.is_autocast_enabled("cpu")
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
         assert logits.dtype == torch.float32
-    rough = logits_of(network, stack(), mode=mode, bf16=True)
+    rough = logits_of(network, stack(), mode=mode, precision="bf16")
     assert 0 < (rough - exact).abs().max() < 0.1 * exact.abs().max()
 
 
 def test_more_small_slices_are_encoded_at_once(network, monkeypatch):
-    assert Forward(network, stack()).chunk == 32
-    assert Forward(network, stack(), flips=True).chunk == 16
-    assert Forward(network, stack(), flips=True, shifts=True).chunk == 8
+    assert Forward(network, stack(), InferenceConfig()).chunk == 32
+    assert Forward(network, stack(), InferenceConfig(flips=True)).chunk == 16
+    assert Forward(network, stack(), InferenceConfig(flips=True, shifts=True)).chunk == 8
     monkeypatch.setattr(network.encoder, "image_size", 1024)
-    assert Forward(network, stack()).chunk == 1
+    assert Forward(network, stack(), InferenceConfig()).chunk == 1
 
 
 def test_compiling_without_a_compiler_is_one_line(network: SAM2For3dMed, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match=r"^compile: torch\.compile needs a C\+\+ compiler here"):
-        next(slice_logits(network, stack(), PassOptions(3, compile=True)))
+        next(slice_logits(network, stack(), 3, InferenceConfig(compile=True)))
     assert network.encoder.vision_encoder._compiled_call_impl is None
 
 
 @pytest.mark.long
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
-@pytest.mark.parametrize("bf16", [False, True])
-def test_what_is_compiled_gives_the_same(monkeypatch, bf16):
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_what_is_compiled_gives_the_same(monkeypatch, precision):
     """Each part is one graph; the C++ made of it, which takes minutes, is benchmarks/video_model.py's."""
     torch.manual_seed(0)
     network = build_network(NetworkConfig(size="nano", image_size=64, boundary=False), 2).eval()
-    options = PassOptions(4, direction="forward", mode="stream", bf16=bf16)
-    eager = [logits for _, logits in slice_logits(network, stack(), options)]
+    config = InferenceConfig(direction="forward", mode="stream", precision=precision)
+    eager = [logits for _, logits in slice_logits(network, stack(), 4, config)]
     compile_part = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_part(self, backend="eager", fullgraph=True))
-    compiled = [logits for _, logits in slice_logits(network, stack(), replace(options, compile=True))]
+    compiled = [logits for _, logits in slice_logits(network, stack(), 4, config.model_copy(update={"compile": True}))]
     assert network.encoder.vision_encoder._compiled_call_impl is not None
     for one, other in zip(compiled, eager, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)

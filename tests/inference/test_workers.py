@@ -1,12 +1,15 @@
-"""A job on one machine: the same masks from any number of processes, and none lost with a process."""
+"""A batch in worker processes: the same masks from any number of processes, and none lost with a process."""
+
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from sam2_3dmed.errors import ConfigError, WeightsError
+from sam2_3dmed.errors import Cancelled, ConfigError, WeightsError
+from sam2_3dmed.inference.batch import Job, Results, predict_batch
 from sam2_3dmed.inference.inputs import find_inputs
-from sam2_3dmed.inference.job import run_job
-from sam2_3dmed.inference.workers import assign_devices, in_processes, in_this_process, limit_threads
+from sam2_3dmed.inference.workers import assign_devices, in_processes, limit_threads
 from sam2_3dmed.volume.label import read_label
 
 
@@ -53,7 +56,7 @@ def inputs(blobs):
 def expected(blobs, blob_run, tmp_path_factory, make_job):
     """Of each case, what one process predicts."""
     job = make_job(blob_run, tmp_path_factory.mktemp("here"))
-    outcomes = run_job(job, find_inputs([blobs / "imagesTr"], 1), in_this_process)
+    outcomes = predict_batch(job, find_inputs([blobs / "imagesTr"], 1))
     masks = {outcome.name: read_label(outcome.output).array for outcome in outcomes}
     assert any(len(np.unique(mask)) > 1 for mask in masks.values()), "all empty: nothing to compare"
     return masks
@@ -72,13 +75,32 @@ def test_a_worker_that_is_killed_in_mid_run_loses_nothing(
     """Two workers on two devices; as the first case is noted, its worker is killed from outside."""
     job = make_job(blob_run, tmp_path / "out")
     with first_worker_killed(job) as killed:
-        outcomes = run_job(job, inputs, lambda *given: in_processes(*given, devices=["cpu", "cpu:0"]))
+        outcomes = predict_batch(job, inputs, lambda *given: in_processes(*given, devices=["cpu", "cpu:0"]))
     check(outcomes, expected)
     assert len(set(worker_pids(job)) - {pid for pid, _ in killed}) >= 1
-    assert run_job(job, inputs, in_processes)[0].earlier
+    assert predict_batch(job, inputs, in_processes)[0].earlier
 
 
 def test_a_model_that_cannot_be_loaded_is_one_error(inputs, tmp_path, make_job):
     job = make_job(tmp_path / "no run", tmp_path / "out")
     with pytest.raises(WeightsError, match="no run: not a run folder"):
-        run_job(job, inputs, lambda *given: in_processes(*given, devices=["cpu"]))
+        predict_batch(job, inputs, lambda *given: in_processes(*given, devices=["cpu"]))
+
+
+def _wait_for_ever(device):
+    def segmenter(volume, **_):
+        time.sleep(600)
+
+    return segmenter
+
+
+def test_cancelled_from_another_thread(inputs, tmp_path):
+    cancel = threading.Event()
+    threading.Timer(3, cancel.set).start()
+    with pytest.raises(Cancelled):
+        predict_batch(
+            Job(_wait_for_ever, Results(tmp_path / "out")),
+            inputs,
+            lambda *given: in_processes(*given, devices=["cpu", "cpu"], cancel=cancel),
+        )
+    assert list((tmp_path / "out").iterdir()) == []

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam2_3dmed.inference.passes import PassOptions, slice_logits
+from sam2_3dmed.config import InferenceConfig
+from sam2_3dmed.inference.predictor import slice_logits
 from sam2_3dmed.model.memory_attention import KeyValues
 from sam2_3dmed.model.self_sorting_memory import CAPACITY, SelfSortingBank, embedding_of
 from sam2_3dmed.model.slice_decoder import Memory
@@ -198,8 +199,8 @@ def test_training_draws_anew_each_step_and_prediction_never(network, slab) -> No
 def test_predictions_of_a_long_stack_repeat(network, mode) -> None:
     made = network().eval()
     slices = torch.rand(20, 1, 40, 40, generator=torch.Generator().manual_seed(3)).numpy()  # more than the bank holds
-    options = PassOptions(slab_slices=4, mode=mode, flips=True)
-    first, again = (dict(slice_logits(made, slices, options)) for _ in range(2))
+    config = InferenceConfig(mode=mode, flips=True)
+    first, again = (dict(slice_logits(made, slices, 4, config)) for _ in range(2))
     assert sorted(first) == list(range(20))
     assert all(torch.equal(first[index], again[index]) for index in first)
 

@@ -84,7 +84,7 @@ def test_one_that_cannot_start_leaves_its_cases_to_the_others() -> None:
 
 
 def test_none_that_can_start_is_an_error() -> None:
-    with pytest.raises(DataError, match="all of 2 worker processes died as they started"):
+    with pytest.raises(DataError, match="all worker processes died as they started"):
         collected(_dies_as_it_starts, range(6), ["small", "small"])
 
 

@@ -6,11 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from sam2_3dmed.config import ChannelPlan, Plan, RunConfig, paper, with_settings
+from sam2_3dmed.config import ChannelPlan, InferenceConfig, Plan, RunConfig, paper, with_settings
 from sam2_3dmed.dicom.codes import Code
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
-from sam2_3dmed.inference.passes import PassOptions
-from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.run_config import CONFIG_FILE
 from sam2_3dmed.run.run_folder import (
@@ -58,43 +56,35 @@ def test_what_was_saved_is_loaded(run: Path) -> None:
     original, _ = make_model(recipe(), plan(), "none")
     for (name, a), b in zip(original.state_dict().items(), predictor.network.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    assert (predictor.passes.direction, predictor.passes.slab_slices) == ("backward", 4)
+    assert (predictor.config.direction, predictor.slab_slices) == ("backward", 4)
     assert predictor.labels == {1: "organ 1", 2: "organ 2"}
     assert not predictor.network.training
-    assert load_model(run, direction="forward").passes.direction == "forward"
+    assert load_model(run, direction="forward").config.direction == "forward"
 
 
-def test_options_go_where_they_belong(run: Path) -> None:
-    predictor = load_model(run, batch_size=3, bf16=True, fill_holes=("organ 2",), min_volume_ml=0.5)
-    assert predictor.passes == PassOptions(4, direction="backward", batch_size=3, bf16=True)
-    assert predictor.post == PostProcessing(fill_holes=("organ 2",), min_volume_ml=0.5)
-
-
-@pytest.mark.parametrize("fast", [True, False])
-def test_bf16_where_it_is_fast_unless_told(run: Path, monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
-    monkeypatch.setattr("sam2_3dmed.run.sam2_run.bf16_is_fast", lambda device: fast)
-    assert load_model(run, device="cpu").passes.bf16 == fast
-    for told in (True, False):
-        assert load_model(run, device="cpu", bf16=told).passes.bf16 == told
+def test_settings_replace_those_of_the_run(run: Path) -> None:
+    settings = {"batch_size": 3, "precision": "bf16", "fill_holes": ("organ 2",), "min_volume_ml": 0.5}
+    assert load_model(run, **settings).config == InferenceConfig(direction="backward", **settings)
 
 
 @pytest.mark.parametrize(
-    ("options", "line"),
+    ("settings", "line"),
     [
-        ({"keep_biggest": True}, "no option 'keep_biggest'; there are batch_size, bf16, "),
+        ({"keep_biggest": True}, "inference: no such key 'keep_biggest'"),
         ({"fill_holes": ("liver",)}, "fill_holes: no class 'liver'; there are organ 1, organ 2"),
+        ({"min_volume_ml": -1}, "inference: min_volume_ml"),
     ],
 )
-def test_options_that_are_none(run: Path, options: dict[str, Any], line: str) -> None:
+def test_settings_that_are_not_valid(run: Path, settings: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
-        load_model(run, **options)
+        load_model(run, **settings)
 
 
 def test_post_processing_of_the_recipe(run: Path) -> None:
     changed = recipe("inference.largest_component=[organ 1]", "inference.min_volume_ml={organ 2: 0.3}")
     network, record = make_model(changed, plan(), "none")
-    expected = PostProcessing(largest_component=("organ 1",), min_volume_ml={"organ 2": 0.3})
-    assert make_predictor(network, record).post == expected
+    expected = InferenceConfig(largest_component=("organ 1",), min_volume_ml={"organ 2": 0.3})
+    assert make_predictor(network, record).config == expected
 
 
 def test_the_record_survives_its_file(run: Path) -> None:

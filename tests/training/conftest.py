@@ -134,8 +134,7 @@ def make_module() -> Callable[..., "TrainingModule"]:
     """A module of a small random network, five steps an epoch; settings of its training as arguments."""
     import torch
 
-    from sam2_3dmed.config import NetworkConfig
-    from sam2_3dmed.inference.passes import PassOptions
+    from sam2_3dmed.config import InferenceConfig, NetworkConfig
     from sam2_3dmed.inference.predictor import Predictor
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.training.batch_sharding import Division
@@ -151,7 +150,13 @@ def make_module() -> Callable[..., "TrainingModule"]:
         return TrainingModule(
             network,
             loss=TotalLoss(LossConfig()),
-            predictor=Predictor(network, preprocessing=preprocessing, labels={1: "organ"}, passes=PassOptions(3)),
+            predictor=Predictor(
+                network,
+                preprocessing=preprocessing,
+                labels={1: "organ"},
+                slab_slices=3,
+                config=InferenceConfig(precision="32"),
+            ),
             validation=[],
             config=scratch().training.model_copy(update=changes),
             division=Division(samples_per_epoch=5, batch_size=1),

@@ -6,9 +6,8 @@ import math
 import pytest
 import torch
 
-from sam2_3dmed.config import ChannelPlan, NetworkConfig, Plan
+from sam2_3dmed.config import ChannelPlan, InferenceConfig, NetworkConfig, Plan
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.training import memory_budget
@@ -60,7 +59,9 @@ def test_the_fastest_way_that_fits(budget: float, expected: MemoryStrategy | Non
 def predictor() -> Predictor:
     torch.manual_seed(0)
     network = build_network(NetworkConfig(size="nano", image_size=64, srpp=False, boundary=False), 1)
-    return Predictor(network, preprocessing=PLAN.preprocessing, labels=PLAN.labels, passes=PassOptions(2))
+    return Predictor(
+        network, preprocessing=PLAN.preprocessing, labels=PLAN.labels, slab_slices=2, config=InferenceConfig()
+    )
 
 
 def test_plenty_changes_nothing(quick, predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:

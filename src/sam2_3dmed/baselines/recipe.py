@@ -16,7 +16,7 @@ _NOT_FOR_PATCHES = (
     *("single_slice_fraction", "slab_rate", "activation_checkpointing", "encoder", "lora_rank"),
     *("encoder_slices", "encoder_rate", "layer_decay"),
 )
-_NOT_FOR_PATCHES_IN_INFERENCE = ("mode", "direction", "shifts")
+_NOT_FOR_PATCHES_IN_INFERENCE = ("mode", "direction", "shifts", "compile")
 
 
 def _require_default(config: BaseModel, kind: type[BaseModel], names: Sequence[str]) -> None:

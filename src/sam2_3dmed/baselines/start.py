@@ -15,15 +15,14 @@ from sam2_3dmed.baselines.cache import GriddedCase, PatchCase, build_patch_cache
 from sam2_3dmed.baselines.module import fit_patches
 from sam2_3dmed.baselines.networks import build, plan_network
 from sam2_3dmed.baselines.plan import intensities, outline
-from sam2_3dmed.baselines.predictor import PatchPredictor, make_patch_predictor
+from sam2_3dmed.baselines.predictor import PatchPredictor
 from sam2_3dmed.baselines.recipe import PatchConfig, PatchRecord, PatchSpec
-from sam2_3dmed.config import Plan
-from sam2_3dmed.encoders.precision import bf16_is_fast
+from sam2_3dmed.config import Plan, changed
 from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights, save_model
 from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.fit import FitResult
-from sam2_3dmed.training.trainer import seed_everything, use_bf16
+from sam2_3dmed.training.trainer import seed_everything
 
 logger = logging.getLogger(__name__)
 
@@ -78,18 +77,18 @@ def start_run(preparation: Preparation) -> PatchRun:
     network = first_network(record.model, recipe, plan)
     with preparation.progress("Resampling cases") as bar:
         patches = build_patch_cache(cases, record.model, preparation.cache_folder, progress=bar)
-    bf16 = use_bf16(recipe.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
-    predictor = make_patch_predictor(network, record.model, plan, recipe, bf16=bf16)
+    config = changed(recipe.inference, {"precision": recipe.training.precision}, "inference")
+    predictor = PatchPredictor(network, record.model, plan, config)
     validation = with_grids(cache.subset(split.validation), dataset, plan.slicing_axis)
     return PatchRun(record, predictor, patches, validation, preparation.folder, preparation.distributed)
 
 
 def load_run(folder: Path, record: PatchRecord, device: torch.device, **settings: Any) -> PatchPredictor:
-    """The trained model of a run folder. Without the setting bf16, it computes in bf16 where that is fast."""
+    """The trained model of a run folder."""
     network = build(record.model)
     fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
-    settings = {"bf16": bf16_is_fast(device)} | settings
-    return make_patch_predictor(network.to(device).eval(), record.model, record.plan, record.recipe, **settings)
+    config = changed(record.recipe.inference, settings, "inference")
+    return PatchPredictor(network.to(device).eval(), record.model, record.plan, config)
 
 
 def plan_spec(config: PatchConfig, plan: Plan, cases: Sequence[GriddedCase]) -> PatchSpec:

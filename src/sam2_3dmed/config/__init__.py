@@ -4,7 +4,7 @@ A `Plan` says what the data set dictates (axis, intensities, classes, slab); a `
 loss, training). Presets are functions; an ablation changes one thing of a preset, an addition goes beyond the paper.
 """
 
-from sam2_3dmed.config.parsing import parse, read_yaml
+from sam2_3dmed.config.parsing import changed, parse, read_yaml
 from sam2_3dmed.config.presets import (
     ABLATIONS,
     ADDITIONS,
@@ -45,6 +45,7 @@ __all__ = [
     "SplitConfig",
     "TrainingConfig",
     "auto",
+    "changed",
     "paper",
     "parse",
     "read_recipe",

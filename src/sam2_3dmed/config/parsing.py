@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from sam2_3dmed.errors import ConfigError, suggest
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 def parse(data: Any, model: type[BaseModel], source: str) -> Any:
@@ -23,6 +25,16 @@ def parse(data: Any, model: type[BaseModel], source: str) -> Any:
         return model.model_validate(dict(data))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(e, model, source) for e in _causes(error.errors()))) from None
+
+
+def changed(config: Config, changes: Mapping[str, Any], source: str) -> Config:
+    """A config with some of its keys changed.
+
+    Raises:
+        ConfigError: as `parse`.
+    """
+    result: Config = parse(config.model_dump() | dict(changes), type(config), source)
+    return result
 
 
 def _causes(errors: Sequence[Any]) -> list[Any]:

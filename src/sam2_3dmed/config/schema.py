@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.slices import SlicingAxis
@@ -13,6 +13,8 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 Volume = Annotated[float, Field(ge=0)]
+Precision = Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda value: "32" if value == 32 else value)]
+"""`auto`: bf16 autocast where the processor or GPU has fast bf16, else 32."""
 
 
 class _Frozen(BaseModel):
@@ -187,8 +189,7 @@ class TrainingConfig(_Frozen):
     """Share of all steps over which the rate rises linearly from zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     clip_gradient_norm: Positive | None = 1.0
-    precision: Literal["auto", "32", "bf16"] = "auto"
-    """`auto`: bf16 autocast where the processor or GPU has fast bf16, else 32."""
+    precision: Precision = "auto"
     foreground_fraction: Fraction = 0.5
     validate_every: Annotated[int, Field(ge=1)] = 5
     """Epochs between validations of whole volumes."""
@@ -241,26 +242,30 @@ class SplitConfig(_Frozen):
 
 
 class InferenceConfig(_Frozen):
-    """How a volume is passed through the network, and what is done to its mask then."""
+    """How a volume passes through the network, and the post-processing of its mask."""
 
     mode: Literal["slabs", "stream"] = "slabs"
     """Overlapping slabs, or one stream through the volume (reading 6)."""
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of a slab that the next one repeats."""
+    """Share of a slab that the next one repeats. A stream has no overlap."""
     direction: Direction = "both"
+    """`both` averages the logits of the two directions."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Slabs at once; none: from free memory."""
+    """Slabs at once; none: from free memory. A stream takes one slice at a time."""
     flips: bool = False
-    """The mean with the mirrored slices', at twice the time."""
+    """Each slice also passes mirrored along W, at twice the time; the logits are averaged."""
     shifts: bool = False
-    """The mean over four shifts by half a logit, at four times the time; with flips, which then cost nothing more, two
-    of them are mirrored."""
+    """Each slice passes four times, shifted by half a logit towards each corner; the logits are averaged. With flips,
+    two of the four are mirrored at no extra cost."""
+    precision: Precision = "auto"
+    compile: bool = False
+    """Compile the network first. This takes minutes, which pay off over hundreds of slices."""
     largest_component: bool | tuple[str, ...] = False
-    """Of all classes or of those named, only the largest piece."""
+    """Keep only the largest component, of all classes or of the named ones."""
     min_volume_ml: Volume | dict[str, Volume] = 0.0
-    """Smaller pieces go; for all classes or by name."""
+    """Remove smaller components, of all classes or by name."""
     fill_holes: bool | tuple[str, ...] = False
-    """Of all classes or of those named, background that they enclose."""
+    """Fill the background that a class encloses, for all classes or for the named ones."""
 
 
 class RunConfig(_Frozen):

@@ -23,8 +23,7 @@ from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import ConfigError, DataError, UserError
 from sam2_3dmed.experiments.planning import Run, shared_plan
 from sam2_3dmed.experiments.resource_meter import ResourceUsage, count_flops, hardware, measure_resources
-from sam2_3dmed.inference.on_ray import NEEDS_THE_EXTRA
-from sam2_3dmed.inference.workers import limit_threads
+from sam2_3dmed.inference.workers import NEEDS_RAY, limit_threads
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.slurm import SECONDS_BETWEEN_LOOKS, how_it_ended, submit
 from sam2_3dmed.run.run_config import CONFIG_FILE
@@ -269,7 +268,7 @@ def run_on_ray(runs: Sequence[Run], out: Path, on_finished: OnFinished, *, worke
     try:
         import ray
     except ImportError:
-        raise ConfigError(NEEDS_THE_EXTRA) from None
+        raise ConfigError(NEEDS_RAY) from None
     out = out.resolve()
     owned = not ray.is_initialized()
     if owned:

@@ -47,7 +47,7 @@ def export_run(
     record = _exportable(run)
     predictor = cast(Predictor, load_model(run, device="cpu"))
     network = predictor.network
-    depth = predictor.passes.slab_slices
+    depth = predictor.slab_slices
     for length in lengths:
         if not 1 <= length < depth:
             raise ConfigError(f"--length {length}: expected 1 to {depth - 1}, since the run's slabs have {depth}")

@@ -1,22 +1,26 @@
-"""Many volumes, one after the other: while one is computed the next is read and the last written; a broken one costs
-only itself."""
+"""Many volumes, one after the other: while one is computed, the next is read and the last is written.
+
+A volume that cannot be read, predicted or written fails alone.
+"""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from threading import Event
 from time import perf_counter
 
 from sam2_3dmed.dicom.series import DicomSeries
-from sam2_3dmed.errors import DataError, UserError
+from sam2_3dmed.errors import Cancelled, DataError, UserError
 from sam2_3dmed.inference.auxiliary import Auxiliary, boundary_file, positions_file
 from sam2_3dmed.inference.inputs import Input
-from sam2_3dmed.inference.interface import Segmenter
+from sam2_3dmed.inference.interface import Segmenter, require_not_cancelled
 from sam2_3dmed.inference.manifest import Manifest
 from sam2_3dmed.inference.output import MaskFormat
 from sam2_3dmed.inference.probabilities import probability_files
-from sam2_3dmed.volume.files import read_channels
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
@@ -25,108 +29,172 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an input: its mask's file, or why there is none. earlier: it was finished before this run."""
+    """The result of one input.
+
+    Without an output folder, the mask (and the auxiliary outputs, if wanted) are here instead of in files.
+    """
 
     name: str
-    output: Path | None
-    error: str | None
+    output: Path | None = None
+    """The file of the mask."""
+    error: str | None = None
+    """The reason, in one line that names the input, if it failed."""
     earlier: bool = False
+    """An earlier run has finished this input."""
+    mask: Volume | None = None
+    auxiliary: Auxiliary | None = None
 
 
 @dataclass(frozen=True)
 class Results:
-    """Where results go and as what.
+    """The files to write for each input. Without a folder, masks stay in memory."""
 
-    auxiliary, probabilities: folders for boundary maps and relative positions, and for the classes' probabilities; none
-    writes masks only. manifest: where each finished case is noted; none keeps no record.
-    """
-
-    folder: Path
+    folder: Path | None
     mask_format: MaskFormat = field(default_factory=MaskFormat)
-    auxiliary: Path | None = None
+    auxiliary: bool = False
+    """Also boundary maps and relative positions, in FOLDER/auxiliary."""
+    probabilities: bool = False
+    """Also the probabilities of each class, in FOLDER/probabilities."""
     manifest: Manifest | None = None
-    probabilities: Path | None = None
+    """The record of finished inputs; None keeps no record."""
 
-    def mask_file(self, item: Input) -> Path:
-        """Where an input's mask goes."""
-        return self.folder / f"{item.name}{self.mask_format.ending}"
+    def mask_file(self, item: Input) -> Path | None:
+        return self.folder and self.folder / f"{item.name}{self.mask_format.ending}"
+
+    def probability_prefix(self, item: Input) -> Path | None:
+        return self.folder / "probabilities" / item.name if self.folder and self.probabilities else None
+
+    @property
+    def auxiliary_folder(self) -> Path | None:
+        return self.folder / "auxiliary" if self.folder and self.auxiliary else None
 
     def files(self, item: Input) -> list[Path]:
-        """All that was written for an input."""
+        """Every file that may be written for an input."""
         files = [self.mask_file(item)]
-        if self.auxiliary is not None:
-            files += [boundary_file(self.auxiliary, item.name), positions_file(self.auxiliary, item.name)]
-        files += self._probability_files(item)
-        return [file for file in files if file.is_file()]
+        if self.auxiliary_folder is not None:
+            files += [boundary_file(self.auxiliary_folder, item.name), positions_file(self.auxiliary_folder, item.name)]
+        if (prefix := self.probability_prefix(item)) is not None:
+            files += probability_files(prefix, self.mask_format.labels).values()
+        return [file for file in files if file is not None]
 
-    def make_room(self, inputs: Sequence[Input]) -> None:
+    def make_folders(self, inputs: Sequence[Input]) -> None:
         """Make the folders.
 
         Raises:
-            DataError: one cannot be made, or a mask or map would replace an input.
+            DataError: a folder cannot be made, or an output would replace an input.
         """
-        outputs = {self.mask_file(item).resolve() for item in inputs}
-        if self.auxiliary is not None:
-            outputs |= {boundary_file(self.auxiliary, item.name).resolve() for item in inputs}
-        outputs |= {file.resolve() for item in inputs for file in self._probability_files(item)}
+        if self.folder is None:
+            return
+        outputs = {file.resolve() for item in inputs for file in self.files(item)}
         for file in (file for item in inputs for file in item.sources):
             if file.resolve() in outputs:
                 raise DataError(f"{file}: a mask would replace this input; choose another folder for the masks")
+        probabilities = self.folder / "probabilities" if self.probabilities else None
         try:
-            for made in filter(None, (self.folder, self.auxiliary, self.probabilities)):
-                made.mkdir(parents=True, exist_ok=True)
+            for folder in filter(None, (self.folder, self.auxiliary_folder, probabilities)):
+                folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{made}: cannot be made: {error.strerror}") from None
-
-    def _probability_files(self, item: Input) -> list[Path]:
-        prefix = self.probability_prefix(item)
-        return [] if prefix is None else list(probability_files(prefix, self.mask_format.labels).values())
-
-    def probability_prefix(self, item: Input) -> Path | None:
-        """What the names of an input's probabilities begin with; none if they are not wanted."""
-        return None if self.probabilities is None else self.probabilities / item.name
+            raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
 
 
-def predict_cohort(
-    predictor: Segmenter,
+Report = Callable[[int, Outcome], None]
+"""Called with the number and the outcome of each input, from any thread."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A model and the results that are wanted of it. Worker processes get it pickled.
+
+    load: gives the model for `device=NAME`, or for the default device with None.
+    """
+
+    load: Callable[..., Segmenter]
+    results: Results
+
+    def on_another_host(self) -> "Job":
+        """The same job for a process on another machine, which writes to a manifest of its own."""
+        if self.results.manifest is None:
+            return self
+        return replace(self, results=replace(self.results, manifest=self.results.manifest.of_this_host()))
+
+
+Runner = Callable[[Job, Sequence[Input], Report], None]
+"""Predicts inputs in other processes and reports each of them once; see `workers`."""
+
+
+def predict_batch(
+    job: Job,
     inputs: Sequence[Input],
-    results: Results,
+    runner: Runner | None = None,
+    *,
+    device: str | None = None,
+    overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    on_slice: Callable[[str, int, int], None] | None = None,
+    cancel: Event | None = None,
 ) -> list[Outcome]:
-    """Predict every input in this process; one that fails is noted, and the others go on.
+    """Predict the inputs that are not finished yet, in this process or by a runner.
+
+    Args:
+        device: for this process.
+        overwrite: predict also what is finished.
+        progress: called with the number of inputs that are done and of all inputs.
+        on_slice: called in this process with the name of the input, the number of finished slices and of all slices.
+        cancel: ends the work; it has an effect in this process only, a runner needs it on its own.
 
     Raises:
-        DataError: a folder cannot be made, or a mask or map would replace an input.
+        Cancelled: `cancel` was set. UserError: the model cannot be loaded, a folder cannot be made, or an output would
+            replace an input.
     """
-    results.make_room(inputs)
+    results = job.results
+    results.make_folders(inputs)
     outcomes: dict[int, Outcome] = {}
+    if results.manifest is not None and overwrite:
+        results.manifest.forget(inputs)
+    for index, finished in enumerate(results.manifest.finished(inputs) if results.manifest is not None else []):
+        if finished:
+            outcomes[index] = Outcome(inputs[index].name, results.mask_file(inputs[index]), earlier=True)
+    if outcomes:
+        logger.info("%d of %d are finished and whole already", len(outcomes), len(inputs))
+        progress(len(outcomes), len(inputs))
+    missing = [index for index in range(len(inputs)) if index not in outcomes]
 
-    def report(index: int, outcome: Outcome) -> None:
-        outcomes[index] = outcome
+    def report(number: int, outcome: Outcome) -> None:
+        outcomes[missing[number]] = outcome
         progress(len(outcomes), len(inputs))
 
-    predict_each(predictor, enumerate(inputs), results, report)
+    todo = [inputs[index] for index in missing]
+    if todo and runner is not None:
+        runner(job, todo, report)
+    elif todo:
+        predict_each(job.load(device=device), enumerate(todo), results, report, on_slice=on_slice, cancel=cancel)
     return [outcomes[index] for index in range(len(inputs))]
 
 
 def predict_each(
-    predictor: Segmenter,
+    segmenter: Segmenter,
     inputs: Iterable[tuple[int, Input]],
     results: Results,
-    report: Callable[[int, Outcome], None],
+    report: Report,
+    *,
+    on_slice: Callable[[str, int, int], None] | None = None,
+    cancel: Event | None = None,
 ) -> None:
-    """Predict numbered inputs as they come; the next is read and the last is written while one is computed.
+    """Predict numbered inputs as they come.
 
-    At most three volumes are in memory: one that waits as read, one that is computed, one that is written.
-    report: called with each number and outcome, from another thread.
+    Memory holds at most three volumes: one that is read, one that is computed, and one that is written.
+
+    Args:
+        report: called from another thread.
     """
     supply = iter(inputs)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         upcoming = reader.submit(_read_next, supply, results)
         written: Future[None] | None = None
         while (case := upcoming.result()) is not None:
+            require_not_cancelled(cancel)
             upcoming = reader.submit(_read_next, supply, results)
-            case.compute(predictor, results)
+            case.compute(segmenter, results, on_slice, cancel)
             if written is not None:
                 written.result()
             written = writer.submit(case.finish, results, report)
@@ -135,7 +203,7 @@ def predict_each(
 
 
 class _Case:
-    """An input on its way; after a step that fails, the others do nothing."""
+    """An input on its way. After a step that fails, the later steps do nothing."""
 
     def __init__(self, index: int, item: Input) -> None:
         self.index = index
@@ -146,59 +214,68 @@ class _Case:
         self._volume: Volume | None = None
         self._reference: Volume | None = None
         self._mask: Volume | None = None
-        self._extra: Auxiliary | None = None
+        self._auxiliary: Auxiliary | None = None
 
-    def _attempt(self, step: Callable[[], None]) -> None:
+    @contextmanager
+    def _step(self) -> Iterator[None]:
         started = perf_counter()
         try:
-            step()
-        except Exception as error:  # a volume too large for the memory, too, costs only itself
+            yield
+        except Cancelled:
+            raise
+        except Exception as error:  # for example, a volume that is too large for the memory
             logger.warning("%s failed; the reason follows at the end", self.item.name)
-            self.error = _explain(error, self.item)
-            self._volume = self._reference = self._mask = self._extra = None
+            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            named = any(str(file) in text for file in self.item.sources)
+            self.error = text if named else f"{self.item.source}: {text}"
+            self._volume = self._reference = self._mask = self._auxiliary = None
         self._seconds += perf_counter() - started
 
     def read(self, results: Results) -> None:
-        def step() -> None:
+        with self._step():
             self._series = self.item.series()
             results.mask_format.require(self._series)
-            self._volume = read_channels(self.item.files) if self._series is None else self._series.read()
+            self._volume = self.item.read() if self._series is None else self._series.read()
             if self.item.reference is not None:
                 self._reference = read_label(self.item.reference)
 
-        self._attempt(step)
-
-    def compute(self, predictor: Segmenter, results: Results) -> None:
+    def compute(
+        self,
+        segmenter: Segmenter,
+        results: Results,
+        on_slice: Callable[[str, int, int], None] | None,
+        cancel: Event | None,
+    ) -> None:
         volume, reference = self._volume, self._reference
         self._volume = self._reference = None
-        if volume is None:  # it could not be read
+        if volume is None:
             return
+        with self._step():
+            predict = partial(
+                segmenter.with_auxiliary if results.auxiliary else segmenter,
+                volume,
+                reference=reference,
+                probabilities=results.probability_prefix(self.item),
+                on_slice=on_slice and partial(on_slice, self.item.name),
+                cancel=cancel,
+            )
+            found = predict()
+            self._mask, self._auxiliary = found if isinstance(found, tuple) else (found, None)
 
-        def step() -> None:
-            prefix = results.probability_prefix(self.item)
-            if results.auxiliary is None:
-                self._mask = predictor(volume, prefix, reference=reference)
-            else:
-                self._mask, self._extra = predictor.with_auxiliary(volume, prefix, reference=reference)
-
-        self._attempt(step)
-
-    def finish(self, results: Results, report: Callable[[int, Outcome], None]) -> None:
-        """Write, note in the manifest, and report."""
-        mask, path = self._mask, results.mask_file(self.item)
-
-        def step() -> None:
-            if mask is None:
-                return
-            if self._extra is not None and results.auxiliary is not None:
-                self._extra.write(results.auxiliary, self.item.name)
-            results.mask_format.write(mask, path, self._series)
-            if results.manifest is not None:
-                results.manifest.note(self.item, results.files(self.item), self._seconds + perf_counter() - started)
-
-        started = perf_counter()
-        self._attempt(step)
-        report(self.index, Outcome(self.item.name, None if self.error else path, self.error))
+    def finish(self, results: Results, report: Report) -> None:
+        """Write the files, note the input in the manifest, and report it."""
+        path, started = results.mask_file(self.item), perf_counter()
+        with self._step():
+            if path is not None and self._mask is not None:
+                if self._auxiliary is not None and results.auxiliary_folder is not None:
+                    self._auxiliary.write(results.auxiliary_folder, self.item.name)
+                results.mask_format.write(self._mask, path, self._series)
+                if results.manifest is not None and self.item.files:
+                    files = [file for file in results.files(self.item) if file.is_file()]
+                    results.manifest.note(self.item, files, self._seconds + perf_counter() - started)
+                self._mask = self._auxiliary = None
+        done = None if self.error else path
+        report(self.index, Outcome(self.item.name, done, self.error, mask=self._mask, auxiliary=self._auxiliary))
 
 
 def _read_next(supply: Iterator[tuple[int, Input]], results: Results) -> _Case | None:
@@ -208,9 +285,3 @@ def _read_next(supply: Iterator[tuple[int, Input]], results: Results) -> _Case |
     case = _Case(*numbered)
     case.read(results)
     return case
-
-
-def _explain(error: Exception, item: Input) -> str:
-    """The error in a line that names the input, and its kind where it is none of ours."""
-    text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    return text if any(str(file) in text for file in item.sources) else f"{item.files[0]}: {text}"

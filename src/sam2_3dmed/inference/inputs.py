@@ -1,31 +1,46 @@
-"""Which volumes there are to predict: files, folders, lists of them, and how each is read."""
+"""The volumes to predict: found in files, folders and lists, or given in memory."""
 
 import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from sam2_3dmed.dicom.files import files_below, holds_dicom
 from sam2_3dmed.dicom.series import DicomSeries, choose_series
 from sam2_3dmed.dicom.studies import study_folders, study_name
-from sam2_3dmed.errors import DataError
+from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.volume.files import ENDINGS, case_name, list_volumes, read_channels
 from sam2_3dmed.volume.volume import Volume
 
 
 @dataclass(frozen=True)
 class Input:
-    """One volume to predict: its name, and its file, a file per channel, or the folder, zip or file of a DICOM series.
-
-    series_uid: which series; none takes the only one that makes a volume. reference: a mask to draw boxes around, for a
-    model that takes them.
-    """
+    """One volume to predict."""
 
     name: str
-    files: tuple[Path, ...]
+    files: tuple[Path, ...] = ()
+    """A file, a file for each channel, or the folder, zip or file of a DICOM series; empty for a volume in memory."""
     series_uid: str | None = None
+    """The DICOM series to take. None takes the only one that makes a volume."""
     reference: Path | None = None
+    """A mask to draw boxes around, for a model that takes them."""
+    content: Volume | BinaryIO | None = None
+    """Instead of files: a volume, or an open .nii or .nii.gz file."""
+
+    @property
+    def source(self) -> str:
+        """The name of the input in messages."""
+        return str(self.files[0]) if self.files else self.name
+
+    @property
+    def sources(self) -> list[Path]:
+        """The files or the folder, and the reference."""
+        return [*self.files, *filter(None, [self.reference])]
 
     def series(self) -> DicomSeries | None:
         """The DICOM series, if it is one.
@@ -33,17 +48,12 @@ class Input:
         Raises:
             VolumeError: as `choose_series`.
         """
-        if self.files[0].name.endswith(ENDINGS) or not holds_dicom(self.files[0]):
+        if not self.files or self.files[0].name.endswith(ENDINGS) or not holds_dicom(self.files[0]):
             return None
         return choose_series(self.files[0], self.series_uid)
 
-    @property
-    def sources(self) -> list[Path]:
-        """The files or the folder, and the reference."""
-        return [*self.files, *filter(None, [self.reference])]
-
     def all_files(self) -> list[Path]:
-        """Every file that may be a part of it; of a folder those of its whole tree."""
+        """Every file that may be a part of it; for a folder, the files of its whole tree."""
         return [file for path in self.sources for file in (files_below(path) if path.is_dir() else [path])]
 
     def read(self) -> Volume:
@@ -52,18 +62,49 @@ class Input:
         Raises:
             VolumeError: a file is unusable, or the files lie on different grids.
         """
+        if isinstance(self.content, Volume):
+            return self.content
+        if self.content is not None:
+            return Volume.read(self.content)
         series = self.series()
         return read_channels(self.files) if series is None else series.read()
 
 
-def find_inputs(paths: Sequence[Path], num_channels: int, series_uid: str | None = None) -> list[Input]:
-    """The volumes among files and folders, by name; NAME_0000, NAME_0001, ... are one if the model has as many
-    channels. A folder without NIfTI files but with DICOM files is one volume, or one of every study below it.
+def in_memory(
+    number: int, content: Volume | BinaryIO | NDArray[Any], affine: ArrayLike | None, spacing_mm: Sequence[float] | None
+) -> Input:
+    """A volume that is not a path.
 
-    series_uid: of the DICOM series, for a single path, which then is one volume.
+    Args:
+        number: names it input_NUMBER, unless it is an open file that has a name.
+        affine: (4, 4), voxel index -> mm in RAS+, for an array.
+        spacing_mm: three distances of voxels along R, A and S, for an array, instead of an affine.
 
     Raises:
-        DataError: a path is missing, a folder has no volume, two volumes have one name, or a UID for several paths.
+        ConfigError: an array without affine and spacing, or with both. VolumeError: the array is not a volume.
+    """
+    name = f"input_{number}"
+    if isinstance(content, np.ndarray):
+        if (affine is None) == (spacing_mm is None):
+            raise ConfigError(f"{name}: an array needs either affine or spacing_mm")
+        grid = np.asarray(affine, dtype=float) if spacing_mm is None else np.diag([*spacing_mm, 1.0])
+        content = Volume(content, grid)
+    elif not isinstance(content, Volume) and isinstance(given := getattr(content, "name", None), str):
+        name = case_name(Path(given))
+    return Input(name, content=content)
+
+
+def find_inputs(paths: Sequence[Path], num_channels: int, series_uid: str | None = None) -> list[Input]:
+    """The volumes among files and folders.
+
+    NAME_0000, NAME_0001, ... are one volume if the model has as many channels. A folder with DICOM files and without
+    NIfTI files is one volume, or one volume for each study below it.
+
+    Args:
+        series_uid: of a DICOM series; only for a single path, which then is one volume.
+
+    Raises:
+        DataError: a path is missing, a folder has no volume, or a UID for several paths.
     """
     if series_uid is not None and len(paths) != 1:
         raise DataError(f"--series {series_uid}: a series can be chosen for one input, not for {len(paths)}")
@@ -79,17 +120,22 @@ def find_inputs(paths: Sequence[Path], num_channels: int, series_uid: str | None
             grouped.setdefault(case_name(file, channel_suffix=True), []).append(file)
     for name, group in grouped.items():
         inputs += [replace(item, series_uid=series_uid) for item in _inputs(name, group, num_channels)]
-    for name, count in Counter(item.name for item in inputs).items():
-        if count > 1:
-            shared = next(item for item in inputs if item.name == name)
-            raise DataError(f"{shared.files[0]}: {count} inputs have the name {name!r}")
     return inputs
 
 
-def with_references(inputs: Sequence[Input], source: Path) -> list[Input]:
-    """The inputs, each with the mask of its name.
+def require_unique_names(inputs: Sequence[Input]) -> None:
+    """Raise DataError if two inputs have one name."""
+    for name, count in Counter(item.name for item in inputs).items():
+        if count > 1:
+            shared = next(item for item in inputs if item.name == name)
+            raise DataError(f"{shared.source}: {count} inputs have the name {name!r}")
 
-    source: a folder with NAME.nii.gz or NAME.nii for each input, or, for a single one, its file.
+
+def with_references(inputs: Sequence[Input], source: Path) -> list[Input]:
+    """The inputs with their references.
+
+    Args:
+        source: a folder with NAME.nii.gz or NAME.nii for each input, or the file for a single input.
 
     Raises:
         DataError: a mask is missing.
@@ -105,9 +151,10 @@ def with_references(inputs: Sequence[Input], source: Path) -> list[Input]:
 
 
 def read_list(table: Path) -> list[Path]:
-    """The paths in a text file, one a line, or in column `input` of a CSV file; relative ones count from its folder.
+    """The paths in a text file, one a line, or in column `input` of a CSV file.
 
-    Empty lines, and lines of a text file that begin with #, say nothing.
+    Relative paths count from the folder of the file. Empty lines, and lines of a text file that begin with #, are
+    passed over.
 
     Raises:
         DataError: the file cannot be read, has no such column, or lists nothing.
@@ -130,7 +177,7 @@ def read_list(table: Path) -> list[Path]:
 
 
 def _files(path: Path) -> list[Path]:
-    """The NIfTI files of a folder; else the path itself, a file or a folder with DICOM files."""
+    """The NIfTI files of a folder; the path itself if it is a file, or a folder with DICOM files."""
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     found = list_volumes(path) if path.is_dir() else [path]
@@ -140,7 +187,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _inputs(name: str, group: Sequence[Path], num_channels: int) -> list[Input]:
-    """The files that are called `name`, as the channels of one volume if they are just these, else each on its own."""
+    """The files of one name: one volume if they are exactly its channels, else a volume each."""
     files = sorted(group, key=lambda file: file.name)
     if [case_name(file) for file in files] == [f"{name}_{channel:04d}" for channel in range(num_channels)]:
         return [Input(name, tuple(files))]

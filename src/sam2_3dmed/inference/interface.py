@@ -1,42 +1,75 @@
-"""What everything that predicts is for those who only want masks: whatever kind of model it is."""
+"""The protocol of every system that predicts: a volume in, its mask out."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 from typing import Protocol
 
-from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.errors import Cancelled, ConfigError
 from sam2_3dmed.inference.auxiliary import Auxiliary
 from sam2_3dmed.volume.volume import Volume
 
+OnSlice = Callable[[int, int], None]
+"""Called with the number of finished slices and of all slices, after each slice."""
+
 
 class Segmenter(Protocol):
-    """A volume in, its mask out, on the same grid."""
+    """A trained model of any system."""
 
     labels: dict[int, str]
-    """For class 1..K its value in a mask, ascending, and its name."""
+    """The mask value and the name of class 1..K, by ascending value."""
 
-    def __call__(self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None) -> Volume:
-        """The mask of a volume.
+    @property
+    def num_channels(self) -> int:
+        """The number of channels of the volumes that the model takes."""
 
-        probabilities: also write PROBABILITIES_CLASS.nii.gz for every class, see `writing_probabilities`. reference: a
-        mask on the same grid, around whose classes boxes are drawn; for a model that takes boxes, and for no other.
+    def __call__(
+        self,
+        volume: Volume,
+        *,
+        reference: Volume | None = None,
+        probabilities: Path | None = None,
+        on_slice: OnSlice | None = None,
+        cancel: Event | None = None,
+    ) -> Volume:
+        """The mask of a volume, on the volume's grid; uint8, or uint16 where a label value exceeds 255.
+
+        Args:
+            reference: a mask on the same grid, for a model that takes boxes, which are drawn around its classes.
+            probabilities: a path prefix; also write PREFIX_CLASS.nii.gz for every class (see `writing_probabilities`).
+            on_slice: called after each slice, in this thread.
+            cancel: set it from another thread to end the prediction.
 
         Raises:
-            UserError: a volume that the model cannot take, or files that cannot be written.
+            Cancelled: `cancel` was set. ConfigError: a reference is missing, or the model takes none. VolumeError: the
+                model cannot take the volume or the reference. UserError: the probabilities cannot be written.
         """
 
     def with_auxiliary(
-        self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None
+        self,
+        volume: Volume,
+        *,
+        reference: Volume | None = None,
+        probabilities: Path | None = None,
+        on_slice: OnSlice | None = None,
+        cancel: Event | None = None,
     ) -> tuple[Volume, Auxiliary]:
-        """The mask, and what BD and SRPP said on the way.
+        """The mask and the outputs of BD and SRPP.
 
         Raises:
-            ConfigError: the model has neither. UserError: as for the mask alone.
+            ConfigError: the model has neither BD nor SRPP. UserError: as for the mask alone.
         """
 
 
 def refuse_boxes(reference: Volume | None) -> None:
-    """Raise ConfigError if there is a reference; for models that take no boxes."""
+    """Raise ConfigError if there is a reference, for models that take no boxes."""
     if reference is not None:
-        raise ConfigError("this model takes no boxes: its training knew no model.box_every")
+        raise ConfigError("this model takes no boxes: it was trained without model.box_every")
+
+
+def require_not_cancelled(cancel: Event | None) -> None:
+    """Raise Cancelled if the event is set."""
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("the prediction was cancelled")

@@ -1,4 +1,4 @@
-"""The manifest of a folder of masks: a line of JSON a finished case, by which a later run knows what it need not do."""
+"""The manifest of a folder of masks: one line of JSON for each finished input, which a later run then passes over."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Provenance:
-    """What decides a mask besides its input.
-
-    model: run folder; model_checksum: of its files; options: those that change a mask or its file.
-    """
+    """Everything besides the input that decides a mask."""
 
     model: str
+    """The run folder."""
     model_checksum: str
+    """The checksum of its files."""
     options: Mapping[str, Any] = field(default_factory=dict)
+    """The options that change a mask or its file."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is finished in a folder, and how more is noted.
+    """The finished inputs of a folder.
 
-    file: the one that this process appends to. Processes of one machine may share it; those of several machines, on a
-    network's file system, may not, and use `of_this_host`. Reading takes all files of the folder together.
+    file: the file that this process appends to. Processes of one machine may share it. Processes of several machines
+    may not share it on a network file system; they use `of_this_host`. All manifest files of the folder are read.
     """
 
     folder: Path
@@ -52,11 +52,11 @@ class Manifest:
     file: str = FILE
 
     def of_this_host(self) -> Manifest:
-        """The same, with a file that no other machine appends to."""
+        """The same manifest, with a file that no other machine appends to."""
         return replace(self, file=f"manifest.{socket.gethostname()}.jsonl")
 
     def note(self, item: Input, outputs: Sequence[Path], seconds: float) -> None:
-        """Append the line of a finished case; a line that a killed process left unfinished is taken away before.
+        """Append the line of a finished input, after removing a torn line that a killed process has left.
 
         Raises:
             DataError: it cannot be written, or the input is gone.
@@ -80,18 +80,22 @@ class Manifest:
             raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
 
     def finished(self, inputs: Sequence[Input]) -> list[bool]:
-        """Of each input, whether its outputs are whole and were made from it, as it is now, with this provenance."""
+        """Whether the outputs of each input are whole, and were made of it as it is now with this provenance.
+
+        An input that is in memory is never finished.
+        """
         by_name: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for line in self.lines():
             by_name[str(line["name"])].append(line)
         same = asdict(self.provenance)
-        del same["model"]  # its checksum decides, not its place
+        del same["model"]  # the checksum decides, not the folder
         return [
-            any(self._holds(line, _identity(item) | same) for line in reversed(by_name[item.name])) for item in inputs
+            bool(item.files) and any(self._holds(line, _identity(item) | same) for line in reversed(by_name[item.name]))
+            for item in inputs
         ]
 
     def lines(self) -> list[dict[str, Any]]:
-        """The lines of all files of the folder that are whole, each file's in the order in which cases were finished.
+        """The whole lines of all manifest files, in the order in which inputs were finished in each file.
 
         Raises:
             DataError: a file cannot be read.
@@ -99,7 +103,7 @@ class Manifest:
         return [line for path in self._files() for line, _ in _parsed(path)]
 
     def forget(self, inputs: Sequence[Input]) -> None:
-        """Take away the lines of these cases, so that they are done again.
+        """Remove the lines of these inputs, so that they are predicted again.
 
         Raises:
             DataError: a file cannot be read or written.
@@ -114,7 +118,7 @@ class Manifest:
         return sorted(self.folder.glob(_FILES))
 
     def _holds(self, line: Mapping[str, Any], same: Mapping[str, Any]) -> bool:
-        """Whether a line agrees with all of `same`, and its outputs are what it says."""
+        """Whether a line agrees with all of `same`, and its outputs still have their checksums."""
         if any(line.get(key) != json.loads(json.dumps(value)) for key, value in same.items()):
             return False
         try:
@@ -126,7 +130,7 @@ class Manifest:
 
 
 def checksum(files: Sequence[Path]) -> str:
-    """SHA-256 of what the files hold.
+    """SHA-256 of the contents of the files.
 
     Raises:
         DataError: one cannot be read.
@@ -142,9 +146,9 @@ def checksum(files: Sequence[Path]) -> str:
 
 
 def _identity(item: Input) -> dict[str, Any]:
-    """What an input is: where it lies, and the names, sizes and times of change of its files.
+    """The paths of an input, and the names, sizes and modification times of its files.
 
-    Not what they hold: to read thousands of scans only to find that nothing is to be done would take hours.
+    Contents do not count: reading thousands of scans only to find that nothing is left to do would take hours.
     """
     digest, size = sha256(), 0
     for file in item.all_files():
@@ -162,7 +166,7 @@ def _identity(item: Input) -> dict[str, Any]:
 
 
 def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Content and text of each line that is whole; the case of one that is not is done again."""
+    """Content and text of each whole line. The input of a torn line is predicted again."""
     try:
         texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
@@ -178,7 +182,7 @@ def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[BufferedRandom]:
-    """The file, open to read and append, for one process at a time where the system has locks."""
+    """The file, open to read and append, for one process at a time on systems that have locks."""
     with path.open("a+b") as file:
         with suppress(ImportError, OSError):
             import fcntl
@@ -188,7 +192,7 @@ def _locked(path: Path) -> Iterator[BufferedRandom]:
 
 
 def _cut_torn_line(file: BufferedRandom) -> None:
-    """Take away a last line without an end; whoever wrote it is dead, since it would hold the lock."""
+    """Remove a last line without an end. Its writer is dead, since it would hold the lock otherwise."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         return
@@ -197,4 +201,4 @@ def _cut_torn_line(file: BufferedRandom) -> None:
         file.seek(0)
         whole = file.read()
         file.truncate(whole.rfind(b"\n") + 1)
-        logger.warning("%s: its last line was torn, and is taken away", file.name)
+        logger.warning("%s: its last line was torn, and is removed", file.name)

@@ -1,4 +1,4 @@
-"""A network that onnxruntime runs: what prediction in slabs needs of one, and nothing else."""
+"""A network that onnxruntime runs. It has only what prediction in slabs needs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.encoders.image_encoder import Features, resize
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.inference.onnx_files import ENCODER_FILE, FEATURES, OnnxRecord, open_session, read_record, slab_file
-from sam2_3dmed.inference.passes import PassOptions
 from sam2_3dmed.model.network import DecoderFeatures, Prediction
 
 if TYPE_CHECKING:
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
 
 
 class OnnxNetwork:
-    """Stands in for `SAM2For3dMed` in slabs mode. Torch resizes slices and blends logits; the rest is onnxruntime's.
+    """Stands in for `SAM2For3dMed` in slabs mode. PyTorch resizes slices and blends logits; onnxruntime does the rest.
 
-    folder: of the files that `export` wrote; run_sha256, model_sha256: what they must be exports of, the latter if it
-    is known; slab_slices: D.
+    Args:
+        folder: holds the files that `export` wrote.
+        run_sha256: the checksum of the run that the files must be exports of.
+        model_sha256: the checksum of its weights, if it is known.
+        slab_slices: D.
 
-    Raises: WeightsError if a file is missing, damaged, or of another model.
+    Raises:
+        WeightsError: a file is missing, damaged, or of another model.
     """
 
     device = torch.device("cpu")
@@ -44,23 +48,23 @@ class OnnxNetwork:
         self.boundary = True if "boundary" in outputs else None
 
     def eval(self) -> Self:
-        """Nothing changes: it cannot be trained."""
+        """Change nothing: this network cannot be trained."""
         return self
 
-    def require(self, passes: PassOptions) -> None:
-        """Raise ConfigError unless slices can pass through this network so."""
-        if passes.mode != "slabs":
-            raise ConfigError(f"mode {passes.mode}: --backend onnxruntime has slabs only; PyTorch has both")
-        for name in ("bf16", "compile"):
-            if getattr(passes, name):
+    def require(self, config: InferenceConfig) -> None:
+        """Raise ConfigError unless this network can do what the config asks for."""
+        if config.mode != "slabs":
+            raise ConfigError(f"mode {config.mode}: --backend onnxruntime has slabs only; PyTorch has both")
+        for name, asked in (("precision bf16", config.precision == "bf16"), ("compile", config.compile)):
+            if asked:
                 raise ConfigError(f"{name}: --backend onnxruntime computes its files as they are; PyTorch has it")
 
     def project(self, features: Features) -> DecoderFeatures:
-        """The same features: their projections are in the file of the loop."""
+        """The same features: the slab file projects them."""
         return DecoderFeatures(*features)
 
     def decode_projected(self, features: DecoderFeatures) -> Prediction:
-        """The loop over the slices of slabs, one slab after the other.
+        """Decode slabs, one after the other.
 
         Raises:
             DataError: no file is for slabs of this length.

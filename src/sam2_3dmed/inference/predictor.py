@@ -1,44 +1,47 @@
 """A volume in, its mask out, on the same grid (readings 5, 6 and 10)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from threading import Event
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
+from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.errors import ConfigError, VolumeError
 from sam2_3dmed.inference.auxiliary import Auxiliary, SlabPositions
-from sam2_3dmed.inference.interface import Segmenter, refuse_boxes
+from sam2_3dmed.inference.interface import OnSlice, refuse_boxes, require_not_cancelled
 from sam2_3dmed.inference.logits_to_mask import argmax_mask, boundary_map
-from sam2_3dmed.inference.passes import PassOptions, slice_logits
-from sam2_3dmed.inference.postprocess import PostProcessing
+from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
 from sam2_3dmed.inference.probabilities import writing_probabilities
-from sam2_3dmed.inference.slabs import Slab
-from sam2_3dmed.inference.tta import SliceStack
+from sam2_3dmed.inference.slabs import Slab, slab_logits
+from sam2_3dmed.inference.stream import stream_logits
+from sam2_3dmed.inference.tta import Forward, SliceStack, compile_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.prompts import boxes_around
 from sam2_3dmed.volume.preprocess import Preprocessing
-from sam2_3dmed.volume.slices import volume_to_slices
+from sam2_3dmed.volume.slices import SlicingAxis, volume_to_slices
 from sam2_3dmed.volume.volume import Volume, describe_difference
 
 OnPositions = Callable[[Slab, Tensor], None]
 
 
 def _ignore(slab: Slab, positions: Tensor) -> None:
-    """Nobody asked for the positions."""
+    pass
 
 
 class Predictor:
-    """A trained network with all that a volume needs on its way through it.
+    """A trained network, ready for volumes; a `Segmenter`.
 
-    labels: for class 1..K its value in a mask, ascending, and its name; passes: how the slices pass through the
-    network; post: what is done to the mask then.
+    Args:
+        labels: the mask value and the name of class 1..K, by ascending value.
+        slab_slices: D.
 
-    Raises: ConfigError if `post` names a class that is not among the labels.
+    Raises:
+        ConfigError: `config` names a class that is not among the labels.
     """
 
     def __init__(
@@ -47,96 +50,86 @@ class Predictor:
         *,
         preprocessing: Preprocessing,
         labels: dict[int, str],
-        passes: PassOptions,
-        post: PostProcessing | None = None,
+        slab_slices: int,
+        config: InferenceConfig,
     ) -> None:
+        require_known_classes(config, labels.values())
         self.network = network
         self.preprocessing = preprocessing
         self.labels = labels
-        self.passes = passes
-        self.post = post or PostProcessing()
-        self.post.require_known(labels.values())
+        self.slab_slices = slab_slices
+        self.config = config
 
-    @classmethod
-    def load(cls, run: str | Path, *, device: str | torch.device | None = None, **options: Any) -> Segmenter:
-        """The model of a run folder, of whatever kind. options: of inference, instead of the run's.
+    @property
+    def num_channels(self) -> int:
+        return len(self.preprocessing.normalisation)
 
-        Raises:
-            UserError: not a run folder, or broken.
-        """
-        from sam2_3dmed.run.run_folder import load_model  # the one step up: this name is the public way in
-
-        return load_model(Path(run), device=device, **options)
-
-    def __call__(self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None) -> Volume:
-        """The mask of a volume, on its grid; uint8, or uint16 where a label value exceeds 255.
-
-        probabilities: also write PROBABILITIES_CLASS.nii.gz for every class, see `writing_probabilities`. reference: a
-        mask on the same grid, for a network that takes boxes, which are drawn around its classes.
-
-        Raises:
-            VolumeError: the volume has another number of channels than the model, or the reference lies on another
-            grid. ConfigError: a reference is missing, or not asked for. UserError: the probabilities cannot be written.
-        """
-        return self._predict(volume, probabilities, reference)
+    def __call__(
+        self,
+        volume: Volume,
+        *,
+        reference: Volume | None = None,
+        probabilities: Path | None = None,
+        on_slice: OnSlice | None = None,
+        cancel: Event | None = None,
+    ) -> Volume:
+        """See `Segmenter`."""
+        return self._predict(volume, reference, probabilities, on_slice, cancel)
 
     def with_auxiliary(
-        self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None
+        self,
+        volume: Volume,
+        *,
+        reference: Volume | None = None,
+        probabilities: Path | None = None,
+        on_slice: OnSlice | None = None,
+        cancel: Event | None = None,
     ) -> tuple[Volume, Auxiliary]:
-        """The mask of a volume, and what BD and SRPP said on the way; costs one more byte a voxel.
-
-        Raises:
-            UserError: as for the mask alone.
-        """
+        """See `Segmenter`. The boundary map takes one more byte a voxel."""
         boundary = None if self.network.boundary is None else empty_like(volume, np.uint8)
         positions: list[SlabPositions] = []
 
         def note(slab: Slab, relative_position: Tensor) -> None:
             positions.append(SlabPositions(tuple(slab.order), relative_position.float().cpu().numpy()))
 
-        mask = self._predict(volume, probabilities, reference, boundary, note)
+        mask = self._predict(volume, reference, probabilities, on_slice, cancel, boundary, note)
         return mask, Auxiliary(boundary, tuple(positions))
-
-    def _predict(
-        self,
-        volume: Volume,
-        probabilities: Path | None,
-        reference: Volume | None,
-        boundary: Volume | None = None,
-        on_positions: OnPositions = _ignore,
-    ) -> Volume:
-        """boundary: a volume to be filled."""
-        stack, axis = self.preprocessing.stack(volume), self.preprocessing.slicing_axis
-        boxes = self._boxes_for(volume, reference)
-        mask = empty_like(volume, np.uint8 if max(self.labels) < 256 else np.uint16)
-        values = volume_to_slices(mask, axis)
-        boundaries = None if boundary is None else volume_to_slices(boundary, axis)
-        files = writing_probabilities(probabilities, self.labels, volume, axis) if probabilities else nullcontext()
-        (height, width), num_classes = values.shape[1:], len(self.labels)
-        with files as writer:
-            for index, logits in self._logits(stack, boxes, boundaries is not None, on_positions):
-                values[index] = argmax_mask(logits[:num_classes], height, width, tuple(self.labels)).cpu().numpy()
-                if boundaries is not None:
-                    boundaries[index] = boundary_map(logits[num_classes:], height, width).cpu().numpy()
-                if writer is not None:
-                    writer.add(index, logits[:num_classes])
-        self.post.apply(mask, self.labels)
-        return mask
 
     def predict_slices(
         self, slices: SliceStack, on_positions: OnPositions = _ignore, *, reference: NDArray[np.integer] | None = None
     ) -> NDArray[np.integer]:
-        """(N, C, H0, W0) in [0, 1] -> (N, H0, W0) class indices, 0 background; never a K-channel volume.
+        """Class indices (N, H0, W0), 0 background, of slices (N, C, H0, W0) in [0, 1].
 
-        on_positions: gets P_pos, (D, D), of each slab, from a network that has SRPP. reference: the true class
-        indices, (N, H0, W0), of which only a network that takes boxes sees anything.
+        Args:
+            on_positions: called with each slab and its P_pos (D, D), for a network that has SRPP.
+            reference: the true class indices, (N, H0, W0), for a network that takes boxes.
         """
         height, width = slices.shape[-2:]
         classes = np.empty((len(slices), height, width), dtype=np.min_scalar_type(len(self.labels)))
         boxes = self._boxes(reference, range(1, len(self.labels) + 1))
-        for index, logits in self._logits(slices, boxes, on_positions=on_positions):
+        for index, logits in self._logits(slices, boxes=boxes, on_positions=on_positions):
             classes[index] = argmax_mask(logits, height, width).cpu().numpy()
         return classes
+
+    def _predict(
+        self,
+        volume: Volume,
+        reference: Volume | None,
+        probabilities: Path | None,
+        on_slice: OnSlice | None,
+        cancel: Event | None,
+        boundary: Volume | None = None,
+        on_positions: OnPositions = _ignore,
+    ) -> Volume:
+        """boundary: a volume to fill with the boundary map."""
+        stack, axis = self.preprocessing.stack(volume), self.preprocessing.slicing_axis
+        boxes = self._boxes_for(volume, reference)
+        boundaries = None if boundary is None else volume_to_slices(boundary, axis)
+        logits = self._logits(stack, boxes=boxes, boundary=boundaries is not None, on_positions=on_positions)
+        if boundaries is not None:
+            logits = _take_boundaries(logits, len(self.labels), boundaries)
+        how = {"probabilities": probabilities, "on_slice": on_slice, "cancel": cancel}
+        return fill_mask(logits, volume, axis, self.labels, self.config, **how)  # type: ignore[arg-type]
 
     def _boxes_for(self, volume: Volume, reference: Volume | None) -> Tensor | None:
         if not self.network.box_every:
@@ -147,14 +140,14 @@ class Predictor:
             raise VolumeError(f"the reference is not on the grid of the volume: {difference}")
         if reference.array.any() and not np.isin(reference.array, tuple(self.labels)).any():
             raise VolumeError(f"the reference holds none of the classes' values, {', '.join(map(str, self.labels))}")
-        # By the volume's own axes, in case the two differ in what they call theirs.
+        # By the axes of the volume, in case the two affines differ in rounding.
         on_grid = volume.with_array(reference.array)
         return self._boxes(volume_to_slices(on_grid, self.preprocessing.slicing_axis), tuple(self.labels))
 
     def _boxes(self, labels: NDArray[np.integer] | None, values: Sequence[int]) -> Tensor | None:
-        """(N, K, 4), see model/boxes.py; None for a network that takes none.
+        """Boxes (N, K, 4), see model/prompts.py; None for a network that takes none.
 
-        labels: (N, H0, W0); values: of class 1..K in it.
+        labels: (N, H0, W0); values: the values of class 1..K in it.
         """
         every = self.network.box_every
         if not every:
@@ -167,12 +160,85 @@ class Predictor:
         return boxes
 
     def _logits(
-        self, slices: SliceStack, boxes: Tensor | None, boundary: bool = False, on_positions: OnPositions = _ignore
+        self, slices: SliceStack, *, boxes: Tensor | None, boundary: bool = False, on_positions: OnPositions
     ) -> Iterator[tuple[int, Tensor]]:
         self.network.eval()
-        return slice_logits(
-            self.network, slices, self.passes, boundary=boundary, boxes=boxes, on_positions=on_positions
-        )
+        how = {"boundary": boundary, "boxes": boxes, "on_positions": on_positions}
+        return slice_logits(self.network, slices, self.slab_slices, self.config, **how)  # type: ignore[arg-type]
+
+
+@torch.inference_mode()
+def slice_logits(
+    network: SAM2For3dMed,
+    slices: SliceStack,
+    slab_slices: int,
+    config: InferenceConfig,
+    *,
+    boundary: bool = False,
+    boxes: Tensor | None = None,
+    on_positions: OnPositions = _ignore,
+) -> Iterator[tuple[int, Tensor]]:
+    """The index of each slice, once, and its logits (K, H/4, W/4) float32; (K, H/2, W/2) with shifts.
+
+    Args:
+        slices: (N, C, H0, W0) in [0, 1].
+        slab_slices: D.
+        boundary: the K maps of P_bd follow the K maps of P_seg, for a network that has BD.
+        boxes: (N, K, 4), see `boxes_around`, for a network that takes them.
+        on_positions: called with each slab and its P_pos (D, D), for a network that has SRPP.
+
+    Raises:
+        ConfigError: `config.compile`, and there is no compiler. DataError: there is no room for a temporary file.
+    """
+    if config.compile:
+        compile_network(network)
+    forward = Forward(network, slices, config, boundary=boundary, boxes=boxes)
+    logits_of = stream_logits if config.mode == "stream" else slab_logits
+    yield from logits_of(forward, slab_slices, on_positions)
+
+
+def fill_mask(
+    logits: Iterable[tuple[int, Tensor]],
+    volume: Volume,
+    axis: SlicingAxis,
+    labels: Mapping[int, str],
+    config: InferenceConfig,
+    *,
+    log_odds: Callable[[Tensor], Tensor] = lambda logits: logits,
+    probabilities: Path | None,
+    on_slice: OnSlice | None,
+    cancel: Event | None,
+) -> Volume:
+    """The mask of a volume, after post-processing, from the logits of its slices. The last arguments: see `Segmenter`.
+
+    Args:
+        logits: each slice's index, once, and its logits (K, h, w); a class of logits above 0 wins.
+        log_odds: turns logits (K, h, w) into logits whose sigmoid is a probability.
+    """
+    mask = empty_like(volume, np.uint8 if max(labels) < 256 else np.uint16)
+    values = volume_to_slices(mask, axis)
+    height, width = values.shape[1:]
+    files = writing_probabilities(probabilities, labels, volume, axis) if probabilities else nullcontext()
+    require_not_cancelled(cancel)
+    with files as writer:
+        for done, (index, of_slice) in enumerate(logits, start=1):
+            values[index] = argmax_mask(of_slice, height, width, tuple(labels)).cpu().numpy()
+            if writer is not None:
+                writer.add(index, log_odds(of_slice))
+            if on_slice is not None:
+                on_slice(done, len(values))
+            require_not_cancelled(cancel)
+    postprocess(mask, labels, config)
+    return mask
+
+
+def _take_boundaries(
+    maps: Iterable[tuple[int, Tensor]], num_classes: int, boundaries: NDArray[np.uint8]
+) -> Iterator[tuple[int, Tensor]]:
+    """The first K of each slice's maps; the others fill `boundaries` (N, H0, W0)."""
+    for index, both in maps:
+        boundaries[index] = boundary_map(both[num_classes:], *boundaries.shape[1:]).cpu().numpy()
+        yield index, both[:num_classes]
 
 
 def empty_like(volume: Volume, dtype: DTypeLike) -> Volume:

@@ -1,25 +1,23 @@
 """Overlapping slabs through a stack of slices, in one or both directions, blended as they come (readings 5 and 6).
 
-What is held is a few slabs: features and logits of a slice are let go as soon as no later slab needs them.
+Memory holds a few slabs: the features and logits of a slice are freed as soon as no later slab needs them.
 """
 
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import Tensor
 
+from sam2_3dmed.config.schema import Direction
 from sam2_3dmed.inference.free_memory import free_bytes, is_out_of_memory
 from sam2_3dmed.inference.tta import Forward
 from sam2_3dmed.model.network import DecoderFeatures
 
-Direction = Literal["forward", "backward", "both"]
-
 BYTES_A_BYTE = 4
-"""What decoding takes for each byte of a slab's features and maps: 2.4 to 3.0 were measured, for nano and tiny."""
+"""Bytes that decoding takes for each byte of a slab's features and maps. 2.4 to 3.0 were measured for nano and tiny."""
 PLACES_AT_ONCE = (1024, 65536)
-"""Of slabs decoded together: on a CPU, elsewhere."""
+"""Places of the feature grid in the slabs that are decoded together: on a CPU, elsewhere."""
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +38,9 @@ class Slab:
 
 
 def plan_slabs(num_slices: int, slab_slices: int, overlap: float, direction: Direction) -> list[Slab]:
-    """Slabs that cover every slice, by ascending start; the last one is moved back to end with the last slice.
+    """Slabs that cover every slice, by ascending start. The last slab ends with the last slice.
 
-    overlap: the share of a slab that the next one repeats, 0 to below 1. A stack shorter than a slab is one
-    shorter slab.
+    overlap: the share of a slab that the next one repeats, in [0, 1). A stack shorter than a slab is one shorter slab.
     """
     length = min(slab_slices, num_slices)
     stride = max(1, round(length * (1 - overlap)))
@@ -53,12 +50,12 @@ def plan_slabs(num_slices: int, slab_slices: int, overlap: float, direction: Dir
 
 
 def blend_weights(length: int) -> list[float]:
-    """The weight of each slice of a slab: falls linearly toward both ends and is never zero."""
+    """The weight of each slice of a slab. It falls linearly toward both ends and is never zero."""
     return [min(i + 1, length - i) / ((length + 1) / 2) for i in range(length)]
 
 
 class SliceBlender:
-    """Sums weighted logits slice by slice and gives a slice away once it is complete."""
+    """Sums weighted logits slice by slice."""
 
     def __init__(self) -> None:
         self._sums: dict[int, Tensor] = {}
@@ -71,35 +68,31 @@ class SliceBlender:
         self._weights[index] = self._weights.get(index, 0.0) + weight
 
     def take(self, index: int) -> Tensor:
-        """The weighted mean (K, h, w) of a slice, which is forgotten."""
+        """Remove a slice. Returns: its weighted mean (K, h, w)."""
         return self._sums.pop(index) / self._weights.pop(index)
 
 
-class FeatureSlab:
-    """The features of the slices that slabs still need; each slice is encoded once.
+class FeatureBuffer:
+    """The features of the slices that slabs still need. Each slice is encoded once."""
 
-    chunk: slices encoded at once.
-    """
-
-    def __init__(self, forward: Forward, chunk: int) -> None:
+    def __init__(self, forward: Forward) -> None:
         self._forward = forward
-        self._chunk = chunk
         self._features: dict[int, DecoderFeatures] = {}
         self._next = 0
 
     def gather(self, slabs: list[Slab]) -> list[list[DecoderFeatures]]:
-        """The features of some slabs, each slab's in its order."""
+        """The features of some slabs, each in the order of its slab."""
         self._encode_until(max(w.start + w.length for w in slabs))
         return [[self._features[i] for i in slab.order] for slab in slabs]
 
     def forget_before(self, index: int) -> None:
-        """Let go of slices that no later slab needs."""
+        """Free the slices that no later slab needs."""
         for i in [i for i in self._features if i < index]:
             del self._features[i]
 
     def _encode_until(self, end: int) -> None:
         while self._next < end:
-            stop = min(end, self._next + self._chunk)
+            stop = min(end, self._next + self._forward.chunk)
             encoded = self._forward.encode(self._next, stop)
             self._features.update(zip(range(self._next, stop), encoded, strict=True))
             self._next = stop
@@ -107,22 +100,21 @@ class FeatureSlab:
 
 def slab_logits(
     forward: Forward,
-    *,
     slab_slices: int,
-    overlap: float,
-    direction: Direction,
-    batch_size: int | None,
     on_positions: Callable[[Slab, Tensor], None] = lambda slab, positions: None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Each slice and its blended logits, as `slice_logits` has them, in the order of the slices.
+    """The index and the blended logits of each slice, in the order of the slices.
 
-    batch_size: slabs at once; none: see `slabs_that_fit`. A batch that does not fit after all is decoded slab by
-    slab, and so are the following ones. on_positions: gets each slab's P_pos, (D, D), from a network that has
-    SRPP. The others: see `PassOptions`.
+    Without a batch size in the config, `slabs_that_fit` chooses it. A batch that does not fit after all is decoded slab
+    by slab, and so are the following ones.
+
+    Args:
+        slab_slices: D.
+        on_positions: called with each slab and its P_pos (D, D), for a network that has SRPP.
     """
-    num_slices = len(forward.slices)
-    slabs = plan_slabs(num_slices, slab_slices, overlap, direction)
-    features, blender = FeatureSlab(forward, forward.chunk), SliceBlender()
+    num_slices, batch_size = len(forward.slices), forward.config.batch_size
+    slabs = plan_slabs(num_slices, slab_slices, forward.config.overlap, forward.config.direction)
+    features, blender = FeatureBuffer(forward), SliceBlender()
     emitted = done = 0
     while done < len(slabs):
         batch = slabs[done : done + (batch_size or 1)]  # the first one alone: its size says how many fit
@@ -149,11 +141,10 @@ def slab_logits(
 
 
 def slabs_that_fit(forward: Forward, slab: list[DecoderFeatures], maps: Tensor) -> int:
-    """How many slabs like this one, which gave these maps, to decode at once: as many as half of the free memory
-    holds, and as pay.
+    """The number of slabs like this one, which gave these maps, to decode at once.
 
-    More slabs pay while each is small (28 of nano's, on a CPU, are decoded in a third of the time): the limit is
-    counted in places of the feature grid.
+    Half of the free memory holds them. More slabs pay only while each is small, so `PLACES_AT_ONCE` is a limit, too: 28
+    slabs of nano on a CPU are decoded together in a third of the time.
     """
     features = sum(level.nbytes for slice_features in slab for level in slice_features if level is not None)
     fitting = free_bytes(forward.device) // 2 // (BYTES_A_BYTE * (features + maps.nbytes))

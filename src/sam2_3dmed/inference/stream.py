@@ -1,8 +1,8 @@
 """One pass through a whole stack with SAM2's memory: the first slice and the latest ones (reading 6).
 
-What is held is a chunk of D slices and the memory bank, however long the stack. For both directions the first pass's
-logits wait, in 16 bits, and so do the features, so that no slice is encoded twice: in memory while that is
-little, else in a temporary file.
+Memory holds a chunk of D slices and the memory bank, however long the stack is. For both directions, the logits of the
+first pass wait in 16 bits, and the features wait so that no slice is encoded twice. Both stay in memory while they are
+small, and go to a temporary file otherwise.
 """
 
 import logging
@@ -13,40 +13,39 @@ import torch
 from torch import Tensor
 
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.inference.slabs import Direction, Slab
+from sam2_3dmed.inference.slabs import Slab
 from sam2_3dmed.inference.tensor_spill import TensorSpill
 from sam2_3dmed.inference.tta import Forward
 from sam2_3dmed.model.network import DecoderFeatures
 
 IN_MEMORY_BYTES = 64 * 2**20
-"""What waits stays in memory if it takes no more."""
+"""Logits or features that take no more than this wait in memory."""
 IN_MEMORY_SHARE = 1 / 8
-"""Logits also if they take no more of the input, in 16 bits."""
+"""Logits also wait in memory if they take no more than this share of the input in 16 bits."""
 
 logger = logging.getLogger(__name__)
 
 
 def stream_logits(
     forward: Forward,
-    *,
     slab_slices: int,
-    direction: Direction,
     on_positions: Callable[[Slab, Tensor], None] = lambda slab, positions: None,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Each slice and its logits, as `slice_logits` has them, in the order of the (last) pass.
+    """The index and the logits of each slice, in the order of the (last) pass.
 
-    on_positions: gets P_pos, (D, D), of each chunk in each pass, from a network that has SRPP. The others: see
-    `PassOptions`.
+    Args:
+        slab_slices: slices of a chunk, which give each other context.
+        on_positions: called with each chunk of each pass and its P_pos (D, D), for a network that has SRPP.
     """
     one_pass = _Pass(forward, slab_slices, on_positions)
-    if direction == "both":
+    if forward.config.direction == "both":
         yield from _both(forward, one_pass)
     else:
-        yield from one_pass(direction == "backward", forward.encode)
+        yield from one_pass(forward.config.direction == "backward", forward.encode)
 
 
 class _Pass:
-    """Slices one after the other, in chunks that give each other context."""
+    """Slices one after the other, in chunks whose slices give each other context."""
 
     def __init__(self, forward: Forward, slab_slices: int, on_positions: Callable[[Slab, Tensor], None]) -> None:
         self.forward = forward
@@ -59,7 +58,7 @@ class _Pass:
         encode: Callable[[int, int], list[DecoderFeatures]],
         keep: Callable[[int, DecoderFeatures], None] = lambda index, features: None,
     ) -> Iterator[tuple[int, Tensor]]:
-        """encode: the features of slices start to stop; keep: what else becomes of a slice's features."""
+        """encode: gives the features of slices start to stop; keep: called with the features of each slice."""
         forward, state = self.forward, self.forward.start()
         order = range(len(forward.slices))[:: -1 if reverse else 1]
         for start in range(0, len(order), self.slab_slices):
@@ -80,7 +79,7 @@ class _Pass:
 
 
 def _both(forward: Forward, one_pass: _Pass) -> Iterator[tuple[int, Tensor]]:
-    """Forward, then backward, which gives slices away from the last to the first."""
+    """Forward, then backward: yields the slices from the last to the first."""
     num_slices = len(forward.slices)
     input_bytes = 2 * math.prod(forward.slices.shape)
     limit = max(IN_MEMORY_BYTES, int(IN_MEMORY_SHARE * input_bytes))
@@ -99,11 +98,11 @@ _HIGHEST = float(torch.finfo(torch.float16).max)
 
 
 class _Features:
-    """Features that wait for the second pass; where there is no room for them, slices are encoded again."""
+    """Features that wait for the second pass. Without room for them, slices are encoded again."""
 
-    def __init__(self, forward: Forward, shelf: TensorSpill) -> None:
+    def __init__(self, forward: Forward, spill: TensorSpill) -> None:
         self._forward = forward
-        self._shelf = shelf
+        self._spill = spill
         self._kept = True
         self._there: tuple[bool, ...] = ()
 
@@ -111,18 +110,18 @@ class _Features:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._shelf.close()
+        self._spill.close()
 
     def keep(self, index: int, features: DecoderFeatures) -> None:
         if not self._kept:
             return
         self._there = tuple(level is not None for level in features)
         try:
-            self._shelf.put(index, [level for level in features if level is not None])
+            self._spill.put(index, [level for level in features if level is not None])
         except DataError as error:
             logger.warning("%s; slices are encoded once for each direction", error)
             self._kept = False
-            self._shelf.close()
+            self._spill.close()
 
     def encode(self, start: int, stop: int) -> list[DecoderFeatures]:
         if not self._kept:
@@ -130,5 +129,5 @@ class _Features:
         return [self._take(index) for index in range(start, stop)]
 
     def _take(self, index: int) -> DecoderFeatures:
-        levels = (level.to(self._forward.device) for level in self._shelf.take(index))
+        levels = (level.to(self._forward.device) for level in self._spill.take(index))
         return DecoderFeatures(*(next(levels) if there else None for there in self._there))  # type: ignore[arg-type]

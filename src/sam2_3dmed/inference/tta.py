@@ -1,4 +1,4 @@
-"""The network as inference runs it: slices in, averaged logits out, views of each slice and autocast inside."""
+"""Test-time augmentation: each slice passes the network in several views, whose logits are averaged."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.encoders.image_encoder import resize
+from sam2_3dmed.encoders.precision import bf16_is_fast
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.network import DecoderFeatures, DecoderState, SAM2For3dMed
 from sam2_3dmed.model.prompts import mirrored, moved
 from sam2_3dmed.model.upsample import upsample
 
 PIXELS_AT_ONCE = (2**17, 2**22)
-"""Of slices encoded together: on a CPU, elsewhere."""
+"""Pixels of the slices that are encoded together: on a CPU, elsewhere."""
 _SHIFT = 2
-"""Pixels: half a logit."""
+"""In pixels; half the distance between two logits."""
 
 
 class _View(NamedTuple):
-    """How a slice passes: what is seen begins `_SHIFT` pixels further down (1) or up (-1), and right or left, or
-    where the slice does (0); then it is mirrored along W, or not."""
+    """One view of a slice: shifted by `_SHIFT` pixels or not at all, then mirrored along W or not."""
 
     down: int
+    """1: the view begins further down; -1: further up; 0: no shift."""
     right: int
     mirrored: bool
 
@@ -43,65 +45,60 @@ def _views(flips: bool, shifts: bool) -> tuple[_View, ...]:
 
 
 class SliceStack(Protocol):
-    """What the network sees, (N, C, H0, W0) in [0, 1], of any dtype: an array, a memory map, or slices on demand."""
+    """Slices (N, C, H0, W0) in [0, 1] of any dtype: an array, a memory map, or slices that are made on demand."""
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, C, H0, W0)."""
+    def shape(self) -> tuple[int, ...]: ...
 
-    def __len__(self) -> int:
-        """N."""
+    def __len__(self) -> int: ...
 
-    def __getitem__(self, which: slice, /) -> NDArray[Any]:
-        """Some of the slices."""
+    def __getitem__(self, which: slice, /) -> NDArray[Any]: ...
 
 
 class Forward:
-    """A network over the slices of one stack.
+    """A network over the slices of one stack. The features of a slice have one row for each view.
 
-    slices: (N, C, H0, W0) in [0, 1]; bf16: autocast; flips: each slice also passes mirrored along W, as training's
-    flips do, and the logits are averaged; shifts: each slice passes four times, moved by half a logit towards each
-    corner, with flips two of these mirrored, and the logits are averaged at stride 2; boundary: the K maps of P_bd
-    follow those of P_seg, if the network has BD; boxes: (N, K, 4), for a network that takes them.
-
-    The features of a slice have a row for each way it passes.
+    Args:
+        slices: (N, C, H0, W0) in [0, 1].
+        config: with flips, each slice passes plain and mirrored. With shifts, it passes four times, shifted by half a
+            logit towards each corner, and the logits are averaged at stride 2; with both, two of the four are mirrored.
+        boundary: the K maps of P_bd follow the K maps of P_seg, if the network has BD.
+        boxes: (N, K, 4), for a network that takes them.
     """
 
     def __init__(
         self,
         network: SAM2For3dMed,
         slices: SliceStack,
+        config: InferenceConfig,
         *,
-        bf16: bool = False,
-        flips: bool = False,
-        shifts: bool = False,
         boundary: bool = False,
         boxes: Tensor | None = None,
     ) -> None:
         self.network = network
         self.slices = slices
+        self.config = config
         self.device = network.device
-        self._bf16 = bf16
-        self._shifts = shifts
-        self._views = _views(flips, shifts)
+        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(self.device))
+        self._views = _views(config.flips, config.shifts)
         self._boundary = boundary
         self._boxes = boxes
 
     @property
     def chunk(self) -> int:
-        """How many slices to encode at once: more pay only where each is small."""
+        """The number of slices to encode at once. More than one pays only for small slices."""
         pixels = self.network.encoder.image_size**2 * len(self._views)
         return max(1, PIXELS_AT_ONCE[self.device.type != "cpu"] // pixels)
 
     def encode(self, start: int, stop: int) -> list[DecoderFeatures]:
-        """The features of some slices, (rows, C, ., .) each level."""
+        """The features of some slices; each level is (rows, C, ., .)."""
         chunk = np.array(self.slices[start:stop], dtype=np.float32, order="C")
         slices = self._seen(torch.from_numpy(chunk).to(self.device))
         with self._computing():
             features = self.network.project(self.network.encoder(slices))
         if self._boxes is not None:
             features = features._replace(boxes=self._boxes_seen(self._boxes[start:stop].to(self.device)))
-        # Views: each keeps the whole chunk, which is small, alive; copies would cost more than what they free.
+        # These are views, which keep the whole chunk alive. Copies would cost more than they free.
         return [features.at(i) for i in range(stop - start)]
 
     def decode(self, slabs: Sequence[Sequence[DecoderFeatures]]) -> tuple[Tensor, Tensor | None]:
@@ -118,24 +115,24 @@ class Forward:
         return self._mean(maps.view(count, rows, *maps.shape[1:]), dim=1), positions
 
     def slice_context(self, slices: Sequence[DecoderFeatures]) -> tuple[list[Tensor], Tensor | None]:
-        """Each slice's context in the light of the others, and P_pos (D, D) or None."""
+        """The SRPP context of each slice among the others, and P_pos (D, D) or None."""
         with self._computing():
             context, positions = self.network.slice_context(torch.stack([features.z for features in slices], dim=1))
         return list(context.unbind(1)), None if positions is None else positions.mean(dim=0)
 
     def start(self) -> DecoderState:
-        """Empty memories for one pass through all slices."""
+        """Empty memory banks for one pass through all slices."""
         return self.network.start(len(self.slices))
 
     def step(self, state: DecoderState, features: DecoderFeatures, context: Tensor) -> Tensor:
-        """The next slice's logits, (K or 2K, h, w) float32."""
+        """The logits of the next slice, (K or 2K, h, w) float32."""
         with self._computing():
             logits, boundary = self.network.step(state, features, context)
         return self._mean(self._maps(logits, boundary), dim=0)
 
     def _seen(self, slices: Tensor) -> Tensor:
-        """(n, C, H0, W0) -> (rows, n, C, ., .), as each view has them."""
-        if not self._shifts:
+        """All views of some slices: (n, C, H0, W0) -> (rows, n, C, ., .)."""
+        if not self.config.shifts:
             rows = [slices for _ in self._views]
         else:
             size = self.network.encoder.image_size
@@ -159,20 +156,20 @@ class Forward:
         return logits.float()
 
     def _mean(self, maps: Tensor, dim: int) -> Tensor:
-        """Over the rows along `dim`, each of which is turned and moved back."""
+        """The mean over the views along `dim`, after each view is mirrored and shifted back."""
         first, *others = zip(self._views, maps.unbind(dim), strict=True)
         total = self._put_back(*first)
-        for view, row in others:  # one at a time: four times as large as what comes in
+        for view, row in others:  # one at a time: shifted views are four times as large here
             total = total + self._put_back(view, row)
         return total / len(self._views)
 
     def _put_back(self, view: _View, logits: Tensor) -> Tensor:
         turned = _mirrored_if(view, logits)
-        return _moved_back(view, turned) if self._shifts else turned
+        return _moved_back(view, turned) if self.config.shifts else turned
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        # Only around the network: a generator that holds autocast would leave it on for whoever reads from it.
+        # Only around the network: a generator that holds autocast would leave it on for its reader.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             yield
 
@@ -182,7 +179,7 @@ def _mirrored_if(view: _View, planes: Tensor) -> Tensor:
 
 
 def _moved_back(view: _View, logits: Tensor) -> Tensor:
-    """(..., h, w) at stride 4 -> (..., 2h, 2w) at stride 2, where half a logit is a whole one; edges are repeated."""
+    """(..., h, w) at stride 4 -> (..., 2h, 2w) at stride 2, where the shift is one place; edges are repeated."""
     height, width = 2 * logits.shape[-2], 2 * logits.shape[-1]
     fine = upsample(logits, (height, width))
     rows = torch.arange(height, device=fine.device).sub(view.down).clamp(0, height - 1)
@@ -191,7 +188,7 @@ def _moved_back(view: _View, logits: Tensor) -> Tensor:
 
 
 def compile_network(network: SAM2For3dMed) -> None:
-    """Have the parts of fixed shapes compiled, once for as long as the network lives; pays for cohorts, not for a case.
+    """Compile the parts that have fixed shapes, once in the life of the network. This pays for many volumes only.
 
     Raises:
         ConfigError: there is no compiler.

@@ -1,4 +1,8 @@
-"""Processes that are handed cases one by one, and may die: none but the case that kills is lost."""
+"""Worker processes that get cases one by one. A process that dies costs only the case that kills it twice.
+
+The pools of concurrent.futures, loky and pebble were compared. The first two end the whole pool when one process dies,
+and none of them keeps a model in a worker, retries the lost cases one by one, and holds only a few cases at a time.
+"""
 
 import logging
 import multiprocessing
@@ -9,10 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
-from threading import Lock
+from threading import Event, Lock
 from typing import Any, TypeVar
 
-from sam2_3dmed.errors import DataError
+from sam2_3dmed.errors import Cancelled, DataError
 
 logger = logging.getLogger(__name__)
 
@@ -20,114 +24,118 @@ Case = TypeVar("Case")
 Result = TypeVar("Result")
 
 Work = Callable[[Any, Iterator[tuple[int, Case]], Callable[[int, Result], None]], None]
-"""What a process does: called with its place, the numbered cases as they are handed to it, and `report`, which takes a
-case's number and result, from any thread. It must not wait for a case before it has reported those it has."""
+"""The function that a process runs: `work(place, cases, report)`.
 
-_HANDED_OUT = 2  # cases a process has at once: enough to keep it busy, and memory does not grow with their number
+`cases` gives numbered cases as they are handed out. `report` takes the number and the result of a case, in any thread.
+It must report the cases that it has before it asks for a third one.
+"""
+
+_HANDED_OUT = 2  # cases that a process has at once: enough to keep it busy, few enough for the memory
 _SECONDS_TO_LEAVE = 10
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 
 @dataclass(frozen=True)
 class Died:
-    """In place of the result of a case of which two processes died."""
+    """Takes the place of the result of a case that killed two processes."""
 
     reason: str
 
 
 def share_out(
-    work: Work[Case, Result], cases: Sequence[Case], places: Sequence[Any], preload: Sequence[str] = ()
+    work: Work[Case, Result],
+    cases: Sequence[Case],
+    places: Sequence[Any],
+    preload: Sequence[str] = (),
+    cancel: Event | None = None,
 ) -> Iterator[tuple[int, Result | Died]]:
-    """The results, numbered, as they come from one process a place; each process gets cases as it works them off.
+    """Share cases out among processes, and yield the numbered results as they come.
 
-    work: can be pickled; see `Work`. places: what tells the processes apart, such as a GPU each. preload: modules that
-    are imported once for all of them, where the system can; they must start no threads.
+    A process that dies is replaced. Each of its cases is tried once more, alone in a process, so that a case that kills
+    costs no other; if a process dies of it again, its result is `Died`.
 
-    A process that dies is replaced, and what it had in hand is tried once more, each case alone in a process, so that
-    the case that kills costs no other; if a process dies of it again, its result is `Died`.
+    Args:
+        work: can be pickled; see `Work`.
+        places: the first argument of `work` in each process, such as its GPU.
+        preload: modules that are imported once for all processes where the system can; they must start no threads.
+        cancel: set it from another thread to end the processes.
 
     Raises:
-        DataError: every process died before its first case. What `work` raises ends all work at once.
+        Cancelled: `cancel` was set. DataError: every process died before its first case. An error of `work` ends all
+            processes and is raised here.
     """
-    hand = _Hand(deque(enumerate(cases)), deque())
+    waiting = _Waiting(deque(enumerate(cases)), deque())
     left = len(cases)
     context = _context(preload)
-    crew = [_Worker(context, work, place) for place in places[:left]]
+    workers = [_Worker(context, work, place) for place in places[:left]]
     try:
         while left:
-            for worker in crew:
-                worker.take(hand)
-            ready = wait([worker.connection for worker in crew])
-            for worker in [worker for worker in crew if worker.connection in ready]:
+            for worker in _with_news(workers, waiting, cancel):
                 try:
                     index, result = worker.receive()
                 except _Gone:
-                    crew.remove(worker)
-                    lost = worker.requeue(hand)
+                    workers.remove(worker)
+                    lost = worker.requeue(waiting)
                     yield from lost
                     left -= len(lost)
                     if worker.ready and left:
-                        crew.append(_Worker(context, work, worker.place))
+                        workers.append(_Worker(context, work, worker.place))
                     continue
                 if index is not None:
                     yield index, result
                     left -= 1
-            if left and not crew:
-                raise DataError(
-                    f"all of {len(places)} worker processes died as they started: out of memory, or a script whose "
-                    'calls are not below if __name__ == "__main__"'
-                )
     finally:
-        for worker in crew:
+        for worker in workers:
             worker.connection.close()
-        for worker in crew:
+        for worker in workers:
             worker.dismiss(at_once=left > 0)
 
 
 @dataclass
-class _Hand:
-    """The numbered cases that no process has: those not tried yet, and those of which a process may have died."""
+class _Waiting:
+    """The numbered cases that no process has: untried ones, and suspects that a process may have died of."""
 
     fresh: deque[tuple[int, Any]]
     suspects: deque[tuple[int, Any]]
 
 
 class _Gone(Exception):  # noqa: N818
-    """A process is no longer there."""
+    """A process has died."""
 
 
 class _Worker:
-    """A process and what it has in hand."""
+    """A process and its cases."""
 
     def __init__(self, context: ForkServerContext | SpawnContext, work: Work[Any, Any], place: Any) -> None:
         self.place = place
         self.ready = False  # whether it has asked for its first case
         self._cases: dict[int, Any] = {}
-        self._alone = False  # whether its one case is a suspect
+        self._alone = False  # whether its only case is a suspect
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(work, place, theirs), daemon=True)
         self._process.start()
-        theirs.close()  # so that its death ends the connection
+        theirs.close()  # so that the death of the process ends the connection
 
-    def take(self, hand: _Hand) -> None:
-        """Take a suspect alone, or else as many cases as it should have; suspects go first."""
-        if hand.suspects or self._alone:
-            if hand.suspects and not self._cases:
+    def take(self, waiting: _Waiting) -> None:
+        """Take a suspect alone, or else as many fresh cases as a process may have; suspects go first."""
+        if waiting.suspects or self._alone:
+            if waiting.suspects and not self._cases:
                 self._alone = True
-                self._give(*hand.suspects.popleft())
+                self._give(*waiting.suspects.popleft())
             return
-        while hand.fresh and len(self._cases) < _HANDED_OUT:
-            self._give(*hand.fresh.popleft())
+        while waiting.fresh and len(self._cases) < _HANDED_OUT:
+            self._give(*waiting.fresh.popleft())
 
     def _give(self, index: int, case: Any) -> None:
         self._cases[index] = case
-        with suppress(OSError):  # it is dead; `receive` will tell
+        with suppress(OSError):  # the process is dead; `receive` raises
             self.connection.send((index, case))
 
     def receive(self) -> tuple[int | None, Any]:
-        """A case's number and result; no number for the word that it is ready.
+        """The number and the result of a case; no number when the process is ready for its first case.
 
         Raises:
-            _Gone: it died. Whatever its work raised.
+            _Gone: the process has died. An error of its work is raised as it is.
         """
         try:
             index, result = self.connection.recv()
@@ -141,27 +149,43 @@ class _Worker:
             self._alone = False
         return index, result
 
-    def requeue(self, hand: _Hand) -> list[tuple[int, Died]]:
-        """Give back what a dead process had in hand; returns what has now killed twice."""
+    def requeue(self, waiting: _Waiting) -> list[tuple[int, Died]]:
+        """Give the cases of a dead process back. Returns: the case that has now killed two processes, if any."""
         self._process.join()
         self.connection.close()
         ended = f"a worker process ended with status {self._process.exitcode} (-9: killed, perhaps for its memory)"
         if not self.ready:
             logger.warning("%s as it started; the others go on without it", ended)
-            (hand.suspects if self._alone else hand.fresh).extendleft(reversed(self._cases.items()))
+            (waiting.suspects if self._alone else waiting.fresh).extendleft(reversed(self._cases.items()))
         elif self._alone:
             return [(index, Died(f"worker processes died of it twice: {ended}")) for index in self._cases]
         else:
-            logger.warning("%s; what it had in hand is tried again", ended)
-            hand.suspects.extend(self._cases.items())
+            logger.warning("%s; its cases are tried again", ended)
+            waiting.suspects.extend(self._cases.items())
         return []
 
     def dismiss(self, *, at_once: bool) -> None:
-        """End the process, whose connection is closed: as it finds that there are no more cases, or at once."""
+        """End the process, whose connection is closed: when it finds that there are no more cases, or at once."""
         if not at_once:
             self._process.join(_SECONDS_TO_LEAVE)
         self._process.kill()
         self._process.join()
+
+
+def _with_news(workers: Sequence[_Worker], waiting: _Waiting, cancel: Event | None) -> list[_Worker]:
+    """Hand cases out, and wait for workers that have sent something, or have died."""
+    if not workers:
+        raise DataError(
+            "all worker processes died as they started: out of memory, or a script whose calls are not below "
+            'if __name__ == "__main__"'
+        )
+    for worker in workers:
+        worker.take(waiting)
+    if cancel is not None and cancel.is_set():
+        raise Cancelled("the work was cancelled")
+    timeout = None if cancel is None else _SECONDS_BETWEEN_LOOKS
+    ready = wait([worker.connection for worker in workers], timeout)
+    return [worker for worker in workers if worker.connection in ready]
 
 
 def _context(preload: Sequence[str]) -> ForkServerContext | SpawnContext:
@@ -174,7 +198,7 @@ def _context(preload: Sequence[str]) -> ForkServerContext | SpawnContext:
 
 
 def _serve(work: Work[Any, Any], place: Any, connection: Connection) -> None:
-    """The life of a process: it works until there are no more cases, or whoever started it is gone."""
+    """Run in the process: work until there are no more cases, or the process that started this one is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that started it, which ends this one
     sending = Lock()
 

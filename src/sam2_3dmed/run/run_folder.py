@@ -199,7 +199,7 @@ def load_model(
     return system.load(folder, record, device=chosen, backend=backend, **settings)
 
 
-def model_files(folder: Path, backend: Backend = "pytorch") -> tuple[Path, ...]:
+def model_files(folder: Path, backend: str = "pytorch") -> tuple[Path, ...]:
     """The files that decide what a finished run, or its export, predicts.
 
     Raises:

@@ -1,19 +1,16 @@
 """Runs of SAM2-3dMed: how one starts, trains and is saved, and how a trained model is loaded."""
 
 import logging
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from sam2_3dmed.config import changed
 from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.encoders.peft_adapters import merge_lora
-from sam2_3dmed.encoders.precision import bf16_is_fast
-from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.manifest import checksum
-from sam2_3dmed.inference.passes import PassOptions
-from sam2_3dmed.inference.postprocess import PostProcessing
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.build_model import make_model, remake_model
@@ -26,7 +23,7 @@ from sam2_3dmed.training.feature_cache import require_frozen
 from sam2_3dmed.training.fit import FitResult, fit, try_rates
 from sam2_3dmed.training.lr_finder import RateTest
 from sam2_3dmed.training.memory_budget import fit_to_memory
-from sam2_3dmed.training.trainer import seed_everything, use_bf16
+from sam2_3dmed.training.trainer import seed_everything
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +77,7 @@ def start_run(preparation: Preparation) -> Sam2Run:
     if recipe.feature_cache.views > 0:
         require_frozen(network.encoder)
     cache, split = preparation.cases(), preparation.split
-    bf16 = use_bf16(recipe.training.precision, "cuda" if torch.cuda.is_available() else "cpu")
-    predictor = make_predictor(network, record, bf16=bf16)
+    predictor = make_predictor(network, record, precision=recipe.training.precision)
     if preparation.gpu_memory is not None:
         fitting = fit_to_memory(recipe, plan, predictor, preparation.gpu_memory, preparation.distributed.size)
         record = record.model_copy(update={"recipe": fitting})
@@ -100,31 +96,25 @@ def _first_network(preparation: Preparation) -> tuple[SAM2For3dMed, Sam2Record]:
 
 
 def make_predictor(network: SAM2For3dMed, record: Sam2Record, **settings: Any) -> Predictor:
-    """A predictor with the run's settings. settings: of `PassOptions` and `PostProcessing`, instead of the run's.
+    """A predictor with the run's section `inference`, changed by `settings`.
 
     Raises:
-        ConfigError: a setting that does not exist.
+        ConfigError: a setting that is not valid.
     """
-    told = record.recipe.inference.model_dump()
-    told["slab_slices"] = record.recipe.slab_slices or record.plan.slab_slices
-    told |= settings
-    of_passes, of_post = ({field.name for field in fields(kind)} for kind in (PassOptions, PostProcessing))
-    if unknown := told.keys() - of_passes - of_post:
-        raise ConfigError(f"no option {min(unknown)!r}; there are {', '.join(sorted(of_passes | of_post))}")
     return Predictor(
         network,
         preprocessing=record.plan.preprocessing,
         labels=record.plan.labels,
-        passes=PassOptions(**{name: value for name, value in told.items() if name in of_passes}),
-        post=PostProcessing(**{name: value for name, value in told.items() if name in of_post}),
+        slab_slices=record.recipe.slab_slices or record.plan.slab_slices,
+        config=changed(record.recipe.inference, settings, "inference"),
     )
 
 
 def load_pytorch(folder: Path, record: Sam2Record, device: torch.device, **settings: Any) -> Predictor:
-    """The trained model of a run folder. Without the setting bf16, it computes in bf16 where that is fast."""
+    """The trained model of a run folder."""
     network = rebuild(record)
     fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
-    return make_predictor(network.to(device).eval(), record, **{"bf16": bf16_is_fast(device)} | settings)
+    return make_predictor(network.to(device).eval(), record, **settings)
 
 
 def load_onnx(folder: Path, record: Sam2Record, **settings: Any) -> Predictor:
@@ -139,5 +129,6 @@ def load_onnx(folder: Path, record: Sam2Record, **settings: Any) -> Predictor:
     )
     # It has what slabs mode uses of a network, and `require` refuses all other settings.
     predictor = make_predictor(cast(SAM2For3dMed, network), record, **settings)
-    network.require(predictor.passes)
+    network.require(predictor.config)
+    predictor.config = changed(predictor.config, {"precision": "32"}, "inference")
     return predictor

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from sam2_3dmed.dicom.codes import read_codes
 from sam2_3dmed.errors import DataError, TrainingError
 from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
 from sam2_3dmed.evaluation.metrics import Scoring
-from sam2_3dmed.inference.batch import Results, predict_cohort
+from sam2_3dmed.inference.batch import Job, Results, predict_batch
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.processes.signals import Terminated, raising_terminated
@@ -225,9 +226,9 @@ def test_run(folder: Path, data: Path) -> Evaluation:
     split.require_known(dataset.names)
     cases = [case for case in dataset.cases if case.name in split.test and case.label]
     inputs = [Input(case.name, case.images, reference=case.label if record.takes_boxes else None) for case in cases]
-    predictor = load_model(folder)
+    job = Job(partial(load_model, folder), Results(folder / "predictions"))
     with progress_bar("Predicting the test set") as progress:
-        outcomes = predict_cohort(predictor, inputs, Results(folder / "predictions"), progress)
+        outcomes = predict_batch(job, inputs, progress=progress)
     failed = [outcome.error for outcome in outcomes if outcome.error]
     if failed:
         raise DataError("\n".join(failed))

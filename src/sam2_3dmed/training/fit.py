@@ -138,7 +138,7 @@ def _assemble(
     loader: Any = slab_loader(
         training,
         config,
-        slab_slices=predictor.passes.slab_slices,
+        slab_slices=predictor.slab_slices,
         image_size=network.encoder.image_size,
         distributed=distributed,
     )

@@ -15,6 +15,7 @@ from sam2_3dmed.inference.free_memory import free_bytes
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.training.losses import TotalLoss
 from sam2_3dmed.training.memory_estimator import Step, counted_bytes, seen_bytes
+from sam2_3dmed.training.trainer import use_bf16
 
 GB = 10**9
 OVERHEAD = 0.7 * GB
@@ -73,7 +74,7 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
         ConfigError: nothing fits; it says what would.
     """
     training, gpu = config.training, torch.cuda.is_available()
-    network, slab_slices = predictor.network, predictor.passes.slab_slices
+    network, slab_slices = predictor.network, predictor.slab_slices
     share = -(-training.batch_size // ranks)
     budget = gigabytes * GB - OVERHEAD
     if gpu:
@@ -90,7 +91,9 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
         slabs = empty_slabs(way.slabs, slices, len(plan.channels), network.encoder.image_size)
         kinds = [slabs, slabs.single_slices()] if training.single_slice_fraction > 0 else [slabs]
         if gpu:
-            return max(seen_bytes(step, kind, copies=copies, bf16=predictor.passes.bf16) for kind in kinds)
+            return max(
+                seen_bytes(step, kind, copies=copies, bf16=use_bf16(training.precision, "cuda")) for kind in kinds
+            )
         return max(counted_bytes(step, kind, copies=copies) for kind in kinds)
 
     way = fastest_strategy(bytes_of, share, budget)

@@ -109,7 +109,7 @@ class TrainingModule(RunModule):
 
     def validation_seconds(self) -> float:
         """From some slices of the first case."""
-        few = slice(2 * self.predictor.passes.slab_slices)
+        few = slice(2 * self.predictor.slab_slices)
         image, label = self.validation[0].image[few], self.validation[0].label[few]
         self.predictor.predict_slices(image, reference=label)  # the first pass is slower than those that follow
         started = time.monotonic()

@@ -4,9 +4,9 @@ import errno
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader
+from io import SEEK_END, BufferedReader
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from isal import igzip, igzip_lib
@@ -32,11 +32,13 @@ _REASONS = {
 }
 
 
-def read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+def read_nifti(path: Path | BinaryIO) -> tuple[NDArray[Any], NDArray[np.float64]]:
     """The array, (X, Y, Z) or (X, Y, Z, C), and the affine of a file; `Volume.read` documents the dtypes and the rest.
 
     An array that is a memory map may be written to: that changes memory only. Its file must stay as long as it is.
     """
+    if not isinstance(path, Path):
+        return _read_open_file(path)
     with _naming(path):
         header_path = _with_ending(path, ".img", ".hdr")
         if header_path != path and not header_path.is_file():
@@ -108,7 +110,7 @@ def writing_nifti(
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
+def _naming(path: Path | str) -> Iterator[None]:
     """Errors as a VolumeError whose message names the file."""
     try:
         yield
@@ -139,16 +141,32 @@ def _with_ending(path: Path, ending: str, other: str) -> Path:
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     """The file's content, decompressed if it is gzipped."""
-    with path.open("rb") as file:
-        magic = file.read(2)
-        file.seek(0)
-        if not magic:
-            raise VolumeError("the file is empty")
-        if magic != _GZIP_MAGIC:
-            yield file
-            return
-        with igzip.IGzipFile(fileobj=file, mode="rb") as decompressed:
-            yield decompressed
+    with path.open("rb") as file, _decompressed(file) as content:
+        yield content
+
+
+def _read_open_file(file: BinaryIO) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    with _naming(getattr(file, "name", "open file")):
+        size = file.seek(0, SEEK_END)
+        with _decompressed(file) as content:
+            header = _read_header(content)
+            if not header.is_single:
+                raise VolumeError("this is a header whose .img file is missing")
+            return _read_voxels(content, header, size), _affine(header)
+
+
+@contextmanager
+def _decompressed(file: BinaryIO) -> Iterator[Any]:
+    file.seek(0)
+    magic = file.read(2)
+    file.seek(0)
+    if not magic:
+        raise VolumeError("the file is empty")
+    if magic != _GZIP_MAGIC:
+        yield file
+        return
+    with igzip.IGzipFile(fileobj=file, mode="rb") as decompressed:
+        yield decompressed
 
 
 def _read_header(file: Any) -> Any:

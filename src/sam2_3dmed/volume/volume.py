@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,8 @@ class Volume:
         object.__setattr__(self, "affine", checked_affine(self.affine))
 
     @classmethod
-    def read(cls, path: str | Path) -> Volume:
-        """Read an image from NIfTI-1 or -2: `.nii`, `.nii.gz`, or a `.hdr` / `.img` pair.
+    def read(cls, path: str | Path | BinaryIO) -> Volume:
+        """Read an image from NIfTI-1 or -2: `.nii`, `.nii.gz`, a `.hdr` / `.img` pair, or an open binary file.
 
         The content decides whether a file is gzipped, not its name. Voxels keep the file's dtype unless the header
         scales them. Then integers stay integers where slope and intercept are: in the file's dtype if it holds them,
@@ -51,7 +51,7 @@ class Volume:
             VolumeError: the file is missing, empty, truncated or not NIfTI; it has more than 3 channels, complex, RGB,
                 NaN or infinite voxels, or an affine that is not finite or is singular. One line that names the file.
         """
-        array, affine = read_nifti(Path(path))
+        array, affine = read_nifti(Path(path) if isinstance(path, str | Path) else path)
         try:
             return cls(array, affine)
         except VolumeError as error:

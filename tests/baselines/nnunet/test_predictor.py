@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_3dmed.baselines.nnunet.predictor import make_nnunet_predictor
+from sam2_3dmed.baselines.nnunet.predictor import NnunetPredictor
 from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetSpec
+from sam2_3dmed.config import changed
 from sam2_3dmed.errors import ConfigError, ProcessError, VolumeError
 from sam2_3dmed.volume.volume import Volume, same_grid
 
@@ -26,7 +27,8 @@ def make(standin, balls, tmp_path):
     weights.touch()
 
     def make_it(**options):
-        return make_nnunet_predictor(weights, SPEC, balls.plan, NnunetConfig(), torch.device("cpu"), **options)
+        config = changed(NnunetConfig().inference, options, "inference")
+        return NnunetPredictor(weights, SPEC, balls.plan, device=torch.device("cpu"), config=config)
 
     return make_it
 
@@ -46,7 +48,7 @@ def test_a_mask_of_label_values_on_the_volumes_grid(make, volume):
 
 
 def test_probabilities_lie_where_the_mask_does(make, volume, tmp_path):
-    mask = make()(volume, tmp_path / "p" / "case")
+    mask = make()(volume, probabilities=tmp_path / "p" / "case")
     dark, bright = (Volume.read(tmp_path / "p" / f"case_{name}.nii.gz") for name in ("dark", "bright"))
     assert same_grid(dark, volume)
     np.testing.assert_allclose(dark.array, np.where(mask.array == 3, 0.9, 0.0), atol=1 / 255)
@@ -93,7 +95,7 @@ def test_a_process_that_dies_costs_one_volume(make, volume):
 def test_what_it_cannot_do(make, volume, tmp_path):
     with pytest.raises(ConfigError, match="no boundary maps"):
         make().with_auxiliary(volume)
-    with pytest.raises(ConfigError, match="nnU-Net has no option 'mode'; there are fill_holes, flips"):
+    with pytest.raises(ConfigError, match="inference: configuration: mode: not for nnU-Net"):
         make(mode="stream")
     with pytest.raises(ConfigError, match="no class 'liver'"):
         make(largest_component=("liver",))

@@ -141,7 +141,7 @@ def test_our_predictor_predicts_what_nnunet_does(run, blobs):
 def test_probabilities_agree_with_the_mask(run, blobs, tmp_path):
     case = read_dataset(blobs).cases[0]
     volume = Volume.read(case.images[0])
-    mask = load_model(run)(volume, tmp_path / "case")
+    mask = load_model(run)(volume, probabilities=tmp_path / "case")
     shares = [Volume.read(tmp_path / f"case_{name}.nii.gz").array for name in ("bright", "dark")]
     for value, share in zip((1, 3), shares, strict=True):
         assert (share[mask.array == value] >= 1 / 3 - 1 / 255).all()

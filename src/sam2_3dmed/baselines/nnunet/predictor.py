@@ -2,9 +2,9 @@
 
 import weakref
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -13,61 +13,65 @@ import torch
 from sam2_3dmed.baselines.nnunet.dataset import ENDING, to_values, write_channels
 from sam2_3dmed.baselines.nnunet.environment import find_python
 from sam2_3dmed.baselines.nnunet.process import Worker
-from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetRecord, NnunetSpec
-from sam2_3dmed.config import Plan
+from sam2_3dmed.baselines.nnunet.recipe import NnunetRecord, NnunetSpec
+from sam2_3dmed.config import InferenceConfig, Plan, changed
 from sam2_3dmed.errors import ConfigError, ProcessError, VolumeError
 from sam2_3dmed.inference.auxiliary import Auxiliary
-from sam2_3dmed.inference.interface import refuse_boxes
-from sam2_3dmed.inference.postprocess import PostProcessing
+from sam2_3dmed.inference.interface import OnSlice, refuse_boxes, require_not_cancelled
+from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
 from sam2_3dmed.inference.probabilities import writing_probabilities
 from sam2_3dmed.run.run_folder import MODEL_FILE
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.slices import volume_to_slices
 from sam2_3dmed.volume.volume import Volume
 
-_OF_PASSES = ("flips", "overlap")
-
 
 class NnunetPredictor:
     """A trained nnU-Net; a `Segmenter`. Its process starts with the first volume and ends with this object.
 
-    weights: model.safetensors of a run. passes: flips and overlap.
+    weights: model.safetensors of a run.
     Raises: ConfigError without an environment, or for a class that is not there.
     """
 
     def __init__(
-        self,
-        weights: Path,
-        spec: NnunetSpec,
-        plan: Plan,
-        *,
-        device: torch.device,
-        passes: Mapping[str, Any],
-        post: PostProcessing,
+        self, weights: Path, spec: NnunetSpec, plan: Plan, *, device: torch.device, config: InferenceConfig
     ) -> None:
         find_python()
+        require_known_classes(config, plan.labels.values())
         self.labels = plan.labels
-        self.post = post
-        self.post.require_known(self.labels.values())
-        self._num_channels = len(plan.channels)
+        self.num_channels = len(plan.channels)
+        self.config = config
         self._axis = plan.slicing_axis
         self._device = device
         self._told = {
             **spec.model_dump(),
-            **passes,
+            "flips": config.flips,
+            "overlap": config.overlap,
             "weights": str(weights.resolve()),
             "device": str(device),
         }
         self._started: tuple[Worker, Path] | None = None
 
-    def __call__(self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None) -> Volume:
-        """The mask of a volume, on its grid; see `Segmenter`. Probabilities pass through memory, all classes whole."""
+    def __call__(
+        self,
+        volume: Volume,
+        *,
+        reference: Volume | None = None,
+        probabilities: Path | None = None,
+        on_slice: OnSlice | None = None,
+        cancel: Event | None = None,
+    ) -> Volume:
+        """See `Segmenter`. nnU-Net gives all slices at once; probabilities pass through memory, all classes whole."""
         refuse_boxes(reference)
+        require_not_cancelled(cancel)
         arrays = self._worker()[1] / "probabilities.npy" if probabilities else None
         mask, _ = self._ask(volume, probabilities=arrays and str(arrays), count=False)
+        if on_slice is not None:
+            on_slice(*[len(volume_to_slices(mask, self._axis))] * 2)
+        require_not_cancelled(cancel)
         if probabilities and arrays:
             self._write_probabilities(np.load(arrays, mmap_mode="r"), volume, probabilities)
-        self.post.apply(mask, self.labels)
+        postprocess(mask, self.labels, self.config)
         return mask
 
     def cost_of(self, volume: Volume) -> tuple[float, float | None, float | None]:
@@ -78,7 +82,13 @@ class NnunetPredictor:
         return answer["gflop"], answer["peak_mb"], answer["gpu_peak_mb"]
 
     def with_auxiliary(
-        self, volume: Volume, probabilities: Path | None = None, *, reference: Volume | None = None
+        self,
+        volume: Volume,
+        *,
+        reference: Volume | None = None,
+        probabilities: Path | None = None,
+        on_slice: OnSlice | None = None,
+        cancel: Event | None = None,
     ) -> tuple[Volume, Auxiliary]:
         """Never.
 
@@ -97,8 +107,8 @@ class NnunetPredictor:
 
     def _ask(self, volume: Volume, **more: Any) -> tuple[Volume, Mapping[str, Any]]:
         """The mask as it comes from nnU-Net, and what else its process answers."""
-        if volume.num_channels != self._num_channels:
-            raise VolumeError(f"the model takes {self._num_channels} channels, and this has {volume.num_channels}")
+        if volume.num_channels != self.num_channels:
+            raise VolumeError(f"the model takes {self.num_channels} channels, and this has {volume.num_channels}")
         worker, temporary = self._worker()
         mask_file = temporary / f"mask{ENDING}"
         images = write_channels(volume, temporary, "image")
@@ -127,29 +137,7 @@ def _end(worker: Worker, folder: "TemporaryDirectory[str]") -> None:
     folder.cleanup()
 
 
-def make_nnunet_predictor(
-    weights: Path, spec: NnunetSpec, plan: Plan, recipe: NnunetConfig, device: torch.device, **options: Any
-) -> NnunetPredictor:
-    """A predictor with what the run was told; `options` go before that.
-
-    Raises: ConfigError if an option is none of nnU-Net's.
-    """
-    of_post = {field.name for field in fields(PostProcessing)}
-    if unknown := sorted(options.keys() - of_post - set(_OF_PASSES)):
-        raise ConfigError(
-            f"nnU-Net has no option {unknown[0]!r}; there are {', '.join(sorted({*of_post, *_OF_PASSES}))}"
-        )
-    told = recipe.inference.model_dump() | options
-    return NnunetPredictor(
-        weights,
-        spec,
-        plan,
-        device=device,
-        passes={name: told[name] for name in _OF_PASSES},
-        post=PostProcessing(**{name: told[name] for name in of_post}),
-    )
-
-
 def load_run(folder: Path, record: NnunetRecord, device: torch.device, **settings: Any) -> NnunetPredictor:
     """The trained model of a run folder."""
-    return make_nnunet_predictor(folder / MODEL_FILE, record.model, record.plan, record.recipe, device, **settings)
+    config = changed(record.recipe.inference, settings, "inference")
+    return NnunetPredictor(folder / MODEL_FILE, record.model, record.plan, device=device, config=config)

@@ -1,11 +1,10 @@
 """The recipe of the real nnU-Net, and the record of its runs."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from sam2_3dmed.config import SplitConfig
-from sam2_3dmed.config.schema import Volume
+from sam2_3dmed.config import InferenceConfig, SplitConfig
 from sam2_3dmed.run.run_config import RunRecord
 
 Configuration = Literal["2d", "3d_fullres", "3d_lowres"]
@@ -36,15 +35,19 @@ class NnunetTrainingConfig(_Frozen):
     """Of the first weights; its loaders draw seeds of their own, so no run can be repeated to the digit."""
 
 
-class NnunetInferenceConfig(_Frozen):
-    """nnU-Net's sliding windows; then what ours does to masks."""
+class NnunetInferenceConfig(InferenceConfig):
+    """nnU-Net's sliding windows, then our post-processing."""
 
     flips: bool = True
     """The mean over all mirrored versions, up to eight, as nnU-Net does by default."""
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    largest_component: bool | tuple[str, ...] = False
-    min_volume_ml: Volume | dict[str, Volume] = 0.0
-    fill_holes: bool | tuple[str, ...] = False
+
+    @model_validator(mode="after")
+    def _of_nnunet(self) -> Self:
+        names = ("mode", "direction", "batch_size", "shifts", "precision", "compile")
+        changed = [name for name in names if getattr(self, name) != InferenceConfig.model_fields[name].default]
+        if changed:
+            raise ValueError(f"{', '.join(changed)}: not for nnU-Net")
+        return self
 
 
 class NnunetConfig(_Frozen):

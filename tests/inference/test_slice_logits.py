@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_3dmed.inference.passes import PassOptions, slice_logits
+from sam2_3dmed.config import InferenceConfig
+from sam2_3dmed.inference.predictor import slice_logits
 
 ALL = list(product(["slabs", "stream"], ["forward", "backward", "both"]))
 
@@ -18,8 +19,8 @@ def stack(depth, seed=0):
 @pytest.mark.parametrize(("mode", "direction"), ALL)
 @pytest.mark.parametrize("depth", [1, 7])
 def test_every_slice_comes_once_without_a_graph(network, mode, direction, depth):
-    options = PassOptions(3, mode=mode, direction=direction)
-    found = dict(slice_logits(network, stack(depth), options))
+    config = InferenceConfig(mode=mode, direction=direction)
+    found = dict(slice_logits(network, stack(depth), 3, config))
     assert sorted(found) == list(range(depth))
     for logits in found.values():
         assert logits.shape == (2, 16, 16)
@@ -28,7 +29,7 @@ def test_every_slice_comes_once_without_a_graph(network, mode, direction, depth)
 
 
 def test_the_readers_mode_is_left_alone(network):
-    for _ in slice_logits(network, stack(3), PassOptions(3)):
+    for _ in slice_logits(network, stack(3), 3, InferenceConfig()):
         assert not torch.is_inference_mode_enabled()
         assert torch.is_grad_enabled()
 
@@ -36,7 +37,7 @@ def test_the_readers_mode_is_left_alone(network):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_stack_of_one_slab_is_the_same_in_both_modes(network, direction):
     one, other = (
-        dict(slice_logits(network, stack(4), PassOptions(6, mode=mode, direction=direction)))
+        dict(slice_logits(network, stack(4), 6, InferenceConfig(mode=mode, direction=direction, precision="32")))
         for mode in ("slabs", "stream")
     )
     for index in range(4):
@@ -62,9 +63,9 @@ class OnDemand:
 
 @pytest.mark.parametrize(("mode", "direction"), ALL)
 def test_slices_may_be_made_on_demand(network, mode, direction):
-    options = PassOptions(3, mode=mode, direction=direction)
+    config = InferenceConfig(mode=mode, direction=direction)
     slices = OnDemand(stack(12))
-    found = dict(slice_logits(network, slices, options))
+    found = dict(slice_logits(network, slices, 3, config))
     assert slices.most <= 3 if mode == "stream" else slices.most < 12
-    expected = dict(slice_logits(network, slices.array, options))
+    expected = dict(slice_logits(network, slices.array, 3, config))
     assert all(torch.equal(found[index], expected[index]) for index in range(12))

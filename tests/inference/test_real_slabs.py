@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.inference.slabs import slab_logits
 from sam2_3dmed.inference.tta import Forward
 
@@ -29,21 +30,16 @@ class TestRealNetwork:
     @staticmethod
     def _run(network, slices, batch_size, direction="both", slab_slices=4):
         with torch.inference_mode():
-            found = slab_logits(
-                Forward(network, slices),
-                slab_slices=slab_slices,
-                overlap=0.5,
-                direction=direction,
-                batch_size=batch_size,
-            )
+            config = InferenceConfig(direction=direction, batch_size=batch_size, precision="32")
+            found = slab_logits(Forward(network, slices, config), slab_slices)
             return torch.stack([logits for _, logits in found])
 
 
 UNDER_A_LIMIT = """
 import logging, os, resource, sys
 import numpy as np, torch
-from sam2_3dmed.inference.passes import PassOptions, slice_logits
-from sam2_3dmed.config import NetworkConfig
+from sam2_3dmed.config import InferenceConfig, NetworkConfig
+from sam2_3dmed.inference.predictor import slice_logits
 from sam2_3dmed.model.build import build_network
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 torch.manual_seed(0)
@@ -51,8 +47,8 @@ torch.set_num_threads(1)
 network = build_network(NetworkConfig(size="nano", image_size=64, srpp=False, boundary=False), 2).eval()
 slices = np.random.default_rng(0).random((60, 1, 20, 30), dtype=np.float32)
 def run(batch_size):
-    options = PassOptions(6, direction="both", overlap=0.7, batch_size=batch_size)
-    return torch.stack([logits for _, logits in slice_logits(network, slices, options)])
+    config = InferenceConfig(direction="both", overlap=0.7, batch_size=batch_size, precision="32")
+    return torch.stack([logits for _, logits in slice_logits(network, slices, 6, config)])
 def of_address_space(name):
     (line,) = [line for line in open("/proc/self/status") if line.startswith(name)]
     return int(line.split()[1]) * 1024
