@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sam2_3dmed.dicom.contours import rasterise, trace
+from sam2_3dmed.dicom.structures import rasterise, trace
 
 SQUARE = np.array([[0.5, 0.5], [3.5, 0.5], [3.5, 2.5], [0.5, 2.5]])
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.dicom.files import DicomFile
-from sam2_3dmed.dicom.geometry import Plane, arrange
+from sam2_3dmed.dicom.series import Plane, arrange
 from sam2_3dmed.errors import VolumeError
 
 

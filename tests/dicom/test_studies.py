@@ -2,7 +2,7 @@
 
 import pytest
 
-from sam2_3dmed.dicom.studies import study_folders, study_name
+from sam2_3dmed.dicom.files import study_folders, study_name
 from sam2_3dmed.errors import VolumeError
 
 

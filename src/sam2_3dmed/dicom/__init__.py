@@ -1,1 +1,1 @@
-"""Masks and contours as DICOM: SEG and RTSTRUCT, in and out."""
+"""DICOM: series as volumes, and masks as SEG and RTSTRUCT, in and out."""

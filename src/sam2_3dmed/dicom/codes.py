@@ -1,4 +1,4 @@
-"""What a class is called in DICOM: a code that other programs know, or a general one beside its name."""
+"""DICOM codes of the classes: from the data set, else SNOMED's by the class's name, else a general one."""
 
 from __future__ import annotations
 
@@ -22,10 +22,8 @@ class Code:
 
 
 UNKNOWN = Code("85756007", "SCT", "Tissue")
-_CATEGORIES = {
-    True: Code("49755003", "SCT", "Morphologically Altered Structure"),
-    False: Code("123037004", "SCT", "Anatomical Structure"),
-}
+_ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
+_MORPHOLOGY = Code("49755003", "SCT", "Morphologically Altered Structure")
 _MORPHOLOGIES = {"tumor", "tumour", "cancer", "neoplasm", "lesion", "mass", "edema", "necrosis", "cyst", "metastasis"}
 _SPELLED = {"tumour": "Tumor", "cancer": "Neoplasm"}
 _LONGEST_SCHEME, _LONGEST_MEANING = 16, 64  # of the standard's SH and LO
@@ -35,12 +33,10 @@ def read_codes(path: Path) -> dict[str, Code]:
     """The codes that a `dataset.json` gives to class names: "codes": {"spleen": ["78961009", "SCT", "Spleen"]}.
 
     Raises:
-        DataError: unreadable, codes of another form, or longer than DICOM allows. A file without "codes" is fine:
-            then there are none.
+        DataError: unreadable, codes of another form, or longer than DICOM allows. A file may have no "codes".
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-        given = content.get("codes", {})
+        given = json.loads(path.read_text(encoding="utf-8-sig")).get("codes", {})
         codes = {name: Code(*code) for name, code in given.items()}
         if not all(isinstance(code, list) and all(isinstance(p, str) and p for p in code) for code in given.values()):
             raise TypeError
@@ -58,11 +54,7 @@ def read_codes(path: Path) -> dict[str, Code]:
 
 
 def write_codes(path: Path, codes: Mapping[str, Code]) -> None:
-    """Write codes as `read_codes` reads them.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
+    """Write codes as `read_codes` reads them. Raises DataError if the file cannot be written."""
     content = {"codes": {name: astuple(code) for name, code in codes.items()}}
     write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
 
@@ -80,5 +72,5 @@ def code_of(name: str, given: Mapping[str, Code]) -> Code:
 
 
 def category_of(name: str) -> Code:
-    """Anatomy, or what grows in it."""
-    return _CATEGORIES[bool(_MORPHOLOGIES & set(re.findall(r"[a-z]+", name.lower())))]
+    """Anatomy, or a growth in it."""
+    return _MORPHOLOGY if _MORPHOLOGIES & set(re.findall(r"[a-z]+", name.lower())) else _ANATOMY

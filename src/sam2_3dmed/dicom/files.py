@@ -1,13 +1,16 @@
-"""The DICOM files in a folder, a tree of folders or a zip, grouped by series; pixels are not touched here."""
+"""DICOM files in folders, trees of folders and zips: their headers, and the studies they belong to. No pixels."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import groupby
+from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from zipfile import BadZipFile, ZipFile, is_zipfile
@@ -18,35 +21,17 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 NEEDS_THE_EXTRA = "DICOM needs the extra: pip install 'sam2-3dmed[dicom]'"
-HEADER_TAGS = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "Modality",
-    "SeriesDescription",
-    "FrameOfReferenceUID",
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "BitsStored",
-    "PixelRepresentation",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "PixelSpacing",
-    "SliceThickness",
-    "SpacingBetweenSlices",
-    "RescaleSlope",
-    "RescaleIntercept",
-    "ModalityLUTSequence",
-    "SharedFunctionalGroupsSequence",
-    "PerFrameFunctionalGroupsSequence",
-    "ReferencedSeriesSequence",
-)
+_HEADER_TAGS = """
+    SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID Modality SeriesDescription FrameOfReferenceUID
+    Rows Columns NumberOfFrames SamplesPerPixel BitsAllocated BitsStored PixelRepresentation
+    ImagePositionPatient ImageOrientationPatient PixelSpacing SliceThickness SpacingBetweenSlices
+    RescaleSlope RescaleIntercept ModalityLUTSequence
+    SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence ReferencedSeriesSequence
+    """
+HEADER_TAGS = tuple(_HEADER_TAGS.split())
 _MAGIC = b"DICM"
 _MAGIC_AT = 128
+_DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
 
 
 @dataclass(frozen=True, order=True)
@@ -61,7 +46,7 @@ class DicomFile:
 
 
 def require_dicom() -> None:
-    """Raise VolumeError, saying what to install, unless the extra `dicom` is there."""
+    """Raise VolumeError with the command to install the extra `dicom` if it is missing."""
     try:
         import pydicom  # noqa: F401
     except ImportError:
@@ -70,7 +55,7 @@ def require_dicom() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without pydicom's warnings on values that a scanner wrote loosely; what is unusable raises."""
+    """Silence pydicom's warnings on values that a scanner wrote loosely; unusable values raise."""
     logger = logging.getLogger("pydicom")  # it gets every warning as well
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -84,22 +69,26 @@ def quiet() -> Iterator[None]:
 
 def holds_dicom(path: Path) -> bool:
     """Whether a file, a tree or a zip has a DICOM file in it; stops at the first."""
-    return any(_has_magic(stream) for _, stream in opened(_list_files(path)))
+    return any(_is_dicom(stream) for _, stream in opened(_list_files(path)))
 
 
 def read_headers(path: Path, tags: Sequence[str] = HEADER_TAGS) -> list[tuple[DicomFile, Dataset]]:
     """The headers, without pixels, of all DICOM files at `path`; other files are passed over.
 
-    path: a file, a folder (with its subfolders) or a zip. tags: the elements that are kept.
+    Args:
+        path: a file, a folder (with its subfolders) or a zip.
+        tags: the elements that are kept.
 
     Raises:
-        VolumeError: nothing there, no DICOM file, or a damaged one; or the extra is missing.
+        VolumeError: nothing is there, no file is DICOM, one is damaged, or the extra is missing.
     """
     require_dicom()
     if not path.exists():
         raise VolumeError(f"{path}: no such file or folder")
-    found = [(file, read_dataset(file, stream, tags)) for file, stream in opened(_list_files(path)) if is_dicom(stream)]
-    found = [(file, header) for file, header in found if not is_directory(header)]
+    found = [
+        (file, read_elements(file, stream, tags)) for file, stream in opened(_list_files(path)) if _is_dicom(stream)
+    ]
+    found = [(file, header) for file, header in found if not _is_directory(header)]
     if not found:
         raise VolumeError(f"{path}: no DICOM file here")
     for file, header in found:
@@ -108,8 +97,12 @@ def read_headers(path: Path, tags: Sequence[str] = HEADER_TAGS) -> list[tuple[Di
     return found
 
 
-def read_dataset(file: DicomFile, stream: BinaryIO, tags: Sequence[str] | None = None, **options: Any) -> Dataset:
+def read_elements(file: DicomFile, stream: BinaryIO, tags: Sequence[str] | None = None, **options: Any) -> Dataset:
     """A file's elements up to its pixels.
+
+    Args:
+        tags: the elements that are kept; None: all.
+        options: of `pydicom.dcmread`.
 
     Raises:
         VolumeError: the file is truncated or damaged.
@@ -146,20 +139,71 @@ def opened(files: Iterable[DicomFile]) -> Iterator[tuple[DicomFile, BinaryIO]]:
                 yield file, stream
 
 
-def is_directory(header: Dataset) -> bool:
+def files_below(folder: Path) -> list[Path]:
+    """The files of a tree, sorted, without hidden ones."""
+    return sorted(found for found in folder.rglob("*") if found.is_file() and not found.name.startswith("."))
+
+
+def study_folders(root: Path) -> list[Path]:
+    """The folder of each DICOM study below `root`, the highest that holds this study alone; `root` if it is one study.
+
+    Only one file of each folder is read, since trees are large.
+
+    Raises:
+        VolumeError: folders of two studies lie among each other, a file is damaged, or the extra is missing.
+    """
+    require_dicom()
+    studies: defaultdict[str, list[Path]] = defaultdict(list)
+    for folder, files in groupby(files_below(root), key=lambda file: file.parent):
+        uid = _study_of(files)
+        if uid is not None:
+            studies[uid].append(folder)
+    if len(studies) <= 1:
+        return [root]
+    return sorted(_top_folder(root, uid, studies) for uid in studies)
+
+
+def study_name(root: Path, folder: Path) -> str:
+    """The name of a study below `root`: its folders below `root`, or `root` itself."""
+    return root.resolve().name if folder == root else "_".join(folder.relative_to(root).parts)
+
+
+def _top_folder(root: Path, uid: str, studies: dict[str, list[Path]]) -> Path:
+    others = [folder for other, folders in studies.items() if other != uid for folder in folders]
+    top = Path(commonpath(studies[uid]))
+    if any(other.is_relative_to(top) for other in others):
+        raise VolumeError(f"{top}: the folders of several studies lie among each other; give the folder of each study")
+    while top.parent != root and not any(other.is_relative_to(top.parent) for other in others):
+        top = top.parent
+    return top
+
+
+def _study_of(files: Iterable[Path]) -> str | None:
+    """The study of the first DICOM file, empty where its UID was taken away; None if there is no DICOM file."""
+    for file, stream in opened(map(DicomFile, files)):
+        if _is_dicom(stream):
+            header = read_elements(file, stream, ["StudyInstanceUID"])
+            if not _is_directory(header):
+                return str(header.get("StudyInstanceUID") or "")
+    return None
+
+
+def _is_dicom(stream: BinaryIO) -> bool:
+    """Whether an open file is a DICOM file; it is left at its beginning."""
+    answer = stream.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
+    stream.seek(0)
+    return answer
+
+
+def _is_directory(header: Dataset) -> bool:
     """Whether this is a DICOMDIR, which lists other files."""
-    return str(header.file_meta.get("MediaStorageSOPClassUID", "")) == "1.2.840.10008.1.3.10"
+    return str(header.file_meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY_CLASS
 
 
 def _is_image(header: Dataset) -> bool:
     from pydicom.uid import UID
 
     return "Image Storage" in UID(str(header.file_meta.get("MediaStorageSOPClassUID", ""))).name
-
-
-def files_below(folder: Path) -> list[Path]:
-    """The files of a tree, sorted, but for hidden ones."""
-    return sorted(found for found in folder.rglob("*") if found.is_file() and not found.name.startswith("."))
 
 
 def _list_files(path: Path) -> list[DicomFile]:
@@ -173,14 +217,3 @@ def _list_files(path: Path) -> list[DicomFile]:
     except BadZipFile as error:
         raise VolumeError(f"{path}: the zip is damaged: {error}") from None
     return sorted(DicomFile(path, member) for member in members if not Path(member).name.startswith("."))
-
-
-def _has_magic(stream: BinaryIO) -> bool:
-    return stream.read(_MAGIC_AT + len(_MAGIC))[_MAGIC_AT:] == _MAGIC
-
-
-def is_dicom(stream: BinaryIO) -> bool:
-    """Whether an open file is a DICOM file; it is left at its beginning."""
-    answer = _has_magic(stream)
-    stream.seek(0)
-    return answer

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.dicom.codes import Code
-from sam2_3dmed.dicom.files import HEADER_TAGS, DicomFile, opened, read_dataset, read_headers
+from sam2_3dmed.dicom.files import HEADER_TAGS, opened, read_elements, read_headers
 from sam2_3dmed.dicom.segmentation import read_segments, segment_codes, segment_names
 from sam2_3dmed.dicom.series import DicomSeries, Group, image_groups, make_series
 from sam2_3dmed.dicom.structures import read_structures, structure_names
@@ -44,7 +44,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What `prepare` made: the names of the cases, and for each that failed the reason."""
+    """The result of `prepare`: the names of the cases, and the reason for each that failed."""
 
     cases: tuple[str, ...]
     failures: dict[str, str]
@@ -58,7 +58,9 @@ def prepare(
 ) -> Prepared:
     """Make `folder`, a data set with imagesTr, labelsTr and dataset.json, of all annotated series in `studies`.
 
-    studies: a folder of any depth, or a zip. labels: none takes every name that occurs, values 1, 2, ... by name.
+    Args:
+        studies: a folder of any depth, or a zip.
+        labels: empty takes every name that occurs, with the values 1, 2, ... by name.
 
     Raises:
         DataError: no annotated series, several modalities, no such label, no case that works; or `folder` is
@@ -84,12 +86,16 @@ def prepare(
         progress(done, len(found))
     if not cases:
         raise DataError(f"{studies}: no case could be made; the first: {next(iter(failures.values()))}")
-    _describe(studies, folder, cases, next(iter(modalities)), chosen, _codes(found, chosen))
+    codes: dict[str, Code] = {}
+    for study in found:
+        for _, header in study.annotations:
+            codes |= segment_codes(header)
+    _write_dataset_json(studies, folder, cases, next(iter(modalities)), chosen, codes)
     return Prepared(tuple(cases), failures)
 
 
 def parse_labels(texts: Sequence[str]) -> Labels:
-    """`NAME=VALUE` of the command line; one value may have several names, of which the first becomes the class's.
+    """`NAME=VALUE` of the command line. One value may have several names; the first becomes the class's.
 
     Raises:
         ConfigError: of another form, or a value that is not 1 to 65535.
@@ -104,10 +110,11 @@ def parse_labels(texts: Sequence[str]) -> Labels:
 
 
 def find_studies(path: Path) -> list[Study]:
-    """Every image series that an annotation refers to, with a name from the folders they have in common.
+    """Every image series that an annotation refers to, named by the folders that their files have in common.
 
     Raises:
-        DataError: there is none. VolumeError: as `read_headers`.
+        DataError: there is none.
+        VolumeError: as `read_headers`.
     """
     headers = read_headers(path, _TAGS)
     images = image_groups(headers)
@@ -121,7 +128,9 @@ def find_studies(path: Path) -> list[Study]:
     names: Counter[str] = Counter()
     studies = []
     for uid, group in sorted(annotations.items(), key=lambda item: images[item[0]][0][0]):
-        name = _name(path, [file for file, _ in (*images[uid], *group)])
+        folder = Path(commonpath([Path(str(file)).parent for file, _ in (*images[uid], *group)]))
+        parts = folder.relative_to(path).parts if folder.is_relative_to(path) else ()
+        name = "_".join(parts) or path.resolve().name.removesuffix(".zip")
         names[name] += 1
         studies.append(Study(name if names[name] == 1 else f"{name}_{names[name]}", images[uid], group))
     return studies
@@ -137,18 +146,9 @@ def _referred_series(header: Dataset) -> Iterator[str]:
                 yield str(series.get("SeriesInstanceUID", ""))
 
 
-def _name(root: Path, files: Sequence[DicomFile]) -> str:
-    folder = Path(commonpath([Path(str(file)).parent for file in files]))
-    parts = folder.relative_to(root).parts if folder.is_relative_to(root) else ()
-    return "_".join(parts) or root.resolve().name.removesuffix(".zip")
-
-
-def _names_in(header: Dataset) -> dict[int, str]:
-    return segment_names(header) if header.get("Modality") == "SEG" else structure_names(header)
-
-
 def _choose_labels(path: Path, studies: Sequence[Study], labels: Labels) -> Labels:
-    names = {name for study in studies for _, header in study.annotations for name in _names_in(header).values()}
+    headers = [header for study in studies for _, header in study.annotations]
+    names = {name for header in headers for name in (segment_names(header) | structure_names(header)).values()}
     missing = [name for name, _ in labels if name not in names]
     if missing or not names:
         there = ", ".join(sorted(names)) or "none"
@@ -169,14 +169,14 @@ def _write_case(root: Path, study: Study, folder: Path, labels: Labels) -> None:
 
 
 def _label(study: Study, series: DicomSeries, labels: Labels) -> NDArray[np.integer]:
-    """The classes of a case, (X, Y, Z). Two classes at the same voxel are told, since the last of them wins."""
+    """The classes of a case, (X, Y, Z). Warns of overlapping classes, since the last of them wins."""
     values = dict(labels)
     order = [name for name, _ in labels]
     label = np.zeros(series.shape, np.uint8 if max(values.values()) < 256 else np.uint16)
     rank = np.zeros(series.shape, np.uint16)
     found, overlapping = False, 0
     for file, stream in opened(file for file, _ in study.annotations):
-        dataset = read_dataset(file, stream, stop_before_pixels=False)
+        dataset = read_elements(file, stream, stop_before_pixels=False)
         read = read_segments if dataset.Modality == "SEG" else read_structures
         for name, mask in read(file, dataset, series, order):
             found = True
@@ -191,26 +191,18 @@ def _label(study: Study, series: DicomSeries, labels: Labels) -> NDArray[np.inte
     return label
 
 
-def _codes(studies: Sequence[Study], labels: Labels) -> dict[str, Code]:
-    """The codes that the annotations themselves give to the classes."""
-    codes: dict[str, Code] = {}
-    for study in studies:
-        for _, header in study.annotations:
-            codes |= segment_codes(header)
-    return {name: codes[name] for name, _ in labels if name in codes}
-
-
-def _describe(
+def _write_dataset_json(
     studies: Path, folder: Path, cases: Sequence[str], modality: str, labels: Labels, codes: dict[str, Code]
 ) -> None:
     names: dict[int, str] = {}
     for name, value in labels:
         names.setdefault(value, name)
+    given = [(name, codes[name]) for name, _ in labels if name in codes]
     content = {
         "name": studies.resolve().name.removesuffix(".zip"),
         "modality": {"0": {"MR": "MRI"}.get(modality, modality)},
         "labels": {"0": "background", **{str(value): name for value, name in sorted(names.items())}},
-        "codes": {name: [code.value, code.scheme, code.meaning] for name, code in codes.items()},
+        "codes": {name: [code.value, code.scheme, code.meaning] for name, code in given},
         "numTraining": len(cases),
         "training": [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in cases],
         "test": [],

@@ -1,4 +1,4 @@
-"""DICOM-SEG: segments as masks on the grid of their series, and masks as segments that name the series."""
+"""DICOM-SEG: segments as masks on the grid of their series, and masks as segments that refer to the series."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from sam2_3dmed.dicom.codes import Code, category_of, code_of
 from sam2_3dmed.dicom.files import NEEDS_THE_EXTRA, DicomFile, quiet
-from sam2_3dmed.dicom.geometry import LPS_TO_RAS, Plane, planes_of
-from sam2_3dmed.dicom.series import DicomSeries
+from sam2_3dmed.dicom.series import LPS_TO_RAS, DicomSeries, Plane, planes_of
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.volume.label import class_colour
@@ -31,7 +30,12 @@ def read_segments(
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """The segments of a DICOM-SEG on a series' grid, one at a time; slices that it leaves out are empty.
 
-    dataset: with its pixels. wanted: labels of segments; None: all. Yields: label, mask (X, Y, Z).
+    Args:
+        dataset: with its pixels.
+        wanted: labels of segments; None: all.
+
+    Yields:
+        Label, and mask (X, Y, Z).
 
     Raises:
         VolumeError: damaged, or its voxels are not those of the series.
@@ -68,7 +72,10 @@ def write_segmentation(
 ) -> None:
     """Write a mask as a DICOM-SEG that refers to the slices it was made from.
 
-    mask: on the series' grid, as `series.read()` gives it. labels: the name of each value above 0. codes: by name.
+    Args:
+        mask: on the series' grid, as `series.read()` gives it.
+        labels: the name of each value above 0.
+        codes: by name.
 
     Raises:
         VolumeError: it cannot be written, or the extra is missing.
@@ -103,7 +110,7 @@ def write_segmentation(
             ).save_as(stream, enforce_file_format=True)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except (AttributeError, TypeError, ValueError) as error:  # a source without what the standard demands
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # the source lacks what the standard demands
         raise VolumeError(f"{path}: no DICOM-SEG can refer to series {series.uid}: {error}") from None
 
 
@@ -113,14 +120,12 @@ def _description(number: int, name: str, codes: Mapping[str, Code]) -> Any:
     from highdicom.seg import SegmentDescription
     from highdicom.sr import CodedConcept
 
-    def concept(code: Code) -> Any:
-        return CodedConcept(code.value, code.scheme, code.meaning)
-
+    category, kind = category_of(name), code_of(name, codes)
     return SegmentDescription(
         segment_number=number,
         segment_label=name[:64],
-        segmented_property_category=concept(category_of(name)),
-        segmented_property_type=concept(code_of(name, codes)),
+        segmented_property_category=CodedConcept(category.value, category.scheme, category.meaning),
+        segmented_property_type=CodedConcept(kind.value, kind.scheme, kind.meaning),
         algorithm_type="AUTOMATIC",
         algorithm_identification=AlgorithmIdentificationSequence(
             name=MAKER,
@@ -132,13 +137,12 @@ def _description(number: int, name: str, codes: Mapping[str, Code]) -> Any:
 
 
 def _places(dataset: Dataset, number: int, count: int) -> list[int]:
-    """Which of the stored slices belong to a segment; in a label map all of them may."""
+    """The numbers of the stored slices that belong to a segment; in a label map all of them may."""
     if dataset.get("SegmentationType") == "LABELMAP":
         return list(range(count))
     shared = _segment_of(dataset.get("SharedFunctionalGroupsSequence", [None])[0])
     groups = dataset.get("PerFrameFunctionalGroupsSequence", [])
-    owners = [_segment_of(group) or shared for group in groups]
-    return [place for place, owner in enumerate(owners) if owner == number]
+    return [place for place, group in enumerate(groups) if (_segment_of(group) or shared) == number]
 
 
 def _segment_of(group: Dataset | None) -> int | None:
@@ -169,7 +173,7 @@ def _inside(pixels: NDArray[Any], number: int, dataset: Dataset) -> NDArray[np.b
     kind = dataset.get("SegmentationType")
     if kind == "LABELMAP":
         return np.asarray(pixels == number)
-    if kind == "FRACTIONAL":  # half of what counts as certain
+    if kind == "FRACTIONAL":  # at least half of the value that stands for certainty
         return np.asarray(2 * pixels.astype(np.int64) >= int(dataset.get("MaximumFractionalValue", 255)))
     return np.asarray(pixels > 0)
 
@@ -177,23 +181,15 @@ def _inside(pixels: NDArray[Any], number: int, dataset: Dataset) -> NDArray[np.b
 def _voxels(
     file: DicomFile, plane: Plane, series: DicomSeries, inside: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], ...]:
-    """The series' voxels that the pixels of a segment's slice are; the slice may be turned or mirrored."""
-    lps = np.eye(4)[:, :3]
-    lps[:3, 0] = plane.directions[0] * plane.spacing_mm[0]
-    lps[:3, 1] = plane.directions[1] * plane.spacing_mm[1]
-    lps[:, 2] = (*plane.position_mm, 1)
-    to_voxels = (np.linalg.inv(series.affine) @ LPS_TO_RAS @ lps)[:3]
+    """The voxels of the series under the pixels of a segment's slice, which may be turned or mirrored."""
+    to_voxels = (np.linalg.inv(series.affine) @ LPS_TO_RAS @ plane.lps_from_pixels)[:3]
     rows, columns = np.nonzero(inside)
     corners = to_voxels @ [[0, plane.size[0] - 1, 0], [0, 0, plane.size[1] - 1], [1, 1, 1]]
-    if np.abs(corners - np.rint(corners)).max() > _OFF_THE_GRID or not _keeps_steps(to_voxels):
+    # The next pixel is the next voxel along some axis, so that none is left out or taken twice.
+    keeps_steps = np.allclose(np.sort(np.abs(to_voxels[:, :2]), axis=0), [[0, 0], [0, 0], [1, 1]], atol=1e-2)
+    if np.abs(corners - np.rint(corners)).max() > _OFF_THE_GRID or not keeps_steps:
         raise VolumeError(f"{file}: its voxels are not those of series {series.uid}")
     voxels = np.rint(to_voxels @ np.stack([columns, rows, np.ones_like(rows)])).astype(np.int64)
     if voxels.size and ((voxels < 0).any() or (voxels.max(axis=1) >= series.shape).any()):
         raise VolumeError(f"{file}: it reaches beyond series {series.uid}")
     return tuple(voxels)
-
-
-def _keeps_steps(to_voxels: NDArray[np.float64]) -> bool:
-    """Whether the next pixel is the next voxel along some axis, so that none is left out or taken twice."""
-    steps = np.abs(to_voxels[:, :2])
-    return bool(np.allclose(np.sort(steps, axis=0), [[0, 0], [0, 0], [1, 1]], atol=1e-2))

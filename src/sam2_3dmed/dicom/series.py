@@ -1,4 +1,9 @@
-"""DICOM series in: chosen, checked and decoded slice by slice; every failure is one line that names the series."""
+"""DICOM series: chosen among several, sorted into a regular grid or refused, and decoded slice by slice.
+
+highdicom's volume reader gives the same voxels and affines where it reads a series. Ours stays, since it names what is
+wrong and between which files, reads positions and orientations that scanners rounded, headers without a SOP class or a
+frame of reference, and multi-frame files, and decodes one slice at a time.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.dicom.files import NEEDS_THE_EXTRA, DicomFile, opened, quiet, read_dataset, read_headers
-from sam2_3dmed.dicom.geometry import Plane, arrange, planes_of
+from sam2_3dmed.dicom.files import NEEDS_THE_EXTRA, DicomFile, opened, quiet, read_elements, read_headers
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.volume.volume import Volume
 
@@ -23,14 +27,59 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Group = list[tuple[DicomFile, "Dataset"]]
+"""The files of a series with their headers."""
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_TOLERANCE_MM = 0.1  # scanners round positions
+_TOLERANCE_OF_GAP = 0.05
+_SAME_DIRECTION = 1e-3
 _NO_IMAGES = {"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "PR", "SR", "KO", "REG", "DOC"}
+
+
+@dataclass(frozen=True, eq=False)
+class Plane:
+    """One slice: its file, its place in the world, and the meaning of its stored values.
+
+    Args:
+        index: its number inside a multi-frame file, 0 in any other.
+        position_mm: the centre of the first pixel, LPS.
+        directions: (2, 3), unit vectors along increasing column and row numbers, LPS.
+        spacing_mm: between columns, between rows.
+        size: columns, rows.
+        stored: bits and sign of the stored values.
+        slope: with `intercept`, from stored to real values.
+    """
+
+    file: DicomFile
+    index: int
+    position_mm: NDArray[np.float64]
+    directions: NDArray[np.float64]
+    spacing_mm: tuple[float, float]
+    thickness_mm: float
+    size: tuple[int, int]
+    stored: tuple[int, bool]
+    slope: float
+    intercept: float
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        return np.cross(self.directions[0], self.directions[1])
+
+    @property
+    def lps_from_pixels(self) -> NDArray[np.float64]:
+        """(4, 3), from (column, row, 1) to mm in LPS."""
+        steps = self.directions * np.array(self.spacing_mm)[:, None]
+        return np.vstack([np.column_stack([*steps, self.position_mm]), [0, 0, 1]])
 
 
 @dataclass(frozen=True, eq=False)
 class DicomSeries:
     """A series that makes a volume.
 
-    planes: its slices in order. affine: (4, 4), from (column, row, slice) to mm in RAS+.
+    Args:
+        planes: its slices in order.
+        affine: (4, 4), from (column, row, slice) to mm in RAS+.
     """
 
     path: Path
@@ -62,16 +111,26 @@ class DicomSeries:
     def headers(self) -> list[Dataset]:
         """Everything but the pixels, of each file, in the order of the slices."""
         files = dict.fromkeys(plane.file for plane in self.planes)
-        return [read_dataset(file, stream) for file, stream in opened(files)]
+        return [read_elements(file, stream) for file, stream in opened(files)]
+
+
+def read_dicom(path: str | Path, series_uid: str | None = None) -> Volume:
+    """The volume of a series; see `choose_series` and `DicomSeries.read`.
+
+    Raises:
+        VolumeError: in one line that names the path and the series.
+    """
+    return choose_series(Path(path), series_uid).read()
 
 
 def choose_series(path: Path, uid: str | None = None) -> DicomSeries:
     """The series with this UID among all at `path`, or without one the only series that makes a volume.
 
-    path: a folder with its subfolders, a zip, or a file.
+    Args:
+        path: a folder with its subfolders, a zip, or a file.
 
     Raises:
-        VolumeError: no image series; none or several that fit, then all are listed; the series' slices make no
+        VolumeError: there is no image series; none or several fit (all are listed); the slices of the series make no
             regular grid; or the extra `dicom` is missing.
     """
     groups = image_groups(read_headers(path))
@@ -97,18 +156,6 @@ def choose_series(path: Path, uid: str | None = None) -> DicomSeries:
     return fitting[0]
 
 
-def read_dicom(path: str | Path, series_uid: str | None = None) -> Volume:
-    """The volume of a series; see `choose_series` and `DicomSeries.read`.
-
-    Raises:
-        VolumeError: as those do, in one line that names the path and the series.
-    """
-    return choose_series(Path(path), series_uid).read()
-
-
-Group = list[tuple[DicomFile, "Dataset"]]
-
-
 def image_groups(headers: Group) -> dict[str, Group]:
     """The files of each image series, by its UID."""
     groups: defaultdict[str, Group] = defaultdict(list)
@@ -124,10 +171,8 @@ def make_series(path: Path, group: Group) -> DicomSeries:
     Raises:
         VolumeError: their slices make no regular grid; the line names the series.
     """
-    header = group[0][1]
-    uid, modality, description = (
-        str(header.get(k, "")) for k in ("SeriesInstanceUID", "Modality", "SeriesDescription")
-    )
+    tags = "SeriesInstanceUID", "Modality", "SeriesDescription"
+    uid, modality, description = (str(group[0][1].get(tag, "")) for tag in tags)
     try:
         planes, affine = arrange([plane for file, header in group for plane in planes_of(file, header)])
     except VolumeError as error:
@@ -136,7 +181,7 @@ def make_series(path: Path, group: Group) -> DicomSeries:
 
 
 def _listed(groups: dict[str, Group]) -> str:
-    """UID, modality, description and number of files of each series."""
+    """UID, modality, description and number of slices of each series."""
     lines = []
     for uid, group in groups.items():
         header = group[0][1]
@@ -144,6 +189,137 @@ def _listed(groups: dict[str, Group]) -> str:
         description = header.get("SeriesDescription") or "no description"
         lines.append(f"{uid} ({header.get('Modality', '?')}, {description}, {count} slices)")
     return "; ".join(lines)
+
+
+def planes_of(file: DicomFile, header: Dataset) -> list[Plane]:
+    """The slices in a file: one, or each of a multi-frame file.
+
+    Raises:
+        VolumeError: the header does not place the slices, or the voxels are no grey values.
+    """
+    if header.get("SamplesPerPixel", 1) != 1:
+        raise VolumeError(f"{file}: a colour picture, not grey values")
+    if "ModalityLUTSequence" in header:
+        raise VolumeError(f"{file}: its values go through a table (Modality LUT), which is not supported")
+    shared = _first(header, "SharedFunctionalGroupsSequence")
+    groups = header.get("PerFrameFunctionalGroupsSequence") or [None]
+    if groups[0] is None and int(header.get("NumberOfFrames") or 1) > 1:
+        raise VolumeError(f"{file}: a multi-frame file that does not say where each slice lies")
+    try:
+        with quiet():
+            return [_plane(file, index, header, [group, shared]) for index, group in enumerate(groups)]
+    except KeyError as error:
+        raise VolumeError(f"{file}: no {error.args[0]}") from None
+    except (TypeError, ValueError) as error:
+        raise VolumeError(f"{file}: its header cannot be used: {error}") from None
+
+
+def arrange(planes: Sequence[Plane]) -> tuple[list[Plane], NDArray[np.float64]]:
+    """The slices in order along their normal, and the affine of the volume they make.
+
+    Returns:
+        The slices; and the affine (4, 4), from (column, row, slice) to mm in RAS+.
+
+    Raises:
+        VolumeError: mixed sizes, orientations or pixel spacings; doubled or missing slices, uneven gaps, gantry tilt.
+    """
+    first = planes[0]
+    _check_alike(planes)
+    heights = np.array([float(plane.position_mm @ first.normal) for plane in planes])
+    order = np.argsort(heights, kind="stable")
+    ordered = [planes[i] for i in order]
+    lps = np.eye(4)
+    lps[:, [0, 1, 3]] = first.lps_from_pixels
+    lps[:3, 2] = _step(heights[order], ordered)
+    lps[:3, 3] = ordered[0].position_mm
+    return ordered, LPS_TO_RAS @ lps
+
+
+def _plane(file: DicomFile, index: int, header: Dataset, groups: Sequence[Dataset | None]) -> Plane:
+    def value(keyword: str, sequence: str, default: object = None) -> object:
+        """From the slice's own group, else from the one that all share, else from the file itself."""
+        places = [_first(group, sequence) for group in groups if group is not None]
+        values = (place.get(keyword) for place in (*places, header) if place is not None)
+        found = next((value for value in values if value not in (None, "")), default)
+        if found is None:
+            raise KeyError(keyword)
+        return found
+
+    directions = np.array(value("ImageOrientationPatient", "PlaneOrientationSequence"), float).reshape(2, 3)
+    rows_mm, columns_mm = np.array(value("PixelSpacing", "PixelMeasuresSequence"), float)
+    thickness = value("SpacingBetweenSlices", "PixelMeasuresSequence", 0) or value(
+        "SliceThickness", "PixelMeasuresSequence", 1
+    )
+    position = np.array(value("ImagePositionPatient", "PlanePositionSequence"), float).reshape(3)
+    numbers = [*directions.flat, rows_mm, columns_mm, *position]
+    is_orthonormal = np.allclose(directions @ directions.T, np.eye(2), atol=1e-2)
+    if not np.isfinite(numbers).all() or min(rows_mm, columns_mm) <= 0 or not is_orthonormal:
+        raise ValueError("position, orientation or spacing is out of range")
+    return Plane(
+        file,
+        index,
+        position,
+        directions / np.linalg.norm(directions, axis=1, keepdims=True),
+        (float(columns_mm), float(rows_mm)),
+        float(str(thickness)),
+        (int(header["Columns"].value), int(header["Rows"].value)),
+        (int(header["BitsStored"].value), bool(header.get("PixelRepresentation", 0))),
+        float(str(value("RescaleSlope", "PixelValueTransformationSequence", 1))),
+        float(str(value("RescaleIntercept", "PixelValueTransformationSequence", 0))),
+    )
+
+
+def _first(dataset: Dataset | None, sequence: str) -> Dataset | None:
+    items = dataset.get(sequence) if dataset is not None else None
+    return items[0] if items else None
+
+
+def _check_alike(planes: Sequence[Plane]) -> None:
+    first = planes[0]
+    sizes = sorted({plane.size for plane in planes})
+    if len(sizes) > 1:
+        raise VolumeError(f"slices of different sizes: {' and '.join(f'{c} x {r}' for c, r in sizes[:3])}")
+    if any(np.abs(plane.directions - first.directions).max() > _SAME_DIRECTION for plane in planes):
+        raise VolumeError("slices of different orientations")
+    if not all(np.allclose(plane.spacing_mm, first.spacing_mm, rtol=1e-4) for plane in planes):
+        raise VolumeError("slices of different pixel spacings")
+
+
+def _step(heights: NDArray[np.float64], ordered: Sequence[Plane]) -> NDArray[np.float64]:
+    """From one slice to the next, in mm; heights ascend."""
+    count, normal = len(heights), ordered[0].normal
+    if count == 1:
+        return normal * (ordered[0].thickness_mm or 1.0)
+    gaps = np.diff(heights)
+    gap = float(np.median(gaps))
+    doubled = np.flatnonzero(gaps < 0.01)
+    if doubled.size:
+        at = int(doubled[0])
+        raise VolumeError(
+            f"{doubled.size} doubled slices: {ordered[at].file} and {ordered[at + 1].file} lie at the same place"
+        )
+    tolerance = max(_TOLERANCE_OF_GAP * gap, _TOLERANCE_MM)
+    even = heights[0] + np.linspace(0, heights[-1] - heights[0], count)
+    if np.abs(heights - even).max() > tolerance:
+        _refuse_gaps(gaps, gap, tolerance, ordered)
+    whole = ordered[-1].position_mm - ordered[0].position_mm
+    sideways = whole - (whole @ normal) * normal
+    if np.linalg.norm(sideways) > tolerance:
+        degrees = np.degrees(np.arctan2(np.linalg.norm(sideways), whole @ normal))
+        raise VolumeError(f"gantry tilt: the stack leans by {degrees:.1f} degrees; resample it first")
+    return np.asarray(normal * (heights[-1] - heights[0]) / (count - 1))
+
+
+def _refuse_gaps(gaps: NDArray[np.float64], gap: float, tolerance: float, ordered: Sequence[Plane]) -> None:
+    multiples = np.rint(gaps / gap)
+    if (np.abs(gaps - multiples * gap) <= tolerance).all() and multiples.max() > 1:
+        at = int(np.argmax(multiples))
+        missing = int((multiples - 1).sum())
+        raise VolumeError(
+            f"{missing} missing slices: {gaps[at]:.4g} mm between {ordered[at].file} and {ordered[at + 1].file}, "
+            f"{gap:.4g} mm elsewhere"
+        )
+    raise VolumeError(f"uneven gaps between slices: {gaps.min():.4g} to {gaps.max():.4g} mm")
 
 
 def _dtype(planes: Sequence[Plane]) -> np.dtype[Any]:
@@ -178,10 +354,10 @@ def _pixels(file: DicomFile, stream: BinaryIO, indices: list[int]) -> Iterator[N
     from pydicom.pixels.decoders.base import get_decoder
     from pydicom.pixels.utils import iter_pixels
 
-    syntax = read_dataset(file, stream, ["Rows"]).file_meta.get("TransferSyntaxUID")
+    syntax = read_elements(file, stream, ["Rows"]).file_meta.get("TransferSyntaxUID")
     try:
         available = get_decoder(syntax).is_available
-    except (NotImplementedError, ValueError, TypeError):  # a syntax that pydicom does not know, or none in the file
+    except (NotImplementedError, ValueError, TypeError):  # pydicom has no such syntax, or the file names none
         name = getattr(syntax, "name", syntax)
         raise VolumeError(f"{file}: pixels stored as {name!r} cannot be read") from None
     if not available:
@@ -200,7 +376,7 @@ def _pixels(file: DicomFile, stream: BinaryIO, indices: list[int]) -> Iterator[N
 
 
 def _stored_bits(values: NDArray[np.integer], bits: int, signed: bool) -> NDArray[np.integer]:
-    """The values without what some scanners leave in the bits above."""
+    """The values without the bits above, which some scanners use for other things."""
     unused = 8 * values.dtype.itemsize - bits
     if unused <= 0:
         return values

@@ -10,9 +10,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sam2_3dmed.dicom.files import files_below, holds_dicom
+from sam2_3dmed.dicom.files import files_below, holds_dicom, study_folders, study_name
 from sam2_3dmed.dicom.series import DicomSeries, choose_series
-from sam2_3dmed.dicom.studies import study_folders, study_name
 from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.volume.files import ENDINGS, case_name, list_volumes, read_channels
 from sam2_3dmed.volume.volume import Volume
