@@ -27,7 +27,7 @@ PLAN = Plan(
 
 
 @pytest.fixture
-def catalog(write_msd) -> MedicalDataset:
+def dataset(write_msd) -> MedicalDataset:
     rng = np.random.default_rng(0)
     cases = {}
     for name in "abc":
@@ -51,10 +51,10 @@ def _count_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_a_case_is_what_preprocessing_makes_of_it(catalog: MedicalDataset, tmp_path: Path) -> None:
-    cache = build_cache(catalog, PLAN, tmp_path / "cache")
+def test_a_case_is_what_preprocessing_makes_of_it(dataset: MedicalDataset, tmp_path: Path) -> None:
+    cache = build_cache(dataset, PLAN, tmp_path / "cache")
     assert [case.name for case in cache] == ["a", "b", "c"]
-    image, label = read_case(catalog.cases[0])
+    image, label = read_case(dataset.cases[0])
     assert label is not None
     case = cache["a"]
     assert isinstance(case.image, np.memmap)
@@ -69,12 +69,12 @@ def test_a_case_is_what_preprocessing_makes_of_it(catalog: MedicalDataset, tmp_p
     assert case.label[4, 0, 0] == 2  # (4, 3, 4) of an LPS array is the first column and row
 
 
-def test_it_knows_which_slices_hold_a_class(catalog: MedicalDataset, tmp_path: Path) -> None:
-    cache = build_cache(catalog, PLAN, tmp_path / "cache")
+def test_it_knows_which_slices_hold_a_class(dataset: MedicalDataset, tmp_path: Path) -> None:
+    cache = build_cache(dataset, PLAN, tmp_path / "cache")
     found = {case.name: {k: v.tolist() for k, v in case.class_slices.items()} for case in cache}
     assert found == {"a": {1: [2, 3, 4], 2: [4]}, "b": {1: [2, 3, 4], 2: [4]}, "c": {1: [2, 3, 4], 2: []}}
     sagittal = PLAN.model_copy(update={"slicing_axis": "sagittal"})
-    case = build_cache(catalog, sagittal, tmp_path / "sagittal")["a"]
+    case = build_cache(dataset, sagittal, tmp_path / "sagittal")["a"]
     assert {k: v.tolist() for k, v in case.class_slices.items()} == {1: [4], 2: [0]}
     assert case.image.shape == (5, 1, 6, 4)
 
@@ -85,18 +85,18 @@ def test_two_channels_stay_two(tmp_path: Path, write) -> None:
     write(tmp_path / "labels/a.nii.gz", np.ones(SHAPE, np.uint8))
     channels = (ChannelPlan(name="T1", normalisation="percentiles", low=0, high=100),) * 2
     plan = PLAN.model_copy(update={"channels": channels})
-    catalog = read_dataset(tmp_path)
-    case = build_cache(catalog, plan, tmp_path / "cache")["a"]
+    dataset = read_dataset(tmp_path)
+    case = build_cache(dataset, plan, tmp_path / "cache")["a"]
     assert case.image.shape == (6, 2, 4, 5)
     assert np.asarray(case.image).min(axis=(0, 2, 3)).tolist() == [0, 0]
     assert np.asarray(case.image).max(axis=(0, 2, 3)).tolist() == [1, 1]
     with pytest.raises(DataError, match=r"images/a\.nii\.gz: .*2 channels"):
-        build_cache(catalog, PLAN, tmp_path / "other")
+        build_cache(dataset, PLAN, tmp_path / "other")
 
 
-def test_processes_make_the_same(catalog: MedicalDataset, tmp_path: Path) -> None:
-    alone = build_cache(catalog, PLAN, tmp_path / "alone", workers=0)
-    together = build_cache(catalog, PLAN, tmp_path / "together", workers=2)
+def test_processes_make_the_same(dataset: MedicalDataset, tmp_path: Path) -> None:
+    alone = build_cache(dataset, PLAN, tmp_path / "alone", workers=0)
+    together = build_cache(dataset, PLAN, tmp_path / "together", workers=2)
     for a, b in zip(alone, together, strict=True):
         np.testing.assert_array_equal(a.image, b.image)
         np.testing.assert_array_equal(a.label, b.label)
@@ -104,14 +104,14 @@ def test_processes_make_the_same(catalog: MedicalDataset, tmp_path: Path) -> Non
 
 class TestReuse:
     def test_what_is_current_is_kept(
-        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        first = build_cache(catalog, PLAN, tmp_path / "cache")
+        first = build_cache(dataset, PLAN, tmp_path / "cache")
         read = _count_reads(monkeypatch)
         seen: list[int] = []
         # What the preprocessing does not depend on may change.
         plan = PLAN.model_copy(update={"slab_slices": 6, "dataset": "x", "labels": {1: "organ", 4: "lesion"}})
-        again = build_cache(catalog, plan, tmp_path / "cache", progress=lambda done, _: seen.append(done))
+        again = build_cache(dataset, plan, tmp_path / "cache", progress=lambda done, _: seen.append(done))
         assert read == []
         assert seen == [1, 2, 3]
         np.testing.assert_array_equal(again["b"].image, first["b"].image)
@@ -127,59 +127,59 @@ class TestReuse:
         ],
     )
     def test_another_plan_makes_it_anew(
-        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
+        self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object]
     ) -> None:
-        build_cache(catalog, PLAN, tmp_path / "cache")
+        build_cache(dataset, PLAN, tmp_path / "cache")
         read = _count_reads(monkeypatch)
         plan = PLAN.model_copy(update=change)
-        changed = build_cache(catalog, plan, tmp_path / "cache")
+        changed = build_cache(dataset, plan, tmp_path / "cache")
         assert read == ["a", "b", "c"]
-        fresh = build_cache(catalog, plan, tmp_path / "fresh")
+        fresh = build_cache(dataset, plan, tmp_path / "fresh")
         np.testing.assert_array_equal(changed["a"].image, fresh["a"].image)
         np.testing.assert_array_equal(changed["a"].label, fresh["a"].label)
 
     def test_another_version_makes_it_anew(
-        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        build_cache(catalog, PLAN, tmp_path / "cache")
+        build_cache(dataset, PLAN, tmp_path / "cache")
         monkeypatch.setattr(cache_module, "_VERSION", cache_module._VERSION + 1)
         read = _count_reads(monkeypatch)
-        build_cache(catalog, PLAN, tmp_path / "cache")
+        build_cache(dataset, PLAN, tmp_path / "cache")
         assert read == ["a", "b", "c"]
 
     @pytest.mark.parametrize("which", ["image", "label"])
     def test_a_changed_file_is_read_again(
-        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+        self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: str
     ) -> None:
-        build_cache(catalog, PLAN, tmp_path / "cache")
-        case = catalog.cases[1]
+        build_cache(dataset, PLAN, tmp_path / "cache")
+        case = dataset.cases[1]
         file = case.images[0] if which == "image" else case.label
         assert file is not None
         os.utime(file, (1, 1))
         read = _count_reads(monkeypatch)
-        build_cache(catalog, PLAN, tmp_path / "cache")
+        build_cache(dataset, PLAN, tmp_path / "cache")
         assert read == ["b"]
 
     @pytest.mark.parametrize("ending", ["image.npy", "label.npy", "json"])
     @pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
     def test_a_damaged_case_is_made_anew(
-        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, damage: str
+        self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, damage: str
     ) -> None:
-        first = np.array(build_cache(catalog, PLAN, tmp_path / "cache")["b"].image)
+        first = np.array(build_cache(dataset, PLAN, tmp_path / "cache")["b"].image)
         file = tmp_path / "cache" / f"b.{ending}"
         content = file.read_bytes()
         file.unlink()
         if damage != "missing":
             file.write_bytes(content[:-2] if damage == "truncated" else b"")
         read = _count_reads(monkeypatch)
-        again = build_cache(catalog, PLAN, tmp_path / "cache")
+        again = build_cache(dataset, PLAN, tmp_path / "cache")
         assert read == ["b"]
         np.testing.assert_array_equal(again["b"].image, first)
 
     def test_an_interrupted_build_never_leaves_a_case_half_new(
-        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        first = np.array(build_cache(catalog, PLAN, tmp_path / "cache")["a"].image)
+        first = np.array(build_cache(dataset, PLAN, tmp_path / "cache")["a"].image)
 
         def interrupted(*_: object) -> None:
             raise KeyboardInterrupt
@@ -188,9 +188,9 @@ class TestReuse:
         with monkeypatch.context() as patched:
             patched.setattr(cache_module, "_write_array", _only_the_first(cache_module._write_array, interrupted))
             with pytest.raises(KeyboardInterrupt):
-                build_cache(catalog, darker, tmp_path / "cache")
+                build_cache(dataset, darker, tmp_path / "cache")
         read = _count_reads(monkeypatch)
-        case = build_cache(catalog, PLAN, tmp_path / "cache")["a"]
+        case = build_cache(dataset, PLAN, tmp_path / "cache")["a"]
         assert read == ["a"]
         np.testing.assert_array_equal(case.image, first)
 
@@ -207,49 +207,49 @@ def _only_the_first(function, afterwards):
 
 class TestErrors:
     def test_a_full_disk_is_told_and_leaves_no_part(
-        self, catalog: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def full(file: Path, target: Path) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(Path, "replace", full)
         with pytest.raises(DataError, match=r"cache: the cache cannot be written: no space left on the device$"):
-            build_cache(catalog, PLAN, tmp_path / "cache")
+            build_cache(dataset, PLAN, tmp_path / "cache")
         assert list((tmp_path / "cache").iterdir()) == []
 
-    def test_a_folder_that_is_a_file(self, catalog: MedicalDataset, tmp_path: Path) -> None:
+    def test_a_folder_that_is_a_file(self, dataset: MedicalDataset, tmp_path: Path) -> None:
         (tmp_path / "cache").touch()
         with pytest.raises(DataError, match="cache: the cache cannot be written"):
-            build_cache(catalog, PLAN, tmp_path / "cache")
+            build_cache(dataset, PLAN, tmp_path / "cache")
 
-    def test_broken_cases_are_listed_and_the_others_kept(self, catalog: MedicalDataset, tmp_path: Path) -> None:
-        catalog.cases[0].images[0].write_bytes(b"")
-        catalog.cases[2].images[0].unlink()
+    def test_broken_cases_are_listed_and_the_others_kept(self, dataset: MedicalDataset, tmp_path: Path) -> None:
+        dataset.cases[0].images[0].write_bytes(b"")
+        dataset.cases[2].images[0].unlink()
         with pytest.raises(DataError, match=r"(?s)2 of 3 cases.*a\.nii\.gz.*c\.nii\.gz"):
-            build_cache(catalog, PLAN, tmp_path / "cache")
+            build_cache(dataset, PLAN, tmp_path / "cache")
         assert (tmp_path / "cache" / "b.json").is_file()
 
-    def test_a_label_the_plan_does_not_name(self, catalog: MedicalDataset, tmp_path: Path) -> None:
+    def test_a_label_the_plan_does_not_name(self, dataset: MedicalDataset, tmp_path: Path) -> None:
         plan = PLAN.model_copy(update={"labels": {1: "liver"}})
         with pytest.raises(DataError, match=r"labelsTr/a\.nii\.gz.*4"):
-            build_cache(catalog, plan, tmp_path / "cache")
+            build_cache(dataset, plan, tmp_path / "cache")
 
-    def test_a_case_without_label(self, catalog: MedicalDataset, tmp_path: Path) -> None:
-        bare = replace(catalog, cases=(replace(catalog.cases[0], label=None),))
+    def test_a_case_without_label(self, dataset: MedicalDataset, tmp_path: Path) -> None:
+        bare = replace(dataset, cases=(replace(dataset.cases[0], label=None),))
         with pytest.raises(DataError, match=r"a\.nii\.gz: has no label"):
             build_cache(bare, PLAN, tmp_path / "cache")
 
 
-def test_a_subset_is_by_name(catalog: MedicalDataset, tmp_path: Path) -> None:
-    cache = build_cache(catalog, PLAN, tmp_path / "cache")
+def test_a_subset_is_by_name(dataset: MedicalDataset, tmp_path: Path) -> None:
+    cache = build_cache(dataset, PLAN, tmp_path / "cache")
     assert [case.name for case in cache.subset(["c", "a"])] == ["a", "c"]
     assert len(cache.subset(["c", "a"])) == 2
     with pytest.raises(DataError, match="no case 'x'"):
         cache.subset(["x"])
 
 
-def test_a_case_travels_light(catalog: MedicalDataset, tmp_path: Path) -> None:
-    case = build_cache(catalog, PLAN, tmp_path / "cache")["a"]
+def test_a_case_travels_light(dataset: MedicalDataset, tmp_path: Path) -> None:
+    case = build_cache(dataset, PLAN, tmp_path / "cache")["a"]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(case)).image, case.image)
     assert len(pickle.dumps(case)) < 1500
 

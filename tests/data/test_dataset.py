@@ -57,13 +57,13 @@ def _error(root: Path) -> str:
 
 class TestMsd:
     def test_reads_cases_labels_and_channels(self, tmp_path: Path) -> None:
-        catalog = read_dataset(_msd(tmp_path))
-        assert catalog.name == "Tiny"
-        assert catalog.names == ("a", "b")
-        assert catalog.channels == ("CT",)
-        assert catalog.labels == {1: "liver", 2: "tumour"}
-        assert catalog.cases[0].images == (tmp_path / "imagesTr/a.nii.gz",)
-        assert catalog.cases[0].label == tmp_path / "labelsTr/a.nii.gz"
+        dataset = read_dataset(_msd(tmp_path))
+        assert dataset.name == "Tiny"
+        assert dataset.names == ("a", "b")
+        assert dataset.channels == ("CT",)
+        assert dataset.labels == {1: "liver", 2: "tumour"}
+        assert dataset.cases[0].images == (tmp_path / "imagesTr/a.nii.gz",)
+        assert dataset.cases[0].label == tmp_path / "labelsTr/a.nii.gz"
 
     @pytest.mark.parametrize(
         "labels",
@@ -79,9 +79,9 @@ class TestMsd:
 
     def test_unlabelled_images_are_listed_and_left_out(self, tmp_path: Path) -> None:
         training = [_entry("a"), {"image": "./imagesTr/b.nii.gz"}]
-        catalog = read_dataset(_msd(tmp_path, training=training))
-        assert catalog.names == ("a",)
-        assert catalog.unlabelled == ("b",)
+        dataset = read_dataset(_msd(tmp_path, training=training))
+        assert dataset.names == ("a",)
+        assert dataset.unlabelled == ("b",)
 
     def test_mac_copies_are_ignored(self, tmp_path: Path) -> None:
         assert read_dataset(_msd(tmp_path, training=[_entry("a"), _entry("._a")])).names == ("a",)
@@ -90,9 +90,9 @@ class TestMsd:
         _touch(tmp_path / "imagesTr/c_0000.nii.gz", tmp_path / "imagesTr/c_0001.nii.gz")
         images = ["imagesTr/c_0000.nii.gz", "imagesTr/c_0001.nii.gz"]
         training = [{"image": images, "label": "labelsTr/a.nii.gz"}]
-        catalog = read_dataset(_msd(tmp_path, training=training, modality={"0": "T1", "1": "T2"}))
-        assert catalog.names == ("c",)
-        assert len(catalog.cases[0].images) == 2
+        dataset = read_dataset(_msd(tmp_path, training=training, modality={"0": "T1", "1": "T2"}))
+        assert dataset.names == ("c",)
+        assert len(dataset.cases[0].images) == 2
 
     def test_nnunet_1_names_its_files_without_the_channel(self, tmp_path: Path) -> None:
         _msd(tmp_path, modality={"0": "T1", "1": "T2"}, training=[_entry("c")])
@@ -136,15 +136,41 @@ class TestMsd:
         assert message in error
         assert str(tmp_path) in error
 
+    @pytest.mark.parametrize("path", ["imagesTr/a.nii.gz", "./imagesTr/a.nii.gz", "labelsTr/../imagesTr/a.nii.gz"])
+    def test_a_path_inside_is_below_the_root(self, tmp_path: Path, path: str) -> None:
+        (case,) = read_dataset(_msd(tmp_path, training=[{**_entry("a"), "image": path}])).cases
+        assert case.images == (tmp_path / "imagesTr/a.nii.gz",)
+
+    @pytest.mark.parametrize("path", ["..", "../a", "a/../../b", "/a", "a\0b"])
+    def test_a_path_that_leaves_is_an_error(self, tmp_path: Path, path: str) -> None:
+        line = _error(_msd(tmp_path, training=[{**_entry("a"), "image": path}]))
+        assert line.startswith(f"{tmp_path / 'dataset.json'}: the path {path!r} leaves")
+
+    def test_a_name_may_look_like_a_number(self, tmp_path: Path) -> None:
+        assert read_dataset(_msd(tmp_path, labels={"0": "background", "1": "7"})).labels == {1: "7"}
+        assert read_dataset(_msd(tmp_path, labels={"background": 0, "7": 1})).labels == {1: "7"}
+
+    @pytest.mark.parametrize("labels", [None, [], "liver", {"liver": True}, {"liver": None}, {"liver": 65536}])
+    def test_labels_of_another_form_are_an_error(self, tmp_path: Path, labels: object) -> None:
+        assert _error(_msd(tmp_path, labels=labels)).startswith(f"{tmp_path / 'dataset.json'}: ")
+
+    @pytest.mark.parametrize("modality", [{"1": "T2", "0": "T1"}, ["T1", "T2"]])
+    def test_channels_come_in_the_order_of_their_numbers(self, tmp_path: Path, modality: object) -> None:
+        assert read_dataset(_msd(tmp_path, modality=modality)).channels == ("T1", "T2")
+
+    def test_an_entry_may_be_an_image_alone(self, tmp_path: Path) -> None:
+        dataset = read_dataset(_msd(tmp_path, training=["imagesTr/b.nii.gz", _entry("a")]))
+        assert (dataset.names, dataset.unlabelled) == (("a",), ("b",))
+
 
 class TestNnunet:
     def test_channels_are_files_in_order(self, tmp_path: Path) -> None:
-        catalog = read_dataset(_nnunet(tmp_path))
-        assert catalog.channels == ("CT", "PET")
-        assert catalog.labels == {1: "liver", 2: "tumour"}
-        assert catalog.names == ("a", "b_0003")
+        dataset = read_dataset(_nnunet(tmp_path))
+        assert dataset.channels == ("CT", "PET")
+        assert dataset.labels == {1: "liver", 2: "tumour"}
+        assert dataset.names == ("a", "b_0003")
         images = tuple(tmp_path / "imagesTr" / f"b_0003_000{i}.nii.gz" for i in range(2))
-        assert catalog.cases[1].images == images
+        assert dataset.cases[1].images == images
 
     def test_images_without_label_are_listed(self, tmp_path: Path) -> None:
         _touch(_nnunet(tmp_path) / "imagesTr/c_0000.nii.gz", tmp_path / "imagesTr/._a_0000.nii.gz")
@@ -152,9 +178,9 @@ class TestNnunet:
 
     def test_the_optional_list_of_files_is_obeyed(self, tmp_path: Path) -> None:
         files = ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz"]
-        catalog = read_dataset(_nnunet(tmp_path, dataset={"x": {"images": files, "label": "labelsTr/a.nii.gz"}}))
-        assert catalog.names == ("x",)
-        assert catalog.cases[0].images == tuple(tmp_path / file for file in files)
+        dataset = read_dataset(_nnunet(tmp_path, dataset={"x": {"images": files, "label": "labelsTr/a.nii.gz"}}))
+        assert dataset.names == ("x",)
+        assert dataset.cases[0].images == tuple(tmp_path / file for file in files)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -191,19 +217,19 @@ class TestFolders:
             images / "notes.txt",
         )
         _touch(labels / "a.nii.gz", labels / "b.nii.gz", labels / "._b.nii.gz")
-        catalog = read_dataset(tmp_path)
-        assert catalog.names == ("a", "b")
-        assert catalog.cases[0].images == (images / "a.nii",)
-        assert catalog.unlabelled == ("c",)
-        assert (catalog.channels, catalog.labels) == ((), {})
-        assert catalog.name == tmp_path.name
+        dataset = read_dataset(tmp_path)
+        assert dataset.names == ("a", "b")
+        assert dataset.cases[0].images == (images / "a.nii",)
+        assert dataset.unlabelled == ("c",)
+        assert (dataset.channels, dataset.labels) == ((), {})
+        assert dataset.name == tmp_path.name
 
     def test_channel_files_are_found(self, tmp_path: Path) -> None:
         files = tuple(tmp_path / f"images/a_000{i}.nii.gz" for i in range(3))
         _touch(*files, tmp_path / "labels/a.nii.gz")
-        catalog = read_dataset(tmp_path)
-        assert catalog.cases[0].images == files
-        assert catalog.unlabelled == ()
+        dataset = read_dataset(tmp_path)
+        assert dataset.cases[0].images == files
+        assert dataset.unlabelled == ()
 
     def test_a_label_without_image_is_an_error(self, tmp_path: Path) -> None:
         _touch(*(tmp_path / f"images/a_000{i}.nii.gz" for i in range(2)))
@@ -277,11 +303,11 @@ class TestReadCase:
 
 
 def test_real_decathlon_data(shared_data: Path) -> None:
-    catalog = read_dataset(shared_data / "Task04_Hippocampus")
-    assert len(catalog.cases) == 200
-    assert catalog.labels == {1: "Anterior", 2: "Posterior"}
-    assert catalog.channels == ("MRI",)
-    image, label = read_case(catalog.cases[0], catalog.labels)
+    dataset = read_dataset(shared_data / "Task04_Hippocampus")
+    assert len(dataset.cases) == 200
+    assert dataset.labels == {1: "Anterior", 2: "Posterior"}
+    assert dataset.channels == ("MRI",)
+    image, label = read_case(dataset.cases[0], dataset.labels)
     assert label is not None
     assert image.shape == label.shape
     assert set(np.unique(label.array)) == {0, 1, 2}

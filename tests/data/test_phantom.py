@@ -7,8 +7,8 @@ from scipy.ndimage import binary_dilation
 from scipy.ndimage import label as components
 
 from sam2_3dmed.data.phantom import ORIENTATIONS, PHANTOM_LABELS, make_phantom_case, write_phantom_dataset
-from sam2_3dmed.data.threshold_baseline import best_threshold_dice
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.experiments.threshold_baseline import best_threshold_dice
 from sam2_3dmed.volume.volume import Volume, same_grid
 
 NUM_CASES = 8

@@ -153,14 +153,14 @@ class TestFile:
 
 
 def test_real_ct(shared_data: Path) -> None:
-    catalog = read_dataset(shared_data / "Task91_SarcomaCT")
-    found = fingerprint(replace(catalog, cases=catalog.cases[:3]))
-    plan = propose_plan(found, [catalog.cases[0].name])
+    dataset = read_dataset(shared_data / "Task91_SarcomaCT")
+    found = fingerprint(replace(dataset, cases=dataset.cases[:3]))
+    plan = propose_plan(found, [dataset.cases[0].name])
     assert plan.channels[0].normalisation == "fixed"
     assert plan.labels == {1: "GTV"}
     assert plan.slicing_axis == "axial"
     assert plan.slab_slices == 6  # 16 slices
-    (case,) = (case for case in found.cases if case.name == catalog.cases[0].name)
+    (case,) = (case for case in found.cases if case.name == dataset.cases[0].name)
     assert plan.channels[0].low == pytest.approx(case.intensities[0][0], abs=2)
     assert plan.channels[0].high == pytest.approx(case.intensities[0][2], abs=2)
 
@@ -182,8 +182,3 @@ def test_real_ct(shared_data: Path) -> None:
 )
 def test_choose_slicing_axis(spacings, expected):
     assert choose_slicing_axis(spacings) == expected
-
-
-def test_choose_slicing_axis_without_cases():
-    with pytest.raises(DataError, match="without a case"):
-        choose_slicing_axis([])

@@ -46,10 +46,10 @@ def test_a_data_set_that_the_catalogue_reads(studies, tmp_path, stored_voxels):
     made = prepare(studies, tmp_path / "set")
     assert made.cases == ("patient0", "patient1")
     assert made.failures == {}
-    catalog = read_dataset(tmp_path / "set")
-    assert catalog.labels == {1: "body", 2: "spleen", 3: "tumour"}
-    assert catalog.channels == ("CT",)
-    image, label = read_case(catalog.cases[0], catalog.labels)
+    dataset = read_dataset(tmp_path / "set")
+    assert dataset.labels == {1: "body", 2: "spleen", 3: "tumour"}
+    assert dataset.channels == ("CT",)
+    image, label = read_case(dataset.cases[0], dataset.labels)
     assert np.array_equal(image.array, stored_voxels() - 1024)
     assert image.orientation == "LPS"
     assert sorted(np.unique(label.array, return_counts=True)[1].tolist()) == sorted([315 - 125, 125 - 8, 8])

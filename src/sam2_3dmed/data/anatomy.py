@@ -11,10 +11,7 @@ FAT, MUSCLE = -100.0, 52.0
 
 
 def paint_trunk(canvas: Canvas, rng: np.random.Generator) -> Field:
-    """Table, skin, fat rim, muscle wall, ribs, visceral fat.
-
-    Returns: the distance field of the cavity inside the wall.
-    """
+    """Table, skin, fat rim, muscle wall, ribs, visceral fat. Returns the distance field of the cavity inside."""
     width, depth = rng.uniform(0.80, 0.90), rng.uniform(0.60, 0.70)
     table_y = np.float32(-depth - 0.04) + np.float32(0.12) * canvas.x**2
     canvas.paint(np.abs(canvas.y - table_y) - np.float32(0.012), -350.0)
@@ -181,7 +178,8 @@ def paint_bowel(canvas: Canvas, rng: np.random.Generator, cavity: Field) -> None
 def paint_pancreas(canvas: Canvas, rng: np.random.Generator) -> tuple[Field, Field]:
     """The pancreas along a random spline from duodenum to spleen, and a tumour in it.
 
-    Returns: the distance fields of the pancreas with its tumour (which may bulge), and of the tumour.
+    Returns:
+        The distance fields of the pancreas with its tumour (which may bulge), and of the tumour.
     """
     h = canvas.half_height
     course = np.array(

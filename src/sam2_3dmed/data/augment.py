@@ -53,14 +53,18 @@ class SlabAugmentation:
     def __call__(self, image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Augment a slab and bring it to the network's size.
 
-        image: (D, C, H0, W0) float32 in [0, 1]; labels: (D, H0, W0) class indices.
-        Returns: (D, C, size, size) float32, in [0, 1] but for the noise, and (D, size, size).
+        Args:
+            image: (D, C, H0, W0) float32 in [0, 1].
+            labels: (D, H0, W0) class indices.
+
+        Returns:
+            (D, C, size, size) float32, in [0, 1] before noise is added, and (D, size, size).
         """
         draw, noise = self.draw(rng, (*image.shape[:2], self.size, self.size))
         return self.image(draw, image, noise), self.labels(draw, labels)
 
     def draw(self, rng: np.random.Generator, noise_shape: tuple[int, ...] = (0,)) -> tuple[Draw, Tensor | None]:
-        """Parameters, and standard normal noise of `noise_shape`, or None where there is to be none."""
+        """Parameters, and standard normal noise of `noise_shape`; None where the draw has no noise."""
         c = self.config
         flip = bool(rng.random() < c.horizontal_flip)
         moved = rng.random() < c.affine
@@ -78,10 +82,11 @@ class SlabAugmentation:
         return Draw(flip, affine if moved else None, gamma, contrast, noise_std, blur_sigma, tiled), noise
 
     def image(self, draw: Draw, image: Tensor, noise: Tensor | None, middle: float | None = None) -> Tensor:
-        """Slices (D, C, H0, W0) as `draw` has them: (D, C, size, size).
+        """Slices (D, C, H0, W0) augmented with `draw`: (D, C, size, size).
 
-        noise: standard normal, of the result's shape. middle: the mean that contrast turns about; none: that of these
-        slices.
+        Args:
+            noise: standard normal, of the result's shape.
+            middle: the mean that contrast turns about; None: the mean of these slices.
         """
         image = self._move(draw, image)
         if self.config.intensity > 0:
@@ -94,7 +99,7 @@ class SlabAugmentation:
         return mosaic(image) if draw.mosaic else image
 
     def labels(self, draw: Draw, labels: Tensor) -> Tensor:
-        """Class indices (D, H0, W0) as `draw` has them: (D, size, size)."""
+        """Class indices (D, H0, W0) augmented with `draw`: (D, size, size)."""
         moved = labels.flip(-1) if draw.flip else labels
         if draw.affine is None:
             moved = resize_labels(moved, self.size)
@@ -119,14 +124,14 @@ class SlabAugmentation:
         return planes.view(*image.shape[:2], self.size, self.size)
 
 
-def affine_matrix(angle: float, shear_x: float, shear_y: float, zoom: float) -> np.ndarray:
+def affine_matrix(angle: float, shear_x: float, shear_y: float, zoom: float) -> NDArray[np.float64]:
     """(2, 2) map from output to input offsets (x, y): rotation and shears in radians, then the zoom."""
     rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     shear = np.array([[1.0, math.tan(shear_x)], [math.tan(shear_y), 1.0]])
     return np.linalg.inv(zoom * rotation @ shear)
 
 
-def sampling_grid(matrix: np.ndarray, height: int, width: int, size: int) -> Tensor:
+def sampling_grid(matrix: NDArray[np.float64], height: int, width: int, size: int) -> Tensor:
     """The grid (1, size, size, 2) that samples an image of height x width pixels through a map about its centre.
 
     The map acts in pixels of equal size, so a rotation stays one in an image that is not square.

@@ -28,8 +28,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 class CachedCase:
     """One prepared case; small, and cheap to send to another process.
 
-    class_slices: for class k = 1..K, the ascending indices of the slices that hold it; empty where it is
-    absent.
+    Args:
+        class_slices: for class k = 1..K, the ascending indices of the slices that hold it; empty where it is absent.
     """
 
     name: str
@@ -43,15 +43,15 @@ class CachedCase:
         return _open(_files(self.folder, self.name)[0])
 
     @property
-    def key(self) -> str:
-        """What the prepared arrays depend on, as a hash."""
-        key: str = json.loads(_files(self.folder, self.name)[2].read_text(encoding="utf-8"))["key"]
-        return key
+    def label(self) -> "np.memmap[Any, np.dtype[np.uint8]]":
+        """(D, H, W) class index, 0 is background, uint8, or uint16 if K > 255; read-only, opened anew each time."""
+        return _open(_files(self.folder, self.name)[1])
 
     @property
-    def label(self) -> "np.memmap[Any, np.dtype[np.uint8]]":
-        """(D, H, W) class index, 0 is background, uint8, or uint16 if K > 255; read-only, opened anew."""
-        return _open(_files(self.folder, self.name)[1])
+    def key(self) -> str:
+        """A hash of everything that the prepared arrays depend on."""
+        key: str = json.loads(_files(self.folder, self.name)[2].read_text(encoding="utf-8"))["key"]
+        return key
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,11 +67,6 @@ class CaseCache:
         return iter(self.cases)
 
     def __getitem__(self, name: str) -> CachedCase:
-        """The case of this name.
-
-        Raises:
-            DataError: there is none.
-        """
         for case in self.cases:
             if case.name == name:
                 return case
@@ -87,36 +82,33 @@ class CaseCache:
 
 
 def build_cache(
-    catalog: MedicalDataset,
+    dataset: MedicalDataset,
     plan: Plan,
     folder: Path | str,
     *,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> CaseCache:
-    """Prepare every case of `catalog` as `plan` says, below `folder`; what is whole and current is kept.
+    """Prepare every case of `dataset` by `plan`, below `folder`; complete and current cases are kept.
 
-    A case is current if neither its files (size, time of change) nor what the plan says of intensities,
-    labels and axis have changed. An interrupted build goes on where it stopped. workers, progress: see
-    `map_cases`.
+    A case is current if neither its files (size, time of change) nor the plan's intensities, labels and axis have
+    changed. An interrupted build goes on where it stopped. `workers` and `progress` as in `map_cases`.
 
     Raises:
-        DataError: unusable cases (all are listed), or no space left; what is finished stays.
+        DataError: unusable cases (all are listed), or no space left; finished cases stay.
     """
     folder = Path(folder)
+    prepare = partial(_prepare, plan=plan, folder=folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        prepared = map_cases(
-            partial(_prepare, plan=plan, folder=folder), catalog.cases, workers=workers, progress=progress
-        )
+        return CaseCache(tuple(map_cases(prepare, dataset.cases, workers=workers, progress=progress)))
     except OSError as error:
         reason = "no space left on the device" if error.errno in _NO_SPACE else error.strerror or str(error)
         raise DataError(f"{folder}: the cache cannot be written: {reason}") from None
-    return CaseCache(tuple(prepared))
 
 
 def _prepare(case: Case, *, plan: Plan, folder: Path) -> CachedCase:
-    """The case from the cache, or prepared now. Where the index is, the arrays are whole: it comes last."""
+    """The case from the cache, or prepared now. The index is written last: where it is, the arrays are complete."""
     key = _key(case, plan)
     cached = _load(case.name, key, folder)
     if cached is not None:
@@ -128,7 +120,9 @@ def _prepare(case: Case, *, plan: Plan, folder: Path) -> CachedCase:
         slices = plan.preprocessing.slices(image).astype(np.float16)
     except VolumeError as error:
         raise VolumeError(f"{case.images[0]}: {error}") from None
-    indices = _class_indices(volume_to_slices(label, plan.slicing_axis), plan.label_values)
+    classes = np.zeros(max(plan.label_values) + 1, dtype=np.min_scalar_type(plan.num_classes))
+    classes[list(plan.label_values)] = np.arange(1, plan.num_classes + 1)
+    indices = classes[volume_to_slices(label, plan.slicing_axis)]  # (D, H, W), 0..K
     index = {
         "key": key,
         "num_slices": len(slices),
@@ -144,16 +138,7 @@ def _prepare(case: Case, *, plan: Plan, folder: Path) -> CachedCase:
     return _cached_case(case.name, folder, index)
 
 
-def _class_indices(labels: NDArray[Any], values: tuple[int, ...]) -> NDArray[Any]:
-    """Class indices 0..K for label values; (D, H, W) both."""
-    table = np.zeros(max(values) + 1, dtype=np.min_scalar_type(len(values)))
-    table[list(values)] = np.arange(1, len(values) + 1)
-    indices: NDArray[Any] = table[labels]
-    return indices
-
-
 def _key(case: Case, plan: Plan) -> str:
-    """What the prepared arrays depend on, as a hash."""
     files = (*case.images, *((case.label,) if case.label else ()))
     try:
         status = [(file.name, file.stat()) for file in files]
@@ -184,8 +169,8 @@ def _load(name: str, key: str, folder: Path) -> CachedCase | None:
         image, label = _open(image_file), _open(label_file)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    whole = image.ndim == 4 and label.shape == (image.shape[0], *image.shape[2:]) and len(image) == case.num_slices
-    return case if whole else None
+    complete = image.ndim == 4 and label.shape == (image.shape[0], *image.shape[2:]) and len(image) == case.num_slices
+    return case if complete else None
 
 
 def _cached_case(name: str, folder: Path, index: dict[str, Any]) -> CachedCase:
@@ -199,7 +184,7 @@ def _open(file: Path) -> "np.memmap[Any, Any]":
 
 
 def _write_array(array: NDArray[Any], file: Path) -> None:
-    # Not np.save: on a full disk it raises an OSError that does not say so.
+    # Not np.save: on a full disk its OSError has no errno.
     array = np.ascontiguousarray(array)
     header = BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))

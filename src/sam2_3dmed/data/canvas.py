@@ -1,4 +1,4 @@
-"""What a phantom is painted on: a fine grid, soft-edged shapes, and textures.
+"""The canvas of a phantom: a fine grid, soft-edged shapes, and textures.
 
 Coordinates are the patient's, RAS (+x to the right, +y to the front, +z to the head); their unit is half the
 width of the field of view. A shape is a signed distance field: negative inside, in the same unit.
@@ -44,10 +44,12 @@ def centreline(points: NDArray[np.float64], num_samples: int = 48) -> NDArray[np
 
 @dataclass(eq=False)
 class Canvas:
-    """Patient coordinates of every fine voxel, and the Hounsfield units painted so far.
+    """Patient coordinates x, y, z of every fine voxel, and the Hounsfield units painted so far; all (X, Y, Z).
 
-    x, y, z, hu, fine_grain, coarse_grain: (X, Y, Z) float32; the grains are textures of unit variance.
-    voxel: width of a soft edge; half_height: of the volume; both in units.
+    Args:
+        fine_grain: like `coarse_grain`, a texture of unit variance.
+        voxel: width of a soft edge, in units.
+        half_height: of the volume, in units.
     """
 
     x: Field
@@ -71,7 +73,7 @@ class Canvas:
         return np.asarray(np.clip(0.5 - distance / np.float32(self.voxel), 0, 1), dtype=np.float32)
 
     def paint(self, distance: Field, hu: float, texture_hu: float = 5.0) -> None:
-        """Cover what is there with an organ of this intensity and a texture of this standard deviation."""
+        """Paint an organ of this intensity and a texture of this standard deviation over the canvas."""
         hu_flat, distance_flat = self.hu.reshape(-1), distance.reshape(-1)
         inside = np.flatnonzero(distance_flat < 0.5 * self.voxel)
         texture = self.fine_grain.reshape(-1)[inside] + self.coarse_grain.reshape(-1)[inside]

@@ -1,12 +1,13 @@
-"""The cases of a data set, found in the three layouts people have: MSD, nnU-Net raw, or a pair of folders."""
+"""The cases of a data set in one of three layouts: MSD, nnU-Net raw, or a pair of folders."""
 
+import json
+import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
-from sam2_3dmed.data import dataset_json as description
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.volume.files import ENDINGS, case_name, list_volumes, read_channels, require_same_grid
 from sam2_3dmed.volume.label import read_label
@@ -35,9 +36,10 @@ class Case:
 class MedicalDataset:
     """The labelled cases of a data set, sorted by name.
 
-    channels: modality names such as ("CT",). labels: foreground names by label value, ascending. Both are
-    empty where the layout does not tell (a pair of folders); the fingerprint finds them. unlabelled: images
-    that have no label.
+    Args:
+        channels: modality names such as ("CT",). Empty where the layout names none (a pair of folders).
+        labels: foreground names by label value, ascending. Empty where the layout names none.
+        unlabelled: images that have no label.
     """
 
     name: str
@@ -59,14 +61,13 @@ class MedicalDataset:
 def read_dataset(path: Path | str) -> MedicalDataset:
     """The data set in a folder.
 
-    With `dataset.json`: the Medical Segmentation Decathlon's layout ("training") or nnU-Net v2's
-    ("channel_names"). Without: `images` and `labels` (or `imagesTr` and `labelsTr`) with equal file names. No
-    image is opened here: `read_case` does that.
+    With `dataset.json`: the Medical Segmentation Decathlon's layout ("training") or nnU-Net v2's ("channel_names").
+    Without: `images` and `labels` (or `imagesTr` and `labelsTr`) with equal file names. No image is opened here:
+    `read_case` does that.
 
     Raises:
-        DataError: no such folder, no known layout, no labelled case, a broken `dataset.json`, a path in it
-            that leaves the folder, a file that is missing, a name that two cases share, more than three
-            channels.
+        DataError: no such folder, no known layout, no labelled case, a broken `dataset.json`, a path in it that leaves
+            the folder, a missing file, a name that two cases share, or more than three channels.
     """
     root = Path(path)
     if not root.is_dir():
@@ -74,7 +75,7 @@ def read_dataset(path: Path | str) -> MedicalDataset:
     file = root / "dataset.json"
     if not file.is_file():
         return _read_folders(root)
-    content = description.read(file)
+    content = _read_json(file)
     if "channel_names" in content:
         return _read_nnunet(root, file, content)
     if "training" in content:
@@ -85,11 +86,11 @@ def read_dataset(path: Path | str) -> MedicalDataset:
 def read_case(case: Case, allowed: Collection[int] | None = None) -> tuple[Volume, Volume | None]:
     """The image, (X, Y, Z) or (X, Y, Z, C), and the label (X, Y, Z) of a case; None where it has no label.
 
-    allowed: the foreground values a label may hold besides 0; None allows any.
+    Args:
+        allowed: the foreground values a label may hold besides 0; None: any.
 
     Raises:
-        VolumeError: an unreadable file, a value that is not allowed, or two files of the case on different
-            grids.
+        VolumeError: an unreadable file, a value that is not allowed, or two files of the case on different grids.
     """
     image = read_channels(case.images)
     if case.label is None:
@@ -100,35 +101,31 @@ def read_case(case: Case, allowed: Collection[int] | None = None) -> tuple[Volum
 
 
 def _read_msd(root: Path, file: Path, content: Mapping[str, Any]) -> MedicalDataset:
-    channels = description.channel_names(file, content.get("modality", {}), "modality")
+    channels = _channel_names(file, content.get("modality", {}), "modality")
     cases: list[Case] = []
-    for image, label in description.training_entries(file, content["training"]):
-        paths = [description.inside(root, file, part) for part in image]
+    for image, label in _training_entries(file, content["training"]):
+        paths = [_inside(root, file, part) for part in image]
         if paths[0].name.startswith("._"):
             continue
         name = case_name(paths[0], channel_suffix=len(paths) > 1)
-        if len(paths) == 1 and not paths[0].is_file():  # nnU-Net v1: NAME is named, NAME_0000, ... are there
+        if len(paths) == 1 and not paths[0].is_file():  # nnU-Net v1 names NAME and has NAME_0000, ...
             paths = _channel_files(paths[0].parent, name, len(channels)) or paths
-        cases.append(Case(name, tuple(paths), description.inside(root, file, label) if label else None))
-    return _catalog(root, content, cases, channels, description.foreground(file, content.get("labels")), file)
+        cases.append(Case(name, tuple(paths), _inside(root, file, label) if label else None))
+    return _checked(root, content, cases, channels, _foreground(file, content.get("labels")), file)
 
 
 def _read_nnunet(root: Path, file: Path, content: Mapping[str, Any]) -> MedicalDataset:
-    channels = description.channel_names(file, content["channel_names"], "channel_names")
-    labels = description.foreground(file, content.get("labels"))
+    channels = _channel_names(file, content["channel_names"], "channel_names")
+    labels = _foreground(file, content.get("labels"))
     ending = content.get("file_ending", ENDINGS[0])
     if ending not in ENDINGS:
         raise DataError(f'{file}: "file_ending" is {ending!r}; only {" and ".join(ENDINGS)} can be read')
     if "dataset" in content:
         cases = [
-            Case(
-                name,
-                tuple(description.inside(root, file, p) for p in images),
-                description.inside(root, file, label),
-            )
-            for name, images, label in description.dataset_entries(file, content["dataset"])
+            Case(name, tuple(_inside(root, file, p) for p in images), _inside(root, file, label))
+            for name, images, label in _dataset_entries(file, content["dataset"])
         ]
-        return _catalog(root, content, cases, channels, labels, file)
+        return _checked(root, content, cases, channels, labels, file)
     images = _list_files(root / "imagesTr", (ending,))
     annotated = _list_files(root / "labelsTr", (ending,))
     cases = [
@@ -136,7 +133,7 @@ def _read_nnunet(root: Path, file: Path, content: Mapping[str, Any]) -> MedicalD
         for name, label in annotated.items()
     ]
     unlabelled = sorted({name[:-5] for name in images if name.endswith("_0000")} - set(annotated))
-    return _catalog(root, content, cases, channels, labels, file, unlabelled)
+    return _checked(root, content, cases, channels, labels, file, unlabelled)
 
 
 def _read_folders(root: Path) -> MedicalDataset:
@@ -154,11 +151,10 @@ def _read_folders(root: Path) -> MedicalDataset:
     if len(counts) > 1:
         found = " and ".join(f"{name} has {count}" for count, name in sorted(counts.items()))
         raise DataError(f"{root / pair[0]}: all cases need equally many channel files, but {found}")
-    unlabelled = sorted(set(images) - used)
-    return _catalog(root, {}, cases, (), {}, root / pair[1], unlabelled)
+    return _checked(root, {}, cases, (), {}, root / pair[1], sorted(set(images) - used))
 
 
-def _catalog(
+def _checked(
     root: Path,
     content: Mapping[str, Any],
     cases: Sequence[Case],
@@ -167,7 +163,7 @@ def _catalog(
     source: Path,
     unlabelled: Sequence[str] = (),
 ) -> MedicalDataset:
-    """Check what all layouts have in common; `source` is the file or folder to blame."""
+    """The data set, after the checks that all layouts share; `source` is the file or folder to blame."""
     for name, count in Counter(case.name for case in cases).items():
         if count > 1:
             raise DataError(f"{source}: {count} cases have the name {name!r}")
@@ -188,7 +184,7 @@ def _catalog(
 
 
 def _list_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
-    """The image files of a folder by case name, ascending, without hidden ones and macOS's `._` copies."""
+    """The image files of a folder by case name, ascending."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     found: dict[str, Path] = {}
@@ -210,3 +206,109 @@ def _channel_files(folder: Path, name: str, count: int | None = None) -> list[Pa
             break
         files.append(file)
     return files if count is None or len(files) == count else []
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{file}: broken JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{file}: an object is expected, not a {type(content).__name__}")
+    return content
+
+
+def _foreground(file: Path, labels: Any) -> dict[int, str]:
+    """Class names by label value, ascending, without the background; from {"1": "liver"} or {"liver": 1}."""
+    if not isinstance(labels, dict) or not labels:
+        raise DataError(f'{file}: "labels" must name the classes, such as {{"background": 0, "liver": 1}}')
+    names: dict[int, str] = {}
+    for value, name in (_label(file, key, item) for key, item in labels.items()):
+        if value in names:
+            raise DataError(f'{file}: "labels" gives the value {value} twice ({names[value]!r} and {name!r})')
+        names[value] = name
+    names.pop(0, None)
+    if not names:
+        raise DataError(f'{file}: "labels" names no class besides the background')
+    if len(set(names.values())) < len(names):
+        raise DataError(f'{file}: "labels" gives the same name to two values: {sorted(names.values())}')
+    return dict(sorted(names.items()))
+
+
+def _label(file: Path, key: str, item: Any) -> tuple[int, str]:
+    if isinstance(item, list):
+        raise DataError(
+            f"{file}: label {key!r} is a list: region-based labels cannot be used, give one value per class"
+        )
+    as_key, as_item = _integer(key), _integer(item)
+    if as_key is not None and (isinstance(item, str) or as_item is None):
+        value, name = as_key, str(item)
+    elif as_item is not None:
+        value, name = as_item, key
+    else:
+        raise DataError(f'{file}: "labels" must pair names with whole numbers, not {key!r} with {item!r}')
+    if name.strip().lower() == "ignore" and value != 0:
+        raise DataError(f"{file}: an ignore label ({value}) cannot be used: sparse annotations are not supported")
+    if not 0 <= value <= 65535:
+        raise DataError(f"{file}: label {name!r} has the value {value}; values lie in 0 to 65535")
+    return value, name
+
+
+def _integer(item: Any) -> int | None:
+    if isinstance(item, bool) or not isinstance(item, int | float | str):
+        return None
+    try:
+        number = float(item)
+        return int(number) if number.is_integer() else None
+    except (ValueError, OverflowError):
+        return None
+
+
+def _channel_names(file: Path, modality: Any, key: str) -> tuple[str, ...]:
+    """Channel names in order, from {"0": "CT"} or ["CT"]."""
+    if isinstance(modality, list):
+        modality = {str(i): name for i, name in enumerate(modality)}
+    numbers = {_integer(number): str(name) for number, name in modality.items()} if isinstance(modality, dict) else {}
+    if not numbers or len(numbers) != len(modality) or set(numbers) != set(range(len(numbers))):
+        raise DataError(f'{file}: "{key}" must name the channels by number, such as {{"0": "CT"}}')
+    return tuple(numbers[i] for i in range(len(numbers)))
+
+
+def _training_entries(file: Path, training: Any) -> Iterator[tuple[list[str], str | None]]:
+    """The image (one path, or one per channel) and the label, if any, of each entry of MSD's "training"."""
+    if not isinstance(training, list):
+        raise DataError(f'{file}: "training" must be a list of {{"image": ..., "label": ...}}')
+    for number, entry in enumerate(training):
+        item = {"image": entry} if isinstance(entry, str) else entry
+        image, label = (item.get("image"), item.get("label") or None) if isinstance(item, dict) else (None, None)
+        images = [image] if isinstance(image, str) else image
+        if not _is_paths(images) or not isinstance(label, str | None):
+            raise DataError(f'{file}: entry {number} of "training" must be {{"image": path, "label": path}}')
+        yield images, label
+
+
+def _dataset_entries(file: Path, dataset: Any) -> Iterator[tuple[str, list[str], str]]:
+    """Name, channel files and label of every entry of nnU-Net v2's optional "dataset"."""
+    for name, entry in dataset.items() if isinstance(dataset, Mapping) else [("", None)]:
+        images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
+        if not _is_paths(images) or not isinstance(label, str):
+            raise DataError(
+                f'{file}: "dataset" must hold {{NAME: {{"images": [paths], "label": path}}}} (see {name!r})'
+            )
+        if not name or name.startswith(".") or "/" in name or "\\" in name:
+            raise DataError(f'{file}: {name!r} in "dataset" cannot be a case name')
+        yield name, images, label
+
+
+def _is_paths(item: Any) -> TypeGuard[list[str]]:
+    return isinstance(item, list) and bool(item) and all(isinstance(part, str) and part for part in item)
+
+
+def _inside(root: Path, file: Path, path: str) -> Path:
+    """`path` below `root`; links inside the folder may lead anywhere, the path itself may not leave it."""
+    relative = os.path.normpath(path)
+    if Path(relative).is_absolute() or Path(relative).parts[:1] == ("..",) or "\0" in path:
+        raise DataError(f"{file}: the path {path!r} leaves the data set's folder")
+    return root / relative

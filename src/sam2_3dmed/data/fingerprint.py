@@ -1,4 +1,4 @@
-"""What a data set is like: every case read once, checked, and summed up in a few numbers."""
+"""The fingerprint of a data set: every case read once, checked, and summed up in a few numbers."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ _SAMPLE_SIZE = 4096
 
 @dataclass(frozen=True)
 class ClassFingerprint:
-    """One class in one case. num_slices: how many slices hold it, cut across R, A and S."""
+    """One class in one case. `num_slices`: how many slices hold it, cut across R, A and S."""
 
     volume_ml: float
     num_slices: tuple[int, int, int]
@@ -40,9 +40,10 @@ class ClassFingerprint:
 class CaseFingerprint:
     """One case. Shape and spacing are along R, A and S, whatever the file's orientation.
 
-    classes: by label value, only those present.
-    intensities: 0.5, 50 and 99.5 percentile of the foreground for every channel; empty without foreground.
-    foreground_sample: (C, n) ascending, all num_foreground voxels or evenly spaced quantiles of them.
+    Args:
+        classes: by label value, only those present.
+        intensities: 0.5, 50 and 99.5 percentile of the foreground for every channel; empty without foreground.
+        foreground_sample: (C, n) ascending, all `num_foreground` voxels or evenly spaced quantiles of them.
     """
 
     name: str
@@ -56,13 +57,12 @@ class CaseFingerprint:
     foreground_sample: NDArray[np.float64]
 
     def num_slices(self, axis: SlicingAxis) -> int:
-        """D, the number of slices along an axis."""
         return self.shape[AXES.index(axis)]
 
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """A data set. channels and labels are complete, also where the layout does not name them."""
+    """A data set. Channels and labels are complete, also where the layout names none."""
 
     dataset: str
     channels: tuple[str, ...]
@@ -81,29 +81,23 @@ class Fingerprint:
             raise DataError(f"{self.dataset}: " + (f"no case {missing[0]!r}" if missing else "no cases are named"))
         return Fingerprint(self.dataset, self.channels, self.labels, tuple(known[n] for n in sorted(set(names))))
 
-    def absent_classes(self, case: CaseFingerprint) -> tuple[int, ...]:
-        """The label values that `case` does not hold."""
-        return tuple(value for value in self.labels if value not in case.classes)
-
 
 def fingerprint(
-    catalog: MedicalDataset, *, workers: int | None = None, progress: Progress | None = None
+    dataset: MedicalDataset, *, workers: int | None = None, progress: Progress | None = None
 ) -> Fingerprint:
-    """Read and check every case once.
-
-    workers, progress: see `map_cases`.
+    """Read and check every case once; `workers` and `progress` as in `map_cases`.
 
     Raises:
         DataError: unusable cases (all are listed, by file), images with different numbers of channels, or no
             foreground.
     """
-    function = partial(_fingerprint_case, labels=tuple(catalog.labels), num_channels=len(catalog.channels))
-    cases = tuple(map_cases(function, catalog.cases, workers=workers, progress=progress))
+    function = partial(_fingerprint_case, labels=tuple(dataset.labels), num_channels=len(dataset.channels))
+    cases = tuple(map_cases(function, dataset.cases, workers=workers, progress=progress))
     present = sorted({value for case in cases for value in case.classes})
     if not present:
-        raise DataError(f"{catalog.name}: no label holds any foreground")
-    labels = catalog.labels or {value: f"class {value}" for value in present}
-    return Fingerprint(catalog.name, catalog.channels or _channel_names(catalog.name, cases), labels, cases)
+        raise DataError(f"{dataset.name}: no label holds any foreground")
+    labels = dataset.labels or {value: f"class {value}" for value in present}
+    return Fingerprint(dataset.name, dataset.channels or _channel_names(dataset.name, cases), labels, cases)
 
 
 def _channel_names(dataset: str, cases: Sequence[CaseFingerprint]) -> tuple[str, ...]:
@@ -116,7 +110,7 @@ def _channel_names(dataset: str, cases: Sequence[CaseFingerprint]) -> tuple[str,
 
 
 def _fingerprint_case(case: Case, *, labels: tuple[int, ...], num_channels: int) -> CaseFingerprint:
-    """labels, num_channels: what the data set's description says; empty and 0 where it says nothing."""
+    """The fingerprint of a case; `labels` and `num_channels` are empty and 0 where the layout names none."""
     image, label = read_case(case, labels or None)
     if num_channels and image.num_channels != num_channels:
         raise VolumeError(f"{case.images[0]}: {image.num_channels} channels, but the data set names {num_channels}")
@@ -148,7 +142,7 @@ def _foreground_box(labels: NDArray[Any]) -> tuple[slice, ...]:
 
 
 def _measure_classes(labels: NDArray[Any], voxel_ml: float, axes: Sequence[int]) -> dict[int, ClassFingerprint]:
-    """labels: (X, Y, Z), at least all of its foreground. axes: its axes along R, A and S."""
+    """The classes in `labels` (X, Y, Z), at least all of its foreground; `axes`: its axes along R, A and S."""
     classes = {}
     boxes: Sequence[tuple[slice, ...] | None] = ndimage.find_objects(labels) if labels.size else []
     for value, box in enumerate(boxes, start=1):

@@ -1,8 +1,8 @@
-"""CT-like phantoms of the abdomen, as a Medical Segmentation Decathlon data set: what the demo trains on.
+"""CT-like phantoms of the abdomen as a data set in the Decathlon's layout, for the demo and for checks.
 
-The targets are those of MSD Task07: a pancreas along a random curve and a tumour in it, in the pancreatic phase of
-the contrast agent, with a tumour that takes it up. Spleen, kidneys, bowel and vessels share their Hounsfield units,
-so that no threshold finds them; shape and place do.
+The targets are those of MSD Task07: a pancreas along a random curve and a tumour in it, in the pancreatic phase of the
+contrast agent, which the tumour takes up. Spleen, kidneys, bowel and vessels share their Hounsfield units, so that
+only shape and place tell them apart.
 """
 
 import json
@@ -39,11 +39,16 @@ def make_phantom_case(
 ) -> tuple[Volume, Volume]:
     """One abdominal CT and its label (0 background, 1 pancreas, 2 tumour), drawn from rng.
 
-    shape: of the canonical (RAS) grid: columns, rows, axial slices.
-    orientation: axis codes of the returned arrays, such as "LPS"; drawn from ORIENTATIONS if None.
-    Returns: image int16 in HU and label uint8 on one grid: 1.5-2.2 mm in plane, 4-6 mm between slices, tilted
-        by up to 6 degrees about each axis.
-    Raises: DataError if the shape is too small to hold the organs.
+    Args:
+        shape: of the canonical (RAS) grid: columns, rows, axial slices.
+        orientation: axis codes of the returned arrays, such as "LPS"; drawn from ORIENTATIONS if None.
+
+    Returns:
+        Image int16 in HU and label uint8 on one grid: 1.5-2.2 mm in plane, 4-6 mm between slices, tilted by up to 6
+        degrees about each axis.
+
+    Raises:
+        DataError: the shape is too small to hold the organs.
     """
     _check_shape(shape, 12)
     codes = orientation or str(rng.choice(ORIENTATIONS))
@@ -70,22 +75,25 @@ def write_phantom_dataset(
     shape: tuple[int, int, int] = PHANTOM_SHAPE,
     on_case: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write a data set in MSD's layout: dataset.json, imagesTr/phantom_000.nii.gz, ..., labelsTr.
+    """Write a data set in MSD's layout: dataset.json, imagesTr/phantom_000.nii.gz, ..., labelsTr. Returns its folder.
 
-    The same arguments give the same arrays, and a case does not depend on how many follow it. The number of
-    slices varies by up to 2 around shape[2]. A data set that is there, and complete, is not written again.
-    on_case: called with (cases done, num_cases) after each.
-    Returns: folder.
-    Raises: DataError if num_cases < 1, the shape is too small, or the folder holds another data set.
+    The same arguments give the same arrays, and a case does not depend on the number of cases. The number of slices
+    varies by up to 2 around shape[2]. A complete data set is not written again.
+
+    Args:
+        on_case: called with (cases done, num_cases) after each.
+
+    Raises:
+        DataError: num_cases < 1, the shape is too small, or the folder holds another data set.
     """
     if num_cases < 1:
         raise DataError(f"a phantom data set needs at least 1 case, not {num_cases}")
     _check_shape(shape, 14)
-    description = folder / "dataset.json"
-    content = _description(num_cases, seed, shape)
-    if description.exists():
-        if description.read_text(encoding="utf-8") != content:
-            raise DataError(f"{description}: holds another data set; choose an empty folder")
+    file = folder / "dataset.json"
+    content = _dataset_json(num_cases, seed, shape)
+    if file.exists():
+        if file.read_text(encoding="utf-8") != content:
+            raise DataError(f"{file}: holds another data set; choose an empty folder")
         return folder
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True, exist_ok=True)
@@ -94,19 +102,18 @@ def write_phantom_dataset(
         for done, _ in enumerate(pool.map(write, range(num_cases)), start=1):
             if on_case is not None:
                 on_case(done, num_cases)
-    write_text(description, content)
+    write_text(file, content)
     return folder
 
 
 def _check_shape(shape: tuple[int, int, int], min_slices: int) -> None:
-    """Fewer voxels do not hold the organs."""
     if min(shape[:2]) < 48 or shape[2] < min_slices:
         given = " x ".join(str(size) for size in shape)
         raise DataError(f"a phantom needs a shape of at least 48 x 48 x {min_slices}, not {given}")
 
 
 def _write_case(folder: Path, index: int, *, seed: int, shape: tuple[int, int, int]) -> None:
-    """One image and its label, drawn from the seed and the case's number alone."""
+    """Draw one image and its label from the seed and the case's number alone."""
     rng = np.random.default_rng([seed, index])
     slices = shape[2] + int(rng.integers(-2, 3))
     orientation = ORIENTATIONS[index % len(ORIENTATIONS)]
@@ -119,7 +126,7 @@ def _case_name(index: int) -> str:
     return f"phantom_{index:03d}"
 
 
-def _description(num_cases: int, seed: int, shape: tuple[int, int, int]) -> str:
+def _dataset_json(num_cases: int, seed: int, shape: tuple[int, int, int]) -> str:
     """The text of dataset.json, keys as in the Decathlon."""
     names = [f"{_case_name(index)}.nii.gz" for index in range(num_cases)]
     content = {
@@ -198,7 +205,7 @@ def _thick(fine: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _scan(fine_hu: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int16]:
-    """What a scanner makes of it: thick slices, blur in plane, correlated noise, an offset and a gain."""
+    """The image of a scanner: thick slices, blur in plane, correlated noise, an offset and a gain."""
     hu = gaussian_filter(_thick(fine_hu), (0.55, 0.55, 0))
     noise = 0.8 * grain(rng, hu.shape, (0.6, 0.6, 0)) + 0.6 * grain(rng, hu.shape, (1.2, 1.2, 0))
     # More noise where the rays have crossed more tissue.

@@ -1,4 +1,4 @@
-"""From the fingerprint to the plan, and the plan as a file that a person can edit."""
+"""The plan of a data set: proposed from its fingerprint, and a file that a person can edit."""
 
 import re
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from sam2_3dmed.volume.slices import SlicingAxis
 
 _LOW, _HIGH = 0.5, 99.5
 _CT_NAMES = {"ct", "cta", "cbct", "cect", "ncct", "ldct"}
-# Slab of D slices -> the fewest slices a structure must span to get it: the paper's 12 for organs, where
-# two slabs fit into them, its 6 for short structures.
+# Slab of D slices -> the fewest slices a structure must span to get it: the paper's 12 for organs, which hold two
+# such slabs, its 6 for short structures.
 _SLABS = {12: 24, 6: 6, 3: 0}
 # The NSD tolerance in mm that the Decathlon uses, by what its tasks segment (reading 11); 2 mm for all else.
 _TOLERANCES_MM = {"pancreas": 5.0, "spleen": 3.0, "lung": 2.0}
@@ -27,41 +27,33 @@ _TOLERANCES_MM = {"pancreas": 5.0, "spleen": 3.0, "lung": 2.0}
 def propose_plan(fingerprint: Fingerprint, names: Sequence[str] | None = None) -> Plan:
     """A plan for a data set, made from the named cases only: the training set, so that nothing leaks.
 
-    Intensities: a channel whose name says CT gets fixed bounds, the 0.5 and 99.5 percentile of all foreground
-    voxels; others the same percentiles of each volume (reading 9). Axis: `choose_slicing_axis` (reading 10).
-    Slab: by the median number of slices that hold a class, where present, of the class that spans most: 12
-    from 24 slices on, 6 from 6 on, else 3; never more than the median volume has
-    (a shorter one gives shorter slabs).
+    Intensities: a channel whose name says CT gets fixed bounds, the 0.5 and 99.5 percentile of all foreground voxels;
+    others the same percentiles of each volume (reading 9). Axis: `choose_slicing_axis` (reading 10). Slab: by the
+    median number of slices that hold a class, where present, of the class that spans most: 12 from 24 slices on, 6
+    from 6 on, else 3; never more than the median volume has.
 
     Raises:
         DataError: a name that is not among the cases, or a CT without foreground or with a constant one.
     """
     chosen = fingerprint if names is None else fingerprint.subset(names)
     axis = choose_slicing_axis([case.spacing_mm for case in chosen.cases])
+    words = " ".join([fingerprint.dataset, *fingerprint.labels.values()]).lower()
     return Plan(
         dataset=fingerprint.dataset,
         channels=tuple(_channel(chosen, i, name) for i, name in enumerate(chosen.channels)),
         labels=fingerprint.labels,
         slicing_axis=axis,
         slab_slices=_slab(chosen, axis),
-        nsd_tolerance_mm=_tolerance_mm(fingerprint),
+        nsd_tolerance_mm=next((mm for organ, mm in _TOLERANCES_MM.items() if organ in words), 2.0),
     )
 
 
 def choose_slicing_axis(spacings_mm: Sequence[tuple[float, float, float]]) -> SlicingAxis:
-    """The slicing axis for a data set: axial, unless the cases are plainly thick-sliced along another axis.
+    """The slicing axis for cases of these spacings along R, A and S: axial, unless the slices of another are thicker.
 
-    That is, unless another axis has the largest median spacing and the median over the cases of
-    (largest / smallest spacing) exceeds 2.
-
-    Args:
-        spacings_mm: for each case, along R, A and S.
-
-    Raises:
-        DataError: no cases.
+    That is, unless another axis has the largest median spacing and the median over the cases of (largest / smallest
+    spacing) exceeds 2.
     """
-    if not spacings_mm:
-        raise DataError("a slicing axis cannot be chosen without a case")
     spacings = np.asarray(spacings_mm, dtype=np.float64)
     along_r, along_a, along_s = np.median(spacings, axis=0).tolist()
     anisotropy = float(np.median(spacings.max(axis=1) / spacings.min(axis=1)))
@@ -80,11 +72,6 @@ def _channel(fingerprint: Fingerprint, index: int, name: str) -> ChannelPlan:
     if low >= high:
         raise DataError(f"{fingerprint.dataset}: the foreground of channel {name!r} is constant ({low:g})")
     return ChannelPlan(name=name, normalisation="fixed", low=low, high=high)
-
-
-def _tolerance_mm(fingerprint: Fingerprint) -> float:
-    words = " ".join([fingerprint.dataset, *fingerprint.labels.values()]).lower()
-    return next((mm for organ, mm in _TOLERANCES_MM.items() if organ in words), 2.0)
 
 
 def _slab(fingerprint: Fingerprint, axis: SlicingAxis) -> int:
@@ -115,11 +102,7 @@ def plan_yaml(plan: Plan) -> str:
 
 
 def write_plan_yaml(plan: Plan, path: Path) -> None:
-    """Write a plan; `read_plan_yaml` gives the same plan again.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
+    """Write a plan for `read_plan_yaml`. Raises DataError if the file cannot be written."""
     write_text(path, plan_yaml(plan))
 
 
@@ -139,7 +122,7 @@ def _scalar(value: Any) -> str:
 
 
 _TEMPLATE = """\
-# What the data set dictates. Proposed from its fingerprint; edit it where you know better.
+# The plan of a data set, proposed from its fingerprint. Edit it where you know better.
 
 # The name of the data set.
 dataset: {dataset}

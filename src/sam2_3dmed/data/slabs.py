@@ -35,14 +35,12 @@ class Slabs(NamedTuple):
 
 
 class ViewSlabs(NamedTuple):
-    """Slabs of views: what is computed of their slices is found elsewhere."""
+    """Slabs of views, without their slices, whose features are kept elsewhere; `labels`, `positions` as in `Slabs`."""
 
     views: Tensor
     """(B, 3), each slab's `data.views.View`."""
     labels: Tensor
-    """As in `Slabs`."""
     positions: Tensor
-    """As in `Slabs`."""
 
     def single_slices(self) -> "ViewSlabs":
         """Every slice as a slab of its own."""
@@ -53,13 +51,14 @@ class ViewSlabs(NamedTuple):
 class SlabDataset(Dataset[Slabs]):
     """Slabs of the training cases; the same key gives the same slab in any process.
 
-    Of the draws, `foreground_fraction` are centred on a foreground slice: a class first, each as likely as the others,
-    then a case that has it, then a slice that holds it, so rare classes come as often as common ones. The others start
-    anywhere in the next case of a shuffled round. A volume with fewer than D slices gives a shorter slab, never
-    padding.
+    A volume with fewer than D slices gives a shorter slab, never padding.
 
-    single_slice_epochs: so many epochs come first whose slabs hold D slices that have nothing to do with each other,
-    each drawn and augmented on its own; for training that takes every slice alone, such a batch says more.
+    Args:
+        foreground_fraction: share of the slabs that are centred on a foreground slice. A class is drawn first, each
+            with the same chance, then a case that has it, then a slice that holds it, so rare classes come as often as
+            common ones. The other slabs start anywhere in the next case of a shuffled round.
+        single_slice_epochs: so many epochs come first whose slabs hold D unrelated slices, each drawn and augmented on
+            its own. For training that takes every slice alone, such a batch is more varied.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class SlabDataset(Dataset[Slabs]):
         return Slabs(image.unsqueeze(0), labels.unsqueeze(0), positions.unsqueeze(0))
 
     def draw(self, key: SampleKey, rng: np.random.Generator, num_slices: int) -> tuple[CachedCase, int, int]:
-        """The case of a slab, its first slice, and its length, which is `num_slices` where the case has as many."""
+        """The case of a slab, its first slice, and its length: `num_slices`, or all slices of a shorter case."""
         if self.cases_with and rng.random() < self.foreground_fraction:
             k = list(self.cases_with)[rng.integers(len(self.cases_with))]
             case = self.cases_with[k][rng.integers(len(self.cases_with[k]))]
@@ -129,14 +128,13 @@ def collate(slabs: Sequence[AnySlabs]) -> list[AnySlabs]:
 
 
 class EpochSampler(Sampler[SampleKey]):
-    """Keys of one epoch after another; Lightning tells it the epoch, so a resumed run draws what it would have."""
+    """Keys of one epoch after another. Lightning sets the epoch, so a resumed run draws the same slabs."""
 
     def __init__(self, samples_per_epoch: int) -> None:
         self.samples_per_epoch = samples_per_epoch
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Move to an epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[SampleKey]:

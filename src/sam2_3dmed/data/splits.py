@@ -1,4 +1,4 @@
-"""Which cases train, which select, which test: by whole volumes, the same for a seed on every machine."""
+"""Training, validation and test sets by whole volumes, the same for a seed on every machine."""
 
 import json
 import math
@@ -34,21 +34,13 @@ class Split:
         _require_distinct([*self.train, *self.validation, *self.test])
 
     def require_known(self, names: Collection[str]) -> None:
-        """Check that a data set has every case of the split.
-
-        Raises:
-            DataError: cases that are not among `names`.
-        """
+        """Raise DataError unless a data set of the cases `names` has every case of the split."""
         missing = sorted({*self.train, *self.validation, *self.test} - set(names))
         if missing:
             raise DataError(f"the data set lacks {len(missing)} cases of the split: {_shortened(missing)}")
 
     def write(self, path: Path) -> None:
-        """Write `split.json`.
-
-        Raises:
-            DataError: the file cannot be written.
-        """
+        """Write `split.json`. Raises DataError if it cannot be written."""
         write_text(path, json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
 
     @classmethod
@@ -74,13 +66,27 @@ class Split:
             raise DataError(f"{path}: {error}") from None
 
 
+def split_cases(names: Sequence[str], options: SplitConfig, fold: tuple[int, int] | None = None) -> Split:
+    """The split that a recipe asks for; fold: (i, n), fold i of n is the test set, 1 <= i <= n."""
+    if fold is None:
+        return make_split(
+            names,
+            seed=options.seed,
+            test_fraction=options.test_fraction,
+            validation_fraction=options.validation_fraction,
+        )
+    number, count = fold
+    return make_folds(names, count, options.seed, validation_fraction=options.validation_fraction)[number - 1]
+
+
 def make_split(
     names: Sequence[str], *, seed: int, test_fraction: float = 0.2, validation_fraction: float = 0.1
 ) -> Split:
     """A random split that depends on the names and the seed, not on the order of the names.
 
-    test_fraction: of all cases. validation_fraction: of what is not test (reading 13). Both are rounded to
-    whole cases, at least one.
+    Args:
+        test_fraction: of all cases, rounded to whole cases, at least one.
+        validation_fraction: of the cases that are not test (reading 13), rounded alike.
 
     Raises:
         DataError: a name occurs twice, a fraction is not between 0 and 1, or no case is left to train on.
@@ -94,7 +100,7 @@ def make_split(
             "validation leave none to train on"
         )
     ranked = _shuffled(names, str(seed))
-    return _split(test=ranked[:num_test], validation=ranked[num_test:][:num_validation], names=names)
+    return _split(names, ranked[:num_test], ranked[num_test:][:num_validation])
 
 
 def make_folds(
@@ -111,8 +117,7 @@ def make_folds(
     _require_distinct(names)
     if num_folds < 2:
         raise DataError(f"cross-validation needs at least 2 folds, not {num_folds}")
-    largest_test = math.ceil(len(names) / num_folds)
-    num_rest = len(names) - largest_test
+    num_rest = len(names) - math.ceil(len(names) / num_folds)
     if len(names) < num_folds or num_rest <= _share(num_rest, validation_fraction, "validation_fraction"):
         raise DataError(
             f"{len(names)} labelled cases are too few for {num_folds} folds: each needs at least one case to "
@@ -123,31 +128,17 @@ def make_folds(
     for fold in range(num_folds):
         test = ranked[fold::num_folds]
         rest = _shuffled(set(names) - set(test), f"{seed}/fold {fold}")
-        num_validation = _share(len(rest), validation_fraction, "validation_fraction")
-        folds.append(_split(test=test, validation=rest[:num_validation], names=names))
+        folds.append(_split(names, test, rest[: _share(len(rest), validation_fraction, "validation_fraction")]))
     return tuple(folds)
 
 
-def split_cases(names: Sequence[str], options: SplitConfig, fold: tuple[int, int] | None = None) -> Split:
-    """The split that a recipe asks for; fold: (i, n), fold i of n is the test set, 1 <= i <= n."""
-    if fold is None:
-        return make_split(
-            names,
-            seed=options.seed,
-            test_fraction=options.test_fraction,
-            validation_fraction=options.validation_fraction,
-        )
-    number, count = fold
-    return make_folds(names, count, options.seed, validation_fraction=options.validation_fraction)[number - 1]
-
-
-def _split(*, test: Sequence[str], validation: Sequence[str], names: Sequence[str]) -> Split:
+def _split(names: Sequence[str], test: Sequence[str], validation: Sequence[str]) -> Split:
     train = set(names) - set(test) - set(validation)
     return Split(*(tuple(sorted(part)) for part in (train, validation, test)))
 
 
 def _shuffled(names: Collection[str], salt: str) -> list[str]:
-    """The names by a hash: the same for ever, where a generator's stream may change with its library."""
+    """The names in the order of a hash, which stays the same where a random generator may change with its library."""
     return sorted(names, key=lambda name: sha256(f"{salt}/{name}".encode()).digest())
 
 

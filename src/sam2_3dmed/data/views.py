@@ -1,7 +1,6 @@
-"""Augmented views: a training case as one set of drawn parameters shows it, which stays for many epochs.
+"""Augmented views: a training case under one set of drawn parameters, which stays for many epochs.
 
-What is computed of a view can be kept, unlike what is computed of slabs that are augmented anew each time; see
-docs/feature_cache.md.
+Features of a view can be kept; those of slabs that are augmented anew each time cannot.
 """
 
 import zlib
@@ -22,7 +21,7 @@ class View(NamedTuple):
     case: int
     """The number of the case among the training cases."""
     slot: int
-    """Which of the views that the case has at a time."""
+    """One of the views that a case has at a time."""
     generation: int
     """How many views that slot has had before."""
 
@@ -30,9 +29,12 @@ class View(NamedTuple):
 class ViewDataset(Dataset[ViewSlabs]):
     """The slabs of `SlabDataset`, each in one of its case's views instead of an augmentation of its own.
 
-    Case, slices and direction are drawn as ever, in epochs of single slices too. The same key gives the same slab in
+    Case, slices and direction are drawn as there, also in epochs of single slices. The same key gives the same slab in
     any process.
-    num_views: of a case at a time. refresh: epochs that a view lives, none for all of them; the slots take turns.
+
+    Args:
+        num_views: of a case at a time.
+        refresh: epochs that a view lives, None for all of them; the slots take turns.
     """
 
     def __init__(self, slabs: SlabDataset, *, num_views: int, refresh: int | None) -> None:
@@ -59,7 +61,7 @@ class ViewDataset(Dataset[ViewSlabs]):
         return ViewSlabs(torch.tensor([view]), labels.unsqueeze(0), positions.unsqueeze(0))
 
     def slice(self, view: View, index: int, device: torch.device | str = "cpu") -> Tensor:
-        """A slice of a view, (C, H, W) float32; augmented on `device`, where it then is."""
+        """A slice of a view, (C, H, W) float32, augmented on `device` and left there."""
         draw, size = self._draw(view), self.augmentation.size
         stored = torch.from_numpy(self.cases[view.case].image[index].astype(np.float32)).unsqueeze(0).to(device)
         noise = None
@@ -90,7 +92,7 @@ class ViewDataset(Dataset[ViewSlabs]):
         return np.random.default_rng([*self.seeds(view), *more, 2])  # not 0 at the end, which counts for nothing
 
     def _middle(self, case: int) -> float | None:
-        """The case's mean, which contrast turns about: that of the slices at hand would not be the view's."""
+        """The mean of the whole case, about which contrast turns, since the slices at hand vary."""
         if self.augmentation.config.intensity == 0:
             return None
         if case not in self._means:

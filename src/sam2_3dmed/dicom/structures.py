@@ -244,9 +244,9 @@ def _contours(mask: Volume, value: int, place: int, series: DicomSeries, sources
         return []
     plane = series.planes[place]
     if len(sources) == 1 < len(series.planes):
-        source, frame = sources[0], {"ReferencedFrameNumber": plane.index + 1}
+        source, within = sources[0], {"ReferencedFrameNumber": plane.index + 1}
     else:
-        source, frame = sources[[other.file for other in series.planes].index(plane.file)], {}
+        source, within = sources[[other.file for other in series.planes].index(plane.file)], {}
     made = []
     for polygon in trace(inside):
         voxels = np.column_stack([polygon, np.full(len(polygon), place), np.ones(len(polygon))])
@@ -255,7 +255,7 @@ def _contours(mask: Volume, value: int, place: int, series: DicomSeries, sources
             _dataset(
                 ContourGeometricType="CLOSED_PLANAR",
                 NumberOfContourPoints=len(points),
-                ContourImageSequence=[_reference(source, **frame)],
+                ContourImageSequence=[_reference(source, **within)],
                 ContourData=[f"{number:.{_DECIMALS}f}" for number in points.ravel()],
             )
         )

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from sam2_3dmed.data.threshold_baseline import Interval, best_threshold_dice
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.experiments.threshold_baseline import Interval, best_threshold_dice
 from sam2_3dmed.volume.volume import Volume
 
 GRID = np.diag([2.0, 2.0, 4.0, 1.0])

@@ -1,4 +1,4 @@
-"""The best that a threshold can do: the yardstick which a trained network has to beat."""
+"""The best intensity threshold, as a baseline that a trained network has to beat."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from sam2_3dmed.errors import DataError
 from sam2_3dmed.volume.volume import Volume
 
 Pair = tuple[Volume, Volume]
+"""An image of one channel and its label, on one grid."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class ThresholdScore:
-    """What thresholds reach.
-
-    intervals: by class, the best on the training cases; dice: by class, its mean Dice over the test cases;
-    mean: the mean of the classes' Dice.
-    """
+    """By class, the best interval on the training cases and its mean Dice over the test cases; and the mean of all."""
 
     intervals: dict[int, Interval]
     dice: dict[int, float]
@@ -48,12 +45,14 @@ def best_threshold_dice(
     sigmas: Sequence[float] = (0.0, 1.0, 2.0),
     num_percentiles: int = 41,
 ) -> ThresholdScore:
-    """For each class the intensity interval of the highest mean Dice on `train`, scored on `test`.
+    """For each class alone the intensity interval of the highest mean Dice on `train`, scored on `test`.
 
-    train, test: (image, label) pairs on one grid each; single-channel images. Every class is sought alone.
-    sigmas: smoothing tried before thresholding, in voxels of the finest spacing, equal in mm along all axes.
-    num_percentiles: how many bounds are tried, each with each: percentiles of the class's training voxels.
-    Raises: DataError if there are no cases, or a class occurs in no training case.
+    Args:
+        sigmas: smoothing tried before thresholding, in voxels of the finest spacing, equal in mm along all axes.
+        num_percentiles: how many bounds are tried, each with each: percentiles of the class's training voxels.
+
+    Raises:
+        DataError: there are no cases, or a class occurs in no training case.
     """
     if not train or not test:
         raise DataError("the best threshold needs at least one training case and one test case")
@@ -61,9 +60,8 @@ def best_threshold_dice(
     for sigma in sigmas:
         smoothed = [(_smooth(image, sigma), label.array) for image, label in train]
         for value, (score, _) in best.items():
-            found, low, high = _best_interval(
-                [(image, label == value) for image, label in smoothed], value, num_percentiles
-            )
+            masks = [(image, label == value) for image, label in smoothed]
+            found, low, high = _best_interval(masks, value, num_percentiles)
             if found > score:
                 best[value] = (found, Interval(low, high, sigma))
     intervals = {value: interval for value, (_, interval) in best.items()}
@@ -95,7 +93,7 @@ def _best_interval(
         selected, hit = _counts(image, bounds), _counts(image[mask], bounds)
         size = selected + mask.sum()
         total += np.where(size > 0, 2 * hit / np.maximum(size, 1), 1.0)
-    # A bound below the other's is no interval.
+    # A pair whose upper bound is below the lower is no interval.
     mean = np.where(np.triu(np.ones_like(total, dtype=bool)), total / len(cases), -1)
     low, high = np.unravel_index(int(mean.argmax()), mean.shape)
     return float(mean[low, high]), float(bounds[low]), float(bounds[high])
