@@ -77,14 +77,13 @@ def test_images_with_other_channels_are_an_error(tmp_path: Path, write) -> None:
         fingerprint(read_dataset(tmp_path))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_all_broken_cases_are_listed_at_once(write_msd, workers: int) -> None:
+def test_all_broken_cases_are_listed_at_once(write_msd) -> None:
     image, label = _case()
     root = write_msd(dict.fromkeys("abcd", (image, label)) | {"e": (image, label + 7)})
     (root / "imagesTr/b.nii.gz").write_bytes(b"nonsense")
     (root / "labelsTr/d.nii.gz").write_bytes(b"")
     with pytest.raises(DataError) as caught:
-        fingerprint(read_dataset(root), workers=workers)
+        fingerprint(read_dataset(root))
     lines = str(caught.value).splitlines()
     assert lines[0] == "3 of 5 cases cannot be used:"
     assert [

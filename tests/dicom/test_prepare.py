@@ -19,9 +19,14 @@ from sam2_3dmed.volume.volume import Volume
 
 
 @pytest.fixture
-def studies(tmp_path, write_series, stored_voxels):
+def studies(tmp_path, made_studies):
     """Two studies: one with a SEG of two classes, one with an RTSTRUCT of one of them and of another."""
-    root = tmp_path / "studies"
+    return shutil.copytree(made_studies, tmp_path / "studies")
+
+
+@pytest.fixture(scope="module")
+def made_studies(tmp_path_factory, write_series, stored_voxels):
+    root = tmp_path_factory.mktemp("made")
     for number, (write, name, labels) in enumerate(
         [
             (lambda *a: write_segmentation(*a, {}), "seg.dcm", {1: "spleen", 2: "tumour"}),

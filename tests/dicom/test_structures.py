@@ -6,10 +6,8 @@ from matplotlib.path import Path as Outline
 from pydicom import dcmread
 
 from sam2_3dmed.dicom.files import DicomFile
-from sam2_3dmed.dicom.series import choose_series
 from sam2_3dmed.dicom.structures import read_structures, structure_names, write_structures
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.volume.label import read_label
 
 
 @pytest.fixture
@@ -17,15 +15,6 @@ def file(tmp_path, mask, series, labels):
     path = tmp_path / "mask.rtstruct.dcm"
     write_structures(mask, series, path, labels)
     return path
-
-
-@pytest.mark.parametrize("case", ["CT", "MR_T1"])
-def test_real_contours_give_the_supplied_mask_exactly(shared_data, case):
-    folder = shared_data / "dicom" / "sarcoma_019" / case
-    file = folder / "rtstruct" / "RS.dcm"
-    ((_, mask),) = read_structures(DicomFile(file), dcmread(file), choose_series(folder / "image"))
-    assert mask.any()
-    assert np.array_equal(mask, read_label(folder / "label.nii.gz").array > 0)
 
 
 def test_the_same_voxels_by_ours(file, series, mask, labels):
