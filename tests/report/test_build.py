@@ -38,17 +38,13 @@ def test_what_the_model_says_is_kept(page: Path, monkeypatch: pytest.MonkeyPatch
     assert write_report(run).read_bytes() == before, "and the page is the same"
 
 
-def test_a_run_without_its_model_is_shown_without_boundaries(run: Path) -> None:
+def test_a_run_without_its_model_or_a_mask_shows_the_rest(run: Path) -> None:
     (run / "model.safetensors").unlink()
+    (run / "predictions" / "three.nii.gz").write_bytes(b"broken")
     text = write_report(run, out=run / "deep" / "page.html").read_text()
     assert "no boundary map and relative positions" in text
     assert "P_bd" not in text
     assert "surfaces-data" in text
-
-
-def test_a_case_that_cannot_be_read_costs_only_itself(run: Path) -> None:
-    (run / "predictions" / "three.nii.gz").write_bytes(b"broken")
-    text = write_report(run).read_text()
     assert "three is not shown: " in text
     assert "<h3>best: two" in text
     assert "<h3>worst" not in text

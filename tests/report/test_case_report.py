@@ -14,11 +14,11 @@ from sam2_3dmed.report.case_report import (
     case_report,
     distance_colours,
     distance_limit_mm,
-    stills,
+    still,
 )
 from sam2_3dmed.report.charts import distance_map
 from sam2_3dmed.report.contents import read_run
-from sam2_3dmed.report.meshes import Mesh
+from sam2_3dmed.report.surfaces import Mesh
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
@@ -76,8 +76,8 @@ def test_a_case_with_everything(run: Path) -> None:
     assert "saying 0 for every pair would give 1.33" in report.charts[1].text
     assert [surfaces.label for surfaces in report.surfaces] == list(plan.labels.values())
     # the prediction is the truth 3 voxels of 1.5 mm aside
-    still = stills(report, distance_limit_mm([report]), figures)
-    assert still.address.startswith("data:image/svg+xml;base64,")
+    drawn = still(report, distance_limit_mm([report]), figures)
+    assert drawn.address.startswith("data:image/svg+xml;base64,")
     assert distance_limit_mm([report]) == 5
     names = {path.stem for path in figures.iterdir()}
     assert names == {"slices_worst", "dice_worst", "positions_worst", "surfaces_worst"}
@@ -102,4 +102,4 @@ def test_files_on_different_grids_are_named(run: Path) -> None:
 
 
 def test_no_surface_no_still(run: Path) -> None:
-    assert stills(report_with(None), 1.0, run) is None
+    assert still(report_with(None), 1.0, run) is None

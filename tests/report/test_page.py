@@ -1,14 +1,21 @@
 """The page is well-formed, loads nothing, says what it shows to those who cannot see it, and escapes every name."""
 
+import base64
+import hashlib
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from sam2_3dmed.report.case_report import Chart
+from sam2_3dmed import report
+from sam2_3dmed.report.case_report import CaseReport, Chart, Surfaces
+from sam2_3dmed.report.charts import distance_map
 from sam2_3dmed.report.contents import RunContents, read_run
-from sam2_3dmed.report.page import Page, page_html
+from sam2_3dmed.report.page import gradient, page_html
+from sam2_3dmed.report.surfaces import surface_meshes
 
 VOID = {"meta", "link", "img", "br", "image"}
 
@@ -88,16 +95,10 @@ def test_every_case_and_class_is_a_row_that_can_be_sorted(html: str) -> None:
     assert table.count('class="badge"') == 3 * 4
 
 
-def bare(run: Path, **changes) -> Page:
-    given = {"curves": (), "distributions": (), "cases": (), "stills": {}, "ranked_by": "", "limit_mm": 1.0} | changes
-    return Page(contents=read_run(run), **given)
-
-
 def test_a_run_without_anything_still_has_a_page(run: Path) -> None:
     for path in (run / "evaluation").iterdir():
         path.unlink()
-    page = bare(run)
-    html = page_html(page)
+    html = page_html(read_run(run))
     reader = Reader(html)
     assert reader.all("section") == []
     assert "no evaluation here" in html
@@ -111,12 +112,74 @@ def test_what_is_undefined_is_a_dash(run: Path) -> None:
         row["dice"] = None
     for result in contents.summary["results"]:
         result["dice"] |= {"mean": None, "interval_95": None}
-    html = page_html(Page(contents, (), (), (), {}, "dice", 1.0))
+    html = page_html(contents, ranked_by="dice")
     cells = re.findall(r'<td data-value="">–</td>', html)
     assert len(cells) >= 2 * 4
 
 
 def test_a_chart_is_a_figure_with_its_words(run: Path) -> None:
-    html = page_html(bare(run, curves=[Chart("loss <over> epochs", "<svg/>")]))
+    html = page_html(read_run(run), curves=[Chart("loss <over> epochs", "<svg/>")])
     assert 'alt="loss &lt;over&gt; epochs"' in html
     assert "<figcaption>loss &lt;over&gt; epochs</figcaption>" in html
+
+
+VENDOR = Path(report.__file__).parent / "vendor"
+
+
+def case(rank: str = "best", name: str = "a") -> CaseReport:
+    masks = np.zeros((2, 9, 9, 9), dtype=bool)
+    masks[0, 2:6, 2:6, 2:6] = masks[1, 4:8, 2:6, 2:6] = True
+    truth, prediction = surface_meshes(masks[0], masks[1], np.diag([1.0, 1, 2, 1]), 10**6)
+    found = Surfaces("organ", "#E69F00", truth, prediction)
+    missed = Surfaces("</script>", "#56B4E9", truth, None)
+    return CaseReport(rank, name, (), (), (found, missed))
+
+
+def data_of(html: str) -> dict:
+    return json.loads(re.search(r'id="surfaces-data">(.*?)</script>', html, re.DOTALL)[1])
+
+
+def test_the_vendored_script_is_the_published_one() -> None:
+    """dist/niivue.umd.js of the npm package @niivue/niivue 0.69.0."""
+    content = (VENDOR / "niivue-0.69.0.umd.js").read_bytes()
+    assert hashlib.sha256(content).hexdigest() == "47b896b77ec4a5be3ef1949c33ad393b6f45629921f326c279000bcf51bdb4af"
+    assert b"</script" not in content.lower()
+    assert b"<!--" not in content, "inside a script element it would hide what follows"
+
+
+def test_its_licences_come_with_it(html: str) -> None:
+    assert "Copyright (c) 2021, Niivue" in html
+    text = (VENDOR / "LICENSES.txt").read_text()
+    assert "Copyright (c) 2021, Niivue" in text
+    for part in ("fflate", "gl-matrix", "nifti-reader-js", "zarrita", "numcodecs", "LZ4", "Zstandard", "Blosc"):
+        assert re.search(rf"^== .*{part}", text, re.MULTILINE)
+
+
+def test_meshes_stand_around_the_middle_and_share_it(run: Path) -> None:
+    content = data_of(page_html(read_run(run), cases=[case()], limit_mm=2.0))
+    surface, missed = content["cases"]["best"]
+    assert surface["colour"] == "#E69F00"
+    # both boxes together: x 1.5 to 7.5, y 1.5 to 5.5, z 3 to 11
+    assert surface["truth"]["low_mm"] == [-3, -2, -4]
+    assert surface["prediction"]["low_mm"] == [-1, -2, -4]
+    assert "prediction" not in missed
+    scale = np.frombuffer(base64.b64decode(content["scale"]), dtype=np.uint8).reshape(256, 3)
+    assert scale[255].tolist() == list(distance_map()(1.0, bytes=True)[:3])
+
+
+def test_no_name_breaks_out_of_the_data(run: Path) -> None:
+    html = page_html(read_run(run), cases=[case(name="<img src=x>")])
+    assert data_of(html)["cases"]["best"][1]["label"] == "</script>"
+    assert "<img src=x" not in html
+
+
+def test_nothing_to_turn_is_no_viewer(run: Path) -> None:
+    html = page_html(read_run(run), cases=[CaseReport("only", "a", (), (), ())])
+    assert 'id="surfaces-data"' not in html
+    assert 'href="#surfaces"' not in html
+
+
+def test_a_scale_runs_through_its_map() -> None:
+    css = gradient("cividis")
+    assert css.count("rgb(") == 5
+    assert "rgb(0 34 77)" in css

@@ -3,6 +3,7 @@
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from sam2_3dmed.errors import UserError
@@ -10,9 +11,9 @@ from sam2_3dmed.inference.auxiliary import Auxiliary
 from sam2_3dmed.inference.interface import Segmenter
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.report import charts
-from sam2_3dmed.report.case_report import CaseReport, Chart, case_report, distance_limit_mm, stills
+from sam2_3dmed.report.case_report import CaseReport, Chart, case_report, distance_limit_mm, still
 from sam2_3dmed.report.contents import CaseEntry, RunContents, chosen_cases, read_run
-from sam2_3dmed.report.page import Page, page_html
+from sam2_3dmed.report.page import page_html
 from sam2_3dmed.run.run_folder import load_model
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
@@ -29,35 +30,36 @@ logger = logging.getLogger(__name__)
 def write_report(run: Path, data: Path | None = None, out: Path | None = None) -> Path:
     """Make the report of a run: one HTML file, and its figures as PNG and SVG in RUN/figures.
 
-    data: the data set's folder; without it where it was when training began. out: the file, none for RUN/report.html.
-    What is missing (evaluation, images, a case that cannot be read) is noted on the page, and the rest is made.
-    Boundary maps and relative positions come from RUN/auxiliary; for cases that are not there the model computes
-    them once and they are kept there.
+    The page notes what is missing: the evaluation, images, a case that cannot be read. Boundary maps and relative
+    positions come from RUN/auxiliary. For a case without them the model computes them once and they are kept there.
 
-    Returns: the file.
+    Args:
+        data: The folder of the data set; None takes the folder of the training.
+        out: The file; None takes RUN/report.html.
+
+    Returns:
+        The file.
+
     Raises:
-        UserError: not a run folder, a broken file in it, `data` that is no data set, a file that cannot be written.
+        UserError: The folder is no run, a file in it is broken, `data` is no data set, or a file cannot be written.
     """
     contents = read_run(run, data)
-    figures = run / "figures"
-    metrics = contents.metrics
+    figures, metrics = run / "figures", contents.metrics
     ranked_by = _PREFERRED_METRIC if _PREFERRED_METRIC in metrics else next(iter(metrics), "")
     cases = _cases(contents, ranked_by, figures) if metrics else []
     limit_mm = distance_limit_mm(cases)
-    drawn = {case.rank: stills(case, limit_mm, figures) for case in cases}
-    page = Page(
-        contents=contents,
+    html = page_html(
+        contents,
         curves=_curves(contents, figures),
         distributions=_distributions(contents, figures),
-        cases=cases,
-        stills={rank: chart for rank, chart in drawn.items() if chart},
+        cases=[replace(case, still=still(case, limit_mm, figures)) for case in cases],
         ranked_by=ranked_by,
         limit_mm=limit_mm,
     )
     for note in contents.notes:
         logger.warning("%s", note)
     path = out or run / REPORT_FILE
-    write_text(path, page_html(page))
+    write_text(path, html)
     return path
 
 
@@ -68,32 +70,33 @@ def _cases(contents: RunContents, ranked_by: str, figures: Path) -> list[CaseRep
         contents.notes.append(f"{lost} of {len(contents.cases)} cases: mask or label file is no longer where it was")
     num_meshes = 2 * len(chosen) * contents.record.plan.num_classes
     max_triangles = min(_MAX_TRIANGLES_A_MESH, _MAX_TRIANGLES // max(num_meshes, 1))
-    source = _auxiliary_source(contents)
+    auxiliary = _auxiliary_source(contents)
     reports = []
     for rank, entry in chosen.items():
         try:
-            reports.append(case_report(rank, entry, contents.record.plan, figures, source, max_triangles))
+            report = case_report(rank, entry, contents.record.plan, figures, auxiliary, max_triangles)
+            reports.append(replace(report, score=entry.score(ranked_by)))
         except UserError as error:
             contents.notes.append(f"{entry.name} is not shown: {error}")
     return reports
 
 
 def _auxiliary_source(contents: RunContents) -> Callable[[CaseEntry, Volume], Auxiliary | None]:
-    """A function that gives a case's auxiliary outputs: kept ones, else computed by the model, which is loaded once."""
+    """A function for a case's auxiliary outputs: kept ones, or computed by the model, which is loaded once."""
     folder = contents.folder / "auxiliary"
-    predictors: list[Segmenter] = []
+    models: list[Segmenter] = []
 
     def auxiliary(entry: CaseEntry, image: Volume) -> Auxiliary | None:
         try:
             kept = Auxiliary.read(folder, entry.name)
             if kept is not None or not contents.record.has_auxiliary:
                 return kept
-            if not predictors:
-                predictors.append(load_model(contents.folder))
+            if not models:
+                models.append(load_model(contents.folder))
             reference = read_label(entry.truth) if contents.record.takes_boxes and entry.truth else None
-            _, computed = predictors[0].with_auxiliary(image, reference=reference)
+            _, computed = models[0].with_auxiliary(image, reference=reference)
             computed.write(folder, entry.name)
-            return Auxiliary.read(folder, entry.name)  # as every later report sees it
+            return Auxiliary.read(folder, entry.name)  # the same as for every later report
         except UserError as error:
             contents.notes.append(f"{entry.name}: no boundary map and relative positions: {error}")
             return None
@@ -115,8 +118,7 @@ def _curves(contents: RunContents, figures: Path) -> list[Chart]:
         positive = all(value is None or value > 0 for column in series.values() for value in column)
         # Loss terms differ by orders of magnitude.
         figure = charts.lines_chart(text, epochs, series, logarithmic=group == "train" and positive)
-        chart = Chart(f"{text} over the epochs", charts.save_figure(figure, figures, f"curves_{group}"))
-        found.append(chart)
+        found.append(Chart(f"{text} over the epochs", charts.save_figure(figure, figures, f"curves_{group}")))
     return found
 
 

@@ -6,19 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sam2_3dmed.config import Plan
 from sam2_3dmed.data.dataset import Case, read_case
 from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.evaluation.masks import Floats
 from sam2_3dmed.inference.auxiliary import Auxiliary
 from sam2_3dmed.report import charts
 from sam2_3dmed.report.contents import CaseEntry
 from sam2_3dmed.report.figures import panel_rows
-from sam2_3dmed.report.meshes import Floats, Mesh, surface_meshes
 from sam2_3dmed.report.panels import Panel, class_colour
 from sam2_3dmed.report.planes import ERROR_COLOURS, case_panels, case_volumes, class_numbers, largest_error, slice_dice
-from sam2_3dmed.report.render import bounds, render
+from sam2_3dmed.report.surfaces import Mesh, bounds, render, surface_meshes
 from sam2_3dmed.volume.files import require_same_grid
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.slices import WORLD_AXES
@@ -31,7 +30,9 @@ _STILL_PIXELS = 360
 class Chart:
     """A figure for the page.
 
-    text: what it shows, for the caption and for those who cannot see it. wide: too wide for a phone, which scrolls it.
+    Attributes:
+        text: The caption and alternative text.
+        wide: Too wide for a phone, which scrolls it.
     """
 
     text: str
@@ -56,13 +57,21 @@ class Surfaces:
 
 @dataclass(frozen=True)
 class CaseReport:
-    """What the page shows of a case. rank: best, median, worst or only."""
+    """A case on the page.
+
+    Attributes:
+        rank: best, median, worst or only.
+        score: By the metric that ranks the cases.
+        still: Pictures of the surfaces.
+    """
 
     rank: str
     name: str
     panels: Sequence[Panel]
     charts: Sequence[Chart]
     surfaces: Sequence[Surfaces]
+    score: float | None = None
+    still: Chart | None = None
 
 
 def case_report(
@@ -73,12 +82,13 @@ def case_report(
     auxiliary: Callable[[CaseEntry, Volume], Auxiliary | None],
     max_triangles: int,
 ) -> CaseReport:
-    """Draw a case whose masks are there; figures are written below `figures`.
+    """Draw a case whose masks were found; figures are written into `figures`.
 
-    auxiliary: gives the boundary map and relative positions of a case, given its image.
+    Args:
+        auxiliary: Returns the boundary map and relative positions of a case and its image.
 
     Raises:
-        UserError: a file that cannot be used, or files of the case on different grids.
+        UserError: A file cannot be used, or the files of the case lie on different grids.
     """
     image, truth, prediction = _read(entry, plan.labels)
     extra = auxiliary(entry, image) if image is not None else None
@@ -87,12 +97,11 @@ def case_report(
     panels = case_panels(case)
     slices = panel_rows([panels], plan.labels, [f"{rank}: {entry.name}"], ERROR_COLOURS)
     charts.save_figure(slices, figures, f"slices_{rank}")
-    names = list(plan.labels.values())
     shown = largest_error(case)[WORLD_AXES[case.axis][0]]
-    dice = charts.slice_dice_chart(f"Dice along the axis ({case.axis})", slice_dice(case), names, shown)
-    drawn = [
-        Chart(f"Dice of each {case.axis} slice of {entry.name}", charts.save_figure(dice, figures, f"dice_{rank}"))
-    ]
+    title = f"Dice along the axis ({case.axis})"
+    dice = charts.slice_dice_chart(title, slice_dice(case), list(plan.labels.values()), shown)
+    text = f"Dice of each {case.axis} slice of {entry.name}"
+    drawn = [Chart(text, charts.save_figure(dice, figures, f"dice_{rank}"))]
     if extra and extra.positions:
         drawn.append(_positions(extra, entry.name, figures, rank))
     return CaseReport(rank, entry.name, panels, drawn, _surfaces(truth, prediction, plan.labels, max_triangles))
@@ -115,7 +124,7 @@ def _read(entry: CaseEntry, labels: Mapping[int, str]) -> tuple[Volume | None, V
 def _positions(extra: Auxiliary, name: str, figures: Path, rank: str) -> Chart:
     # Slabs as long as the first: a shorter one has another matrix.
     depth = len(extra.positions[0].slices)
-    slabs = [(w.slices, w.relative_position) for w in extra.positions if len(w.slices) == depth]
+    slabs = [(slab.slices, slab.relative_position) for slab in extra.positions if len(slab.slices) == depth]
     error, nothing = charts.position_errors(slabs)
     text = (
         f"Relative positions in {name}: mean error {error:.2f} slices over {len(slabs)} slabs of {depth}; "
@@ -126,37 +135,36 @@ def _positions(extra: Auxiliary, name: str, figures: Path, rank: str) -> Chart:
 
 
 def _surfaces(truth: Volume, prediction: Volume, labels: Mapping[int, str], max_triangles: int) -> list[Surfaces]:
-    numbers = [class_numbers(volume, labels).array for volume in (truth, prediction)]
-    found = []
-    for index, label in enumerate(labels.values()):
-        masks = [array == index + 1 for array in numbers]
-        meshes = surface_meshes(masks[0], masks[1], truth.affine, max_triangles)
-        found.append(Surfaces(label, class_colour(index), *meshes))
-    return found
+    true, predicted = (class_numbers(volume, labels).array for volume in (truth, prediction))
+    return [
+        Surfaces(
+            label,
+            class_colour(number - 1),
+            *surface_meshes(true == number, predicted == number, truth.affine, max_triangles),
+        )
+        for number, label in enumerate(labels.values(), start=1)
+    ]
 
 
 def distance_limit_mm(reports: Sequence[CaseReport]) -> float:
-    """Where the scale of distances ends: half of the surfaces have nine tenths of themselves below it.
+    """The end of the scale of distances: half of the surfaces have nine tenths of their vertices below it.
 
     Rounded up to 1, 2 or 5 times a power of 10, and at least 1.
     """
-    reached = []
-    for surfaces in (surfaces for report in reports for surfaces in report.surfaces):
-        for mesh in (surfaces.truth, surfaces.prediction):
-            if mesh is not None and np.isfinite(mesh.distances_mm).all():
-                reached.append(float(np.percentile(mesh.distances_mm, 90)))
+    meshes = [m for report in reports for surfaces in report.surfaces for m in (surfaces.truth, surfaces.prediction)]
+    reached = [np.percentile(m.distances_mm, 90) for m in meshes if m and np.isfinite(m.distances_mm).all()]
     middle = max(1.0, float(np.median(reached)) if reached else 0.0)
     power = 10 ** np.floor(np.log10(middle))
     return float(next(step * power for step in (1, 2, 5, 10) if step * power >= middle * 0.999))
 
 
 def distance_colours(distances_mm: Floats, limit_mm: float) -> Floats:
-    """(n, 3) in [0, 1]: the map of distances from 0 to the limit, and the limit's colour beyond."""
+    """(n, 3) in [0, 1]: the colours of distances; beyond the limit they have the limit's colour."""
     colours: Floats = charts.distance_map()(np.clip(distances_mm / limit_mm, 0, 1))[:, :3]
     return colours
 
 
-def stills(report: CaseReport, limit_mm: float, figures: Path) -> Chart | None:
+def still(report: CaseReport, limit_mm: float, figures: Path) -> Chart | None:
     """Truth, prediction, and the prediction coloured by its distance to the truth. Paper: Figures 3 and 8."""
     truth = [(s.truth, _rgb(s.colour)) for s in report.surfaces if s.truth]
     prediction = [(s.prediction, _rgb(s.colour)) for s in report.surfaces if s.prediction]
@@ -165,12 +173,12 @@ def stills(report: CaseReport, limit_mm: float, figures: Path) -> Chart | None:
     if not meshes:
         return None
     view = bounds(meshes)
-    titles = ("truth", "prediction", "prediction: mm to the truth")
-    pictures = [render(group, _STILL_PIXELS, *view) for group in (truth, prediction, coloured)]
-    figure = charts.pictures_chart(report.name, dict(zip(titles, pictures, strict=True)), limit_mm)
+    groups = {"truth": truth, "prediction": prediction, "prediction: mm to the truth": coloured}
+    pictures = {title: render(group, _STILL_PIXELS, *view) for title, group in groups.items()}
+    figure = charts.pictures_chart(report.name, pictures, limit_mm)
     text = f"Surfaces of {report.name}: truth, prediction, and the prediction coloured by its distance to the truth"
     return Chart(text, charts.save_figure(figure, figures, f"surfaces_{report.rank}"), wide=True)
 
 
-def _rgb(colour: str) -> NDArray[np.float64]:
+def _rgb(colour: str) -> Floats:
     return np.frombuffer(bytes.fromhex(colour[1:]), dtype=np.uint8) / 255

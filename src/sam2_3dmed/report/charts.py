@@ -1,4 +1,4 @@
-"""Curves, distributions, Dice along the axis and relative positions, drawn with matplotlib small enough for a phone."""
+"""Charts for the page, drawn with matplotlib small enough for a phone."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,43 +29,36 @@ _MARKERS = "os^D"  # when the colours begin anew
 
 
 def save_figure(figure: Any, folder: Path, name: str) -> str:
-    """Write NAME.svg and NAME.png below `folder`, which is made. Returns: the SVG's text.
+    """Write NAME.svg and NAME.png into `folder`, which is made if it is missing.
+
+    Returns:
+        The text of the SVG.
 
     Raises:
-        DataError: they cannot be written.
+        DataError: A file cannot be written.
     """
-    contents = {}
     with _style():
         figure.get_layout_engine().execute(figure)  # once for both files
-    figure.set_layout_engine(None)
-    for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-        buffer = io.BytesIO()
-        with _style():
-            figure.savefig(buffer, format=ending, dpi=200, metadata=metadata)
-        contents[ending] = buffer.getvalue()
-    write_figure(folder, name, contents)
-    return contents["svg"].decode("utf-8")
-
-
-def write_figure(folder: Path, name: str, contents: Mapping[str, bytes]) -> None:
-    """Write files NAME.ENDING below `folder`, which is made.
-
-    Raises:
-        DataError: they cannot be written.
-    """
+        figure.set_layout_engine(None)
+    contents = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for ending, content in contents.items():
+        for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            buffer = io.BytesIO()
+            with _style():
+                figure.savefig(buffer, format=ending, dpi=200, metadata=metadata)
+            contents[ending] = buffer.getvalue()
             with replacing(folder / f"{name}.{ending}") as file:
-                file.write(content)
+                file.write(contents[ending])
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from None
+    return contents["svg"].decode("utf-8")
 
 
 def lines_chart(
     title: str, steps: Sequence[float], series: Mapping[str, Sequence[float | None]], *, logarithmic: bool = False
 ) -> Any:
-    """Values over epochs, a line each; what is missing is bridged."""
+    """Values over epochs, a line each; missing values are bridged."""
     from matplotlib.ticker import LogLocator
 
     with _chart(title) as (figure, axes):
@@ -85,19 +78,14 @@ def lines_chart(
 
 
 def distribution_chart(title: str, values: Mapping[str, Sequence[float | None]], unit: str | None) -> Any:
-    """A box (quartiles, whiskers to 1.5 times their distance) and a dot a case, for each class."""
+    """For each class a box (quartiles, whiskers to 1.5 times their distance) and a dot for each case."""
     with _chart(title) as (figure, axes):
-        for place, (_name, given) in enumerate(values.items()):
+        for place, given in enumerate(values.values()):
             known = np.array([value for value in given if value is not None], dtype=float)
             known = known[np.isfinite(known)]
             colour = _line_colour(place)
-            axes.boxplot(
-                known,
-                positions=[place],
-                widths=0.55,
-                showfliers=False,
-                medianprops={"color": "black", "linewidth": 1.5},
-            )
+            median = {"color": "black", "linewidth": 1.5}
+            axes.boxplot(known, positions=[place], widths=0.55, showfliers=False, medianprops=median)
             # Side by side by rank, so that the picture is the same each time and dots of equal value do not hide.
             shift = ((np.arange(known.size) * 0.618) % 1 - 0.5) * 2 * _STRIP_WIDTH
             axes.scatter(place + shift, np.sort(known), s=9, color=colour, alpha=0.75, linewidths=0, zorder=3)
@@ -112,9 +100,10 @@ def cost_chart(
     cost: str,
     accuracy: str,
 ) -> Any:
-    """A dot a system, of an area that grows with its parameters; best is at the top left.
+    """A dot for each system, with an area that grows with its parameters; the best is at the top left.
 
-    points: name -> cost, accuracy, its interval, parameters.
+    Args:
+        points: Name -> cost, accuracy, its interval, parameters.
     """
     largest = max((parameters or 0.0 for *_, parameters in points.values()), default=0.0) or 1.0
     with _chart(title, width=6.4) as (figure, axes):
@@ -135,7 +124,7 @@ def cost_chart(
 
 
 def slice_dice_chart(title: str, scores: NDArray[np.float64], names: Sequence[str], marked: int) -> Any:
-    """Dice of each class in each slice, (K, D); a gap where there is none of it. marked: the slice that is shown."""
+    """(K, D) Dice of each class in each slice, with gaps where it is undefined. marked: the slice of the panels."""
     with _chart(title) as (figure, axes):
         for number, (name, line) in enumerate(zip(names, scores, strict=True)):
             axes.plot(line, color=class_colour(number), label=name, marker="o", markersize=2.5)
@@ -146,9 +135,10 @@ def slice_dice_chart(title: str, scores: NDArray[np.float64], names: Sequence[st
 
 
 def positions_chart(title: str, slabs: Sequence[tuple[Sequence[int], NDArray[np.floating]]]) -> Any:
-    """Does SRPP know where a slice is? The mean predicted matrix beside the true one, and prediction against truth.
+    """The mean predicted matrix of relative positions beside the true one, and prediction against truth.
 
-    slabs: for each its slices as the network saw them, and P_pos (D, D).
+    Args:
+        slabs: For each its slices in the order of the network's input, and P_pos (D, D).
     """
     ordered = [_ascending(slices, matrix) for slices, matrix in slabs]
     mean = np.mean(ordered, axis=0)
@@ -171,7 +161,7 @@ def positions_chart(title: str, slabs: Sequence[tuple[Sequence[int], NDArray[np.
 
 
 def distance_map() -> Any:
-    """matplotlib's colour map for distances: cividis without its darkest part, in which shading cannot be seen."""
+    """The colour map of distances: cividis without its darkest part, in which shading is invisible."""
     from matplotlib import colormaps
     from matplotlib.colors import ListedColormap
 
@@ -194,7 +184,7 @@ def pictures_chart(title: str, pictures: Mapping[str, NDArray[np.uint8]], limit_
 
 
 def position_errors(slabs: Sequence[tuple[Sequence[int], NDArray[np.floating]]]) -> tuple[float, float]:
-    """The mean absolute error over pairs of slices, and what predicting 0 would give; in slices."""
+    """The mean absolute error over pairs of slices, and the error of predicting 0; in slices."""
     errors, nothing = [], []
     for slices, matrix in slabs:
         places = np.array(slices)
@@ -206,13 +196,13 @@ def position_errors(slabs: Sequence[tuple[Sequence[int], NDArray[np.floating]]])
 
 
 def _ascending(slices: Sequence[int], matrix: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The matrix of a slab with its slices in ascending order."""
+    """The matrix with the slices of the slab in ascending order."""
     order = np.argsort(slices)
     return matrix[np.ix_(order, order)]
 
 
 def _line_colour(number: int) -> str:
-    """Class colours for lines on white, where yellow is too faint."""
+    """The colour of a class for lines on white, where yellow is too faint."""
     colour = class_colour(number)
     return "#000000" if colour == "#F0E442" else colour
 

@@ -1,4 +1,4 @@
-"""Slices with outlines as files: what the truth says and what the model says, in the radiologist's orientation."""
+"""Figures of slices with the outlines of truth and prediction, in the radiologist's orientation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from sam2_3dmed.volume.preprocess import Preprocessing
 from sam2_3dmed.volume.slices import WORLD_AXES
 from sam2_3dmed.volume.volume import Volume
 
-_SHOWN_ON_GREY = "0.5"  # the truth is white on a slice, which nobody sees in a legend on white
+_TRUTH_IN_LEGEND = "0.5"  # the truth is white on a slice, but white is invisible in a legend on white
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ def draw_cases(
     path: Path,
     num_slices: int = 4,
 ) -> None:
-    """A row a case: slices through its foreground, the model's outline in colour and the truth's in dashed white.
+    """Draw a row for each case: slices with the prediction's outline in colour and the truth's dashed in white.
 
-    Patient's right is on the left, anterior (or superior) is up. path: a PNG, or any format matplotlib writes.
+    The patient's right is on the left, anterior (or superior) is up. path: any format of matplotlib.
     """
     rows = []
     for picture in pictures:
@@ -52,10 +52,7 @@ def panel_rows(
     titles: Sequence[str],
     areas: Mapping[str, str] | None = None,
 ) -> Any:
-    """A figure with a row of panels for each title, and what the colours mean below.
-
-    areas: name -> colour of what is filled and not outlined.
-    """
+    """A figure with a row of panels for each title, and a legend below. areas: name -> colour of filled areas."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -70,14 +67,14 @@ def panel_rows(
             draw_panel(place, panel)
         row[0].set_title(f"{title}\n{panels[0].title}", fontsize=8, loc="left")
     legend: list[Any] = [Line2D([], [], color=class_colour(i), label=name) for i, name in enumerate(labels.values())]
-    legend.append(Line2D([], [], color=_SHOWN_ON_GREY, linestyle="--", label="truth"))
+    legend.append(Line2D([], [], color=_TRUTH_IN_LEGEND, linestyle="--", label="truth"))
     legend += [Patch(color=colour, label=name) for name, colour in (areas or {}).items()]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
     return figure
 
 
 def _slices_to_show(case: CaseVolumes, count: int) -> list[int]:
-    """Slices evenly through what truth or prediction call foreground; through everything if neither does."""
+    """Slices evenly through the foreground of truth or prediction; through the volume if there is none."""
     along, *within = WORLD_AXES[case.axis]
     used = np.flatnonzero(((case.truth > 0) | (case.prediction > 0)).any(axis=tuple(within)))
     used = used if len(used) else np.arange(case.truth.shape[along])

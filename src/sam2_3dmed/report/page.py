@@ -1,235 +1,125 @@
-"""The report as one HTML file that needs nothing from anywhere else."""
+"""The report as one HTML file that loads nothing from elsewhere, rendered from `templates/` with Jinja2."""
 
-import json
+import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sam2_3dmed.evaluation.masks import Floats
 from sam2_3dmed.report.case_report import CaseReport, Chart
+from sam2_3dmed.report.charts import distance_map
 from sam2_3dmed.report.contents import RunContents
-from sam2_3dmed.report.panels import class_colour, panel_svg
+from sam2_3dmed.report.panels import class_colour
 from sam2_3dmed.report.planes import ERROR_COLOURS
-from sam2_3dmed.report.viewer import scale_html, viewer_section
+from sam2_3dmed.report.surfaces import packed
 
-_STATIC = Path(__file__).parent / "static"
-# Nothing may be loaded, from wherever: what the page needs stands in it.
-_POLICY = (
-    "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "font-src data:; connect-src data: blob:"
-)
+_FOLDER = Path(__file__).parent
 
 
-@dataclass(frozen=True)
-class Page:
-    """All that the page shows.
+def page_html(
+    contents: RunContents,
+    *,
+    curves: Sequence[Chart] = (),
+    distributions: Sequence[Chart] = (),
+    cases: Sequence[CaseReport] = (),
+    ranked_by: str = "",
+    limit_mm: float = 1.0,
+) -> str:
+    """Render the whole file.
 
-    curves, distributions: charts. cases: best, median, worst. stills: their surfaces, by rank. ranked_by: the metric.
-    limit_mm: where the scale of distances ends.
+    Args:
+        cases: The best, median and worst case.
+        ranked_by: The metric that ranks the cases.
+        limit_mm: The end of the scale of distances.
     """
-
-    contents: RunContents
-    curves: Sequence[Chart]
-    distributions: Sequence[Chart]
-    cases: Sequence[CaseReport]
-    stills: Mapping[str, Chart]
-    ranked_by: str
-    limit_mm: float
-
-
-def page_html(page: Page) -> str:
-    """The whole file."""
-    contents = page.contents
+    has_surfaces = any(surfaces.truth or surfaces.prediction for case in cases for surfaces in case.surfaces)
     sections = {
-        "results": ("Results", _results(contents)),
-        "curves": ("Training and validation", _grid(page.curves)),
-        "distributions": ("Distribution over the test cases", _grid(page.distributions)),
-        "table": ("Every case", _case_table(page)),
-        "examples": ("Best, median and worst case", _cases(page)),
-        "surfaces": ("Surfaces in 3D", viewer_section(page.cases, page.limit_mm)),
-        "definitions": ("What was measured, and how", _definitions(contents)),
+        "results": ("Results", contents.summary),
+        "curves": ("Training and validation", curves),
+        "distributions": ("Distribution over the test cases", distributions),
+        "table": ("Every case", contents.cases),
+        "examples": ("Best, median and worst case", cases),
+        "surfaces": ("Surfaces in 3D", has_surfaces),
+        "definitions": ("What was measured, and how", contents.summary),
     }
-    shown = {name: section for name, section in sections.items() if section[1]}
-    links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, (title, _) in shown.items())
-    body = "".join(f'<section id="{name}"><h2>{title}</h2>{html}</section>' for name, (title, html) in shown.items())
-    title = f"{escape(contents.record.plan.dataset)}: report of {escape(contents.folder.resolve().name)}"
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{title}</title><link rel="icon" href="data:,"><style>{_static("page.css")}</style></head><body>'
-        f'<header><h1>{title}</h1>{_facts(contents)}<nav aria-label="Sections"><ul>{links}</ul></nav></header>'
-        f"<main>{_notes(contents.notes)}{body}</main>{_footer(contents)}"
-        f"<script>{_static('page.js')}</script></body></html>\n"
+        environment()
+        .get_template("page.html")
+        .render(
+            contents=contents,
+            plan=contents.record.plan,
+            metrics=contents.metrics,
+            sections={name: title for name, (title, content) in sections.items() if content},
+            curves=curves,
+            distributions=distributions,
+            cases=cases,
+            ranks={case.name: case.rank for case in cases},
+            ranked_by=ranked_by,
+            limit_mm=limit_mm,
+            meshes=_meshes(cases, limit_mm),
+            has_boundary=any("P_bd" in panel.title for case in cases for panel in case.panels),
+        )
     )
 
 
-def _static(name: str) -> str:
-    return (_STATIC / name).read_text(encoding="utf-8")
+@cache
+def environment() -> Environment:
+    """Jinja's environment with the templates, their filters and functions."""
+    found = Environment(
+        loader=FileSystemLoader(_FOLDER / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    found.filters["number"] = _number
+    found.globals |= {
+        "class_colour": class_colour,
+        "distance_map": distance_map,
+        "error_colours": ERROR_COLOURS,
+        "file_text": lambda name: (_FOLDER / name).read_text(encoding="utf-8"),
+        "gradient": gradient,
+    }
+    return found
 
 
-def _facts(contents: RunContents) -> str:
-    record = contents.record
-    epochs = len(contents.curves.get("epoch", ()))
-    parts = [
-        f"{len(contents.cases)} test cases",
-        f"classes: {', '.join(record.plan.labels.values())}",
-        f"model: {record.about}",
-        f"weights: {record.weights}",
-        f"{epochs} epochs",
-    ]
-    return f'<p class="soft">{escape("; ".join(parts))}. Not for clinical use.</p>'
-
-
-def _notes(notes: Sequence[str]) -> str:
-    if not notes:
-        return ""
-    lines = "".join(f"<li>{escape(note)}</li>" for note in notes)
-    return f'<aside class="notes" aria-label="What is missing"><ul>{lines}</ul></aside>'
-
-
-def _number(value: Any, unit: str | None) -> str:
+def _number(value: float | None, unit: str | None = None) -> str:
+    """Three decimals for shares, two for values with a unit, a dash for an undefined value."""
     if value is None:
         return "–"
     return f"{value:.2f}" if unit else f"{value:.3f}"
 
 
-def _header_cells(contents: RunContents) -> str:
-    cells = []
-    for metric, definition in contents.metrics.items():
-        better = {"higher": "higher is better", "lower": "lower is better"}.get(definition["better"], "0 is best")
-        cells.append(f'<th scope="col" title="{escape(better)}"><button type="button">{escape(metric)}</button></th>')
-    return "".join(cells)
+def gradient(colour_map: Any) -> str:
+    """A matplotlib colour map, given by itself or by name, as a CSS gradient."""
+    from matplotlib import colormaps
+
+    colours = colormaps.get_cmap(colour_map)(np.linspace(0, 1, 5), bytes=True)[:, :3].tolist()
+    return f"linear-gradient(90deg,{','.join(f'rgb({r} {g} {b})' for r, g, b in colours)})"
 
 
-def _results(contents: RunContents) -> str:
-    """A row a class: the mean over the cases and its interval."""
-    if not contents.summary:
-        return ""
-    rows = []
-    for result in contents.summary["results"]:
-        cells = [f'<th scope="row" data-value="{escape(result["class"])}">{escape(result["class"])}</th>']
-        for metric, definition in contents.metrics.items():
-            found, unit = result.get(metric) or {}, definition["unit"]
-            mean, interval = found.get("mean"), found.get("interval_95")
-            spread = (
-                f'<br><span class="soft">{" to ".join(_number(v, unit) for v in interval)}</span>' if interval else ""
-            )
-            cells.append(f'<td data-value="{"" if mean is None else mean}">{_number(mean, unit)}{spread}</td>')
-        for kind in ("missed", "invented"):
-            cells.append(f'<td data-value="{result.get(kind, "")}">{result.get(kind, "–")}</td>')
-        rows.append(f"<tr>{''.join(cells)}</tr>")
-    head = '<th scope="col"><button type="button">class</button></th>' + _header_cells(contents)
-    head += "".join(f'<th scope="col"><button type="button">{kind}</button></th>' for kind in ("missed", "invented"))
-    return (
-        "<p>Means over the cases; below them the 95% bootstrap interval of the mean.</p>"
-        f'<div class="scroll" tabindex="0" role="region" aria-label="Results by class"><table><thead><tr>{head}</tr>'
-        f"</thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+def _meshes(cases: Sequence[CaseReport], limit_mm: float) -> Mapping[str, Any]:
+    """The data of the viewer's script. scale: 256 colours of 3 bytes each, in base64."""
+    scale = distance_map()(np.arange(256), bytes=True)[:, :3]
+    return {
+        "scale": base64.b64encode(scale.tobytes()).decode("ascii"),
+        "cases": {case.rank: _case_meshes(case, limit_mm) for case in cases},
+    }
 
 
-def _case_table(page: Page) -> str:
-    """A row a case and class; the page shows one class at a time and sorts by any column."""
-    contents = page.contents
-    if not contents.cases:
-        return ""
-    ranks = {case.name: case.rank for case in page.cases}
-    rows, classes = [], {}
-    for case in contents.cases:
-        badge = f' <span class="badge">{ranks[case.name]}</span>' if case.name in ranks else ""
-        for row in case.rows:
-            classes[row["class"]] = row["kind"]
-            name, label = escape(case.name), escape(row["class"])
-            cells = [
-                f'<th scope="row" class="text" data-value="{name}">{name}{badge}</th>'
-                f'<td class="text" data-value="{label}">{label}</td>'
-            ]
-            for metric, definition in contents.metrics.items():
-                value = row.get(metric)
-                shown = _number(value, definition["unit"])
-                cells.append(f'<td data-value="{"" if value is None else value}">{shown}</td>')
-            rows.append(f'<tr data-class="{label}">{"".join(cells)}</tr>')
-    options = "".join(
-        f'<option{" selected" if kind == "mean" else ""} value="{escape(name)}">{escape(name)}</option>'
-        for name, kind in classes.items()
-    )
-    head = "".join(f'<th scope="col" class="text"><button type="button">{n}</button></th>' for n in ("case", "class"))
-    return (
-        '<div class="controls"><label>Class <select id="class-filter"><option value="">all</option>'
-        f'{options}</select></label></div><div class="scroll" tabindex="0" role="region" aria-label="Every case">'
-        f'<table id="cases"><thead><tr>{head}{_header_cells(contents)}</tr></thead><tbody>{"".join(rows)}</tbody>'
-        '</table></div><p class="soft">A column\'s name sorts by it, and once more the other way round.</p>'
-    )
-
-
-def _grid(charts: Sequence[Chart]) -> str:
-    return f'<div class="grid">{"".join(map(_figure, charts))}</div>' if charts else ""
-
-
-def _figure(chart: Chart) -> str:
-    text = escape(chart.text)
-    kind = ' class="wide" tabindex="0"' if chart.wide else ""
-    return f'<figure{kind}><img src="{chart.address}" alt="{text}"><figcaption>{text}</figcaption></figure>'
-
-
-def _cases(page: Page) -> str:
-    if not page.cases:
-        return ""
-    metric = escape(page.ranked_by)
-    scores = {case.name: case.score(page.ranked_by) for case in page.contents.cases}
-    blocks = []
-    for case in page.cases:
-        panels = "".join(
-            f"<figure>{panel_svg(p)}<figcaption>{escape(p.title)}</figcaption></figure>" for p in case.panels
-        )
-        still = _figure(page.stills[case.rank]) if case.rank in page.stills else ""
-        charts = "".join(map(_figure, case.charts))
-        blocks.append(
-            f"<article><h3>{case.rank}: {escape(case.name)}, {metric} {_number(scores[case.name], None)}</h3>"
-            f'<div class="grid panels">{panels}</div>{still}<div class="grid pair">{charts}</div></article>'
-        )
-    return f"<p>Ranked by the mean of {metric} over the classes. {_KEY_TEXT}</p>{_key(page)}{''.join(blocks)}"
-
-
-_KEY_TEXT = (
-    "Shown is the slice with the most wrong pixels, and the two planes that cross it in the middle of its widest wrong "
-    "patch. Patient's right is on the left."
-)
-
-
-def _key(page: Page) -> str:
-    labels = page.contents.record.plan.labels.values()
-    outlines = [(class_colour(number), "swatch", name) for number, name in enumerate(labels)]
-    areas = [(colour, "swatch area", f"error map: {name}") for name, colour in ERROR_COLOURS.items()]
-    items = [
-        f'<li><span class="{kind}" style="{"background" if "area" in kind else "border-color"}:{colour}"></span>'
-        f"{escape(name)}</li>"
-        for colour, kind, name in (*outlines, *areas)
-    ]
-    items.insert(len(outlines), '<li><span class="swatch dashed"></span>truth (white)</li>')
-    if any("P_bd" in panel.title for case in page.cases for panel in case.panels):
-        items.append(f"<li>P_bd: 0 {scale_html('cividis')} 1</li>")
-    return f'<ul class="key">{"".join(items)}</ul>'
-
-
-def _definitions(contents: RunContents) -> str:
-    if not contents.summary:
-        return ""
-    entries = [
-        (metric, definition["definition"] + (f", in {definition['unit']}" if definition["unit"] else ""))
-        for metric, definition in contents.metrics.items()
-    ]
-    surface = contents.summary.get("surface")
-    if isinstance(surface, Mapping):
-        entries.append((f"surface: {surface.get('definition', '')}", str(surface.get("meaning", ""))))
-    entries.append(("empty masks", json.dumps(contents.summary.get("empty_masks", ""), ensure_ascii=False).strip('"')))
-    return "<dl>" + "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in entries) + "</dl>"
-
-
-def _footer(contents: RunContents) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in contents.record.versions.items())
-    return (
-        f'<footer><p class="soft">Trained with {escape(versions)}. The figures stand in the folder figures/ of the '
-        "run, as PNG and SVG. Outlines follow the edges of pixels and stay one pixel wide at any zoom.</p></footer>"
-    )
+def _case_meshes(case: CaseReport, limit_mm: float) -> list[dict[str, Any]]:
+    """For each class its label, its colour and its packed meshes, around the middle of all meshes of the case."""
+    meshes = [mesh for surfaces in case.surfaces for mesh in (surfaces.truth, surfaces.prediction) if mesh]
+    points = np.concatenate([mesh.vertices for mesh in meshes] or [np.zeros((1, 3))])
+    centre: Floats = (points.min(axis=0) + points.max(axis=0)) / 2
+    found = []
+    for surfaces in case.surfaces:
+        sides = {"truth": surfaces.truth, "prediction": surfaces.prediction}
+        meshes_of = {side: packed(mesh, centre, limit_mm) for side, mesh in sides.items() if mesh}
+        found.append({"label": surfaces.label, "colour": surfaces.colour, **meshes_of})
+    return found

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.report.outlines import all_outlines, class_outlines
-from sam2_3dmed.report.panels import TRUTH_COLOUR, Outline, Panel, class_colour, grey
+from sam2_3dmed.evaluation.masks import Box, bounding_box
+from sam2_3dmed.report.panels import TRUTH_COLOUR, Outline, Panel, all_outlines, class_colour, class_outlines, grey
 from sam2_3dmed.volume.preprocess import Preprocessing
 from sam2_3dmed.volume.slices import WORLD_AXES, SlicingAxis, volume_to_slices
 from sam2_3dmed.volume.volume import Volume
@@ -16,7 +16,6 @@ from sam2_3dmed.volume.volume import Volume
 ERROR_COLOURS = {"false positive": "#D55E00", "false negative": "#56B4E9", "wrong class": "#F0E442"}
 _MARGIN_MM = 15.0
 _EMPTY_GREY = 0.25
-Box = tuple[slice, slice, slice]
 
 
 @dataclass(frozen=True)
@@ -162,13 +161,13 @@ def _plane(array: NDArray[Any], axis: SlicingAxis, place: tuple[int, int, int], 
 
 def _box_around(case: CaseVolumes) -> Box:
     """Truth and prediction with a margin; the whole volume if there is neither."""
-    used = (case.truth > 0) | (case.prediction > 0)
     box = []
-    for axis, spacing in enumerate(case.spacing_mm):
-        filled = np.flatnonzero(used.any(axis=tuple({0, 1, 2} - {axis})))
+    for side, size, spacing in zip(
+        bounding_box(case.truth, case.prediction), case.truth.shape, case.spacing_mm, strict=True
+    ):
         margin = int(np.ceil(_MARGIN_MM / spacing))
-        low, high = (filled[0] - margin, filled[-1] + 1 + margin) if filled.size else (0, used.shape[axis])
-        box.append(slice(max(0, int(low)), min(used.shape[axis], int(high))))
+        low, high = (side.start - margin, side.stop + margin) if side.stop else (0, size)
+        box.append(slice(max(0, low), min(size, high)))
     return box[0], box[1], box[2]
 
 
