@@ -39,7 +39,7 @@ def balls(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Balls:
 @pytest.fixture(scope="session")
 def make_spec(balls: Balls) -> Callable[..., PatchSpec]:
     """The spec of a small network for the balls; settings as arguments."""
-    from sam2_3dmed.baselines.start import plan_spec
+    from sam2_3dmed.baselines.train import plan_spec
 
     def make(system: str = "unet", *settings: str) -> PatchSpec:
         return plan_spec(find_system(system).recipe(settings=["model.size=small", *settings]), balls.plan, balls.cases)

@@ -33,16 +33,16 @@ def test_places_are_voxels_of_their_class(balls: Any, make_spec: Callable[..., P
     rng = np.random.default_rng(0)
     for k in (1, 2):
         assert case.counts[k] == int((case.label == k).sum())
-        assert {int(case.label[tuple(case.place(k, rng))]) for _ in range(50)} == {k}
+        assert {int(case.label[tuple(case.random_voxel(k, rng))]) for _ in range(50)} == {k}
 
 
 def test_large_classes_are_sampled(
     balls: Any, make_spec: Callable[..., PatchSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cache, "_MOST_PLACES", 10)
+    monkeypatch.setattr(cache, "_MOST_CENTRES", 10)
     case = build_patch_cache(balls.cases[:1], make_spec(), tmp_path)[0]
     assert case.counts == {1: 10, 2: 10}
-    assert len({tuple(case.place(2, np.random.default_rng(i))) for i in range(99)}) == 10
+    assert len({tuple(case.random_voxel(2, np.random.default_rng(i))) for i in range(99)}) == 10
 
 
 def test_another_grid_is_another_folder_and_whole_cases_are_kept(

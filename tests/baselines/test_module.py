@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from sam2_3dmed.baselines.cache import build_patch_cache
-from sam2_3dmed.baselines.module import PatchModule, falling_poly, make_optimizer
 from sam2_3dmed.baselines.networks import build
 from sam2_3dmed.baselines.patches import Patches
 from sam2_3dmed.baselines.predictor import PatchPredictor
 from sam2_3dmed.baselines.recipe import PatchSpec
+from sam2_3dmed.baselines.train import PatchModule, falling_poly, make_optimizer
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.run.systems import find_system
 from sam2_3dmed.training.batch_sharding import Division

@@ -60,9 +60,9 @@ def test_mednext_has_the_papers_number_of_parameters(variant: str) -> None:
 def test_unet_is_planned_as_nnunet_does() -> None:
     patch, arguments = planned("unet", HIPPOCAMPUS, on_gpu=True)
     assert patch == (40, 56, 40)
-    assert arguments["widths"] == [32, 64, 128, 256]
+    assert arguments["filters"] == [32, 64, 128, 256]
     patch, arguments = planned("unet", THICK_CT, on_gpu=True)
-    assert arguments["widths"] == [32, 64, 128, 256, 320, 320]
+    assert arguments["filters"] == [32, 64, 128, 256, 320, 320]
     assert arguments["strides"][:3] == [[1, 1, 1], [1, 2, 2], [1, 2, 2]]
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sam2_3dmed.baselines.volume_attention import VolumeAttention, WindowGrid
+from sam2_3dmed.baselines.nnformer import VolumeAttention, WindowGrid
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 8), (4, 8, 12), (3, 6, 7), (2, 2, 2)])

@@ -10,7 +10,7 @@ import pytest
 from pydicom import dcmread
 from typer.testing import CliRunner
 
-from sam2_3dmed.baselines.start import PatchRun
+from sam2_3dmed.baselines.train import PatchRun
 from sam2_3dmed.cli import main as cli
 from sam2_3dmed.config import RunConfig, scratch, with_settings
 from sam2_3dmed.data.splits import Split, split_cases

@@ -1,4 +1,4 @@
-"""Cases on the grid that patches are cut from, as memory maps beside the cache that they are made from."""
+"""Cases on the grid that patches are cut from, as memory maps beside the cache of prepared cases."""
 
 import io
 import json
@@ -24,14 +24,14 @@ from sam2_3dmed.volume.nifti import read_affine
 from sam2_3dmed.volume.slices import SlicingAxis, slice_spacing_mm
 from sam2_3dmed.volume.volume import Volume
 
-_VERSION = 1
-_MOST_PLACES = 10_000
-"""Of a class in a case that patches may be centred on, as in nnU-Net."""
+_VERSION = 2
+_MOST_CENTRES = 10_000
+"""Voxels of a class in a case that patches may be centred on, as in nnU-Net."""
 
 
 @dataclass(frozen=True, eq=False)
 class GriddedCase:
-    """A prepared case and where its slices lie; small, and cheap to send to another process."""
+    """A prepared case and its spacing; small, and cheap to send to another process."""
 
     cached: CachedCase
     spacing_mm: tuple[float, float, float]
@@ -39,20 +39,19 @@ class GriddedCase:
 
     @property
     def num_bytes(self) -> int:
-        """Of the prepared image."""
         return int(self.cached.image.nbytes)
 
     @property
     def grid(self) -> Grid:
-        """Shape and spacing."""
         d, h, w = self.cached.label.shape
         return Grid((d, h, w), self.spacing_mm)
 
 
 def with_grids(cases: Iterable[CachedCase], catalog: MedicalDataset, axis: SlicingAxis) -> list[GriddedCase]:
-    """The cases with the spacing that their files' headers tell.
+    """The cases with the spacing of their files' headers.
 
-    Raises: VolumeError if one cannot be read.
+    Raises:
+        VolumeError: one cannot be read.
     """
     files = {case.name: case.images[0] for case in catalog.cases}
     point = np.zeros((1, 1, 1), dtype=np.uint8)
@@ -61,10 +60,7 @@ def with_grids(cases: Iterable[CachedCase], catalog: MedicalDataset, axis: Slici
 
 @dataclass(frozen=True, eq=False)
 class PatchCase:
-    """A case on the common grid.
-
-    counts: for class k = 1..K, how many of its voxels `places` holds; none where it is absent.
-    """
+    """A case on the common grid. counts: for class k = 1..K the number of its voxels that patches may centre on."""
 
     name: str
     folder: Path
@@ -80,11 +76,11 @@ class PatchCase:
         """(D, H, W) class indices."""
         return _open(self.folder / f"{self.name}.label.npy")
 
-    def place(self, k: int, rng: np.random.Generator) -> NDArray[np.integer]:
+    def random_voxel(self, k: int, rng: np.random.Generator) -> NDArray[np.integer]:
         """A random voxel of a class, (3,)."""
         before = sum(count for other, count in self.counts.items() if other < k)
-        places = _open(self.folder / f"{self.name}.places.npy")
-        return np.array(places[before + rng.integers(self.counts[k])])
+        centres = _open(self.folder / f"{self.name}.centres.npy")
+        return np.array(centres[before + rng.integers(self.counts[k])])
 
 
 def build_patch_cache(
@@ -95,10 +91,10 @@ def build_patch_cache(
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[PatchCase]:
-    """Bring every case to the common grid, below `folder`; what is whole and current is kept.
+    """Bring every case to the common grid, below `folder`; complete and current cases are kept.
 
     Raises:
-        DataError: no space left, or no permission; what is finished stays.
+        DataError: no space left, or no permission; finished cases stay.
     """
     parts = [_VERSION, spec.spacing_mm, [one.model_dump() for one in spec.intensities]]
     folder = folder / f"patches-{sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
@@ -110,7 +106,7 @@ def build_patch_cache(
 
 
 def _prepare(case: GriddedCase, *, spec: PatchSpec, folder: Path) -> PatchCase:
-    """Where the index is, the arrays are whole: it comes last."""
+    """The case from the cache, or resampled now. The index is written last, so it marks complete arrays."""
     name, index_file = case.cached.name, folder / f"{case.cached.name}.json"
     try:
         index = json.loads(index_file.read_text(encoding="utf-8"))
@@ -124,19 +120,19 @@ def _prepare(case: GriddedCase, *, spec: PatchSpec, folder: Path) -> PatchCase:
     image = resample_image(spec.normalise(np.asarray(case.cached.image)), shape, thick).astype(np.float16)
     label = resample_labels(np.asarray(case.cached.label), spec.num_classes, shape, thick)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    places = {k: _places(label == k, rng) for k in range(1, spec.num_classes + 1)}
-    counts = {k: len(found) for k, found in places.items()}
-    for part, array in (("image", image), ("label", label), ("places", np.concatenate(list(places.values())))):
+    centres = {k: _centres(label == k, rng) for k in range(1, spec.num_classes + 1)}
+    counts = {k: len(found) for k, found in centres.items()}
+    for part, array in (("image", image), ("label", label), ("centres", np.concatenate(list(centres.values())))):
         _write_array(array, folder / f"{name}.{part}.npy")
     with replacing(index_file) as file:
         file.write(json.dumps({"key": case.cached.key, "counts": counts}).encode())
     return PatchCase(name, folder, counts)
 
 
-def _places(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int32]:
-    """(N, 3), where a mask is; a random part of them if there are many."""
+def _centres(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int32]:
+    """The voxels (N, 3) of a mask; a random part of them if there are many."""
     found = np.argwhere(mask).astype(np.int32)
-    return found if len(found) <= _MOST_PLACES else found[rng.choice(len(found), _MOST_PLACES, replace=False)]
+    return found if len(found) <= _MOST_CENTRES else found[rng.choice(len(found), _MOST_CENTRES, replace=False)]
 
 
 def _open(file: Path) -> "np.memmap[Any, Any]":

@@ -12,10 +12,12 @@ from sam2_3dmed.training.losses.dice import dice_loss, soft_dice
 
 
 def deep_supervision_loss(outputs: Sequence[Tensor], labels: Tensor, *, background: bool) -> dict[str, Tensor]:
-    """The mean over sizes, each half the weight of the next finer one; and that of the finest alone.
+    """`total`: the mean over sizes, each with half the weight of the next finer one; `segmentation`: of the finest.
 
-    outputs: logits (B, K or K + 1, d, h, w), the finest first, of any sizes; labels: (B, D, H, W) class indices.
-    background: whether channel 0 is the background's, for a softmax; else each class has a sigmoid.
+    Args:
+        outputs: logits (B, K or K + 1, d, h, w), the finest first, of any sizes.
+        labels: (B, D, H, W) class indices.
+        background: whether channel 0 is the background's, for a softmax; else each class has a sigmoid.
     """
     loss = dice_cross_entropy if background else dice_sigmoid
     losses = [loss(logits.float(), _labels_like(labels, logits)) for logits in outputs]

@@ -1,7 +1,8 @@
-"""The network of each system: its plan for the training cases, and how it is built from plain numbers."""
+"""The network of each system, planned for the training cases and built from plain numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,28 +29,28 @@ seconds."""
 _MEDNEXT: Mapping[str, Mapping[str, Any]] = {
     "s": {"encoder_expansion_ratio": 2, "decoder_expansion_ratio": 2, "bottleneck_expansion_ratio": 2},
     "b": {
-        "encoder_expansion_ratio": (2, 3, 4, 4),
-        "decoder_expansion_ratio": (4, 4, 3, 2),
+        "encoder_expansion_ratio": [2, 3, 4, 4],
+        "decoder_expansion_ratio": [4, 4, 3, 2],
         "bottleneck_expansion_ratio": 4,
     },
     "m": {
-        "encoder_expansion_ratio": (2, 3, 4, 4),
-        "decoder_expansion_ratio": (4, 4, 3, 2),
+        "encoder_expansion_ratio": [2, 3, 4, 4],
+        "decoder_expansion_ratio": [4, 4, 3, 2],
         "bottleneck_expansion_ratio": 4,
-        "blocks_down": (3, 4, 4, 4),
+        "blocks_down": [3, 4, 4, 4],
         "blocks_bottleneck": 4,
-        "blocks_up": (4, 4, 4, 3),
+        "blocks_up": [4, 4, 4, 3],
     },
     "l": {
-        "encoder_expansion_ratio": (3, 4, 8, 8),
-        "decoder_expansion_ratio": (8, 8, 4, 3),
+        "encoder_expansion_ratio": [3, 4, 8, 8],
+        "decoder_expansion_ratio": [8, 8, 4, 3],
         "bottleneck_expansion_ratio": 8,
-        "blocks_down": (3, 4, 8, 8),
+        "blocks_down": [3, 4, 8, 8],
         "blocks_bottleneck": 8,
-        "blocks_up": (8, 8, 4, 3),
+        "blocks_up": [8, 8, 4, 3],
     },
 }
-"""The variants, as MONAI's `create_mednext` has them; that one takes no width, and small ones need one."""
+"""The variants as in MONAI's `create_mednext`, which takes no width, and small networks need one."""
 
 
 def plan_network(config: PatchConfig, outline: Outline) -> tuple[Three, dict[str, Any]]:
@@ -66,13 +67,14 @@ def build(spec: PatchSpec) -> nn.Module:
         WeightsError: the spec's arguments are not those of the network.
     """
     try:
-        return _BUILDERS[spec.system](**spec.network)
+        network: nn.Module = resolve_name(_CLASSES[spec.system])(**spec.network)
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"model.network: {spec.system} cannot be built: {error}") from None
+    return network
 
 
 def all_logits(output: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    """What a network gives in training as a list, the finest first: DynUNet stacks what the others list."""
+    """The logits of all sizes as a list, the finest first: DynUNet stacks them, the other networks list them."""
     if isinstance(output, Tensor):
         return list(output.unbind(1)) if output.ndim == 6 else [output]
     return list(output)
@@ -84,61 +86,29 @@ def _plan_unet(config: PatchConfig, outline: Outline) -> tuple[Three, dict[str, 
     d, h, w = (2 ** sum(stride[axis] == 2 for stride in strides) for axis in range(3))
     width = _UNET_WIDTH[outline.size]
     return outline.choose_patch((d, h, w), voxels), {
-        "num_channels": outline.num_channels,
-        "num_outputs": outline.num_classes + 1,
+        "spatial_dims": 3,
+        "in_channels": outline.num_channels,
+        "out_channels": outline.num_classes + 1,
         "strides": [list(stride) for stride in [(1, 1, 1), *strides]],
-        "kernels": [list(kernel) for kernel in kernels],
-        "widths": [min(width * 2**level, _UNET_WIDEST) for level in range(len(kernels))],
+        "upsample_kernel_size": [list(stride) for stride in strides],
+        "kernel_size": [list(kernel) for kernel in kernels],
+        "filters": [min(width * 2**level, _UNET_WIDEST) for level in range(len(kernels))],
+        "deep_supervision": True,
+        "deep_supr_num": len(strides) - 1,
     }
-
-
-def _build_unet(
-    num_channels: int,
-    num_outputs: int,
-    strides: Sequence[Sequence[int]],
-    kernels: Sequence[Sequence[int]],
-    widths: Sequence[int],
-) -> nn.Module:
-    from monai.networks.nets import DynUNet
-
-    network: nn.Module = DynUNet(
-        3,
-        num_channels,
-        num_outputs,
-        kernel_size=kernels,
-        strides=strides,
-        upsample_kernel_size=strides[1:],
-        filters=widths,
-        deep_supervision=True,
-        deep_supr_num=len(strides) - 2,
-    )
-    return network
 
 
 def _plan_mednext(config: PatchConfig, outline: Outline, variant: str) -> tuple[Three, dict[str, Any]]:
     return outline.choose_patch((16, 16, 16), _MAX_VOXELS["mednext"][outline.size]), {
-        "variant": variant,
-        "num_channels": outline.num_channels,
-        "num_outputs": outline.num_classes + 1,
-        "kernel": config.model.kernel,
-        "width": _MEDNEXT_WIDTH[outline.size],
-    }
-
-
-def _build_mednext(variant: str, num_channels: int, num_outputs: int, kernel: int, width: int) -> nn.Module:
-    from monai.networks.nets.mednext import MedNeXt
-
-    network: nn.Module = MedNeXt(
-        3,
-        init_filters=width,
-        in_channels=num_channels,
-        out_channels=num_outputs,
-        kernel_size=kernel,
-        deep_supervision=True,
-        use_residual_connection=True,
+        "spatial_dims": 3,
+        "init_filters": _MEDNEXT_WIDTH[outline.size],
+        "in_channels": outline.num_channels,
+        "out_channels": outline.num_classes + 1,
+        "kernel_size": config.model.kernel,
+        "deep_supervision": True,
+        "use_residual_connection": True,
         **_MEDNEXT[variant],
-    )
-    return network
+    }
 
 
 def _plan_nnformer(config: PatchConfig, outline: Outline) -> tuple[Three, dict[str, Any]]:
@@ -158,12 +128,6 @@ def _plan_nnformer(config: PatchConfig, outline: Outline) -> tuple[Three, dict[s
     }
 
 
-def _build_nnformer(**arguments: Any) -> nn.Module:
-    from sam2_3dmed.baselines.nnformer import NNFormer
-
-    return NNFormer(**arguments)
-
-
 def _plan_universal(config: PatchConfig, outline: Outline) -> tuple[Three, dict[str, Any]]:
     return outline.choose_patch((32, 32, 32), _MAX_VOXELS["universal"][outline.size]), {
         "num_channels": outline.num_channels,
@@ -173,22 +137,16 @@ def _plan_universal(config: PatchConfig, outline: Outline) -> tuple[Three, dict[
     }
 
 
-def _build_universal(**arguments: Any) -> nn.Module:
-    from sam2_3dmed.baselines.universal import Universal
-
-    return Universal(**arguments)
-
-
-_Plan = Callable[[PatchConfig, Outline], tuple[Three, dict[str, Any]]]
-_PLANS: Mapping[str, _Plan] = {
+_PLANS: Mapping[str, Callable[[PatchConfig, Outline], tuple[Three, dict[str, Any]]]] = {
     "unet": _plan_unet,
     **{f"mednext_{variant}": partial(_plan_mednext, variant=variant) for variant in _MEDNEXT},
     "nnformer": _plan_nnformer,
     "universal": _plan_universal,
 }
-_BUILDERS: Mapping[str, Callable[..., nn.Module]] = {
-    "unet": _build_unet,
-    **{f"mednext_{variant}": _build_mednext for variant in _MEDNEXT},
-    "nnformer": _build_nnformer,
-    "universal": _build_universal,
+_CLASSES: Mapping[str, str] = {
+    "unet": "monai.networks.nets:DynUNet",
+    **dict.fromkeys((f"mednext_{variant}" for variant in _MEDNEXT), "monai.networks.nets.mednext:MedNeXt"),
+    "nnformer": "sam2_3dmed.baselines.nnformer:NNFormer",
+    "universal": "sam2_3dmed.baselines.universal:Universal",
 }
+"""From the system to the class of its network, imported when one is built."""

@@ -4,21 +4,124 @@ Letters: B batch, C width of the first stage, (D, H, W) voxels, later tokens.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise, product
+from math import prod
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam2_3dmed.baselines.volume_attention import VolumeAttention, WindowGrid
-
 _MOST_DROPPED = 0.2
 """The chance with which the last block of a path is left out in training; earlier ones proportionally less."""
 
 
-class Block(nn.Module):
-    """Attention and an MLP, each added to what comes in.
+class WindowGrid(nn.Module):
+    """Cuts tokens (B, D, H, W, C) into windows, after a shift along each axis, and joins them again.
 
-    With `of_skip`, the decoder's first block of a stage: what is attended to are the tokens of the encoder.
+    An axis that is not longer than the window is one window, without a shift. Other axes are padded to whole windows.
+    Tokens that only the shift made neighbours, and padding, do not attend to each other.
+
+    Args:
+        shape: (D, H, W) in tokens.
+        window: the longest side of a window.
+        shifted: by half a window.
+    """
+
+    def __init__(self, shape: Sequence[int], window: int, *, shifted: bool) -> None:
+        super().__init__()
+        self.shape = tuple(shape)
+        self.window = tuple(min(window, size) for size in shape)
+        self.shift = tuple(
+            side // 2 if shifted and side < size else 0 for side, size in zip(self.window, shape, strict=True)
+        )
+        self.padded = tuple(-(-size // side) * side for size, side in zip(shape, self.window, strict=True))
+        self.allowed: Tensor | None
+        self.register_buffer("allowed", self._allowed(), persistent=False)
+
+    def cut(self, tokens: Tensor) -> Tensor:
+        """(B, D, H, W, C) -> (B, windows, tokens, C)."""
+        padding = [0, 0]
+        for size, padded in reversed(list(zip(self.shape, self.padded, strict=True))):
+            padding += [0, padded - size]
+        tokens = torch.roll(F.pad(tokens, padding), [-shift for shift in self.shift], (1, 2, 3))
+        return self._to_windows(tokens)
+
+    def join(self, windows: Tensor) -> Tensor:
+        """The inverse of `cut`."""
+        counts = [size // side for size, side in zip(self.padded, self.window, strict=True)]
+        tokens = windows.reshape(len(windows), *counts, *self.window, windows.shape[-1])
+        tokens = tokens.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(len(windows), *self.padded, windows.shape[-1])
+        d, h, w = self.shape
+        return torch.roll(tokens, self.shift, (1, 2, 3))[:, :d, :h, :w]
+
+    def _to_windows(self, tokens: Tensor) -> Tensor:
+        sides = [n for size, side in zip(self.padded, self.window, strict=True) for n in (size // side, side)]
+        tokens = tokens.reshape(len(tokens), *sides, tokens.shape[-1]).permute(0, 1, 3, 5, 2, 4, 6, 7)
+        return tokens.flatten(4, 6).flatten(1, 3)
+
+    def _allowed(self) -> Tensor | None:
+        """(windows, tokens, tokens): whether one attends to the other; none where all do."""
+        if not any(self.shift) and self.padded == self.shape:
+            return None
+        regions = torch.zeros(self.padded, dtype=torch.int32)
+        parts = []
+        for size, padded, shift in zip(self.shape, self.padded, self.shift, strict=True):
+            # After the roll: the volume without its beginning, the padding, and its beginning.
+            ends = sorted({0, size - shift, padded - shift, padded})
+            parts.append([slice(a, b) for a, b in pairwise(ends)])
+        for number, place in enumerate(product(*parts)):
+            regions[place] = number
+        windows = self._to_windows(regions[None, ..., None])[0, ..., 0]
+        return windows.unsqueeze(1) == windows.unsqueeze(2)
+
+
+class VolumeAttention(nn.Module):
+    """Multi-head attention of tokens within windows, with a learnt bias for each offset.
+
+    With `of_skip`, keys and values come from the encoder's tokens, and the decoder's tokens are the queries.
+    """
+
+    def __init__(self, width: int, heads: int, grid: WindowGrid, *, of_skip: bool = False) -> None:
+        super().__init__()
+        self.grid = grid
+        self.heads = heads
+        self.project = nn.Linear(width, (2 if of_skip else 3) * width)
+        self.out = nn.Linear(width, width)
+        self.bias = nn.Parameter(torch.zeros(prod(2 * side - 1 for side in grid.window), heads))
+        nn.init.trunc_normal_(self.bias, std=0.02)
+        self.offsets: Tensor
+        self.register_buffer("offsets", _offsets(grid.window), persistent=False)
+
+    def forward(self, tokens: Tensor, queries: Tensor | None = None) -> Tensor:
+        """(B, D, H, W, C) -> the same shape. tokens: for keys and values, and without `queries` for these, too."""
+        parts = list(self.project(self.grid.cut(tokens)).chunk(2 if queries is not None else 3, dim=-1))
+        if queries is not None:
+            parts.insert(0, self.grid.cut(queries))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(-2, -3) for part in parts)
+        n = prod(self.grid.window)
+        bias = self.bias[self.offsets].view(n, n, self.heads).permute(2, 0, 1)
+        if self.grid.allowed is not None:
+            bias = bias.masked_fill(~self.grid.allowed.unsqueeze(1), float("-inf"))
+        else:
+            bias = bias.unsqueeze(0)
+        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.unsqueeze(0).to(q.dtype))
+        return self.out(self.grid.join(seen.transpose(-2, -3).flatten(-2)))
+
+
+def _offsets(window: Sequence[int]) -> Tensor:
+    """(tokens * tokens): the number of the offset between two tokens of a window."""
+    positions = torch.stack(torch.meshgrid(*(torch.arange(side) for side in window), indexing="ij")).flatten(1)
+    offsets = positions[:, :, None] - positions[:, None, :]
+    number = torch.zeros_like(offsets[0])
+    for along, side in zip(offsets, window, strict=True):
+        number = number * (2 * side - 1) + along + side - 1
+    return number.flatten()
+
+
+class Block(nn.Module):
+    """Attention and an MLP with residual connections.
+
+    With `of_skip`, the first block of a decoder stage, which attends to the encoder's tokens.
     """
 
     def __init__(self, width: int, heads: int, grid: WindowGrid, *, drop: float, of_skip: bool = False) -> None:
@@ -29,7 +132,7 @@ class Block(nn.Module):
         self.drop = drop
 
     def forward(self, x: Tensor, skip: Tensor | None = None, up: Tensor | None = None) -> Tensor:
-        """(B, D, H, W, C). skip, up: of the encoder, and from the stage below, whose sum is `x`."""
+        """(B, D, H, W, C). skip, up: from the encoder and from the stage below; `x` is their sum."""
         if skip is None or up is None:
             x = x + self._kept(self.attention(self.norm1(x)))
         else:
@@ -37,7 +140,7 @@ class Block(nn.Module):
         return x + self._kept(self.mlp(self.norm2(x)))
 
     def _kept(self, branch: Tensor) -> Tensor:
-        """Stochastic depth, a case at a time."""
+        """Stochastic depth, for each case of a batch."""
         if not self.training or self.drop == 0:
             return branch
         kept = torch.rand(len(branch), 1, 1, 1, 1, device=branch.device) >= self.drop
@@ -45,7 +148,7 @@ class Block(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Voxels to tokens by four convolutions, of which the first halves and the third does the rest."""
+    """Voxels to tokens by four convolutions; the first has stride 2, the third the rest of the token's stride."""
 
     def __init__(self, num_channels: int, width: int, stride: Sequence[int]) -> None:
         super().__init__()
@@ -99,12 +202,17 @@ class Up(nn.Module):
 
 
 class NNFormer(nn.Module):
-    """Four stages of tokens, each half as many along each axis; local attention above, global at the bottom.
+    """Four stages, each with half as many tokens along each axis; local attention above, global at the bottom.
 
-    patch: (D, H, W) voxels, a multiple of 8 strides along each axis; stride: voxels of a token, even; width: C;
-    heads, windows: of each stage; num_outputs: channels of the logits; depth: blocks a stage.
+    Args:
+        patch: (D, H, W) voxels, a multiple of 8 strides along each axis.
+        stride: voxels of a token along (D, H, W), even.
+        width: C of the first stage.
+        heads, windows: of each stage.
+        depth: blocks of a stage.
 
-    Raises: ValueError if the patch is no such multiple.
+    Raises:
+        ValueError: the patch is no such multiple.
     """
 
     def __init__(
@@ -147,7 +255,7 @@ class NNFormer(nn.Module):
         self.heads = nn.ModuleList(nn.ConvTranspose3d(widths[i], num_outputs, up, up) for i in stages[:-1])
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
-        """(B, channels, D, H, W) -> logits (B, outputs, D, H, W); in training, also those of half the size ..."""
+        """(B, channels, D, H, W) -> logits (B, outputs, D, H, W); in training also of half the size and so on."""
         x = self.embedding(image)
         skips = []
         for i, stage in enumerate(self.encoder):

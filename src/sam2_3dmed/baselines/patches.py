@@ -1,4 +1,4 @@
-"""Training patches: cut around foreground or anywhere, and augmented by MONAI, all from a seed."""
+"""Training patches, cut around foreground or anywhere and augmented by MONAI, all from a seed."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from sam2_3dmed.baselines.recipe import PatchAugmentationConfig
 from sam2_3dmed.data.slabs import SampleKey
 
 _MARGIN = 1.2
-"""How much larger what is rotated is cut, so that little of the patch comes from beyond."""
+"""By this factor a patch is cut larger before it is rotated, so that little of it comes from outside."""
 
 
 class Patches(NamedTuple):
@@ -31,9 +31,9 @@ class Patches(NamedTuple):
 class PatchDataset(Dataset[Patches]):
     """Patches of the training cases; the same key gives the same patch in any process.
 
-    Of the draws, `foreground_fraction` are centred on foreground: a class first, each as likely as the others, then a
-    case that has it, then a voxel of it. The others lie anywhere in the next case of a shuffled round. Beyond a volume
-    that is smaller than the patch, the image is 0, which is its mean, and there is background.
+    A share of `foreground_fraction` is centred on foreground: a class is drawn first, then a case with it, then a voxel
+    of it. The others lie anywhere in the next case of a shuffled round. Outside of the volume the image is 0, its mean,
+    and the label is background.
     """
 
     def __init__(
@@ -57,7 +57,6 @@ class PatchDataset(Dataset[Patches]):
         self._intensity: Any = None
 
     def __getitem__(self, key: SampleKey) -> Patches:
-        """One patch, as a batch of one."""
         rng = np.random.default_rng([self.seed, *key])
         case, centre = self.draw(key, rng)
         moved = rng.random() < self.augmentation.affine
@@ -67,15 +66,15 @@ class PatchDataset(Dataset[Patches]):
         return Patches(*self._augmented(image.astype(np.float32), label.astype(np.float32), moved, seed, rng))
 
     def draw(self, key: SampleKey, rng: np.random.Generator) -> tuple[PatchCase, list[int]]:
-        """The case of a patch, and the voxel in its middle."""
+        """The case of a patch and its central voxel."""
         if self._cases_with and rng.random() < self.foreground_fraction:
             k = list(self._cases_with)[rng.integers(len(self._cases_with))]
             case = self._cases_with[k][rng.integers(len(self._cases_with[k]))]
-            middle = case.place(k, rng).tolist()
+            middle = case.random_voxel(k, rng).tolist()
         else:
-            turn, place = divmod(key.number, len(self.cases))
+            turn, number = divmod(key.number, len(self.cases))
             order = np.random.default_rng([self.seed, key.epoch, turn, 1]).permutation(len(self.cases))
-            case = self.cases[order[place]]
+            case = self.cases[order[number]]
             middle = [int(rng.integers(size)) for size in case.label.shape]
         return case, [
             min(max(at, side // 2), size - side + side // 2) if size > side else size // 2
@@ -100,7 +99,7 @@ class PatchDataset(Dataset[Patches]):
     def _moved(
         self, image: NDArray[np.float32], label: NDArray[np.float32], state: np.random.RandomState
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Rotated and scaled about the middle, and cut to the patch."""
+        """Rotated and scaled about the centre, and cut to the patch."""
         from monai.transforms import Affine
 
         c = self.augmentation
@@ -136,18 +135,18 @@ def _intensity_transform(config: PatchAugmentationConfig) -> Any:
 
 
 def cut(array: NDArray[Any], centre: Sequence[int], size: Sequence[int]) -> NDArray[Any]:
-    """The box of `size` about a voxel of (C, D, H, W), with zeros where it leaves the array."""
+    """The box of `size` around a voxel of (C, D, H, W), with zeros outside of the array."""
     starts = [at - side // 2 for at, side in zip(centre, size, strict=True)]
     inside = tuple(
         slice(max(start, 0), max(0, min(start + side, n)))
         for start, side, n in zip(starts, size, array.shape[1:], strict=True)
     )
     box = np.zeros((len(array), *size), dtype=array.dtype)
-    places = tuple(slice(part.start - start, part.stop - start) for part, start in zip(inside, starts, strict=True))
-    box[(slice(None), *places)] = array[(slice(None), *inside)]
+    filled = tuple(slice(part.start - start, part.stop - start) for part, start in zip(inside, starts, strict=True))
+    box[(slice(None), *filled)] = array[(slice(None), *inside)]
     return box
 
 
 def collate(patches: Sequence[Patches]) -> Patches:
-    """A batch."""
+    """One batch of several."""
     return Patches(*(torch.cat(parts) for parts in zip(*patches, strict=True)))

@@ -17,21 +17,24 @@ _FEWEST_VOXELS = 4
 
 @dataclass(frozen=True)
 class Outline:
-    """What networks are planned from, all along (D, H, W): the common grid, and the median case on it."""
+    """The common grid and the median case on it, from which networks are planned. Axes are (D, H, W).
+
+    Args:
+        size: full or small.
+        patch: the recipe's; none to choose one.
+    """
 
     spacing_mm: Spacing
     median_shape: Three
     size: str
-    """full or small."""
     num_channels: int
     num_classes: int
     patch: Three | None
-    """If it is given."""
 
     def choose_patch(self, multiples: Sequence[int], max_voxels: int) -> Three:
-        """About a cube in mm, as large as allowed, but no larger than the median case; rounded up to multiples.
+        """About a cube in mm, as large as allowed, but not larger than the median case; rounded up to multiples.
 
-        At least two multiples: with one voxel at the bottom of a network there is nothing to normalise.
+        At least two multiples along one axis: with a single voxel at its bottom, a network has nothing to normalise.
         """
         if self.patch is not None:
             return _rounded_up(self.patch, multiples)
@@ -40,7 +43,7 @@ class Outline:
             sizes = [max(1, round(side_mm / spacing)) for spacing in self.spacing_mm]
             sizes = [min(pair) for pair in zip(sizes, self.median_shape, strict=True)]
             patch = _rounded_up(sizes, multiples)
-            # Where only rounding up makes it too large, it cannot be helped.
+            # One multiple is the smallest patch, even if it is larger than allowed.
             if prod(patch) <= max_voxels or patch == tuple(multiples):
                 break
             side_mm *= 0.97
@@ -53,7 +56,7 @@ class Outline:
 def outline(
     config: PatchConfig, grids: Sequence[Grid], *, num_channels: int, num_classes: int, on_gpu: bool
 ) -> Outline:
-    """From the training cases' grids."""
+    """The outline of the training cases."""
     spacing = config.model.spacing_mm or common_spacing(grids)
     shapes = [resampled_shape(grid.shape, grid.spacing_mm, spacing) for grid in grids]
     d, h, w = (int(value) for value in np.ceil(np.median(shapes, axis=0)))
@@ -62,9 +65,9 @@ def outline(
 
 
 def common_spacing(grids: Sequence[Grid]) -> Spacing:
-    """The median spacing; along an axis whose slices lie far apart the tenth percentile, but no finer than the others.
+    """The median spacing; along an axis whose slices lie far apart the tenth percentile, but not finer than the others.
 
-    As nnU-Net has it: with the median, half of the cases would lose slices.
+    This is nnU-Net's rule: with the median, half of the cases would lose slices.
     """
     spacings = np.array([grid.spacing_mm for grid in grids])
     target = np.median(spacings, axis=0)
@@ -78,10 +81,10 @@ def common_spacing(grids: Sequence[Grid]) -> Spacing:
 
 
 def halvings(patch: Sequence[int], spacing_mm: Sequence[float], most: int = 5) -> tuple[list[Three], list[Three]]:
-    """Strides and kernels of the levels of a U-Net below the first, nnU-Net's rule; at least two levels.
+    """Strides of the levels of a U-Net below the first, and kernels of all levels, by nnU-Net's rule.
 
     Only axes of about the finest spacing are halved, and only if four voxels remain. An axis has kernels of 1 as long
-    as its spacing is twice the finest or more. Returns: strides, and kernels of these levels and before them the first.
+    as its spacing is twice the finest or more. There are at least two levels below the first.
     """
     size, spacing = np.array(patch, dtype=float), np.array(spacing_mm)
     strides: list[Three] = []
@@ -105,10 +108,11 @@ def halvings(patch: Sequence[int], spacing_mm: Sequence[float], most: int = 5) -
 
 
 def intensities(kinds: Sequence[str], cases: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> list[Intensities]:
-    """Of each channel: of all cases' foreground where bounds are the same for all (CT), else left to each volume.
+    """Mean and standard deviation of each channel in all cases' foreground; for `percentiles`, each volume has its own.
 
-    kinds: how each channel is normalised, `fixed` or `percentiles`. cases: images (D, C, H, W) in [0, 1], and class
-    indices (D, H, W).
+    Args:
+        kinds: how each channel is normalised, `fixed` (CT) or `percentiles`.
+        cases: images (D, C, H, W) in [0, 1], and class indices (D, H, W).
     """
     if "fixed" not in kinds:
         return [Intensities() for _ in kinds]

@@ -91,7 +91,7 @@ class PatchSystem(System):
         check_start(self.name, weights, gpu_memory)
 
     def start(self, preparation: Preparation) -> TrainingRun:
-        from sam2_3dmed.baselines.start import start_run
+        from sam2_3dmed.baselines.train import start_run
 
         self.require()
         return start_run(preparation)
@@ -99,7 +99,7 @@ class PatchSystem(System):
     def load(
         self, folder: Path, record: PatchRecord, *, device: torch.device, backend: Backend, **settings: Any
     ) -> Segmenter:
-        from sam2_3dmed.baselines.start import load_run
+        from sam2_3dmed.baselines.train import load_run
 
         return load_run(folder, record, device, **settings)
 

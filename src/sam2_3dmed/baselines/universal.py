@@ -1,4 +1,4 @@
-"""The CLIP-driven Universal Model (Liu et al., ICCV 2023): MONAI's SwinUNETR, and a head that the classes' names drive.
+"""The CLIP-driven Universal Model (Liu et al., ICCV 2023): MONAI's SwinUNETR with a head for each class's name.
 
 The name of a class, as an embedding, and the volume's features together make the weights of three small convolutions,
 which then find that class; all classes share everything else. Letters: B batch, K classes.
@@ -25,10 +25,11 @@ _WIDTHS = (8, 8, 8, 1)
 
 
 class TextDrivenHead(nn.Module):
-    """Features, and for each class the weights of its own convolutions 8-8-8-1, to logits.
+    """Computes for each class the weights of its own convolutions 8-8-8-1, and applies them to the features.
 
-    width, deep_width: channels of the features at full size, and of the deepest ones. text: with embeddings of the
-    classes' names (K, 512), to be filled in; else they are learnt.
+    Args:
+        width, deep_width: channels of the features at full size, and of the deepest ones.
+        text: with a buffer for embeddings of the classes' names (K, 512); else embeddings are learnt.
     """
 
     def __init__(self, width: int, deep_width: int, num_classes: int, *, text: bool) -> None:
@@ -45,7 +46,7 @@ class TextDrivenHead(nn.Module):
     def forward(self, features: Tensor, deep: Tensor) -> Tensor:
         """features: (B, width, D, H, W); deep: (B, deep_width, ...). Returns: logits (B, K, D, H, W)."""
         volumes = self.volume_condition(self.pool(deep).flatten(1))
-        classes = self._classes()
+        classes = self.class_condition.weight if self.text is None else F.relu(self.class_condition(self.text))
         pairs = torch.cat(
             [volumes.unsqueeze(1).expand(-1, len(classes), -1), classes.expand(len(volumes), -1, -1)], dim=-1
         )
@@ -56,15 +57,9 @@ class TextDrivenHead(nn.Module):
         for number, (inner, outer) in enumerate(pairwise(_WIDTHS)):
             weights, biases = parameters.split(self.sizes, dim=1)[2 * number : 2 * number + 2]
             x = F.conv3d(x, weights.reshape(count * outer, inner, 1, 1, 1), biases.flatten(), groups=count)
-            if outer != _WIDTHS[-1] or number < len(_WIDTHS) - 2:
+            if number < len(_WIDTHS) - 2:
                 x = F.relu(x)
         return x.view(len(volumes), len(classes), *features.shape[2:])
-
-    def _classes(self) -> Tensor:
-        if self.text is None:
-            weight: Tensor = self.class_condition.weight
-            return weight
-        return F.relu(self.class_condition(self.text))
 
 
 class Universal(nn.Module):

@@ -1,12 +1,12 @@
-"""The run folder: what training leaves behind, and how anything is loaded from it.
+"""The run folder: its files, and how a trained model is saved in it and loaded from it.
 
 runs/NAME/
-  config.yaml  model.safetensors    all that `predict` needs, and it moves between machines
-               *.onnx               instead of model.safetensors, in what `export` wrote
+  config.yaml  model.safetensors     everything that `predict` needs; they can move to another machine
+               *.onnx                by `export`, instead of model.safetensors
   split.json   curves.csv   log.txt   tensorboard/   checkpoints/   pictures/
-               schedule.json         what `train --minutes` came to
+               schedule.json         the epochs of `train --minutes`
   data.json                          where the data set was when training began
-  codes.json                         the DICOM codes of its classes, if its dataset.json gives any
+  codes.json                         the DICOM codes of its classes, if its dataset.json has any
   predictions/  evaluation/          of the test set, by `train --test`
   report.html  figures/  auxiliary/  by `report`
 """
@@ -76,12 +76,12 @@ def read_sam2_record(folder: Path, what: str) -> Sam2Record:
 
 
 def remember_data(folder: Path, data: Path) -> None:
-    """Write where the data set is; a file of its own, so that a model that is given away does not tell."""
+    """Write where the data set is, into a file of its own, which need not be given away with the model."""
     write_text(folder / DATA_FILE, json.dumps({"folder": str(data.resolve())}, ensure_ascii=False) + "\n")
 
 
 def remembered_data(folder: Path) -> Path | None:
-    """Where the data set was when the run was trained; None if the run does not say.
+    """Where the data set was when training began; None if there is no such file.
 
     Raises:
         DataError: a broken data.json.
@@ -96,7 +96,7 @@ def remembered_data(folder: Path) -> Path | None:
 
 
 def remember_codes(folder: Path, codes: Mapping[str, Code]) -> None:
-    """Write the DICOM codes of the classes; without any there is no file."""
+    """Write the DICOM codes of the classes, or remove the file if there are none."""
     if codes:
         write_codes(folder / CODES_FILE, codes)
     else:
@@ -104,7 +104,7 @@ def remember_codes(folder: Path, codes: Mapping[str, Code]) -> None:
 
 
 def remembered_codes(folder: Path) -> dict[str, Code]:
-    """The DICOM codes of the run's classes, by name; none if the run does not say.
+    """The DICOM codes of the run's classes, by name; empty if there is no such file.
 
     Raises:
         DataError: a broken codes.json.
@@ -114,7 +114,7 @@ def remembered_codes(folder: Path) -> dict[str, Code]:
 
 
 def rebuild(record: Sam2Record) -> SAM2For3dMed:
-    """The network of a record, with fresh weights: what the weights of the finished run fit into."""
+    """The network of a record, with fresh weights."""
     return build_network(record.recipe.model, record.plan.num_classes)
 
 
@@ -149,13 +149,13 @@ def fill_network(network: nn.Module, state: Mapping[str, torch.Tensor], source: 
 
 
 def _first_names(network: nn.Module) -> dict[str, str]:
-    """For each name of a weight the first name that it has: a network may know one by several."""
+    """From each name of a weight to its first name, since a network may have one under several names."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(weight), name) for name, weight in network.state_dict(keep_vars=True).items()}
 
 
 def save_model(network: nn.Module, record: RunRecord, folder: Path) -> None:
-    """Write `config.yaml` and `model.safetensors`; the last is what marks a finished run.
+    """Write `config.yaml` and then `model.safetensors`, which marks a finished run.
 
     Raises:
         DataError: they cannot be written.
@@ -200,7 +200,7 @@ def load_model(
 
 
 def model_files(folder: Path, backend: str = "pytorch") -> tuple[Path, ...]:
-    """The files that decide what a finished run, or its export, predicts.
+    """The files of a finished run, or of its export, that decide on its predictions.
 
     Raises:
         ConfigError: no such backend. WeightsError: the run is not finished, or not exported.
@@ -237,12 +237,12 @@ def pick_device(name: str | torch.device | None) -> torch.device:
 
 class _LogFile(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """On a full disk: whoever writes what matters says so, in a line."""
+        """Ignore a full disk: an error follows where results are written."""
 
 
 @contextmanager
 def log_to(path: Path) -> Iterator[None]:
-    """Append what the package logs to a file."""
+    """Append the log of the package to a file."""
     handler = _LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     package = logging.getLogger("sam2_3dmed")

@@ -87,7 +87,7 @@ def test_a_process_that_dies_costs_one_volume(make, volume):
     predictor = make()
     predictor(volume)
     predictor._started[0]._process.kill()
-    with pytest.raises(ProcessError, match=r"^nnU-Net has ended: without a word \(status -9\)$"):
+    with pytest.raises(ProcessError, match=r"^nnU-Net has ended: without output \(status -9\)$"):
         predictor(volume)
     assert predictor(volume).array.max() == 3, "the next volume has a new process"
 

@@ -72,8 +72,8 @@ def test_what_it_prints_is_in_the_log_and_its_last_line_in_the_error(start, tmp_
 
 def test_an_end_without_a_word(start):
     with start(["os._exit(3)"]) as worker:
-        worker.say({"more": "x" * 100_000})
-        with pytest.raises(ProcessError, match=r"without a word \(status 3\)"):
+        worker.send({"more": "x" * 100_000})
+        with pytest.raises(ProcessError, match=r"without output \(status 3\)"):
             worker.answer()
 
 

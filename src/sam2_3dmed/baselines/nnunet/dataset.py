@@ -1,4 +1,4 @@
-"""A data set as nnU-Net wants it: a file for each channel, class indices, and its dataset.json."""
+"""A data set in nnU-Net's layout: a file for each channel, class indices, and its dataset.json."""
 
 import json
 from collections.abc import Sequence
@@ -19,38 +19,39 @@ NAME = "Dataset001_run"
 ENDING = ".nii.gz"
 
 
-def write_dataset(catalog: MedicalDataset, plan: Plan, folder: Path, progress: Progress | None = None) -> None:
-    """Write the cases of a catalogue below `folder`, nnUNet_raw.
+def write_dataset(dataset: MedicalDataset, plan: Plan, folder: Path, progress: Progress | None = None) -> None:
+    """Write the cases of a data set below `folder`, nnUNet_raw.
 
-    Volumes keep their grid and their order of axes, which is what nnU-Net goes by. CT, where our plan fixes the bounds
-    of intensities, is called CT, by which nnU-Net knows how to normalise it.
+    Volumes keep their grid and their order of axes, which nnU-Net relies on. A channel whose intensity bounds our plan
+    fixes is called CT, which decides how nnU-Net normalises it.
 
-    Raises: UserError if a case cannot be read or written.
+    Raises:
+        UserError: a case cannot be read or written.
     """
     root = folder / NAME
     for part in ("imagesTr", "labelsTr"):
         (root / part).mkdir(parents=True, exist_ok=True)
-    map_cases(partial(_write_case, plan=plan, root=root), catalog.cases, progress=progress)
+    map_cases(partial(_write_case, plan=plan, root=root), dataset.cases, progress=progress)
     content = {
         "channel_names": {
             str(c): "CT" if channel.normalisation == "fixed" else f"channel {c}"
             for c, channel in enumerate(plan.channels)
         },
         "labels": {"background": 0, **{f"class {k}": k for k in range(1, plan.num_classes + 1)}},
-        "numTraining": len(catalog.cases),
+        "numTraining": len(dataset.cases),
         "file_ending": ENDING,
     }
     write_text(root / "dataset.json", json.dumps(content, indent=1) + "\n")
 
 
 def write_split(split: Split, folder: Path) -> None:
-    """Ours, as the only fold. folder: nnUNet_preprocessed."""
+    """Write our split as the only fold. folder: nnUNet_preprocessed."""
     content = [{"train": list(split.train), "val": list(split.validation)}]
     write_text(folder / NAME / "splits_final.json", json.dumps(content, indent=1) + "\n")
 
 
 def write_channels(volume: Volume, folder: Path, name: str) -> list[Path]:
-    """NAME_0000.nii.gz and so on. Raises: VolumeError if they cannot be written."""
+    """Write NAME_0000.nii.gz and so on. Raises: VolumeError if they cannot be written."""
     channels = [volume.array] if volume.array.ndim == 3 else np.moveaxis(volume.array, -1, 0)
     paths = [folder / f"{name}_{number:04d}{ENDING}" for number in range(len(channels))]
     for path, channel in zip(paths, channels, strict=True):
@@ -66,12 +67,12 @@ def to_classes(label: NDArray[np.integer], values: Sequence[int]) -> NDArray[np.
 
 
 def to_values(classes: NDArray[np.integer], values: Sequence[int]) -> NDArray[np.integer]:
-    """The way back."""
+    """The inverse of `to_classes`."""
     return np.array([0, *values], dtype=np.uint8 if max(values) < 256 else np.uint16)[classes]
 
 
 def _write_case(case: Case, *, plan: Plan, root: Path) -> None:
     image, label = read_case(case, plan.label_values)
-    assert label is not None  # a catalogue to train on has labelled cases only
+    assert label is not None  # a data set to train on has labelled cases only
     write_channels(image, root / "imagesTr", case.name)
     label.with_array(to_classes(label.array, plan.label_values)).write(root / "labelsTr" / f"{case.name}{ENDING}")

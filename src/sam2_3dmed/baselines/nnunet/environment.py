@@ -1,4 +1,4 @@
-"""The environment that nnU-Net has for itself: it needs packages that cannot be installed beside ours."""
+"""nnU-Net's own environment: it needs packages that cannot be installed beside ours."""
 
 import json
 import logging
@@ -13,9 +13,9 @@ from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.processes.atomic import write_text
 
 VARIABLE = "SAM2_3DMED_NNUNET"
-"""Says where the environment is."""
+"""The environment variable with the folder."""
 PACKAGES = ("nnunetv2==2.8.1", "safetensors", "setuptools<81")
-"""nnU-Net imports distutils, which setuptools has where Python has it no longer."""
+"""nnU-Net imports distutils, which newer Pythons have only through setuptools."""
 _READY = "sam2_3dmed.json"
 _SHOWN_LINES = 5
 
@@ -23,16 +23,17 @@ logger = logging.getLogger(__name__)
 
 
 def environment_folder() -> Path:
-    """Where the environment is, or will be: SAM2_3DMED_NNUNET, else in the user's cache."""
-    if told := os.environ.get(VARIABLE):
-        return Path(told)
+    """The folder of the environment: SAM2_3DMED_NNUNET, else in the user's cache."""
+    if chosen := os.environ.get(VARIABLE):
+        return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sam2-3dmed" / "nnunet"
 
 
 def find_python() -> Path:
     """The interpreter of the environment.
 
-    Raises: ConfigError if `set_up` has not made it.
+    Raises:
+        ConfigError: `set_up` has not made it.
     """
     folder = environment_folder()
     if not (folder / _READY).is_file():
@@ -43,9 +44,10 @@ def find_python() -> Path:
 
 
 def installed_versions() -> dict[str, str]:
-    """Of what the environment's results depend on.
+    """The versions of nnU-Net and torch.
 
-    Raises: ConfigError if `set_up` has not made it.
+    Raises:
+        ConfigError: `set_up` has not made the environment.
     """
     find_python()
     content: dict[str, str] = json.loads((environment_folder() / _READY).read_text(encoding="utf-8"))
@@ -53,11 +55,15 @@ def installed_versions() -> dict[str, str]:
 
 
 def set_up() -> Path:
-    """Make the environment, with this Python and the torch that we have; one that is there is made anew.
+    """Make the environment with this Python and our version of torch, and replace an earlier one.
 
-    It takes minutes and gigabytes. Whatever pip is told by its own configuration and variables holds.
-    Returns: its folder.
-    Raises: ConfigError if pip fails.
+    It takes minutes and gigabytes. pip's own configuration and variables apply.
+
+    Returns:
+        Its folder.
+
+    Raises:
+        ConfigError: pip fails, or the folder holds something else.
     """
     folder = environment_folder()
     if folder.exists() and not (folder / "pyvenv.cfg").is_file():

@@ -112,7 +112,7 @@ class NnunetPredictor:
         worker, temporary = self._worker()
         mask_file = temporary / f"mask{ENDING}"
         images = write_channels(volume, temporary, "image")
-        worker.say({"images": list(map(str, images)), "mask": str(mask_file), **more})
+        worker.send({"images": list(map(str, images)), "mask": str(mask_file), **more})
         try:
             answer = worker.answer()
         except ProcessError:  # the next volume has a new one

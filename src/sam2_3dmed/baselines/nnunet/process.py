@@ -1,4 +1,4 @@
-"""A worker process in nnU-Net's environment, to which lines of JSON go and from which they come (worker.py)."""
+"""A worker process in nnU-Net's environment that exchanges lines of JSON with this process (worker.py)."""
 
 import json
 import os
@@ -29,18 +29,22 @@ _SECONDS_TO_END = 10.0
 
 
 class Worker:
-    """A process that is started with what it is told, and ended with all that it has started.
+    """A process and everything that it starts.
 
-    command: plan, train or predict; told: see there; log: what nnU-Net prints is appended here, none: it is not kept;
-    folders: values of nnU-Net's variables.
+    Args:
+        command: plan, train or predict.
+        request: see the function of that name in worker.py.
+        log: nnU-Net's output is appended here; none drops it.
+        folders: values of nnU-Net's variables.
 
-    Raises: ConfigError without an environment.
+    Raises:
+        ConfigError: there is no environment.
     """
 
     def __init__(
         self,
         command: str,
-        told: Mapping[str, Any],
+        request: Mapping[str, Any],
         log: Path | None = None,
         *,
         folders: Mapping[str, Path] | None = None,
@@ -49,45 +53,46 @@ class Worker:
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         environment |= {name: str(folder.resolve()) for name, folder in (folders or {}).items()}
         environment |= {"nnUNet_def_n_proc": str(most_processes())}
-        if device == "cpu":  # nnU-Net takes twelve processes to augment, which leave the network nothing
+        if device == "cpu":  # nnU-Net's default of twelve processes leaves no processor for the network
             environment.setdefault("nnUNet_n_proc_DA", str(max(1, num_processors() // 4)))
-        self._where = f"; all that it said is in {log}" if log else ""
-        self._said: IO[bytes] = log.open("a+b") if log else TemporaryFile()  # noqa: SIM115 - until `close`
+        self._where = f"; its output is in {log}" if log else ""
+        self._output: IO[bytes] = log.open("a+b") if log else TemporaryFile()  # noqa: SIM115 - until `close`
         self._process = subprocess.Popen(
             [find_python(), _PROGRAM, command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._output,
             env=environment,
             text=True,
             encoding="utf-8",
-            start_new_session=True,  # so that its own processes end with it
+            start_new_session=True,  # its own processes must end with it
         )
-        self.say(told)
+        self.send(request)
 
-    def say(self, content: Mapping[str, Any]) -> None:
-        """A line to the process; if it has ended, `answer` says why."""
+    def send(self, content: Mapping[str, Any]) -> None:
+        """Send a line; if the process has ended, `answer` raises the reason."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(content) + "\n")
             self._process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
-        """The next line from it.
+        """The next line of the process.
 
-        Raises: ProcessError if it says that something is wrong, or has ended without a word.
+        Raises:
+            ProcessError: the line is an error, or the process has ended.
         """
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ProcessError(f"nnU-Net has ended: {self._last_words()}{self._where}")
+            raise ProcessError(f"nnU-Net has ended: {self._last_line()}{self._where}")
         content: dict[str, Any] = json.loads(line)
         if "error" in content:
             raise ProcessError(str(content["error"]))
         return content
 
     def answers(self) -> Iterator[dict[str, Any]]:
-        """Lines up to and with the one that says `done`. Raises: as `answer`."""
+        """All lines up to the one with `done`. Raises: as `answer`."""
         while True:
             content = self.answer()
             yield content
@@ -95,8 +100,8 @@ class Worker:
                 return
 
     def close(self) -> None:
-        """End it, and what it has started."""
-        for stream in (self._process.stdin, self._process.stdout, self._said):
+        """End the process and everything that it has started."""
+        for stream in (self._process.stdin, self._process.stdout, self._output):
             if stream is not None:
                 with suppress(OSError):
                     stream.close()
@@ -112,13 +117,13 @@ class Worker:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         status = self._process.wait()
-        self._said.seek(0)
-        lines = deque((line.strip() for line in self._said if line.strip()), maxlen=1)
-        return f"{lines[0].decode(errors='replace') if lines else 'without a word'} (status {status})"
+        self._output.seek(0)
+        lines = deque((line.strip() for line in self._output if line.strip()), maxlen=1)
+        return f"{lines[0].decode(errors='replace') if lines else 'without output'} (status {status})"
 
 
 def most_processes() -> int:
-    """That nnU-Net starts for what it does case by case: as many as there are processors, at most eight."""
+    """How many processes nnU-Net starts for work on single cases: one a processor, at most eight."""
     return min(8, num_processors())

@@ -51,14 +51,14 @@ class NnunetRun(TrainingRun):
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         root, variables = self.folder / FOLDER, _variables(self.folder)
-        told = {
+        request = {
             **self.record.recipe.training.model_dump(),
             **self.record.model.model_dump(),
             "device": device,
             "weights": str((root / MODEL_FILE).resolve()),
         }
         curves = _Curves(self.folder / "curves.csv", list(self.record.plan.labels.values()))
-        with Worker("train", told, root / LOG_FILE, folders=variables, device=device) as worker:
+        with Worker("train", request, root / LOG_FILE, folders=variables, device=device) as worker:
             for answer in worker.answers():
                 _note_peaks(self.folder, answer)
                 if "epoch" in answer:
@@ -106,8 +106,8 @@ def _plan(preparation: Preparation) -> NnunetSpec:
         with preparation.progress("Writing cases for nnU-Net") as bar:
             write_dataset(preparation.dataset, preparation.plan, variables["nnUNet_raw"], bar)
         logger.info("nnU-Net plans and preprocesses; its output is in %s", root / LOG_FILE)
-        told = {**model.model_dump(), "processes": most_processes()}
-        with Worker("plan", told, root / LOG_FILE, folders=variables) as worker:
+        request = {**model.model_dump(), "processes": most_processes()}
+        with Worker("plan", request, root / LOG_FILE, folders=variables) as worker:
             answer = worker.answer()
         write_split(preparation.split, variables["nnUNet_preprocessed"])
     except OSError as error:
@@ -128,37 +128,37 @@ def training_peaks(folder: Path) -> tuple[float | None, float | None]:
     return memory_mb, gpu_memory_mb
 
 
-def _note_peaks(folder: Path, told: Mapping[str, Any]) -> None:
-    before = dict(zip(_PEAKS, training_peaks(folder), strict=True))
-    known = {name: [mb for mb in (before[name], told[name]) if mb is not None] for name in _PEAKS}
-    highest = {name: max(values, default=None) for name, values in known.items()}
+def _note_peaks(folder: Path, answer: Mapping[str, Any]) -> None:
+    before = training_peaks(folder)
+    both = zip(before, (answer[name] for name in _PEAKS), strict=True)
+    highest = tuple(max((mb for mb in pair if mb is not None), default=None) for pair in both)
     if highest != before:
-        write_text(folder / FOLDER / _MEMORY_FILE, json.dumps(highest) + "\n")
+        write_text(folder / FOLDER / _MEMORY_FILE, json.dumps(dict(zip(_PEAKS, highest, strict=True))) + "\n")
 
 
 class _Curves:
-    """curves.csv, a row an epoch, where an interrupted run goes on; the Dice is nnU-Net's, of patches."""
+    """curves.csv, a row an epoch; a resumed run goes on in it. The Dice is nnU-Net's, of patches."""
 
-    def __init__(self, path: Path, names: list[str]) -> None:
+    def __init__(self, path: Path, class_names: list[str]) -> None:
         self._path = path
-        self._names = names
+        self._class_names = class_names
         self._rows: list[dict[str, Any]] = []
         if path.is_file():
             with path.open(newline="", encoding="utf-8") as file:
                 self._rows = [dict(row) for row in csv.DictReader(file)]
 
-    def add(self, told: Mapping[str, Any]) -> None:
-        """A row, and a line of the log."""
-        dice = dict(zip(self._names, told["dice"], strict=True))
-        mean = float(np.nanmean(told["dice"])) if np.isfinite(told["dice"]).any() else float("nan")
+    def add(self, answer: Mapping[str, Any]) -> None:
+        """Write a row, and a line of the log."""
+        mean = float(np.nanmean(answer["dice"])) if np.isfinite(answer["dice"]).any() else float("nan")
+        per_class = zip(self._class_names, answer["dice"], strict=True)
         row = {
-            "epoch": told["epoch"] - 1,
-            "step": told["steps"],
-            "loss/train": told["train_losses"],
-            "loss/validation": told["val_losses"],
-            "learning_rate": told["lrs"],
+            "epoch": answer["epoch"] - 1,
+            "step": answer["steps"],
+            "loss/train": answer["train_losses"],
+            "loss/validation": answer["val_losses"],
+            "learning_rate": answer["lrs"],
             "validation/patch_dice": mean,
-            **{f"validation/patch_dice_{name}": value for name, value in dice.items()},
+            **{f"validation/patch_dice_{name}": value for name, value in per_class},
         }
         self._rows = [old for old in self._rows if int(old["epoch"]) < row["epoch"]] + [row]
         text = io.StringIO(newline="")
@@ -166,7 +166,7 @@ class _Curves:
         writer.writeheader()
         writer.writerows(self._rows)
         write_text(self._path, text.getvalue())
-        done, every, loss = told["epoch"], told["epochs"], told["train_losses"]
+        done, every, loss = answer["epoch"], answer["epochs"], answer["train_losses"]
         logger.info("epoch %d of %d: loss %.4f, Dice of patches %.4f", done, every, loss, mean)
 
     def result(self) -> FitResult:

@@ -1,8 +1,8 @@
-"""Runs inside nnU-Net's environment, which has no package of ours: plans, trains, predicts.
+"""Runs inside nnU-Net's environment, which does not have our package: plans, trains, predicts.
 
-`python worker.py plan | train | predict`, told what to do by lines of JSON on standard input, each of which it answers
-by lines of JSON on standard output; `process.Worker` is the other side. What nnU-Net prints goes to standard error.
-nnU-Net's own variables (nnUNet_raw, nnUNet_preprocessed, nnUNet_results) say where its folders are.
+`python worker.py plan | train | predict` reads requests as lines of JSON on standard input and answers each with lines
+of JSON on standard output; `process.Worker` is the other side. nnU-Net's own output goes to standard error. Its folders
+are in its variables nnUNet_raw, nnUNet_preprocessed and nnUNet_results.
 """
 
 import json
@@ -30,49 +30,47 @@ Say = Callable[..., None]
 
 _DATASET = 1
 _FEWEST_EPOCHS = 20
-"""Of a run of so many minutes: the rate falls by the epoch. Fewer where each would have less than these steps."""
+"""Of a run with a budget of minutes, since the rate falls by the epoch; fewer if epochs would be shorter than this."""
 _FEWEST_STEPS = 10
 _MEASURED = 2
-"""Steps from which minutes are planned, after one that is not counted; on a CPU each takes seconds."""
+"""Steps that are timed to plan minutes, after one that is not counted; on a CPU each takes seconds."""
 _MARGIN = 0.05
-"""Of the minutes, for checkpoints and what else is not measured."""
+"""Share of the minutes for checkpoints and everything else that is not measured."""
 _CHECKPOINTS = 50
-"""In a run, of those that it can go on from."""
+"""States of a run that it can go on from."""
 
 
-def plan(told: dict[str, Any], say: Say) -> None:
-    """Fingerprint, plans, and cases on their grid. told: planner, configuration, processes."""
-    processes = told["processes"]
+def plan(request: dict[str, Any], say: Say) -> None:
+    """Fingerprint, plans, and cases on their grid. request: planner, configuration, processes."""
+    processes = request["processes"]
     planning.extract_fingerprint_dataset(_DATASET, num_processes=processes, verbose=False, show_progress_bar=False)
-    identifier = planning.plan_experiments([_DATASET], told["planner"])
+    identifier = planning.plan_experiments([_DATASET], request["planner"])
     folder = _preprocessed()
     plans = json.loads((folder / f"{identifier}.json").read_text(encoding="utf-8"))
-    if told["configuration"] not in plans["configurations"]:
-        say(error=f"nnU-Net plans no {told['configuration']} for these cases: {', '.join(plans['configurations'])}")
+    if request["configuration"] not in plans["configurations"]:
+        say(error=f"nnU-Net plans no {request['configuration']} for these cases: {', '.join(plans['configurations'])}")
         return
-    planning.preprocess_dataset(_DATASET, identifier, [told["configuration"]], [processes], show_progress_bar=False)
+    planning.preprocess_dataset(_DATASET, identifier, [request["configuration"]], [processes], show_progress_bar=False)
     say(plans=plans, dataset=json.loads((folder / "dataset.json").read_text(encoding="utf-8")))
 
 
 class Trainer(nnUNetTrainer):
-    """nnU-Net's own, for a number of epochs or of minutes, and it tells how far it is."""
+    """nnU-Net's trainer, for a number of epochs or of minutes; it reports each epoch."""
 
     say: Say
     minutes: float | None = None
     began = 0.0
 
     def on_train_start(self) -> None:
-        """As nnU-Net's; then minutes become epochs."""
         super().on_train_start()
         if self.minutes is not None:
             self.num_epochs, self.num_iterations_per_epoch = self._fitting(60 * self.minutes * (1 - _MARGIN))
             self.num_val_iterations_per_epoch = max(1, self.num_iterations_per_epoch // 5)
             self.lr_scheduler.max_steps = self.num_epochs
-            self.logger.plot_progress_png = lambda _: None  # takes seconds an epoch; curves.csv has it all
+            self.logger.plot_progress_png = lambda _: None  # takes seconds an epoch; curves.csv has the same
         self.save_every = max(1, self.num_epochs // _CHECKPOINTS)
 
     def on_epoch_end(self) -> None:
-        """As nnU-Net's."""
         super().on_epoch_end()
         last = {name: float(self.logger.get_value(name, step=-1)) for name in ("train_losses", "val_losses", "lrs")}
         dice = [float(value) for value in self.logger.get_value("dice_per_class_or_region", step=-1)]
@@ -81,7 +79,7 @@ class Trainer(nnUNetTrainer):
         self.say(epoch=self.current_epoch, epochs=self.num_epochs, **told)
 
     def _fitting(self, seconds: float) -> tuple[int, int]:
-        """Epochs, and steps of each; written down, so that a run that goes on has the same."""
+        """Epochs and steps of each, kept in a file for a resumed run."""
         path = Path(self.output_folder) / "schedule.json"
         if path.is_file():
             epochs, steps = json.loads(path.read_text(encoding="utf-8"))
@@ -109,9 +107,9 @@ class Trainer(nnUNetTrainer):
 
 
 def fitting_schedule(seconds: float, step: float, between: float, epochs: int, steps: int) -> tuple[int, int]:
-    """Epochs, at most `epochs`, and steps of each, at most `steps`, that take about so many seconds; at least one.
+    """Epochs, at most `epochs`, and steps of each, at most `steps`, that fit into the seconds; at least one of each.
 
-    step, between: seconds of a step and its share of the validation, and between epochs.
+    step, between: seconds of a step with its share of the validation, and between epochs.
     """
     total = max(1, int(seconds / (step + between / steps)))
     fewest = max(1, min(_FEWEST_EPOCHS, total // _FEWEST_STEPS))
@@ -119,19 +117,19 @@ def fitting_schedule(seconds: float, step: float, between: float, epochs: int, s
     return count, max(1, min(steps, int((seconds / count - between) / step)))
 
 
-def train(told: dict[str, Any], say: Say) -> None:
+def train(request: dict[str, Any], say: Say) -> None:
     """Train, predict the validation cases as nnU-Net does, and write the last weights.
 
-    told: plans, dataset, configuration, epochs, steps_per_epoch, minutes, seed, device, weights.
+    request: plans, dataset, configuration, epochs, steps_per_epoch, minutes, seed, device, weights.
     """
-    random.seed(told["seed"])
-    np.random.seed(told["seed"])
-    torch.manual_seed(told["seed"])
-    Trainer.say, Trainer.minutes, Trainer.began = staticmethod(say), told["minutes"], time.monotonic()
-    plans = {**told["plans"], "continue_training": False}
-    trainer = Trainer(plans, told["configuration"], 0, told["dataset"], torch.device(told["device"]))
-    trainer.num_epochs, trainer.num_iterations_per_epoch = told["epochs"], told["steps_per_epoch"]
-    trainer.num_val_iterations_per_epoch = max(1, told["steps_per_epoch"] // 5)
+    random.seed(request["seed"])
+    np.random.seed(request["seed"])
+    torch.manual_seed(request["seed"])
+    Trainer.say, Trainer.minutes, Trainer.began = staticmethod(say), request["minutes"], time.monotonic()
+    plans = {**request["plans"], "continue_training": False}
+    trainer = Trainer(plans, request["configuration"], 0, request["dataset"], torch.device(request["device"]))
+    trainer.num_epochs, trainer.num_iterations_per_epoch = request["epochs"], request["steps_per_epoch"]
+    trainer.num_val_iterations_per_epoch = max(1, request["steps_per_epoch"] // 5)
     folder = Path(trainer.output_folder)
     found = [path for name in ("final", "latest") if (path := folder / f"checkpoint_{name}.pth").is_file()]
     if found:
@@ -143,37 +141,37 @@ def train(told: dict[str, Any], say: Say) -> None:
     weights = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     written = {name: weights[name] for name in first_names(network).values()}
     axes = trainer.inference_allowed_mirroring_axes
-    save_file(written, told["weights"], {"mirroring_axes": json.dumps(None if axes is None else list(axes))})
+    save_file(written, request["weights"], {"mirroring_axes": json.dumps(None if axes is None else list(axes))})
     say(done=True, **_peaks(trainer.device))
 
 
-def predict(told: dict[str, Any], say: Say) -> None:
+def predict(request: dict[str, Any], say: Say) -> None:
     """Masks, one for each line that comes.
 
-    told: plans, dataset, configuration, weights, device, flips, overlap. A line: images; mask; probabilities, a file
+    request: plans, dataset, configuration, weights, device, flips, overlap. A line: images; mask; probabilities, a file
     for (K + 1, D, H, W) float32, or null; count, whether operations are.
     """
-    manager = PlansManager(told["plans"])
-    configuration = manager.get_configuration(told["configuration"])
-    with safe_open(told["weights"], framework="pt") as file:
+    manager = PlansManager(request["plans"])
+    configuration = manager.get_configuration(request["configuration"])
+    with safe_open(request["weights"], framework="pt") as file:
         weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         axes = json.loads(file.metadata()["mirroring_axes"])
     network = nnUNetTrainer.build_network_architecture(
         manager,
         configuration,
-        determine_num_input_channels(manager, configuration, told["dataset"]),
-        manager.get_label_manager(told["dataset"]).num_segmentation_heads,
+        determine_num_input_channels(manager, configuration, request["dataset"]),
+        manager.get_label_manager(request["dataset"]).num_segmentation_heads,
         enable_deep_supervision=False,
     )
     network.load_state_dict({name: weights[first] for name, first in first_names(network).items()})
     predictor = nnUNetPredictor(
-        tile_step_size=1 - told["overlap"],
-        use_mirroring=told["flips"],
-        device=torch.device(told["device"]),
+        tile_step_size=1 - request["overlap"],
+        use_mirroring=request["flips"],
+        device=torch.device(request["device"]),
         allow_tqdm=False,
     )
     predictor.manual_initialization(
-        network, manager, configuration, [network.state_dict()], told["dataset"], "nnUNetTrainer", axes
+        network, manager, configuration, [network.state_dict()], request["dataset"], "nnUNetTrainer", axes
     )
     files = manager.image_reader_writer_class()
     say(ready=True)
@@ -190,7 +188,7 @@ def predict(told: dict[str, Any], say: Say) -> None:
 
 
 def first_names(network: torch.nn.Module) -> dict[str, str]:
-    """For each name of a weight the first that it has: nnU-Net knows some by several, and a file has each once."""
+    """From each name of a weight to its first name: nnU-Net has some under several, and a file holds each once."""
     first: dict[int, str] = {}
     return {name: first.setdefault(id(value), name) for name, value in network.state_dict(keep_vars=True).items()}
 
@@ -200,13 +198,13 @@ def _preprocessed() -> Path:
 
 
 def _peaks(device: torch.device) -> dict[str, float | None]:
-    """The most memory that this process has had, and that torch had allocated on its GPU; None where no one tells."""
+    """The most memory of this process so far, and of torch on its GPU, in MB; None where unknown."""
     gpu_peak_mb = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
     return {"peak_mb": _peak_mb(), "gpu_peak_mb": gpu_peak_mb}
 
 
 def _peak_mb() -> float | None:
-    """Not by getrusage, where a process begins with the peak of the one that started it."""
+    """Not from getrusage, where a process begins with the peak of its parent."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -220,7 +218,7 @@ def _lines() -> Iterator[Any]:
 
 
 def main() -> None:
-    """What nnU-Net prints, and what its processes print, must not come between the lines of JSON."""
+    """Run one command. nnU-Net and its processes must not print between the lines of JSON."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from sam2_3dmed.baselines.recipe import PatchRecord, PatchSpec
-from sam2_3dmed.baselines.start import first_network, plan_spec
 from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
+from sam2_3dmed.baselines.train import first_network, plan_spec
 from sam2_3dmed.errors import ConfigError, WeightsError
 from sam2_3dmed.processes.signals import Terminated
 from sam2_3dmed.report.build import write_report
@@ -136,7 +136,7 @@ def test_a_broken_record_of_a_network(blobs: Path, tmp_path: Path) -> None:
     run = train(request("unet", blobs, tmp_path / "run"))
     config = run / "config.yaml"
     other = shutil.copytree(run, tmp_path / "other") / "config.yaml"
-    other.write_text(config.read_text().replace("num_outputs: 3", "num_outputs: 4"))
+    other.write_text(config.read_text().replace("out_channels: 3", "out_channels: 4"))
     with pytest.raises(WeightsError, match="not the weights of this model: size mismatch"):
         load_model(other.parent)
     other.write_text(config.read_text().replace("system: unet\nplan", "system: vnet\nplan"))

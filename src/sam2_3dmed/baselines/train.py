@@ -1,0 +1,227 @@
+"""Runs of patch-based systems: how one starts, trains and is saved, and how a trained model is loaded."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from math import ceil
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sam2_3dmed.baselines.cache import GriddedCase, PatchCase, build_patch_cache, with_grids
+from sam2_3dmed.baselines.losses import deep_supervision_loss
+from sam2_3dmed.baselines.networks import all_logits, build, plan_network
+from sam2_3dmed.baselines.patches import PatchDataset, Patches, collate
+from sam2_3dmed.baselines.plan import intensities, outline
+from sam2_3dmed.baselines.predictor import PatchPredictor
+from sam2_3dmed.baselines.recipe import PatchConfig, PatchRecord, PatchSpec, PatchTrainingConfig
+from sam2_3dmed.config import Plan, changed
+from sam2_3dmed.data.cache import CaseCache
+from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights, save_model
+from sam2_3dmed.run.systems import Preparation, TrainingRun
+from sam2_3dmed.training.batch_sharding import Division
+from sam2_3dmed.training.distributed import DistributedContext
+from sam2_3dmed.training.fit import FitResult, fit_module
+from sam2_3dmed.training.loader import epoch_loader
+from sam2_3dmed.training.optimizer import falling_cosine, make_optimizer, make_schedule
+from sam2_3dmed.training.run_module import RunModule
+from sam2_3dmed.training.trainer import seed_everything
+
+logger = logging.getLogger(__name__)
+
+
+class PatchModule(RunModule):
+    """Trains a network on patches and validates it on volumes with the real predictor, which wraps the network."""
+
+    def __init__(
+        self,
+        predictor: PatchPredictor,
+        *,
+        validation: Sequence[GriddedCase],
+        config: PatchTrainingConfig,
+        division: Division,
+        distributed: DistributedContext,
+    ) -> None:
+        super().__init__(
+            predictor.network,
+            class_names=tuple(predictor.labels.values()),
+            validation=[case.cached for case in validation],
+            config=config,
+            division=division,
+            distributed=distributed,
+        )
+        self.predictor = predictor
+        self.recipe = config
+        self.grids = [case.grid for case in validation]
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {"network": self.network}
+
+    def training_step(self, batch: Patches, batch_idx: int) -> Tensor:
+        """The loss of this process's part of a batch, such that its mean over parts is that of the whole."""
+        part = self.division.part(batch_idx)
+        # What a network leaves out at random depends on the place in the run alone, so a resumed run does the same.
+        place = [self.config.seed, self.current_epoch, batch_idx, self.distributed.rank]
+        torch.manual_seed(int(np.random.default_rng(place).integers(2**63)))
+        logits = all_logits(self.network(batch.image))
+        terms = deep_supervision_loss(logits, batch.labels, background=self.predictor.spec.has_background)
+        self.count_step(terms, len(batch.labels), part.counted)
+        return terms["total"] * part.weight
+
+    def predict_case(self, number: int) -> tuple[NDArray[np.integer], float]:
+        image = np.asarray(self.validation[number].image)
+        return self.predictor.predict_slices(image, self.grids[number].spacing_mm), float("nan")
+
+    def validation_seconds(self) -> float:
+        """From a part of the first case that is as large as a patch."""
+        grid, spec = self.grids[0], self.predictor.spec
+        d, h, w = (
+            ceil(side * ours / theirs)
+            for side, ours, theirs in zip(spec.patch, spec.spacing_mm, grid.spacing_mm, strict=True)
+        )
+        image = np.asarray(self.validation[0].image[:d, :, :h, :w])
+        self.predictor.predict_slices(image, grid.spacing_mm)  # the first pass is slower than those that follow
+        started = time.monotonic()
+        self.predictor.predict_slices(image, grid.spacing_mm)
+        return (time.monotonic() - started) * sum(self.predictor.num_windows(*grid) for grid in self.grids)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = make_optimizer(self.network, self.recipe)
+        steps = self.config.epochs * self.steps_per_epoch
+        falling = falling_poly if self.recipe.schedule == "poly" else falling_cosine
+        schedule = make_schedule(optimizer, self.config, 0, steps, self.cooldown, falling)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def falling_poly(progress: float) -> float:
+    """nnU-Net's schedule: from 1 at progress 0 to 0 at 1."""
+    return float((1 - min(1.0, progress)) ** 0.9)
+
+
+@dataclass
+class PatchRun(TrainingRun):
+    """A network with the cases that it learns from and is validated on."""
+
+    record: PatchRecord
+    predictor: PatchPredictor
+    training: Sequence[PatchCase]
+    validation: Sequence[GriddedCase]
+    folder: Path
+    distributed: DistributedContext
+
+    def fit(self, *, resume: bool) -> FitResult:
+        return fit_module(
+            self._assemble,
+            self.record.recipe.training,
+            validation=CaseCache(tuple(case.cached for case in self.validation)),
+            folder=self.folder,
+            resume=resume,
+            distributed=self.distributed,
+        )
+
+    def _assemble(self, config: Any) -> tuple[PatchModule, Any]:
+        """What is trained, and the loader of its patches. config: the recipe's, perhaps with epochs for minutes."""
+        spec = self.record.model
+        dataset = PatchDataset(
+            self.training,
+            patch=spec.patch,
+            spacing_mm=spec.spacing_mm,
+            augmentation=self.record.recipe.augmentation,
+            foreground_fraction=config.foreground_fraction,
+            seed=config.seed,
+        )
+        loader: Any = epoch_loader(dataset, collate, config, len(self.training), self.distributed)
+        module = PatchModule(
+            self.predictor,
+            validation=self.validation,
+            config=config,
+            division=loader.batch_sampler.division,
+            distributed=self.distributed,
+        )
+        return module, loader
+
+    def save(self) -> None:
+        save_model(self.predictor.network, self.record, self.folder)
+
+
+def start_run(preparation: Preparation) -> PatchRun:
+    """Plan and build the network, and bring the training cases to the common grid.
+
+    Raises:
+        UserError: no CLIP model at `model.text`, or the cache cannot be written.
+    """
+    recipe: PatchConfig = preparation.recipe
+    plan, split, dataset = preparation.plan, preparation.split, preparation.dataset
+    seed_everything(recipe.training.seed)
+    cache = preparation.cases()
+    cases = with_grids(cache.subset(split.train), dataset, plan.slicing_axis)
+    record = cast(PatchRecord | None, preparation.resumed) or PatchRecord(
+        system=recipe.system,
+        model=plan_spec(recipe, plan, cases),
+        plan=plan,
+        recipe=recipe,
+        weights="none",
+        versions={name: version(name) for name in ("sam2-3dmed", "torch", "monai")},
+    )
+    logger.info("model: %s", record.about)
+    seed_everything(recipe.training.seed)
+    network = first_network(record.model, recipe, plan)
+    with preparation.progress("Resampling cases") as bar:
+        patches = build_patch_cache(cases, record.model, preparation.cache_folder, progress=bar)
+    config = changed(recipe.inference, {"precision": recipe.training.precision}, "inference")
+    predictor = PatchPredictor(network, record.model, plan, config)
+    validation = with_grids(cache.subset(split.validation), dataset, plan.slicing_axis)
+    return PatchRun(record, predictor, patches, validation, preparation.folder, preparation.distributed)
+
+
+def load_run(folder: Path, record: PatchRecord, device: torch.device, **settings: Any) -> PatchPredictor:
+    """The trained model of a run folder."""
+    network = build(record.model)
+    fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
+    config = changed(record.recipe.inference, settings, "inference")
+    return PatchPredictor(network.to(device).eval(), record.model, record.plan, config)
+
+
+def plan_spec(config: PatchConfig, plan: Plan, cases: Sequence[GriddedCase]) -> PatchSpec:
+    """The network and its input, as the training cases decide."""
+    outlined = outline(
+        config,
+        [case.grid for case in cases],
+        num_channels=len(plan.channels),
+        num_classes=plan.num_classes,
+        on_gpu=torch.cuda.is_available(),
+    )
+    patch, arguments = plan_network(config, outlined)
+    kinds = [channel.normalisation for channel in plan.channels]
+    pairs = ((np.asarray(case.cached.image), np.asarray(case.cached.label)) for case in cases)
+    return PatchSpec(
+        system=config.system,
+        size=outlined.size,
+        spacing_mm=outlined.spacing_mm,
+        patch=patch,
+        intensities=tuple(intensities(kinds, pairs)),
+        num_classes=plan.num_classes,
+        network=arguments,
+        text=config.names,
+    )
+
+
+def first_network(spec: PatchSpec, config: PatchConfig, plan: Plan) -> nn.Module:
+    """The network with its first weights; the names of the classes are embedded if `model.text` has a CLIP model.
+
+    Raises:
+        WeightsError: there is no such model.
+    """
+    network = build(spec)
+    if config.model.text is not None:
+        from sam2_3dmed.baselines.universal import Universal, embed_names
+
+        assert isinstance(network, Universal)
+        network.head.text = embed_names(Path(config.model.text), list(plan.labels.values()))
+    return network
