@@ -26,6 +26,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from sam2_3dmed.config import SplitConfig, with_settings
+from sam2_3dmed.inference.interface import WithoutAuxiliary
 from sam2_3dmed.run.run_config import RunRecord
 from sam2_3dmed.run.run_folder import MODEL_FILE, read_weights, save_model
 from sam2_3dmed.run.systems import System, TrainingRun
@@ -74,11 +75,12 @@ class Run(TrainingRun):
         save_model(self.network, self.record, self.folder)
 
 
-class Threshold:
+class Threshold(WithoutAuxiliary):
     def __init__(self, plan, bound):
-        self.labels, self.preprocessing, self.bound = plan.labels, plan.preprocessing, bound
+        self.labels, self.num_channels = plan.labels, len(plan.channels)
+        self.preprocessing, self.bound = plan.preprocessing, bound
 
-    def __call__(self, volume, probabilities=None, *, reference=None, on_slice=None, cancel=None):
+    def __call__(self, volume, *, reference=None, probabilities=None, on_slice=None, cancel=None):
         found = self.preprocessing.slices(volume)[:, 0] > self.bound
         mask = volume.with_array(np.zeros(volume.array.shape, np.uint8))
         from sam2_3dmed.volume.slices import volume_to_slices

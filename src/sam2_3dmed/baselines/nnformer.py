@@ -9,6 +9,7 @@ from math import prod
 
 import torch
 import torch.nn.functional as F
+from monai.networks.nets.swin_unetr import window_partition, window_reverse
 from torch import Tensor, nn
 
 _MOST_DROPPED = 0.2
@@ -48,16 +49,13 @@ class WindowGrid(nn.Module):
 
     def join(self, windows: Tensor) -> Tensor:
         """The inverse of `cut`."""
-        counts = [size // side for size, side in zip(self.padded, self.window, strict=True)]
-        tokens = windows.reshape(len(windows), *counts, *self.window, windows.shape[-1])
-        tokens = tokens.permute(0, 1, 4, 2, 5, 3, 6, 7).reshape(len(windows), *self.padded, windows.shape[-1])
+        tokens = windows.reshape(-1, *self.window, windows.shape[-1])
+        tokens = window_reverse(tokens, self.window, (len(windows), *self.padded))
         d, h, w = self.shape
         return torch.roll(tokens, self.shift, (1, 2, 3))[:, :d, :h, :w]
 
     def _to_windows(self, tokens: Tensor) -> Tensor:
-        sides = [n for size, side in zip(self.padded, self.window, strict=True) for n in (size // side, side)]
-        tokens = tokens.reshape(len(tokens), *sides, tokens.shape[-1]).permute(0, 1, 3, 5, 2, 4, 6, 7)
-        return tokens.flatten(4, 6).flatten(1, 3)
+        return window_partition(tokens, self.window).unflatten(0, (len(tokens), -1))
 
     def _allowed(self) -> Tensor | None:
         """(windows, tokens, tokens): whether one attends to the other; none where all do."""

@@ -14,9 +14,7 @@ from sam2_3dmed.baselines.grid import resample_image, resampled_shape, thick_axi
 from sam2_3dmed.baselines.recipe import PatchSpec
 from sam2_3dmed.config import InferenceConfig, Plan
 from sam2_3dmed.encoders.precision import bf16_is_fast
-from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.auxiliary import Auxiliary
-from sam2_3dmed.inference.interface import OnSlice, refuse_boxes, require_not_cancelled
+from sam2_3dmed.inference.interface import OnSlice, WithoutAuxiliary, refuse_boxes, require_not_cancelled
 from sam2_3dmed.inference.logits_to_mask import argmax_mask
 from sam2_3dmed.inference.postprocess import require_known_classes
 from sam2_3dmed.inference.predictor import fill_mask
@@ -24,7 +22,7 @@ from sam2_3dmed.volume.slices import slice_spacing_mm
 from sam2_3dmed.volume.volume import Volume
 
 
-class PatchPredictor:
+class PatchPredictor(WithoutAuxiliary):
     """A trained network, ready for volumes; a `Segmenter`.
 
     Raises:
@@ -66,21 +64,6 @@ class PatchPredictor:
             cancel=cancel,
         )
 
-    def with_auxiliary(
-        self,
-        volume: Volume,
-        *,
-        reference: Volume | None = None,
-        probabilities: Path | None = None,
-        on_slice: OnSlice | None = None,
-        cancel: Event | None = None,
-    ) -> tuple[Volume, Auxiliary]:
-        """Never.
-
-        Raises: ConfigError, since there are no such outputs.
-        """
-        raise ConfigError(f"{self.spec.title} makes no boundary maps and no relative positions")
-
     def predict_slices(self, image: NDArray[np.floating], spacing_mm: tuple[float, ...]) -> NDArray[np.integer]:
         """(D, C, H, W) in [0, 1] -> (D, H, W) class indices, 0 background. spacing_mm: along (D, H, W)."""
         height, width = image.shape[-2:]
@@ -90,7 +73,7 @@ class PatchPredictor:
         return classes
 
     def num_windows(self, shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> int:
-        """How many patches a volume (D, H, W) is covered with."""
+        """The number of patches that cover a volume (D, H, W)."""
         sizes = resampled_shape(shape, spacing_mm, self.spec.spacing_mm)
         return prod(
             ceil(max(0, size - side) / max(1, int(side * (1 - self.config.overlap)))) + 1
@@ -100,10 +83,10 @@ class PatchPredictor:
     def _slice_logits(
         self, image: NDArray[np.floating], spacing_mm: tuple[float, ...], cancel: Event | None = None
     ) -> Iterator[tuple[int, Tensor]]:
-        """For each slice of the volume its logits relative to the background's, (K, h, w), on the common grid in plane.
+        """The logits (K, h, w) of each slice, relative to the background's, in plane on the common grid.
 
-        Between slices they are interpolated linearly, as `argmax_mask` does in plane: so nothing of K channels is as
-        large as the volume on its own grid.
+        Along D they are interpolated linearly, as `argmax_mask` does in plane, so that no array of K channels has the
+        size of the volume on its own grid.
         """
         depth, (d, h, w) = len(image), resampled_shape((len(image), *image.shape[2:]), spacing_mm, self.spec.spacing_mm)
         thick = thick_axis(spacing_mm, self.spec.spacing_mm)
@@ -152,7 +135,7 @@ class PatchPredictor:
 
 
 def _log_odds(logits: Tensor) -> Tensor:
-    """What the sigmoid turns into the softmax. logits: (K, h, w) relative to the background's."""
+    """The log-odds of the softmax, from logits (K, h, w) relative to the background's."""
     every = torch.cat([torch.zeros_like(logits[:1]), logits])
     others = [torch.cat([every[:k], every[k + 1 :]]).logsumexp(dim=0) for k in range(1, len(every))]
     return logits - torch.stack(others)

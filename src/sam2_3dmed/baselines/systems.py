@@ -44,22 +44,28 @@ _UNIVERSAL: Mapping[str, Any] = {
 }
 
 
-def own_recipe_only(system: str, recipe: str) -> None:
-    """Raise ConfigError for a recipe by name: a baseline has only its own."""
-    if recipe != "auto":
-        raise ConfigError(f"--recipe {recipe} is for {OURS}; {system} has its own, which --set changes")
+class Baseline(System):
+    """A system that has one recipe of its own and starts without weights."""
 
+    def own_recipe(self) -> Any:
+        """How its authors trained it."""
+        raise NotImplementedError
 
-def check_start(system: str, weights: str, gpu_memory: float | None) -> None:
-    """Raise ConfigError for options of ours that no baseline has."""
-    if weights not in ("auto", "none"):
-        raise ConfigError(f"--weights {weights}: {system} starts without weights")
-    if gpu_memory is not None:
-        raise ConfigError(f"--gpu-memory is for {OURS}; of {system} set training.batch_size or model.patch")
+    def recipe(self, name: str = "auto", settings: Sequence[str] = (), *, from_scratch: bool = False) -> Any:
+        if name != "auto":
+            raise ConfigError(f"--recipe {name} is for {OURS}; {self.name} has its own, which --set changes")
+        return with_settings(self.own_recipe(), settings)
+
+    def check(self, recipe: Any, *, weights: str, gpu_memory: float | None) -> None:
+        self.require()
+        if weights not in ("auto", "none"):
+            raise ConfigError(f"--weights {weights}: {self.name} starts without weights")
+        if gpu_memory is not None:
+            raise ConfigError(f"--gpu-memory is for {OURS}; of {self.name} set training.batch_size or model.patch")
 
 
 @dataclass(frozen=True, eq=False)
-class PatchSystem(System):
+class PatchSystem(Baseline):
     """A system whose network our own trainer trains on patches.
 
     Args:
@@ -74,9 +80,8 @@ class PatchSystem(System):
     packages: tuple[str, ...] = ("monai",)
     record_type = PatchRecord
 
-    def recipe(self, name: str = "auto", settings: Sequence[str] = (), *, from_scratch: bool = False) -> PatchConfig:
-        own_recipe_only(self.name, name)
-        return with_settings(PatchConfig(system=self.name, training=PatchTrainingConfig(**self.training)), settings)
+    def own_recipe(self) -> PatchConfig:
+        return PatchConfig(system=self.name, training=PatchTrainingConfig(**self.training))
 
     def require(self) -> None:
         missing = [package for package in self.packages if find_spec(package) is None]
@@ -87,8 +92,7 @@ class PatchSystem(System):
         from sam2_3dmed.training.loggers import require_loggers
 
         require_loggers(recipe.training.loggers)
-        self.require()
-        check_start(self.name, weights, gpu_memory)
+        super().check(recipe, weights=weights, gpu_memory=gpu_memory)
 
     def start(self, preparation: Preparation) -> TrainingRun:
         from sam2_3dmed.baselines.train import start_run

@@ -158,7 +158,6 @@ def start_run(preparation: Preparation) -> PatchRun:
     """
     recipe: PatchConfig = preparation.recipe
     plan, split, dataset = preparation.plan, preparation.split, preparation.dataset
-    seed_everything(recipe.training.seed)
     cache = preparation.cases()
     cases = with_grids(cache.subset(split.train), dataset, plan.slicing_axis)
     record = cast(PatchRecord | None, preparation.resumed) or PatchRecord(

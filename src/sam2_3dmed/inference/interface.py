@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
-from typing import Protocol
+from typing import Any, Protocol
 
 from sam2_3dmed.errors import Cancelled, ConfigError
 from sam2_3dmed.inference.auxiliary import Auxiliary
@@ -61,6 +61,14 @@ class Segmenter(Protocol):
         Raises:
             ConfigError: the model has neither BD nor SRPP. UserError: as for the mask alone.
         """
+
+
+class WithoutAuxiliary:
+    """Base of segmenters that have neither BD nor SRPP."""
+
+    def with_auxiliary(self, volume: Volume, **options: Any) -> tuple[Volume, Auxiliary]:
+        """Raise ConfigError."""
+        raise ConfigError("this model makes no boundary maps and no relative positions")
 
 
 def refuse_boxes(reference: Volume | None) -> None:

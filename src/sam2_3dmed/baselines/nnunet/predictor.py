@@ -1,4 +1,4 @@
-"""A volume in, its mask out, by a worker process in nnU-Net's environment."""
+"""Prediction with nnU-Net, by a worker process in its environment."""
 
 import weakref
 from collections.abc import Mapping
@@ -15,9 +15,8 @@ from sam2_3dmed.baselines.nnunet.environment import find_python
 from sam2_3dmed.baselines.nnunet.process import Worker
 from sam2_3dmed.baselines.nnunet.recipe import NnunetRecord, NnunetSpec
 from sam2_3dmed.config import InferenceConfig, Plan, changed
-from sam2_3dmed.errors import ConfigError, ProcessError, VolumeError
-from sam2_3dmed.inference.auxiliary import Auxiliary
-from sam2_3dmed.inference.interface import OnSlice, refuse_boxes, require_not_cancelled
+from sam2_3dmed.errors import ProcessError, VolumeError
+from sam2_3dmed.inference.interface import OnSlice, WithoutAuxiliary, refuse_boxes, require_not_cancelled
 from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
 from sam2_3dmed.inference.probabilities import writing_probabilities
 from sam2_3dmed.run.run_folder import MODEL_FILE
@@ -26,11 +25,11 @@ from sam2_3dmed.volume.slices import volume_to_slices
 from sam2_3dmed.volume.volume import Volume
 
 
-class NnunetPredictor:
+class NnunetPredictor(WithoutAuxiliary):
     """A trained nnU-Net; a `Segmenter`. Its process starts with the first volume and ends with this object.
 
-    weights: model.safetensors of a run.
-    Raises: ConfigError without an environment, or for a class that is not there.
+    Raises:
+        ConfigError: there is no environment, or `config` names a class that is not among the plan's labels.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class NnunetPredictor:
         self.config = config
         self._axis = plan.slicing_axis
         self._device = device
-        self._told = {
+        self._request = {
             **spec.model_dump(),
             "flips": config.flips,
             "overlap": config.overlap,
@@ -61,7 +60,7 @@ class NnunetPredictor:
         on_slice: OnSlice | None = None,
         cancel: Event | None = None,
     ) -> Volume:
-        """See `Segmenter`. nnU-Net gives all slices at once; probabilities pass through memory, all classes whole."""
+        """See `Segmenter`. All slices are finished at once. Probabilities of all classes pass through memory."""
         refuse_boxes(reference)
         require_not_cancelled(cancel)
         arrays = self._worker()[1] / "probabilities.npy" if probabilities else None
@@ -75,38 +74,21 @@ class NnunetPredictor:
         return mask
 
     def cost_of(self, volume: Volume) -> tuple[float, float | None, float | None]:
-        """GFLOP of the network for a volume, and the highest memory of its process, which is not ours, so far: resident
-        and on its GPU, in MB; None where no one tells.
-        """
+        """GFLOP of a prediction, and the most memory and GPU memory of the process so far, in MB."""
         _, answer = self._ask(volume, probabilities=None, count=True)
         return answer["gflop"], answer["peak_mb"], answer["gpu_peak_mb"]
-
-    def with_auxiliary(
-        self,
-        volume: Volume,
-        *,
-        reference: Volume | None = None,
-        probabilities: Path | None = None,
-        on_slice: OnSlice | None = None,
-        cancel: Event | None = None,
-    ) -> tuple[Volume, Auxiliary]:
-        """Never.
-
-        Raises: ConfigError, since there are no such outputs.
-        """
-        raise ConfigError("nnU-Net makes no boundary maps and no relative positions")
 
     def _worker(self) -> tuple[Worker, Path]:
         if self._started is None:
             folder = TemporaryDirectory(prefix="nnunet-")
-            worker = Worker("predict", self._told, device=self._device.type)
+            worker = Worker("predict", self._request, device=self._device.type)
             weakref.finalize(self, _end, worker, folder)
             worker.answer()
             self._started = worker, Path(folder.name)
         return self._started
 
     def _ask(self, volume: Volume, **more: Any) -> tuple[Volume, Mapping[str, Any]]:
-        """The mask as it comes from nnU-Net, and what else its process answers."""
+        """nnU-Net's mask in label values, and the rest of its answer."""
         if volume.num_channels != self.num_channels:
             raise VolumeError(f"the model takes {self.num_channels} channels, and this has {volume.num_channels}")
         worker, temporary = self._worker()
@@ -115,13 +97,13 @@ class NnunetPredictor:
         worker.send({"images": list(map(str, images)), "mask": str(mask_file), **more})
         try:
             answer = worker.answer()
-        except ProcessError:  # the next volume has a new one
+        except ProcessError:  # the next volume starts a new process
             self._started = None
             raise
         return volume.with_array(to_values(read_label(mask_file).array, tuple(self.labels))), answer
 
     def _write_probabilities(self, every: "np.ndarray[Any, Any]", volume: Volume, prefix: Path) -> None:
-        """every: (K + 1, Z, Y, X), as nnU-Net has axes."""
+        """every: (K + 1, Z, Y, X), nnU-Net's order of axes."""
         of_classes = [
             volume_to_slices(volume.with_array(np.transpose(every[k], (2, 1, 0))), self._axis)
             for k in range(1, len(self.labels) + 1)

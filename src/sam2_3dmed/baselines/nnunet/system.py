@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam2_3dmed.baselines.nnunet.environment import find_python
 from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetRecord
-from sam2_3dmed.baselines.systems import check_start, own_recipe_only
-from sam2_3dmed.config import with_settings
-from sam2_3dmed.run.systems import Backend, Preparation, System, TrainingRun
+from sam2_3dmed.baselines.systems import Baseline
+from sam2_3dmed.run.systems import Backend, Preparation, TrainingRun
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from sam2_3dmed.volume.volume import Volume
 
 
-class NnunetSystem(System):
+class NnunetSystem(Baseline):
     """nnU-Net in an environment of its own, which `sam2-3dmed baselines setup nnunet` makes."""
 
     name = "nnunet"
@@ -28,16 +26,11 @@ class NnunetSystem(System):
     record_type = NnunetRecord
     own_process = True
 
-    def recipe(self, name: str = "auto", settings: Sequence[str] = (), *, from_scratch: bool = False) -> NnunetConfig:
-        own_recipe_only(self.name, name)
-        return with_settings(NnunetConfig(), settings)
+    def own_recipe(self) -> NnunetConfig:
+        return NnunetConfig()
 
     def require(self) -> None:
         find_python()
-
-    def check(self, recipe: NnunetConfig, *, weights: str, gpu_memory: float | None) -> None:
-        self.require()
-        check_start(self.name, weights, gpu_memory)
 
     def start(self, preparation: Preparation) -> TrainingRun:
         from sam2_3dmed.baselines.nnunet.run import start_run
