@@ -7,9 +7,10 @@ import torch
 
 from sam2_3dmed.config import ChannelPlan, Plan, RunConfig, paper, with_settings
 from sam2_3dmed.errors import WeightsError
+from sam2_3dmed.model.build import build_network
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.run_config import Sam2Record
-from sam2_3dmed.run.run_folder import load_model, rebuild, save_model
+from sam2_3dmed.run.run_folder import load_model, save_model
 
 CHANNEL = ChannelPlan(name="CT", normalisation="fixed", low=-100, high=200)
 
@@ -65,7 +66,7 @@ def test_a_run_from_sam_2_0_stays_one(tmp_path: Path) -> None:
     """Its pointers carry no distance; a run that starts from it has none either."""
     _, record = make_model(recipe(), plan(), "none")
     old = of_network(record, pointer_time=False)
-    save_model(rebuild(old), old, tmp_path / "old")
+    save_model(build_network(old.recipe.model, old.plan.num_classes), old, tmp_path / "old")
     _, record = make_model(recipe(), plan(), str(tmp_path / "old"))
     assert not record.recipe.model.pointer_time
 
@@ -76,7 +77,7 @@ def test_only_networks_from_scratch_read_a_token_where_there_is_no_memory(tmp_pa
     assert record.recipe.model.no_memory_token
     for token in (True, False):
         old = of_network(record, no_memory_token=token)
-        save_model(rebuild(old), old, tmp_path / str(token))
+        save_model(build_network(old.recipe.model, old.plan.num_classes), old, tmp_path / str(token))
         _, again = make_model(recipe(), plan(), str(tmp_path / str(token)))
         assert again.recipe.model.no_memory_token == token
 

@@ -47,13 +47,13 @@ class GriddedCase:
         return Grid((d, h, w), self.spacing_mm)
 
 
-def with_grids(cases: Iterable[CachedCase], catalog: MedicalDataset, axis: SlicingAxis) -> list[GriddedCase]:
+def with_grids(cases: Iterable[CachedCase], dataset: MedicalDataset, axis: SlicingAxis) -> list[GriddedCase]:
     """The cases with the spacing of their files' headers.
 
     Raises:
         VolumeError: one cannot be read.
     """
-    files = {case.name: case.images[0] for case in catalog.cases}
+    files = {case.name: case.images[0] for case in dataset.cases}
     point = np.zeros((1, 1, 1), dtype=np.uint8)
     return [GriddedCase(case, slice_spacing_mm(Volume(point, read_affine(files[case.name])), axis)) for case in cases]
 

@@ -15,7 +15,7 @@ from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.sizes import SIZES
 from sam2_3dmed.model.weights import DEFAULT_HUB_ID, load_sam2, read_sam2
 from sam2_3dmed.run.run_config import CONFIG_FILE, Sam2Record
-from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_sam2_record, read_weights, rebuild
+from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_sam2_record, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def make_model(recipe: RunConfig, plan: Plan, weights: str) -> tuple[SAM2For3dMe
 
 def remake_model(record: Sam2Record) -> SAM2For3dMed:
     """Build the network of a record with fresh weights, ready to train: a checkpoint of that run fits into it."""
-    network = rebuild(record)
+    network = build_network(record.recipe.model, record.plan.num_classes)
     _freeze(network, record)
     return network
 

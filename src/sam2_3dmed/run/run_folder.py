@@ -25,8 +25,6 @@ from sam2_3dmed.config import parse, read_yaml
 from sam2_3dmed.dicom.codes import Code, read_codes, write_codes
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.inference.interface import Segmenter
-from sam2_3dmed.model.build import build_network
-from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.processes.atomic import replacing, write_text
 from sam2_3dmed.run.run_config import CONFIG_FILE, FORMAT, RunRecord, Sam2Record
 from sam2_3dmed.run.systems import OURS, Backend, find_system
@@ -111,11 +109,6 @@ def remembered_codes(folder: Path) -> dict[str, Code]:
     """
     path = folder / CODES_FILE
     return read_codes(path) if path.is_file() else {}
-
-
-def rebuild(record: Sam2Record) -> SAM2For3dMed:
-    """The network of a record, with fresh weights."""
-    return build_network(record.recipe.model, record.plan.num_classes)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -12,10 +12,11 @@ from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.encoders.peft_adapters import merge_lora
 from sam2_3dmed.inference.manifest import checksum
 from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.build_model import make_model, remake_model
 from sam2_3dmed.run.run_config import Sam2Record
-from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights, rebuild, save_model
+from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights, save_model
 from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.checkpoints import newest_whole_state
 from sam2_3dmed.training.distributed import DistributedContext
@@ -79,7 +80,7 @@ def start_run(preparation: Preparation) -> Sam2Run:
     cache, split = preparation.cases(), preparation.split
     predictor = make_predictor(network, record, precision=recipe.training.precision)
     if preparation.gpu_memory is not None:
-        fitting = fit_to_memory(recipe, plan, predictor, preparation.gpu_memory, preparation.distributed.size)
+        fitting = fit_to_memory(record.recipe, plan, predictor, preparation.gpu_memory, preparation.distributed.size)
         record = record.model_copy(update={"recipe": fitting})
     training, validation = cache.subset(split.train), cache.subset(split.validation)
     return Sam2Run(record, network, predictor, training, validation, preparation.folder, preparation.distributed)
@@ -112,7 +113,7 @@ def make_predictor(network: SAM2For3dMed, record: Sam2Record, **settings: Any) -
 
 def load_pytorch(folder: Path, record: Sam2Record, device: torch.device, **settings: Any) -> Predictor:
     """The trained model of a run folder."""
-    network = rebuild(record)
+    network = build_network(record.recipe.model, record.plan.num_classes)
     fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
     return make_predictor(network.to(device).eval(), record, **settings)
 
