@@ -2,13 +2,15 @@
 
     python benchmarks/feature_cache_accuracy.py runs/Task04_Hippocampus Task04_Hippocampus --cases 24 --steps 300
 
-The encoder is that of a trained run, frozen; everything else starts anew. All sides train on the first cases of the
-run's training part, few, so that each slice of a view is used often, and are scored on its validation cases, forward.
-0 views is fresh augmentation, and the encoder at work; the others keep features in bf16. Seconds are those of a
-processor, for training and validation together. Without arguments it says what it needs, and measures nothing.
+Each side is a call of `train` that starts from a run with the encoder of a trained one, frozen, and everything else
+new. The data set is the first training cases of that run and its validation cases, few, so that each slice of a view is
+used often; `train` splits them. Validation is forward only. 0 views is fresh augmentation, with the encoder at work;
+the others keep features in bf16. Seconds are those of a processor, for training and validation together. Without
+arguments it says what it needs, and measures nothing.
 """
 
 import argparse
+import csv
 import logging
 import os
 import tempfile
@@ -16,60 +18,71 @@ import time
 from pathlib import Path
 from typing import Any
 
+EPOCHS = 10
 
-def train(cache: Path, views: int, seed: int, arguments: argparse.Namespace) -> tuple[float, str]:
-    """Validation Dice at the end, and what is said of the loader and the cache."""
-    from sam2_3dmed.config import scratch, with_settings
-    from sam2_3dmed.data.cache import build_cache
+
+def link_cases(run: Path, data: Path, num_cases: int, folder: Path) -> None:
+    """Make a data set with the run's first training cases and its validation cases."""
     from sam2_3dmed.data.dataset import read_dataset
     from sam2_3dmed.data.splits import Split
+
+    split = Split.read(run / "split.json")
+    names = {*sorted(split.train)[:num_cases], *split.validation}
+    for case in read_dataset(data).cases:
+        if case.name in names:
+            for part, file in (("images", case.images[0]), ("labels", case.label)):
+                (folder / part).mkdir(parents=True, exist_ok=True)
+                (folder / part / file.name).symlink_to(file.resolve())
+
+
+def start_anew(run: Path, settings: list[str], seed: int, folder: Path) -> Any:
+    """Write a run with the trained encoder and everything else new. Returns: the recipe."""
+    from sam2_3dmed.config import scratch, with_settings
     from sam2_3dmed.run.build_model import make_model
-    from sam2_3dmed.run.run_folder import MODEL_FILE, read_record, read_weights
-    from sam2_3dmed.run.sam2_run import make_predictor
-    from sam2_3dmed.training.fit import fit
+    from sam2_3dmed.run.run_folder import MODEL_FILE, read_record, read_weights, save_model
     from sam2_3dmed.training.trainer import seed_everything
 
-    run: Path = arguments.run
-    record, split = read_record(run), Split.read(run / "split.json")
-    epochs = 10
+    record = read_record(run)
+    model = [f"model.size={record.recipe.model.size}", f"model.image_size={record.recipe.model.image_size}"]
+    recipe = with_settings(scratch(), [*model, *settings])
+    seed_everything(seed)
+    plain = with_settings(recipe, ["feature_cache.views=0"])
+    network, made = make_model(plain, record.plan, "none")
+    weights = read_weights(run / MODEL_FILE)
+    own = {name: tensor for name, tensor in weights.items() if name.startswith("encoder.")}
+    network.load_state_dict(own, strict=False)
+    save_model(network, made, folder)
+    return recipe
+
+
+def train_side(data: Path, views: int, seed: int, folder: Path, arguments: argparse.Namespace) -> tuple[float, str]:
+    """Validation Dice at the end, and what the loader and the cache logged last."""
+    from sam2_3dmed import TrainRequest, train
+
     settings = [
-        f"model.size={record.recipe.model.size}",
-        f"model.image_size={record.recipe.model.image_size}",
         "training.encoder=frozen",
-        f"training.epochs={epochs}",
-        f"training.samples_per_epoch={arguments.steps * arguments.batch_size // epochs}",
+        f"training.epochs={EPOCHS}",
+        f"training.samples_per_epoch={arguments.steps * arguments.batch_size // EPOCHS}",
         f"training.batch_size={arguments.batch_size}",
-        f"training.validate_every={epochs}",
+        f"training.validate_every={EPOCHS}",
         f"training.seed={seed}",
         "training.workers=1",
         "inference.direction=forward",
         f"feature_cache.views={views}",
         *(arguments.set or []),
     ]
-    config = with_settings(scratch(), settings)
-    training, validation = sorted(split.train)[: arguments.cases], split.validation
-    cases = build_cache(read_dataset(arguments.data).subset({*training, *validation}), record.plan, cache)
-    seed_everything(seed)
-    network, made = make_model(config, record.plan, "none")
-    weights = read_weights(run / MODEL_FILE)
-    prefix = "encoder."
-    own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
-    network.encoder.load_state_dict(own)
+    start, out = folder / f"start-{views}-{seed}", folder / f"run-{views}-{seed}"
+    recipe = start_anew(arguments.run, settings, seed, start)
     said = _LastWords()
-    with tempfile.TemporaryDirectory() as folder:
-        result = fit(
-            network,
-            make_predictor(network, made),
-            training=cases.subset(training),
-            validation=cases.subset(validation),
-            config=config,
-            folder=Path(folder),
-        )
-    return result.best_dice, said.stop()
+    cache = arguments.cache or folder / "cache"
+    train(TrainRequest(data, out, recipe=recipe, weights=str(start), plan=arguments.plan, cache=cache))
+    with (out / "curves.csv").open(newline="") as file:
+        found = [float(row["validation/dice"]) for row in csv.DictReader(file) if row["validation/dice"]]
+    return max(found), said.stop()
 
 
 class _LastWords(logging.Handler):
-    """What the feature cache, and who measures the wait for the loader, log last."""
+    """The last messages of the feature cache and of the measurement of the loader's share."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -83,7 +96,7 @@ class _LastWords(logging.Handler):
 
     def stop(self) -> str:
         self.source.removeHandler(self)
-        names = ("loader_share", "feature_cache")
+        names = ("data_wait", "feature_cache")
         return "; ".join(filter(None, (self.words.get(f"sam2_3dmed.training.{name}") for name in names)))
 
 
@@ -96,6 +109,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--views", type=int, nargs="+", default=[0, 1, 4, 8])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--plan", type=Path, help="plan of the data set; none: each run proposes it")
     parser.add_argument("--cache", type=Path, help="folder of prepared cases that stays; none: a temporary one")
     parser.add_argument("--set", action="append", help="section.key=value, as for `train`")
     arguments = parser.parse_args()
@@ -109,11 +123,13 @@ def main() -> None:
 
     torch.set_num_threads(1)
     print(f"{arguments.cases} cases, {arguments.steps} steps of {arguments.batch_size} slabs")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        link_cases(arguments.run, arguments.data, arguments.cases, folder / "data")
         for seed in arguments.seeds:
             for views in arguments.views:
                 started = time.process_time()
-                dice, words = train(arguments.cache or Path(folder), views, seed, arguments)
+                dice, words = train_side(folder / "data", views, seed, folder, arguments)
                 seconds = time.process_time() - started
                 print(
                     f"seed {seed}, {views or 'fresh'} views: validation Dice {dice:.4f}; {seconds:.0f} seconds; "
