@@ -23,8 +23,14 @@ from sam2_3dmed.run.train import test_run as run_test
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
-SETTINGS = ["model.size=nano", "model.image_size=64", "slab_slices=3", "training.epochs=2", "training.batch_size=4"]
-SETTINGS += ["training.samples_per_epoch=8", "inference.direction=both", "inference.flips=true"]
+SETTINGS = ["model.size=nano", "model.image_size=64", "slab_slices=3", "training.epochs=1", "training.batch_size=2"]
+SETTINGS += [
+    "training.samples_per_epoch=4",
+    "training.single_slice_fraction=0",
+    "training.workers=0",
+    "training.validate_every=1",
+]
+SETTINGS += ["inference.direction=both", "inference.flips=true"]
 
 
 def trained(data: Path, folder: Path, *settings: str) -> Path:
