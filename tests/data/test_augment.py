@@ -1,4 +1,4 @@
-"""Augmentation: one draw a slab, image and label together, and maps that are what they are called."""
+"""Augmentation: one draw a slab, image and label together, and maps that match their names."""
 
 import math
 

@@ -69,7 +69,7 @@ def test_a_case_is_what_preprocessing_makes_of_it(dataset: MedicalDataset, tmp_p
     assert case.label[4, 0, 0] == 2  # (4, 3, 4) of an LPS array is the first column and row
 
 
-def test_it_knows_which_slices_hold_a_class(dataset: MedicalDataset, tmp_path: Path) -> None:
+def test_slices_that_hold_a_class_are_listed(dataset: MedicalDataset, tmp_path: Path) -> None:
     cache = build_cache(dataset, PLAN, tmp_path / "cache")
     found = {case.name: {k: v.tolist() for k, v in case.class_slices.items()} for case in cache}
     assert found == {"a": {1: [2, 3, 4], 2: [4]}, "b": {1: [2, 3, 4], 2: [4]}, "c": {1: [2, 3, 4], 2: []}}
@@ -109,7 +109,7 @@ class TestReuse:
         first = build_cache(dataset, PLAN, tmp_path / "cache")
         read = _count_reads(monkeypatch)
         seen: list[int] = []
-        # What the preprocessing does not depend on may change.
+        # Keys that the preprocessing does not depend on may change.
         plan = PLAN.model_copy(update={"slab_slices": 6, "dataset": "x", "labels": {1: "organ", 4: "lesion"}})
         again = build_cache(dataset, plan, tmp_path / "cache", progress=lambda done, _: seen.append(done))
         assert read == []
@@ -206,7 +206,7 @@ def _only_the_first(function, afterwards):
 
 
 class TestErrors:
-    def test_a_full_disk_is_told_and_leaves_no_part(
+    def test_a_full_disk_is_one_line_and_leaves_no_part(
         self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         def full(file: Path, target: Path) -> None:

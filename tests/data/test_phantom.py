@@ -164,7 +164,7 @@ def test_a_finished_data_set_is_left_alone_and_another_is_not_overwritten(folder
         write_phantom_dataset(folder, num_cases=NUM_CASES, seed=4, shape=SHAPE)
 
 
-def test_progress_is_told_case_by_case(tmp_path: Path) -> None:
+def test_progress_comes_case_by_case(tmp_path: Path) -> None:
     calls: list[tuple[int, int]] = []
     write_phantom_dataset(tmp_path, num_cases=2, seed=0, shape=(48, 48, 14), on_case=lambda *done: calls.append(done))
     assert calls == [(1, 2), (2, 2)]

@@ -132,7 +132,7 @@ class TestFile:
             ("dataset: Tiny", "dataset: [", "not valid YAML"),
         ],
     )
-    def test_a_mistake_is_told_with_file_and_key(self, tmp_path: Path, old: str, new: str, key: str) -> None:
+    def test_a_mistake_names_file_and_key(self, tmp_path: Path, old: str, new: str, key: str) -> None:
         path = tmp_path / "plan.yaml"
         write_plan_yaml(propose_plan(_fingerprint(_case("a", slices={1: 9}))), path)
         text = path.read_text()

@@ -1,4 +1,4 @@
-"""Slabs: what is drawn, how often, and that a key alone decides it."""
+"""Slabs: the draws, their frequencies, and that a key alone decides them."""
 
 from collections import Counter
 from pathlib import Path
@@ -17,7 +17,7 @@ PLAIN = AugmentationConfig(horizontal_flip=0, affine=0, noise=0, blur=0, mosaic=
 
 
 def cached_case(folder: Path, number: int, depth: int, foreground: dict[int, list[int]]) -> CachedCase:
-    """Voxels tell the case, the first one of a slice tells the slice; foreground is in the slices that are given."""
+    """Voxels hold the case's number, the first voxel of a slice the slice's; `foreground`: slices by class."""
     name = f"case{number:02d}"
     image = np.full((depth, 1, SIZE, SIZE), number, dtype=np.float16)
     image[:, 0, 0, 0] = np.arange(depth)
@@ -41,7 +41,7 @@ def build(cases, *, slab_slices=4, foreground_fraction=0.5, seed=0, config=PLAIN
 
 
 def drawn(slabs: Slabs) -> tuple[int, list[int]]:
-    """The case and the slices that the voxels of a slab tell of."""
+    """The case and the slices, read from the voxels of a slab."""
     first = slabs.slices[0, :, 0, 0, 0]
     return int(slabs.slices[0, 0, 0, -1, -1]), [int(value) for value in first]
 

@@ -150,7 +150,7 @@ def test_the_same_key_is_the_same_slab_in_another_process(cases: CaseCache, tmp_
 
 class TestSwaps:
     def generations(self, dataset: ViewDataset, epochs: int) -> dict[int, list[set[int]]]:
-        """For each slot, what is drawn in each epoch."""
+        """For each slot, the generations drawn in each epoch."""
         drawn = [[view_of(dataset[SampleKey(epoch, n)]) for n in range(40)] for epoch in range(epochs)]
         slots = {view.slot for views in drawn for view in views}
         return {s: [{view.generation for view in views if view.slot == s} for views in drawn] for s in sorted(slots)}

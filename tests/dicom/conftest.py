@@ -1,4 +1,4 @@
-"""A mask on a DICOM series, with what is hard about it: a hole, touching corners, an empty slice, an absent class."""
+"""A mask on a DICOM series with difficult parts: a hole, touching corners, an empty slice, an absent class."""
 
 import numpy as np
 import pytest

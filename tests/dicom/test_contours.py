@@ -54,7 +54,7 @@ def test_the_same_as_matplotlib(seed):
 
 @given(arrays(bool, st.tuples(st.integers(2, 9), st.integers(2, 9))))
 def test_there_and_back(mask):
-    """Also for pixels that touch at a corner, holes, and what ends at the border."""
+    """Also for pixels that touch at a corner, holes, and regions that end at the border."""
     assert np.array_equal(rasterise(trace(mask), mask.shape), mask)
 
 

@@ -1,4 +1,4 @@
-"""Slices in their order, by numbers worked out by hand; tests/volume/test_dicom.py has what is refused."""
+"""Slices in their order, by numbers worked out by hand; test_series.py has the series that are refused."""
 
 from pathlib import Path
 

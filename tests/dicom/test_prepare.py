@@ -49,6 +49,7 @@ def label_of(folder, name):
 
 def test_a_data_set_that_the_catalogue_reads(studies, tmp_path, stored_voxels):
     made = prepare(studies, tmp_path / "set")
+    assert made.failures == {}
     assert made.cases == ("patient0", "patient1")
     assert made.failures == {}
     dataset = read_dataset(tmp_path / "set")

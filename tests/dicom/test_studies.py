@@ -1,4 +1,4 @@
-"""Studies in trees of folders: told apart by their UID, from one file a folder."""
+"""Studies in trees of folders: distinguished by their UID, from one file a folder."""
 
 import pytest
 

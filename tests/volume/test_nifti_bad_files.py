@@ -28,7 +28,7 @@ def with_bytes(content, position, new):
     return content[:position] + new + content[position + len(new) :]
 
 
-# What becomes of a good .nii.gz file's bytes, and of the bytes within.
+# Changes of a good .nii.gz file's bytes, and of the bytes within.
 BAD_BYTES = {
     "empty": (lambda zipped, plain: b"", "the file is empty"),
     "text": (lambda zipped, plain: b"no image" * 100, "this is not a NIfTI image"),

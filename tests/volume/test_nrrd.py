@@ -1,4 +1,4 @@
-"""What 3D Slicer needs to show a mask as a segmentation, read back by SimpleITK."""
+"""The fields that 3D Slicer needs to show a mask as a segmentation, read back by SimpleITK."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Counting finds what sorting finds."""
+"""Counting finds the same values as sorting."""
 
 import numpy as np
 import pytest

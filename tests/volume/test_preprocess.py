@@ -1,4 +1,4 @@
-"""What the network sees: intensities in [0, 1], channels, the slicing axis."""
+"""The input of the network: intensities in [0, 1], channels, the slicing axis."""
 
 import tracemalloc
 
@@ -97,7 +97,7 @@ def test_slices_on_demand_are_the_same_to_the_last_bit(array, axis, signs, kind,
     found = stack[start:stop]
     assert (found.dtype, found.flags.writeable) == (np.float32, True)
     np.testing.assert_array_equal(found, slices[start:stop])
-    # What they are, in one formula.
+    # The definition, in one formula.
     one = volume_to_slices(volume, axis).reshape(slices.shape)
     for channel in range(volume.num_channels):
         low, high = kind.bounds(one[:, channel])

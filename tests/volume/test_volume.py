@@ -1,4 +1,4 @@
-"""Volume: what it accepts, and what its affine says."""
+"""Volume: arrays and affines that it accepts, spacing, orientation, grids."""
 
 import subprocess
 import sys

@@ -1,1 +1,1 @@
-"""What a data set is: cases and splits, the fingerprint, slabs, augmentation, the cache."""
+"""Data sets: cases and splits, the fingerprint and the plan, the cache, slabs and their augmentation, phantoms."""

@@ -1,6 +1,6 @@
 """The organs of a phantom, painted from the outside in; sizes and places vary with every draw.
 
-Positions are in the units of `canvas`, those along the body mostly in half heights (h) of the volume.
+Positions are in the units of `canvas`; positions along the body are mostly in half heights (h) of the volume.
 """
 
 import numpy as np
@@ -58,9 +58,7 @@ def paint_spine(canvas: Canvas, rng: np.random.Generator) -> None:
     blood = rng.uniform(230, 300)  # arteries come first
     canvas.paint(canvas.cylinder((-0.06 + rng.normal(0, 0.01), -0.165), (0.052, 0.052)), blood + 10, 4.0)
     canvas.paint(
-        canvas.cylinder((0.115 + rng.normal(0, 0.01), -0.17), (0.07, 0.048), rng.normal(0, 0.3)),
-        blood - 130,
-        5.0,
+        canvas.cylinder((0.115 + rng.normal(0, 0.01), -0.17), (0.07, 0.048), rng.normal(0, 0.3)), blood - 130, 5.0
     )
 
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -134,7 +134,8 @@ def _prepare(case: Case, *, plan: Plan, folder: Path) -> CachedCase:
     index_file.unlink(missing_ok=True)
     _write_array(slices, image_file)
     _write_array(indices, label_file)
-    _write(index_file, json.dumps(index).encode())
+    with replacing(index_file) as stream:
+        stream.write(json.dumps(index).encode())
     return _cached_case(case.name, folder, index)
 
 
@@ -159,7 +160,7 @@ def _files(folder: Path, name: str) -> tuple[Path, Path, Path]:
 
 
 def _load(name: str, key: str, folder: Path) -> CachedCase | None:
-    """The case, if its index has this key and both arrays are as long as their headers say."""
+    """The case, if its index has this key and both arrays are complete."""
     image_file, label_file, index_file = _files(folder, name)
     try:
         index = json.loads(index_file.read_text(encoding="utf-8"))
@@ -184,14 +185,6 @@ def _open(file: Path) -> "np.memmap[Any, Any]":
 
 
 def _write_array(array: NDArray[Any], file: Path) -> None:
-    # Not np.save: on a full disk its OSError has no errno.
-    array = np.ascontiguousarray(array)
-    header = BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    _write(file, header.getvalue(), array.data)
-
-
-def _write(file: Path, *parts: bytes | memoryview) -> None:
     with replacing(file) as stream:
-        for part in parts:
-            stream.write(part)
+        # NumPy gets `write` alone: from a real file, on a full disk, it raises an OSError without errno.
+        np.lib.format.write_array(SimpleNamespace(write=stream.write), np.ascontiguousarray(array), allow_pickle=False)

@@ -25,7 +25,7 @@ def smooth_field(rng: np.random.Generator, shape: tuple[int, int, int], knots: t
         position = np.linspace(0, num_knots - 1, size)[:, None] - np.arange(num_knots)[None]
         weights = np.exp(-0.5 * (position / 0.6) ** 2)
         weights /= weights.sum(axis=1, keepdims=True)
-        # einsum rather than a matrix product: the same bits whatever the number of threads
+        # einsum rather than a matrix product: the same bits for any number of threads
         field = np.moveaxis(np.einsum("ik,k...->i...", weights, np.moveaxis(field, axis, 0)), 0, axis)
     return np.ascontiguousarray((field - field.mean()) / field.std(), dtype=np.float32)
 

@@ -38,10 +38,10 @@ class ClassFingerprint:
 
 @dataclass(frozen=True, eq=False)
 class CaseFingerprint:
-    """One case. Shape and spacing are along R, A and S, whatever the file's orientation.
+    """One case. Shape and spacing are along R, A and S, not along the file's own axes.
 
     Args:
-        classes: by label value, only those present.
+        classes: by label value; only classes that are present.
         intensities: 0.5, 50 and 99.5 percentile of the foreground for every channel; empty without foreground.
         foreground_sample: (C, n) ascending, all `num_foreground` voxels or evenly spaced quantiles of them.
     """
@@ -70,7 +70,7 @@ class Fingerprint:
     cases: tuple[CaseFingerprint, ...]
 
     def subset(self, names: Sequence[str]) -> "Fingerprint":
-        """Only the named cases, such as those a plan may be made from.
+        """Only the named cases, such as the training set, from which a plan is made.
 
         Raises:
             DataError: a name that is not among the cases, or no names.

@@ -1,8 +1,8 @@
 """CT-like phantoms of the abdomen as a data set in the Decathlon's layout, for the demo and for checks.
 
-The targets are those of MSD Task07: a pancreas along a random curve and a tumour in it, in the pancreatic phase of the
+The targets are as in MSD Task07: a pancreas along a random curve and a tumour in it, in the pancreatic phase of the
 contrast agent, which the tumour takes up. Spleen, kidneys, bowel and vessels share their Hounsfield units, so that
-only shape and place tell them apart.
+only shape and place distinguish them.
 """
 
 import json
@@ -32,10 +32,7 @@ _MIN_HU, _MAX_HU = -1024, 3071
 
 
 def make_phantom_case(
-    rng: np.random.Generator,
-    *,
-    shape: tuple[int, int, int] = PHANTOM_SHAPE,
-    orientation: str | None = None,
+    rng: np.random.Generator, *, shape: tuple[int, int, int] = PHANTOM_SHAPE, orientation: str | None = None
 ) -> tuple[Volume, Volume]:
     """One abdominal CT and its label (0 background, 1 pancreas, 2 tumour), drawn from rng.
 

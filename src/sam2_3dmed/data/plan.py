@@ -20,7 +20,7 @@ _CT_NAMES = {"ct", "cta", "cbct", "cect", "ncct", "ldct"}
 # Slab of D slices -> the fewest slices a structure must span to get it: the paper's 12 for organs, which hold two
 # such slabs, its 6 for short structures.
 _SLABS = {12: 24, 6: 6, 3: 0}
-# The NSD tolerance in mm that the Decathlon uses, by what its tasks segment (reading 11); 2 mm for all else.
+# The NSD tolerance in mm that the Decathlon uses, by the organ of each task (reading 11); 2 mm for all else.
 _TOLERANCES_MM = {"pancreas": 5.0, "spleen": 3.0, "lung": 2.0}
 
 

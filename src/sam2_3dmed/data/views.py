@@ -1,6 +1,6 @@
 """Augmented views: a training case under one set of drawn parameters, which stays for many epochs.
 
-Features of a view can be kept; those of slabs that are augmented anew each time cannot.
+Features of a view can be kept, unlike features of slabs that are augmented anew each time.
 """
 
 import zlib

@@ -113,7 +113,7 @@ def read_elements(file: DicomFile, stream: BinaryIO, tags: Sequence[str] | None 
     try:
         with quiet():
             return pydicom.dcmread(stream, **{"stop_before_pixels": True, "specific_tags": kept} | options)
-    except Exception as error:  # pydicom lets through whatever its parsers raise
+    except Exception as error:  # the parsers of pydicom raise many types
         raise VolumeError(f"{file}: the file is truncated or damaged: {error}") from None
 
 

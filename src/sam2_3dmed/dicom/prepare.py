@@ -51,10 +51,7 @@ class Prepared:
 
 
 def prepare(
-    studies: Path,
-    folder: Path,
-    labels: Labels = (),
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    studies: Path, folder: Path, labels: Labels = (), progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Prepared:
     """Make `folder`, a data set with imagesTr, labelsTr and dataset.json, of all annotated series in `studies`.
 

@@ -38,7 +38,7 @@ def read_segments(
         Label, and mask (X, Y, Z).
 
     Raises:
-        VolumeError: damaged, or its voxels are not those of the series.
+        VolumeError: damaged, or its voxels are not voxels of the series.
     """
     planes = planes_of(file, dataset)
     for number, name in segment_names(dataset).items():
@@ -110,7 +110,7 @@ def write_segmentation(
             ).save_as(stream, enforce_file_format=True)
     except OSError as error:
         raise VolumeError(f"{path}: cannot be written: {error.strerror or error}") from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # the source lacks what the standard demands
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a required element is missing
         raise VolumeError(f"{path}: no DICOM-SEG can refer to series {series.uid}: {error}") from None
 
 
@@ -128,9 +128,7 @@ def _description(number: int, name: str, codes: Mapping[str, Code]) -> Any:
         segmented_property_type=CodedConcept(kind.value, kind.scheme, kind.meaning),
         algorithm_type="AUTOMATIC",
         algorithm_identification=AlgorithmIdentificationSequence(
-            name=MAKER,
-            family=CodedConcept("123109", "DCM", "Artificial Intelligence"),
-            version=version("sam2-3dmed"),
+            name=MAKER, family=CodedConcept("123109", "DCM", "Artificial Intelligence"), version=version("sam2-3dmed")
         ),
         display_color=CIELabColor.from_rgb(*class_colour(number)),
     )
@@ -158,14 +156,14 @@ def _pixels(file: DicomFile, dataset: Dataset, places: list[int]) -> Iterator[ND
     try:
         if dataset.BitsAllocated != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed:
             with quiet():
-                yield from iter_pixels(dataset, indices=places, raw=True) if places else []
+                yield from iter_pixels(dataset, indices=places, raw=True) if places else []  # pydicom takes [] for all
             return
-        # Single bits run on from slice to slice, which pydicom takes apart only for whole bytes.
+        # pydicom reads a byte too few where a slice starts within a byte.
         packed = np.frombuffer(dataset.PixelData, np.uint8)
         for first in (place * size for place in places):
             bits = np.unpackbits(packed[first // 8 : (first + size + 7) // 8], bitorder="little")
             yield bits[first % 8 :][:size].reshape(dataset.Rows, dataset.Columns)
-    except Exception as error:  # whatever the codec raises
+    except Exception as error:  # codecs raise many types
         raise VolumeError(f"{file}: its pixels are truncated or damaged: {error}") from None
 
 

@@ -1,8 +1,8 @@
 """DICOM series: chosen among several, sorted into a regular grid or refused, and decoded slice by slice.
 
-highdicom's volume reader gives the same voxels and affines where it reads a series. Ours stays, since it names what is
-wrong and between which files, reads positions and orientations that scanners rounded, headers without a SOP class or a
-frame of reference, and multi-frame files, and decodes one slice at a time.
+highdicom's volume reader gives the same voxels and affines where it reads a series. Ours stays, since it names the
+fault and its files, accepts rounded positions and orientations and headers without a SOP class or a frame of reference,
+and decodes one slice at a time.
 """
 
 from __future__ import annotations
@@ -347,7 +347,7 @@ def _decoded(planes: Sequence[Plane]) -> Iterator[tuple[int, Plane, NDArray[np.i
         for (place, plane), values in zip(items, pixels, strict=True):
             if values.shape != plane.size[::-1]:
                 raise VolumeError(f"{file}: {values.shape} pixels, but its header says {plane.size[::-1]}")
-            yield place, plane, _stored_bits(values, *plane.stored)
+            yield place, plane, values
 
 
 def _pixels(file: DicomFile, stream: BinaryIO, indices: list[int]) -> Iterator[NDArray[np.integer]]:
@@ -370,15 +370,6 @@ def _pixels(file: DicomFile, stream: BinaryIO, indices: list[int]) -> Iterator[N
         try:
             with quiet():
                 yield next(several)
-        except Exception as error:  # whatever the codec raises
+        except Exception as error:  # codecs raise many types
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise VolumeError(f"{file}: its pixels are truncated or damaged: {reason}") from None
-
-
-def _stored_bits(values: NDArray[np.integer], bits: int, signed: bool) -> NDArray[np.integer]:
-    """The values without the bits above, which some scanners use for other things."""
-    unused = 8 * values.dtype.itemsize - bits
-    if unused <= 0:
-        return values
-    kind = np.dtype(f"{'i' if signed else 'u'}{values.dtype.itemsize}")
-    return (values.view(kind) << unused) >> unused

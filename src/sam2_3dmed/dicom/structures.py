@@ -140,7 +140,7 @@ def rasterise(polygons: Sequence[Polygon], size: tuple[int, int]) -> NDArray[np.
 
 
 def trace(mask: NDArray[np.bool_]) -> list[Polygon]:
-    """Closed outlines of a mask (columns, rows), half-way between the pixels inside and those outside.
+    """Closed outlines of a mask (columns, rows), half-way between pixels inside and outside.
 
     Holes have outlines of their own. `rasterise` gives the same mask back.
     """
@@ -230,11 +230,7 @@ def _region_elements(
         contoured.append(_dataset(ReferencedROINumber=number, ROIDisplayColor=colour, ContourSequence=contours))
         observation = {"RTROIInterpretedType": "", "ROIInterpreter": "", "ObservationUID": generate_uid()}
         observed.append(_dataset(ObservationNumber=number, ReferencedROINumber=number, **observation))
-    return {
-        "StructureSetROISequence": regions,
-        "ROIContourSequence": contoured,
-        "RTROIObservationsSequence": observed,
-    }
+    return {"StructureSetROISequence": regions, "ROIContourSequence": contoured, "RTROIObservationsSequence": observed}
 
 
 def _contours(mask: Volume, value: int, place: int, series: DicomSeries, sources: list[Dataset]) -> list[Dataset]:

@@ -15,7 +15,7 @@ _MAX_LABEL = int(np.iinfo(np.uint16).max)
 
 
 def read_label(path: str | Path, allowed: Collection[int] | None = None) -> Volume:
-    """Read a label map, whatever dtype it is stored in.
+    """Read a label map, of any stored dtype.
 
     Args:
         allowed: the foreground values that may occur, besides 0, the background. None: any up to 65535.

@@ -11,11 +11,7 @@ from sam2_3dmed.volume.volume import Volume
 
 SlicingAxis = Literal["sagittal", "coronal", "axial"]
 
-WORLD_AXES: dict[SlicingAxis, tuple[int, int, int]] = {
-    "sagittal": (0, 2, 1),
-    "coronal": (1, 2, 0),
-    "axial": (2, 1, 0),
-}
+WORLD_AXES: dict[SlicingAxis, tuple[int, int, int]] = {"sagittal": (0, 2, 1), "coronal": (1, 2, 0), "axial": (2, 1, 0)}
 """World axes (R = 0, A = 1, S = 2) along D, H and W."""
 
 
