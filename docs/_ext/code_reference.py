@@ -1,12 +1,14 @@
 """The reference pages of commands and recipe keys, generated from the code while the site is built.
 
-A page asks with `<!-- generated: commands -->` or `<!-- generated: recipe -->` on a line of its own.
+A page asks with `<!-- generated: NAME -->` on a line of its own; `GENERATED` has the names.
 """
 
+import ast
 import types
 import typing
 from collections.abc import Iterator
 from inspect import cleandoc
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
@@ -82,7 +84,7 @@ def recipe_markdown() -> str:
     from sam2_3dmed.config.schema import RunConfig
 
     top = [name for name, field in RunConfig.model_fields.items() if not _section(field)]
-    parts = [_keys(RunConfig, "", top, "Keys of no section")] if top else []
+    parts = [_keys(RunConfig, "", top, "Top-level keys")] if top else []
     for name, field in RunConfig.model_fields.items():
         if section := _section(field):
             text = _keys(section, f"{name}.", list(section.model_fields), f"Section `{name}`")
@@ -169,7 +171,21 @@ def _yaml(value: Any) -> str:
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
-GENERATED = {"commands": commands_markdown, "recipe": recipe_markdown}
+def loss_terms_markdown() -> str:
+    """Every term that `loss.terms` can name, with the first sentence about it."""
+    from sam2_3dmed.training import losses
+
+    rows = []
+    for file in sorted(Path(losses.__file__).parent.glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+            for call in (item for item in function.decorator_list if isinstance(item, ast.Call)):
+                meaning = (ast.get_docstring(function) or "").split("\n\n")[0].replace("\n", " ").replace("|", "\\|")
+                rows.append(f"| `{ast.literal_eval(call.args[0])}` | {meaning} |")
+    return "\n".join(["| term | meaning |", "|---|---|", *sorted(rows)])
+
+
+GENERATED = {"commands": commands_markdown, "recipe": recipe_markdown, "loss_terms": loss_terms_markdown}
 
 
 def setup(app: Any) -> dict[str, bool]:
