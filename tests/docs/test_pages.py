@@ -242,3 +242,9 @@ def test_the_reader_of_shell_blocks() -> None:
 def test_a_wrong_command_is_noticed(command: str) -> None:
     with pytest.raises((AssertionError, ConfigError), match=r"no such (target|command|option)|batch_sise"):
         check_command(command.split())
+
+
+def test_pages_that_the_code_names_exist() -> None:
+    files = [file for folder in ("src", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
+    named = {(name_of(file), page) for file in files for page in re.findall(r"\bdocs/[\w/]+\.(?:md|yaml)\b", read(file))}
+    assert [where for where in sorted(named) if not (ROOT / where[1]).exists()] == []
