@@ -45,7 +45,7 @@ def _command(path: str, command: Any) -> str:
         parts.append("\n".join(lines))
     if command.epilog:
         examples = command.epilog.replace("[b]Examples[/b]", "").split("\n\n")
-        parts.append("```bash\n" + "\n".join(line.strip() for line in examples if line.strip()) + "\n```")
+        parts.append("Examples:\n\n```bash\n" + "\n".join(line.strip() for line in examples if line.strip()) + "\n```")
     return "\n\n".join(parts)
 
 
