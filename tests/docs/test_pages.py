@@ -20,6 +20,7 @@ from measurements import read_measurements
 from sam2_3dmed.cli.main import app
 from sam2_3dmed.config import RunConfig, read_recipe, with_settings
 from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.run.systems import OURS, find_system
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src" / "sam2_3dmed"
@@ -91,14 +92,13 @@ def options_of(command: tuple[str, ...]) -> set[str]:
 
 def check_settings(words: list[str]) -> None:
     """The keys and values after `--set` are those of a recipe."""
-    given = {word: after for word, after in pairwise(words) if word in ("--recipe", "--weights")}
+    given = dict(pair for pair in pairwise(words) if pair[0] in ("--recipe", "--weights", "--system"))
     settings = [after for word, after in pairwise(words) if word == "--set"]
-    if "--system" in words or given.get("--recipe", "").endswith(".yaml"):
-        return
-    recipe = read_recipe(given.get("--recipe", "auto"), from_scratch=given.get("--weights") == "none")
-    with_settings(recipe, settings)
-    if "predict" in words:
+    if words[0] == "predict":
         assert all(setting.startswith("inference.") for setting in settings)
+    system, name = find_system(given.get("--system", OURS)), given.get("--recipe", "auto")
+    if not name.endswith(".yaml"):
+        system.recipe(name, settings, from_scratch=given.get("--weights") == "none")
 
 
 def check_command(command: list[str]) -> None:
@@ -246,5 +246,7 @@ def test_a_wrong_command_is_noticed(command: str) -> None:
 
 def test_pages_that_the_code_names_exist() -> None:
     files = [file for folder in ("src", "tests", "benchmarks") for file in (ROOT / folder).rglob("*.py")]
-    named = {(name_of(file), page) for file in files for page in re.findall(r"\bdocs/[\w/]+\.(?:md|yaml)\b", read(file))}
+    named = {
+        (name_of(file), page) for file in files for page in re.findall(r"\bdocs/[\w/]+\.(?:md|yaml)\b", read(file))
+    }
     assert [where for where in sorted(named) if not (ROOT / where[1]).exists()] == []
