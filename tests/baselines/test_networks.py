@@ -28,7 +28,7 @@ BALL = Grid((7, 28, 24), (3.0, 1.5, 1.5))
 
 
 MEDNEXT = {"s": (5.6, 0), "b": (10.5, 0), "m": (17.6, 15_456), "l": (61.8, 52_512)}
-"""Millions of parameters in the paper; how many MONAI's has fewer than the authors' code (docs/baselines.md)."""
+"""Millions of parameters in the paper; how many MONAI's has fewer than the authors' code (see the manual)."""
 
 
 def mednext(variant: str, kernel: int) -> tuple[torch.nn.Module, torch.nn.Module]:

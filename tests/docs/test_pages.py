@@ -37,8 +37,6 @@ SECTIONS = {name for name, field in RunConfig.model_fields.items() if hasattr(fi
 KEY = re.compile(rf"((?:{'|'.join(sorted(SECTIONS))})\.(?!json|safetensors|csv|md|py|html)\w+)(=.*)?")
 # Their keys are those of other systems' recipes.
 OTHER_RECIPES = {"other_systems.md"}
-# The pages name what this redesign ends with; its parts arrive one after the other.
-ARRIVING = pytest.mark.xfail(strict=False, reason="a name that arrives with another part of the redesign")
 # No link is fetched; a new host is a decision.
 HOSTS = {"github.com", "keepachangelog.com", "semver.org", "arxiv.org"}
 
@@ -126,7 +124,6 @@ COMMANDS += [
 ]
 
 
-@ARRIVING
 @pytest.mark.parametrize(
     ("page", "command"), COMMANDS, ids=lambda part: name_of(part) if isinstance(part, Path) else ""
 )
@@ -134,7 +131,6 @@ def test_shell_blocks_name_what_exists(page: Path, command: list[str]) -> None:
     check_command(command)
 
 
-@ARRIVING
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_python_blocks_compile_and_import_what_exists(page: Path) -> None:
     for code in blocks(read(page), "python", "py"):
@@ -161,7 +157,6 @@ def test_the_recipe_file_of_the_reference_is_one(tmp_path: Path) -> None:
     assert read_recipe(str(file)).training.batch_size == 2
 
 
-@ARRIVING
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in OTHER_RECIPES], ids=name_of)
 def test_recipe_keys_exist(page: Path) -> None:
     wrong = []
@@ -174,7 +169,6 @@ def test_recipe_keys_exist(page: Path) -> None:
     assert wrong == []
 
 
-@ARRIVING
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_source_files_exist(page: Path) -> None:
     folders = {path.name for path in SOURCE.iterdir() if path.is_dir()} | {"src", "tests", "benchmarks", "docs"}
@@ -183,7 +177,6 @@ def test_source_files_exist(page: Path) -> None:
     assert [span for span in named if not ((SOURCE / span).exists() or (ROOT / span).exists())] == []
 
 
-@ARRIVING
 def test_symbols_of_the_papers_equations_are_in_their_files() -> None:
     table = read(DOCS / "explanation" / "readings.md").split("## Sections and equations")[1].split("## Our readings")[0]
     missing = []

@@ -61,3 +61,8 @@ def test_docstrings_are_the_meanings(recipe: str) -> None:
 def test_values_are_written_as_yaml(recipe: str) -> None:
     assert "| `model.srpp` | `true`, `false` | `true` |" in recipe
     assert "or `none` | `none` |" in recipe
+
+
+def test_every_recipe_key_has_a_meaning(recipe: str) -> None:
+    keys = [line.removesuffix(" |") for line in recipe.splitlines() if line.startswith("| `")]
+    assert [key for key in keys if key.endswith("|") or not key.rsplit("| ", 1)[1].strip()] == []

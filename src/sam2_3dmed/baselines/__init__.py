@@ -1,1 +1,1 @@
-"""The systems that ours is compared with, trained on patches of volumes (extra `baselines`); docs/baselines.md."""
+"""Other systems that learn from patches of volumes (extra `baselines`): docs/how_to/other_systems.md."""

@@ -94,13 +94,13 @@ ADDITIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
 }
 """Beyond the paper: ways to adapt a pre-trained encoder, a moving average of the weights, and other choices of L_seg
 (`focal_dice` is SAM2's). The rates of `last_stage` are those of SAM2's own fine-tuning;
-`docs/adapting_the_encoder.md` has what was measured."""
+`docs/notes/adapting_the_encoder.md` has what was measured."""
 
 
 def scratch() -> RunConfig:
     """For training without pre-trained weights: `paper` with what was better on validation cases of real data.
 
-    `docs/auto_preset.md` has the figures, and says which differences were chosen without a comparison.
+    `docs/notes/scratch_preset.md` has the figures, and says which differences were chosen without a comparison.
     """
     config = _segmentation_loss(paper(), dice=1.0, bce=1.0)
     config = _change(config, "model", fusion_residual=True)

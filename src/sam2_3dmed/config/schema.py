@@ -89,12 +89,15 @@ class NetworkConfig(_Frozen):
     """C, the width of the feature pyramid, the decoders and the memory. None: the width of the weights or of the
     size."""
     srpp: bool = True
+    """Slice relative position prediction (paper 3.2)."""
     share_context: bool = True
     """SRPP's context reaches both memory attentions (reading 1). False is the literal reading."""
     srpp_memory: bool = False
     """Table 9: in SRPP, a slice attends only to itself and the slices before it."""
     boundary: bool = True
+    """Boundary detection (paper 3.3)."""
     boundary_fusion: bool = True
+    """BD-Fusion: the cross-attention of Eqs. 3 and 4."""
     fusion_residual: bool = False
     """Z1_bd keeps Z_bd beside the cross-attention (reading 3). The paper's Eq. 3 has no residual."""
     memory: Literal["recent", "self_sorting"] = "recent"
@@ -125,22 +128,30 @@ class LossConfig(_Frozen):
 
 
 class AugmentationConfig(_Frozen):
-    """Appendix B; one draw for all slices of a slab. Angles in degrees."""
+    """Appendix B's augmentation: one draw for all slices of a slab. Angles are in degrees."""
 
     horizontal_flip: Fraction = 0.5
+    """Chance of a horizontal flip."""
     affine: Fraction = 1.0
+    """Chance of a rotation with shear and zoom."""
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 25.0
+    """Largest rotation in either direction."""
     shear_degrees: Annotated[float, Field(ge=0, le=60)] = 20.0
+    """Largest shear in either direction."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """In-plane zoom uniform in 1 - scale .. 1 + scale; the paper has none."""
+    """In-plane zoom, uniform in 1 - scale to 1 + scale. The paper has none."""
     noise: Fraction = 0.5
+    """Chance of Gaussian noise."""
     noise_std: Annotated[float, Field(ge=0)] = 0.1
+    """Largest standard deviation of the noise, for intensities in [0, 1]."""
     blur: Fraction = 0.5
+    """Chance of a Gaussian blur."""
     blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
-    """Lowest and highest, in pixels."""
+    """Lowest and highest sigma of the blur, in pixels."""
     mosaic: Fraction = 0.15
+    """Chance of RandomMosaic: the slab is tiled 2 x 2, and every tile is labelled (reading 12)."""
     intensity: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Contrast factor and gamma exponent uniform in 1 - intensity .. 1 + intensity; the paper has none."""
+    """Contrast factor and gamma exponent, uniform in 1 - intensity to 1 + intensity. The paper has none."""
     reverse: Fraction = 0.5
     """Chance that a slab is fed in reversed order (reading 5)."""
 
@@ -153,63 +164,73 @@ class AugmentationConfig(_Frozen):
 
 
 class TrainingConfig(_Frozen):
-    """Appendix B's recipe, and how long."""
+    """Optimiser, schedule, batches and length of a run. The defaults are appendix B's."""
 
     epochs: Annotated[int, Field(ge=1)] = 500
+    """Epochs of the whole run; `minutes` replaces them."""
     single_slice_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the epochs, rounded down, that come first and make every slice a slab of its own: no memory, and all
-    slices of a batch, drawn one by one, in one go. SAM2, too, learnt images before videos."""
+    """Share of the epochs, rounded down, that come first and make every slice a slab of its own. There is no memory
+    then, and all slices of a batch, drawn one by one, pass together. SAM2, too, learnt images before videos."""
     slab_rate: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """What the learning rate is multiplied with in the epochs of slabs that follow."""
+    """Factor of the learning rate in the epochs of slabs that follow."""
     samples_per_epoch: Annotated[int, Field(ge=1)] | None = None
-    """None: one slab of every training case (reading 14)."""
+    """Slabs in an epoch. None: one of every training case (reading 14)."""
     batch_size: Annotated[int, Field(ge=1)] = 4
-    """Slabs of a step: of all processes, in all passes."""
+    """Slabs in a step, over all processes and passes."""
     grad_accum_steps: Annotated[int, Field(ge=1)] = 1
-    """In how many passes, one after the other, a process takes its share of a batch through the network."""
+    """Passes through the network in which a process takes its share of a batch."""
     activation_checkpointing: bool = False
-    """Keep little of each slice for the way back and compute the rest again: less memory, more time, same gradients."""
+    """Keep little of each slice for the gradients and compute the rest again: less memory, more time, the same
+    gradients."""
     encoder: Literal["auto", "frozen", "train", "lora", "last_stage"] = "auto"
     """How the image encoder learns: not at all, as a whole, through low-rank adapters on its attention, or in its last
     stage only. `auto`: frozen with SAM2's weights, `train` from scratch (reading 15)."""
     lora_rank: Annotated[int, Field(ge=1)] = 8
     """Rank of the matrix that each adapter adds to a weight."""
     encoder_slices: Annotated[int, Field(ge=1)] | None = None
-    """How many slices are encoded together, and decoded if they are slabs of their own; none: all of a pass."""
+    """Slices that are encoded together; also decoded together where each is a slab of its own. None: all of a pass."""
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
-    """`muon`: Muon for the weights of linear layers and convolutions, AdamW for all else; `sgd`: Nesterov's, with
+    """`muon`: Muon for the weights of linear layers and convolutions, AdamW for the rest. `sgd`: Nesterov's, with
     momentum 0.99."""
     learning_rate: Positive = 5e-5
+    """Highest learning rate of the schedule."""
     encoder_rate: Positive = 1.0
-    """What the rate is multiplied with for what trains in the encoder."""
+    """Factor of the learning rate for the encoder's weights that train."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """What that is multiplied with for each layer of the encoder that is nearer to the pixels."""
+    """Further factor for each layer of the encoder, counted from the feature pyramid down to the pixels."""
     final_learning_rate_fraction: Fraction = 0.1
+    """Share of the learning rate at which the cosine ends."""
     warmup_fraction: Fraction = 0.0
     """Share of all steps over which the rate rises linearly from zero."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Weight decay of the optimiser."""
     clip_gradient_norm: Positive | None = 1.0
+    """Largest norm of all gradients; larger ones are scaled down. None: no limit."""
     precision: Precision = "auto"
+    """`auto`: bf16 autocast where the processor or GPU has fast bf16, else 32 bit."""
     foreground_fraction: Fraction = 0.5
+    """Share of the draws that are centred on foreground (reading 6)."""
     validate_every: Annotated[int, Field(ge=1)] = 5
     """Epochs between validations of whole volumes."""
     patience: Annotated[int, Field(ge=1)] | None = 20
-    """Validations without a better mean Dice before training stops; none: never."""
+    """Validations without a better mean Dice before training stops. None: never."""
     cooldown: Fraction = 0.0
-    """Share of the epochs done over which the rate then falls to its final value before training stops; 0: at once."""
+    """Share of the epochs so far over which the rate then falls to its final value before training stops. 0: stop at
+    once."""
     minutes: Positive | None = None
-    """Instead of `epochs`: as many as fit into this time, which is measured at the start; none: `epochs`."""
+    """Train as many epochs as fit into this time, measured at the start. None: `epochs`."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
-    """The last states, of which each can be resumed from, besides the best weights."""
+    """Number of the latest checkpoints that are kept, besides the best weights."""
     checkpoint_minutes: Positive | None = 10.0
-    """Between states that are saved within an epoch; none: only at its end."""
+    """Time between checkpoints within an epoch. None: only at the end of an epoch."""
     loggers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = ("tensorboard",)
     """Where curves go besides curves.csv."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the weights, which is then what is validated and kept; none: no average."""
+    """Decay of a moving average of the weights, which is then validated and kept. None: no average."""
     seed: Seed = 0
+    """Seed of everything that is drawn in training."""
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that prepare slabs; none: one less than the processors, at most 8."""
+    """Processes that prepare slabs. None: one less than the processors, at most 8."""
 
     @property
     def single_slice_epochs(self) -> int:
@@ -218,27 +239,30 @@ class TrainingConfig(_Frozen):
 
 
 class FeatureCacheConfig(_Frozen):
-    """Features of a frozen encoder, computed once for each augmented view of a case (docs/feature_cache.md)."""
+    """Features of a frozen encoder, computed once for each augmented view (docs/how_to/feature_cache.md)."""
 
     views: Annotated[int, Field(ge=0)] = 0
-    """Augmented views that a case has at a time; 0: no cache, and every slab is augmented anew."""
+    """Augmented views of each case at a time. 0: no cache, and every slab is augmented anew."""
     refresh: Annotated[int, Field(ge=1)] | None = None
-    """Epochs that a view lives before another takes its place; none: all of them."""
+    """Epochs after which another view takes the place of one. None: never."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
-    """In which features are kept."""
+    """Type in which features are stored."""
     budget_gb: Annotated[float, Field(ge=0)] = 4.0
-    """Up to this size they are kept in memory, the others on disk."""
+    """GB of features that a process keeps in memory; the others go to files."""
     folder: str | None = None
-    """Where on disk; runs that are given the same folder share it. None: in the run's, until training has ended."""
+    """Folder of the files; runs with the same folder share them. None: a folder in the run, until training has
+    ended."""
 
 
 class SplitConfig(_Frozen):
-    """Which cases are held out (reading 13)."""
+    """The cases that are held out (reading 13)."""
 
     seed: Seed = 0
+    """Seed of the split."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of the labelled cases in the test set."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Of what is not test."""
+    """Share of the other cases in the validation set."""
 
 
 class InferenceConfig(_Frozen):
@@ -258,6 +282,7 @@ class InferenceConfig(_Frozen):
     """Each slice passes four times, shifted by half a logit towards each corner; the logits are averaged. With flips,
     two of the four are mirrored at no extra cost."""
     precision: Precision = "auto"
+    """`auto`: bf16 autocast where the processor or GPU has fast bf16, else 32 bit."""
     compile: bool = False
     """Compile the network first. This takes minutes, which pay off over hundreds of slices."""
     largest_component: bool | tuple[str, ...] = False
@@ -269,7 +294,7 @@ class InferenceConfig(_Frozen):
 
 
 class RunConfig(_Frozen):
-    """All that a run is told besides the data and the weights."""
+    """A recipe: everything that a run is given besides its data and its weights."""
 
     model: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()
@@ -279,4 +304,4 @@ class RunConfig(_Frozen):
     split: SplitConfig = SplitConfig()
     inference: InferenceConfig = InferenceConfig()
     slab_slices: Annotated[int, Field(ge=1, le=64)] | None = None
-    """D; none: the plan's."""
+    """D, the number of slices in a slab. None: that of the plan."""

@@ -1,6 +1,6 @@
 """The comparison of runs on the same cases: each with a baseline, case by case, a ranking of all, and their tables.
 
-docs/comparing_runs.md defines each number and gives its source.
+docs/reference/statistics.md defines each number and gives its source.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Statistics of runs on the same cases: paired differences, tests, corrections, ranks and their stability.
 
-All are functions of arrays; docs/comparing_runs.md gives the reasons. scipy.stats takes a second to import, so it is
-imported where it is called.
+All are functions of arrays; docs/reference/statistics.md gives the reasons. scipy.stats takes a second to import, so
+it is imported where it is called.
 """
 
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,7 @@
 """The network's two parts as ONNX: the encoder, and the loop over the slices of a slab.
 
-Both are traced, since torch.export took minutes for the unrolled loop and tracing takes seconds (docs/export.md has the
-figures).
+Both are traced, since torch.export took minutes for the unrolled loop and tracing takes seconds
+(docs/notes/onnx.md has the figures).
 """
 
 import tempfile

@@ -1,7 +1,7 @@
 """MedSAM-2's self-sorting memory bank: what is worth remembering stays, not what came last.
 
 After Zhu et al., "Medical SAM 2: Segment medical images as video via Segment Anything Model 2" (arXiv 2408.00874), and
-its public code. docs/reproduce.md says where ours differs.
+its public code. docs/how_to/paper_tables.md says where ours differs.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Features of a frozen encoder, computed once for every slice of an augmented view (docs/feature_cache.md)."""
+"""Features of a frozen encoder, computed once for every slice of an augmented view (docs/notes/feature_cache.md)."""
 
 import json
 import logging

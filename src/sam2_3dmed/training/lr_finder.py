@@ -36,7 +36,7 @@ class RateTest:
     def suggestion(self) -> float:
         """A tenth of the rate at which the smoothed loss is lowest, beyond which it soon explodes.
 
-        The rate of the steepest fall, which is also in use, is far too low here: see docs/training_runs.md.
+        The rate of the steepest fall, which is also in use, is far too low here: see docs/notes/scratch_preset.md.
 
         Raises:
             TrainingError: the loss never fell.

@@ -1,1 +1,1 @@
-"""The real nnU-Net (package nnunetv2) in an environment of its own, driven as a process; docs/baselines.md."""
+"""The real nnU-Net (package nnunetv2), a process in an environment of its own: docs/how_to/other_systems.md."""
