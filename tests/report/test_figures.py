@@ -7,8 +7,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from sam2_3dmed.report.figures import Picture, draw_cases
 from sam2_3dmed.report.panels import CLASS_COLOURS, WHITEST
+from sam2_3dmed.report.planes import Picture, draw_cases
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.volume import Volume
 

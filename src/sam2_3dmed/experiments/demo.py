@@ -18,7 +18,7 @@ from sam2_3dmed.evaluation.summary import summary_table
 from sam2_3dmed.experiments.threshold_baseline import Pair, best_threshold_dice
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.report.build import write_report
-from sam2_3dmed.report.figures import Picture, draw_cases
+from sam2_3dmed.report.planes import Picture, draw_cases
 from sam2_3dmed.run.run_config import CONFIG_FILE
 from sam2_3dmed.run.run_folder import SPLIT_FILE, read_record
 from sam2_3dmed.run.train import TrainRequest, test_run, train

@@ -14,8 +14,7 @@ from sam2_3dmed.evaluation.masks import Floats
 from sam2_3dmed.inference.auxiliary import Auxiliary
 from sam2_3dmed.report import charts
 from sam2_3dmed.report.contents import CaseEntry
-from sam2_3dmed.report.figures import panel_rows
-from sam2_3dmed.report.panels import Panel, class_colour
+from sam2_3dmed.report.panels import Panel, class_colour, panel_rows
 from sam2_3dmed.report.planes import ERROR_COLOURS, case_panels, case_volumes, class_numbers, largest_error, slice_dice
 from sam2_3dmed.report.surfaces import Mesh, bounds, render, surface_meshes
 from sam2_3dmed.volume.files import require_same_grid

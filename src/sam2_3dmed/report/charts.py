@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.evaluation.masks import Floats
 from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.report.panels import CLASS_COLOURS, class_colour
 
@@ -27,6 +28,9 @@ _STYLE = {
 _STRIP_WIDTH = 0.25
 _MARKERS = "os^D"  # when the colours begin anew
 
+Slabs = Sequence[tuple[Sequence[int], NDArray[np.floating]]]
+"""For each slab its slices in the order of the network's input, and the predicted relative positions P_pos, (D, D)."""
+
 
 def save_figure(figure: Any, folder: Path, name: str) -> str:
     """Write NAME.svg and NAME.png into `folder`, which is made if it is missing.
@@ -39,17 +43,18 @@ def save_figure(figure: Any, folder: Path, name: str) -> str:
     """
     with _style():
         figure.get_layout_engine().execute(figure)  # once for both files
-        figure.set_layout_engine(None)
+    figure.set_layout_engine(None)
     contents = {}
+    for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+        buffer = io.BytesIO()
+        with _style():
+            figure.savefig(buffer, format=ending, dpi=200, metadata=metadata)
+        contents[ending] = buffer.getvalue()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-            buffer = io.BytesIO()
-            with _style():
-                figure.savefig(buffer, format=ending, dpi=200, metadata=metadata)
-            contents[ending] = buffer.getvalue()
+        for ending, content in contents.items():
             with replacing(folder / f"{name}.{ending}") as file:
-                file.write(contents[ending])
+                file.write(content)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror or error}") from None
     return contents["svg"].decode("utf-8")
@@ -58,7 +63,7 @@ def save_figure(figure: Any, folder: Path, name: str) -> str:
 def lines_chart(
     title: str, steps: Sequence[float], series: Mapping[str, Sequence[float | None]], *, logarithmic: bool = False
 ) -> Any:
-    """Values over epochs, a line each; missing values are bridged."""
+    """A line for each series over epochs; missing values are bridged."""
     from matplotlib.ticker import LogLocator
 
     with _chart(title) as (figure, axes):
@@ -71,8 +76,8 @@ def lines_chart(
         if logarithmic:
             axes.set_yscale("log")
             axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-            for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-                which(lambda value, _: f"{value:g}")
+            for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+                set_formatter(lambda value, _: f"{value:g}")
         axes.legend()
     return figure
 
@@ -83,12 +88,12 @@ def distribution_chart(title: str, values: Mapping[str, Sequence[float | None]],
         for place, given in enumerate(values.values()):
             known = np.array([value for value in given if value is not None], dtype=float)
             known = known[np.isfinite(known)]
-            colour = _line_colour(place)
             median = {"color": "black", "linewidth": 1.5}
             axes.boxplot(known, positions=[place], widths=0.55, showfliers=False, medianprops=median)
-            # Side by side by rank, so that the picture is the same each time and dots of equal value do not hide.
+            # Side by side by rank: the picture is the same each time, and dots of equal value do not hide each other.
             shift = ((np.arange(known.size) * 0.618) % 1 - 0.5) * 2 * _STRIP_WIDTH
-            axes.scatter(place + shift, np.sort(known), s=9, color=colour, alpha=0.75, linewidths=0, zorder=3)
+            dots = {"s": 9, "color": _line_colour(place), "alpha": 0.75, "linewidths": 0, "zorder": 3}
+            axes.scatter(place + shift, np.sort(known), **dots)
         axes.set_xticks(range(len(values)), list(values))
         axes.set_ylabel(unit or "")
     return figure
@@ -104,6 +109,7 @@ def cost_chart(
 
     Args:
         points: Name -> cost, accuracy, its interval, parameters.
+        cost, accuracy: Labels of the axes.
     """
     largest = max((parameters or 0.0 for *_, parameters in points.values()), default=0.0) or 1.0
     with _chart(title, width=6.4) as (figure, axes):
@@ -111,9 +117,8 @@ def cost_chart(
             colour, marker = _line_colour(number), _MARKERS[number // len(CLASS_COLOURS) % len(_MARKERS)]
             if interval:
                 axes.vlines(x, *interval, color=colour, linewidth=1, alpha=0.6)
-            millions = "" if parameters is None else f" ({parameters / 1e6:.3g} M)"
+            label = name if parameters is None else f"{name} ({parameters / 1e6:.3g} M)"
             size = 12 + 150 * (parameters or 0.0) / largest
-            label = name + millions
             axes.scatter([x], [y], s=size, color=colour, marker=marker, alpha=0.85, linewidths=0, label=label, zorder=3)
         axes.set_xscale("log")
         axes.set(xlabel=cost, ylabel=accuracy)
@@ -123,7 +128,7 @@ def cost_chart(
     return figure
 
 
-def slice_dice_chart(title: str, scores: NDArray[np.float64], names: Sequence[str], marked: int) -> Any:
+def slice_dice_chart(title: str, scores: Floats, names: Sequence[str], marked: int) -> Any:
     """(K, D) Dice of each class in each slice, with gaps where it is undefined. marked: the slice of the panels."""
     with _chart(title) as (figure, axes):
         for number, (name, line) in enumerate(zip(names, scores, strict=True)):
@@ -134,16 +139,13 @@ def slice_dice_chart(title: str, scores: NDArray[np.float64], names: Sequence[st
     return figure
 
 
-def positions_chart(title: str, slabs: Sequence[tuple[Sequence[int], NDArray[np.floating]]]) -> Any:
-    """The mean predicted matrix of relative positions beside the true one, and prediction against truth.
-
-    Args:
-        slabs: For each its slices in the order of the network's input, and P_pos (D, D).
-    """
-    ordered = [_ascending(slices, matrix) for slices, matrix in slabs]
+def positions_chart(title: str, slabs: Slabs) -> Any:
+    """The mean predicted matrix of relative positions beside the true one, and prediction against truth."""
+    orders = [np.argsort(slices) for slices, _ in slabs]
+    ordered = [matrix[np.ix_(order, order)] for order, (_, matrix) in zip(orders, slabs, strict=True)]
     mean = np.mean(ordered, axis=0)
     depth = len(mean)
-    truth = np.arange(depth)[None, :] - np.arange(depth)[:, None]
+    truth = _offsets(range(depth))
     with _chart(title, width=7.2, columns=3) as (figure, axes):
         for place, matrix, name in ((axes[0], truth, "true"), (axes[1], mean, "predicted, mean of slabs")):
             picture = place.imshow(matrix, cmap="PuOr", vmin=1 - depth, vmax=depth - 1)
@@ -160,16 +162,24 @@ def positions_chart(title: str, slabs: Sequence[tuple[Sequence[int], NDArray[np.
     return figure
 
 
-def distance_map() -> Any:
-    """The colour map of distances: cividis without its darkest part, in which shading is invisible."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
+def position_errors(slabs: Slabs) -> tuple[float, float]:
+    """The mean absolute error over pairs of slices, and the error of predicting 0; in slices."""
+    errors, nothing = [], []
+    for slices, matrix in slabs:
+        truth = _offsets(slices)
+        pairs = ~np.eye(len(slices), dtype=bool)
+        errors.append(np.abs(matrix - truth)[pairs])
+        nothing.append(np.abs(truth)[pairs])
+    return float(np.concatenate(errors).mean()), float(np.concatenate(nothing).mean())
 
-    return ListedColormap(colormaps["cividis"](np.linspace(0.25, 1, 256)))
+
+def _offsets(slices: Sequence[int]) -> NDArray[np.int64]:
+    """(D, D): the true relative positions, from slice i to slice j."""
+    return np.subtract.outer(slices, slices).T
 
 
 def pictures_chart(title: str, pictures: Mapping[str, NDArray[np.uint8]], limit_mm: float) -> Any:
-    """Pictures of surfaces, (H, W, 3) uint8, side by side, with the scale of distances that colours them."""
+    """Pictures of surfaces, (H, W, 3) uint8, side by side, with the colour scale of distances."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
@@ -183,22 +193,12 @@ def pictures_chart(title: str, pictures: Mapping[str, NDArray[np.uint8]], limit_
     return figure
 
 
-def position_errors(slabs: Sequence[tuple[Sequence[int], NDArray[np.floating]]]) -> tuple[float, float]:
-    """The mean absolute error over pairs of slices, and the error of predicting 0; in slices."""
-    errors, nothing = [], []
-    for slices, matrix in slabs:
-        places = np.array(slices)
-        truth = places[None, :] - places[:, None]
-        pairs = ~np.eye(len(places), dtype=bool)
-        errors.append(np.abs(matrix - truth)[pairs])
-        nothing.append(np.abs(truth)[pairs])
-    return float(np.concatenate(errors).mean()), float(np.concatenate(nothing).mean())
+def distance_map() -> Any:
+    """The colour map of distances: cividis without its darkest part, in which shading is invisible."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
 
-
-def _ascending(slices: Sequence[int], matrix: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The matrix with the slices of the slab in ascending order."""
-    order = np.argsort(slices)
-    return matrix[np.ix_(order, order)]
+    return ListedColormap(colormaps["cividis"](np.linspace(0.25, 1, 256)))
 
 
 def _line_colour(number: int) -> str:

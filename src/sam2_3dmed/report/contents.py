@@ -1,4 +1,4 @@
-"""What a run folder holds for a report, and where the images are now; what is missing is said and costs only itself."""
+"""The contents of a run folder for the report, and the images of the cases where they are found."""
 
 import csv
 import json
@@ -10,15 +10,14 @@ from typing import Any
 
 from sam2_3dmed.data.dataset import Case, read_dataset
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.evaluation.metrics import MEAN_NAME
 from sam2_3dmed.run.run_config import RunRecord
 from sam2_3dmed.run.run_folder import read_record, remembered_data
-
-_MEAN = "mean"
 
 
 @dataclass(frozen=True)
 class CaseEntry:
-    """A test case: its files as far as they were found, and its rows of the evaluation (column -> value)."""
+    """A test case: its files, None for a missing one, and its rows of the evaluation (column -> value)."""
 
     name: str
     prediction: Path | None
@@ -28,15 +27,17 @@ class CaseEntry:
 
     def score(self, metric: str) -> float | None:
         """The metric's mean over the classes; None where it is not defined."""
-        return next((row.get(metric) for row in self.rows if row["kind"] == _MEAN), None)
+        return next((row.get(metric) for row in self.rows if row["kind"] == MEAN_NAME), None)
 
 
 @dataclass(frozen=True)
 class RunContents:
-    """All that a report is made from.
+    """The contents of the report.
 
-    curves: column of curves.csv -> a value an epoch, None where there is none. summary: of the evaluation; empty if
-    there is none. notes: what is missing and what helps, a line each.
+    Attributes:
+        curves: Column of curves.csv -> a value for each epoch, None where it is missing.
+        summary: Of the evaluation; empty if there is none.
+        notes: Lines on what is missing and how to add it.
     """
 
     folder: Path
@@ -48,16 +49,19 @@ class RunContents:
 
     @property
     def metrics(self) -> Mapping[str, Mapping[str, Any]]:
-        """Column -> definition, unit and which way is better."""
+        """Column -> its entry of summary.json."""
         metrics: Mapping[str, Mapping[str, Any]] = self.summary.get("metrics", {})
         return metrics
 
 
 def read_run(folder: Path, data: Path | None = None) -> RunContents:
-    """Read a run folder. data: the data set's folder; without it where it was when training began.
+    """Read a run folder.
+
+    Args:
+        data: The folder of the data set; None takes the folder of the training.
 
     Raises:
-        UserError: not a run folder, a broken file in it, or `data` that is no data set.
+        UserError: The folder is no run, a file in it is broken, or `data` is no data set.
     """
     record = read_record(folder)
     notes: list[str] = []
@@ -68,9 +72,9 @@ def read_run(folder: Path, data: Path | None = None) -> RunContents:
     if not summary or not details:
         notes.append(f"{evaluation}: no evaluation here; train --test writes one of the test cases")
         return RunContents(folder, record, curves, {}, (), notes)
-    catalogued = _catalogued(folder, data, notes)
+    dataset = _dataset_cases(folder, data, notes)
     try:
-        cases = tuple(_entry(folder, detail, catalogued) for detail in details)
+        cases = tuple(_entry(folder, detail, dataset.get(detail["case"])) for detail in details)
     except (KeyError, TypeError) as error:
         raise DataError(f"{evaluation / 'cases.json'}: not what an evaluation writes: {error!r}") from None
     return RunContents(folder, record, curves, summary, cases, notes)
@@ -79,25 +83,21 @@ def read_run(folder: Path, data: Path | None = None) -> RunContents:
 def chosen_cases(cases: Sequence[CaseEntry], metric: str, better: str) -> dict[str, CaseEntry]:
     """The best, median and worst case by a metric's mean over the classes; fewer if there are fewer.
 
-    better: "higher", "lower" or "zero". Cases without a value, or without their masks, are left out.
+    Cases without a value or without their masks are left out.
     """
     ranked = []
     for case in cases:
         value = case.score(metric)
         if value is not None and case.prediction and case.truth:
-            key = {"higher": -value, "lower": value, "zero": abs(value)}[better]
-            ranked.append((key, case.name, case))
-    ranked.sort(key=lambda item: item[:2])
-    found = [case for _, _, case in ranked]
-    if not found:
-        return {}
-    if len(found) == 1:
-        return {"only": found[0]}
+            ranked.append(({"higher": -value, "lower": value, "zero": abs(value)}[better], case.name, case))
+    found = [case for _, _, case in sorted(ranked, key=lambda item: item[:2])]
+    if len(found) < 2:
+        return {"only": found[0]} if found else {}
     middle = {"median": found[len(found) // 2]} if len(found) > 2 else {}
     return {"best": found[0], **middle, "worst": found[-1]}
 
 
-def _catalogued(folder: Path, data: Path | None, notes: list[str]) -> Mapping[str, Case]:
+def _dataset_cases(folder: Path, data: Path | None, notes: list[str]) -> Mapping[str, Case]:
     if data is not None:
         return {case.name: case for case in read_dataset(data).cases}
     remembered = remembered_data(folder)
@@ -111,8 +111,8 @@ def _catalogued(folder: Path, data: Path | None, notes: list[str]) -> Mapping[st
         return {}
 
 
-def _entry(folder: Path, detail: Mapping[str, Any], catalogued: Mapping[str, Case]) -> CaseEntry:
-    known = catalogued.get(detail["case"])
+def _entry(folder: Path, detail: Mapping[str, Any], known: Case | None) -> CaseEntry:
+    """A case of cases.json with its files: in the run folder and the data set, or where the evaluation found them."""
     written = Path(detail["prediction"])
     prediction = _first_file(folder / "predictions" / written.name, written)
     truth = _first_file(*([known.label] if known and known.label else []), Path(detail["truth"]))
@@ -127,7 +127,7 @@ def _first_file(*paths: Path) -> Path | None:
 
 
 def _read_json(path: Path, kind: type) -> Any:
-    """The content of a file, which is of that kind; an empty one if there is no file."""
+    """The content of a file, which must be of that type; an empty one if there is no file."""
     if not path.is_file():
         return kind()
     try:

@@ -1,9 +1,9 @@
-"""One picture of a slice with outlines, described once and drawn twice: as SVG on the page, and with matplotlib."""
+"""A picture of a slice with outlines: described once, drawn as SVG on the page and with matplotlib in figures."""
 
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 # Okabe and Ito's colours, which colour-blind readers can distinguish; the truth is always white and dashed.
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 TRUTH_COLOUR = "#FFFFFF"
+_TRUTH_IN_LEGEND = "0.5"  # white is invisible in a legend on white
 WHITEST = 0.8
 """The grey of the brightest tissue: white outlines must stand out from bone."""
 
@@ -79,6 +80,32 @@ def class_colour(number: int) -> str:
 def grey(image: NDArray[np.floating]) -> NDArray[np.uint8]:
     """(H, W) in [0, 1] -> (H, W, 3) grey; white is kept for the outline of the truth."""
     return np.repeat((image * (255 * WHITEST)).round().astype(np.uint8)[..., None], 3, axis=-1)
+
+
+def panel_rows(
+    rows: Sequence[Sequence[Panel]],
+    labels: Mapping[int, str],
+    titles: Sequence[str],
+    areas: Mapping[str, str] | None = None,
+) -> Any:
+    """A figure with a row of panels for each title, and a legend below. areas: name -> colour of filled areas."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(2.4 * columns, 2.6 * len(rows) + 0.5), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    for axes, panels, title in zip(figure.subplots(len(rows), columns, squeeze=False), rows, titles, strict=True):
+        for place, panel in zip(axes, panels, strict=True):
+            draw_panel(place, panel)
+        axes[0].set_title(f"{title}\n{panels[0].title}", fontsize=8, loc="left")
+    legend: list[Any] = [Line2D([], [], color=class_colour(i), label=name) for i, name in enumerate(labels.values())]
+    legend.append(Line2D([], [], color=_TRUTH_IN_LEGEND, linestyle="--", label="truth"))
+    legend += [Patch(color=colour, label=name) for name, colour in (areas or {}).items()]
+    figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
+    return figure
 
 
 def draw_panel(axes: Any, panel: Panel) -> None:

@@ -1,14 +1,24 @@
-"""Slices of a case as panels: where the largest error is, which error it is, and what the boundary map says there."""
+"""Slices of a case as panels, with outlines, errors and the boundary map, in the radiologist's orientation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.evaluation.masks import Box, bounding_box
-from sam2_3dmed.report.panels import TRUTH_COLOUR, Outline, Panel, all_outlines, class_colour, class_outlines, grey
+from sam2_3dmed.evaluation.masks import Box, Floats, bounding_box
+from sam2_3dmed.report.panels import (
+    TRUTH_COLOUR,
+    Outline,
+    Panel,
+    all_outlines,
+    class_colour,
+    class_outlines,
+    grey,
+    panel_rows,
+)
 from sam2_3dmed.volume.preprocess import Preprocessing
 from sam2_3dmed.volume.slices import WORLD_AXES, SlicingAxis, volume_to_slices
 from sam2_3dmed.volume.volume import Volume
@@ -16,13 +26,17 @@ from sam2_3dmed.volume.volume import Volume
 ERROR_COLOURS = {"false positive": "#D55E00", "false negative": "#56B4E9", "wrong class": "#F0E442"}
 _MARGIN_MM = 15.0
 _EMPTY_GREY = 0.25
+_EVERYTHING: Box = (slice(None), slice(None), slice(None))
 
 
 @dataclass(frozen=True)
 class CaseVolumes:
     """A case in canonical order: every array is (R, A, S).
 
-    image: in [0, 1]; None if there is none. truth, prediction: class numbers 1..K, 0 background. boundary: uint8 P_bd.
+    Attributes:
+        image: In [0, 1]; None if there is none.
+        truth, prediction: Class numbers 1..K, 0 is background.
+        boundary: The boundary map P_bd as uint8; None if there is none.
     """
 
     axis: SlicingAxis
@@ -32,6 +46,16 @@ class CaseVolumes:
     truth: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
     boundary: NDArray[np.uint8] | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A case to draw: image, truth and prediction on one grid, and a title."""
+
+    title: str
+    image: Volume
+    truth: Volume
+    prediction: Volume
 
 
 def case_volumes(
@@ -44,17 +68,18 @@ def case_volumes(
 ) -> CaseVolumes:
     """Bring the volumes of a case, all on one grid, to canonical order; only the image's first channel is kept."""
     axis = preprocessing.slicing_axis
-    true, predicted = (
-        _canonical(volume_to_slices(class_numbers(volume, labels), axis), axis) for volume in (truth, prediction)
-    )
+
+    def canonical(slices: NDArray[Any]) -> NDArray[Any]:
+        return np.moveaxis(slices, (0, 1, 2), WORLD_AXES[axis])
+
     return CaseVolumes(
         axis,
         labels,
         truth.canonical_spacing_mm,
-        None if image is None else _canonical(preprocessing.slices(image)[:, 0], axis),
-        true,
-        predicted,
-        None if boundary is None else _canonical(volume_to_slices(boundary, axis), axis),
+        None if image is None else canonical(preprocessing.slices(image)[:, 0]),
+        canonical(volume_to_slices(class_numbers(truth, labels), axis)),
+        canonical(volume_to_slices(class_numbers(prediction, labels), axis)),
+        None if boundary is None else canonical(volume_to_slices(boundary, axis)),
     )
 
 
@@ -66,14 +91,10 @@ def class_numbers(mask: Volume, labels: Mapping[int, str]) -> Volume:
     return mask.with_array(numbers)
 
 
-def _canonical(slices: NDArray[Any], axis: SlicingAxis) -> NDArray[Any]:
-    return np.moveaxis(slices, (0, 1, 2), WORLD_AXES[axis])
-
-
 def largest_error(case: CaseVolumes) -> tuple[int, int, int]:
-    """The place (R, A, S) in the middle of the widest wrong patch of the slice with the most wrong pixels.
+    """The position (R, A, S) in the middle of the widest wrong patch of the slice with the most wrong pixels.
 
-    Without an error: of the widest patch of truth; without truth: the middle of the volume.
+    Without an error: of the widest patch of truth. Without truth: the middle of the volume.
     """
     from scipy.ndimage import distance_transform_edt
 
@@ -84,8 +105,8 @@ def largest_error(case: CaseVolumes) -> tuple[int, int, int]:
             first, second = sorted(within)
             padded = np.pad(wrong.take(index, axis=along), 1)
             depth = distance_transform_edt(padded, sampling=(case.spacing_mm[first], case.spacing_mm[second]))
-            place = np.unravel_index(int(depth.argmax()), depth.shape)
-            found = {along: index, first: int(place[0]) - 1, second: int(place[1]) - 1}
+            deepest = np.unravel_index(int(depth.argmax()), depth.shape)
+            found = {along: index, first: int(deepest[0]) - 1, second: int(deepest[1]) - 1}
             return found[0], found[1], found[2]
     r, a, s = (n // 2 for n in case.truth.shape)
     return r, a, s
@@ -93,86 +114,76 @@ def largest_error(case: CaseVolumes) -> tuple[int, int, int]:
 
 def case_panels(case: CaseVolumes) -> list[Panel]:
     """The slice with the most wrong pixels (outlines, errors, boundary map) and two planes that cross it."""
-    place, box = largest_error(case), _box_around(case)
-    main = _overlay(case, case.axis, place, box)
-    panels = [main, error_panel(case, main.title, place, box)]
+    position, box = largest_error(case), _box_around(case)
+    main = _overlay(case, case.axis, position, box)
+    panels = [main, _error_panel(case, main, position, box)]
     if case.boundary is not None:
-        panels.append(_boundary_panel(case, main, place, box))
+        panels.append(_boundary_panel(case, main, position, box))
     others: list[SlicingAxis] = [axis for axis in ("axial", "coronal", "sagittal") if axis != case.axis]
-    return [*panels, *(_overlay(case, axis, place, box) for axis in others)]
+    return [*panels, *(_overlay(case, axis, position, box) for axis in others)]
 
 
 def overlay(case: CaseVolumes, index: int) -> Panel:
     """A whole slice along the slicing axis: the prediction's outlines in colour, the truth's dashed in white."""
-    whole = (slice(None), slice(None), slice(None))
-    return _overlay(case, case.axis, (index, index, index), whole)
+    return _overlay(case, case.axis, (index, index, index), _EVERYTHING)
 
 
-def _overlay(case: CaseVolumes, axis: SlicingAxis, place: tuple[int, int, int], box: Box) -> Panel:
-    index = place[WORLD_AXES[axis][0]]
-    truth, prediction = (_plane(array, axis, place, box) for array in (case.truth, case.prediction))
+def _overlay(case: CaseVolumes, axis: SlicingAxis, position: tuple[int, int, int], box: Box) -> Panel:
+    index = position[WORLD_AXES[axis][0]]
+    truth, prediction = (_plane(array, axis, position, box) for array in (case.truth, case.prediction))
+    image = np.full(truth.shape, _EMPTY_GREY) if case.image is None else _plane(case.image, axis, position, box)
     height_mm, width_mm = (case.spacing_mm[world] for world in WORLD_AXES[axis][1:])
     drawn = class_outlines(prediction, len(case.labels))
     outlines = [Outline(lines, class_colour(number)) for number, lines in enumerate(drawn)]
     outlines.append(Outline(all_outlines(truth), TRUTH_COLOUR, dashed=True))
     description = f"{axis} slice {index}: outlines of the prediction in colour, of the truth dashed in white"
-    return Panel(f"{axis}, slice {index}", description, _grey(case, axis, place, box), height_mm, width_mm, outlines)
+    return Panel(f"{axis}, slice {index}", description, grey(image), height_mm, width_mm, outlines)
 
 
-def error_panel(case: CaseVolumes, title: str, place: tuple[int, int, int], box: Box) -> Panel:
+def _error_panel(case: CaseVolumes, main: Panel, position: tuple[int, int, int], box: Box) -> Panel:
     """The same slice with wrong pixels in colour: false positive, false negative, one class for another."""
-    axis = case.axis
-    truth, prediction = (_plane(array, axis, place, box) for array in (case.truth, case.prediction))
-    height_mm, width_mm = (case.spacing_mm[world] for world in WORLD_AXES[axis][1:])
-    pixels = _grey(case, axis, place, box)
-    pixels = pixels // 2  # darker, so that the colours stand out
+    truth, prediction = (_plane(array, case.axis, position, box) for array in (case.truth, case.prediction))
+    pixels = main.pixels // 2  # darker, so that the colours stand out
     kinds = ((truth == 0) & (prediction > 0), (truth > 0) & (prediction == 0), (truth > 0) & (prediction > 0))
     areas = []
     for (name, colour), kind in zip(ERROR_COLOURS.items(), kinds, strict=True):
         wrong = kind & (truth != prediction)
         pixels[wrong] = np.frombuffer(bytes.fromhex(colour[1:]), dtype=np.uint8)
-        areas.append(f"{name} {int(wrong.sum()) * height_mm * width_mm:.0f} mm²")
-    description = f"error map of {title}: {', '.join(areas)}"
-    return Panel(f"errors, {title}", description, pixels, height_mm, width_mm)
+        areas.append(f"{name} {int(wrong.sum()) * main.height_mm * main.width_mm:.0f} mm²")
+    description = f"error map of {main.title}: {', '.join(areas)}"
+    return replace(main, title=f"errors, {main.title}", description=description, pixels=pixels, outlines=())
 
 
-def _boundary_panel(case: CaseVolumes, main: Panel, place: tuple[int, int, int], box: Box) -> Panel:
+def _boundary_panel(case: CaseVolumes, main: Panel, position: tuple[int, int, int], box: Box) -> Panel:
     from matplotlib import colormaps
 
     assert case.boundary is not None
-    pixels = colormaps["cividis"](_plane(case.boundary, case.axis, place, box), bytes=True)[..., :3]
+    pixels = colormaps["cividis"](_plane(case.boundary, case.axis, position, box), bytes=True)[..., :3]
     description = f"boundary probability of {main.title}, the truth's outlines dashed in white"
     title = f"P_bd, {main.title}"
     return replace(main, title=title, description=description, pixels=pixels, outlines=main.outlines[-1:])
 
 
-def _grey(case: CaseVolumes, axis: SlicingAxis, place: tuple[int, int, int], box: Box) -> NDArray[np.uint8]:
-    if case.image is not None:
-        return grey(_plane(case.image, axis, place, box))
-    return grey(np.full(_plane(case.truth, axis, place, box).shape, _EMPTY_GREY))
-
-
-def _plane(array: NDArray[Any], axis: SlicingAxis, place: tuple[int, int, int], box: Box) -> NDArray[Any]:
-    """A slice inside the box as a radiologist sees it: patient's right on the left, front or head up, (H, W)."""
+def _plane(array: NDArray[Any], axis: SlicingAxis, position: tuple[int, int, int], box: Box) -> NDArray[Any]:
+    """(H, W) of a slice inside the box: the patient's right is on the left, front or head are up."""
     along, rows, columns = WORLD_AXES[axis]
-    plane: NDArray[Any] = array.transpose(along, rows, columns)[place[along]]
+    plane: NDArray[Any] = array.transpose(along, rows, columns)[position[along]]
     return plane[box[rows], box[columns]][::-1, ::-1]
 
 
 def _box_around(case: CaseVolumes) -> Box:
     """Truth and prediction with a margin; the whole volume if there is neither."""
     box = []
-    for side, size, spacing in zip(
-        bounding_box(case.truth, case.prediction), case.truth.shape, case.spacing_mm, strict=True
-    ):
+    found = bounding_box(case.truth, case.prediction)
+    for side, size, spacing in zip(found, case.truth.shape, case.spacing_mm, strict=True):
         margin = int(np.ceil(_MARGIN_MM / spacing))
         low, high = (side.start - margin, side.stop + margin) if side.stop else (0, size)
         box.append(slice(max(0, low), min(size, high)))
     return box[0], box[1], box[2]
 
 
-def slice_dice(case: CaseVolumes) -> NDArray[np.float64]:
-    """Dice of each class in each slice along the slicing axis, (K, D); NaN where neither mask has the class."""
+def slice_dice(case: CaseVolumes) -> Floats:
+    """(K, D) Dice of each class in each slice along the slicing axis; NaN where neither mask has the class."""
     within = WORLD_AXES[case.axis][1:]
     scores = []
     for number in range(1, len(case.labels) + 1):
@@ -181,3 +192,28 @@ def slice_dice(case: CaseVolumes) -> NDArray[np.float64]:
         common = (truth & prediction).sum(axis=within)
         scores.append(np.where(total > 0, 2 * common / np.maximum(total, 1), np.nan))
     return np.array(scores)
+
+
+def draw_cases(
+    pictures: Sequence[Picture],
+    labels: Mapping[int, str],
+    preprocessing: Preprocessing,
+    path: Path,
+    num_slices: int = 4,
+) -> None:
+    """Draw a row for each case: slices evenly through the foreground of truth or prediction, with their outlines.
+
+    Args:
+        path: A file in any format of matplotlib; its folder is made if it is missing.
+    """
+    rows = []
+    for picture in pictures:
+        case = case_volumes(picture.truth, picture.prediction, labels, preprocessing, picture.image)
+        along, *within = WORLD_AXES[case.axis]
+        used = np.flatnonzero(((case.truth > 0) | (case.prediction > 0)).any(axis=tuple(within)))
+        used = used if len(used) else np.arange(case.truth.shape[along])
+        shares = (np.arange(num_slices) + 0.5) / num_slices
+        rows.append([overlay(case, int(used[int(share * len(used))])) for share in shares])
+    figure = panel_rows(rows, labels, [picture.title for picture in pictures])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
