@@ -1,4 +1,4 @@
-"""`report` and `predict --save-auxiliary` from the command line; what else is scored stands in `test_cli.py`."""
+"""`report` and `predict --save-auxiliary` from the command line."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from sam2_3dmed.cli.evaluate import examples, summary_text
 from sam2_3dmed.cli.main import app, main
 from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
 from sam2_3dmed.evaluation.cases import evaluate_cases
@@ -66,13 +65,3 @@ def test_predict_saves_what_else_the_network_said(run: Path, blobs: Path, tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"blob_00.nii.gz", "auxiliary", "manifest.jsonl"}
     assert same_grid(Volume.read(tmp_path / "auxiliary" / "blob_00_boundary.nii.gz"), Volume.read(image))
     assert (tmp_path / "auxiliary" / "blob_00_positions.json").is_file()
-
-
-def test_the_words_of_a_command() -> None:
-    assert examples("a", "b") == "[b]Examples[/b]\n\na\n\nb"
-
-
-def test_a_summary_is_a_table(run: Path, blobs: Path) -> None:
-    truth = blobs / "labelsTr" / "blob_00.nii.gz"
-    text = summary_text(evaluate_cases([("a", truth, truth)], LABELS, workers=0).summary())
-    assert all(word in text for word in ("bright", "dark", "dice"))

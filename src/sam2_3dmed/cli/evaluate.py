@@ -1,4 +1,4 @@
-"""The commands that score, compare and show; `cli` puts them beside the others."""
+"""The commands `evaluate`, `compare` and `report`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,26 +24,31 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for cases.csv, cases.json and summary.json.")],
     truth: Annotated[
         Path | None,
-        typer.Argument(metavar="[LABELS]", help="Folder of label files of the same names, or one file; none with CSV."),
+        typer.Argument(
+            metavar="[LABELS]", help="Folder of label files of the same names, or one file; omit it with CSV."
+        ),
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="dataset.json that names the classes.")] = None,
     tolerance: Annotated[
-        list[float] | None, typer.Option(help="NSD tolerance in mm; may be repeated; without it 2 and 1.")
+        list[float] | None, typer.Option(help="NSD tolerance in mm; may be repeated; default: 2 and 1.")
     ] = None,
     surface: Annotated[
         Literal["surfel", "voxel"], typer.Option(help="Surface by area (surface-distance) or by voxels (MONAI).")
     ] = "surfel",
     empty: Annotated[
-        Literal["penalise", "nan"], typer.Option(help="What a class that is missing in a mask costs.")
+        Literal["penalise", "nan"], typer.Option(help="The cost of a class that is missing in a mask.")
     ] = "penalise",
     paper_style: Annotated[
         bool, typer.Option("--paper-style", help="Also paper_style.csv: per slice and volume, in mm and voxels.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(help="Processes; without it as many as pay.", min=0)] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; by default chosen by the size of the files.", min=0)
+    ] = None,
 ) -> None:
     """Score masks against labels per class and case, in 3D and mm: overlap, surface distance, volume, lesions."""
     from sam2_3dmed.evaluation.cases import evaluate_folders
     from sam2_3dmed.evaluation.metrics import DEFAULT_TOLERANCES_MM
+    from sam2_3dmed.evaluation.summary import summary_table
     from sam2_3dmed.processes.map_cases import progress_bar
 
     with progress_bar("Scoring") as progress:
@@ -59,7 +64,7 @@ def evaluate(
             progress=progress,
         )
     result.write(out)
-    typer.echo(summary_text(result.summary()))
+    typer.echo(summary_table(result.summary()))
     typer.echo(f"Written to {out}")
 
 
@@ -78,10 +83,10 @@ def compare(
         Path | None, typer.Option("--out", "-o", help="Folder for the tables as Markdown, CSV and LaTeX.")
     ] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="Column of cases.csv; may be repeated; without it all.")
+        list[str] | None, typer.Option(help="Column of cases.csv; may be repeated; default: all.")
     ] = None,
     baseline: Annotated[
-        str | None, typer.Option(help="The run that the others are compared with; without it the first.")
+        str | None, typer.Option(help="The run that the others are compared with; default: the first.")
     ] = None,
 ) -> None:
     """Compare runs on the same cases: paired differences, Wilcoxon and Holm, ranks and how stable they are."""
@@ -102,21 +107,14 @@ def compare(
     )
 )
 def report(
-    run: Annotated[Path, typer.Argument(help="Run folder; its test cases scored by `train --test`.")],
+    run: Annotated[Path, typer.Argument(help="Run folder whose test cases `train --test` has scored.")],
     data: Annotated[
-        Path | None, typer.Option(help="The data set's folder, for images; without it where training found it.")
+        Path | None, typer.Option(help="Folder of the data set, for images; default: the folder of the training.")
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; without it RUN/report.html.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="The file; default: RUN/report.html.")] = None,
 ) -> None:
-    """Make one HTML page of a run that opens anywhere: curves, tables, best and worst cases, surfaces in 3D."""
+    """Make one self-contained HTML page of a run: curves, tables, best and worst cases, surfaces in 3D."""
     from sam2_3dmed.report.build import write_report
 
     path = write_report(run, data, out)
     typer.echo(f"Report: {path} ({path.stat().st_size / 1e6:.1f} MB); figures: {run / 'figures'}")
-
-
-def summary_text(summary: dict[str, object]) -> str:
-    """An evaluation's summary as the lines that the commands print."""
-    from sam2_3dmed.evaluation.summary import summary_table
-
-    return summary_table(summary)

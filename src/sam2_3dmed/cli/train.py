@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from sam2_3dmed.cli.evaluate import summary_text
 from sam2_3dmed.cli.options import Data, Settings, Weights, examples
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.run.systems import OURS, system_names
@@ -81,6 +80,7 @@ def train(
         # Otherwise every process logs that single slices use no memory weights. torch reads this when it is imported.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
+    from sam2_3dmed.evaluation.summary import summary_table
     from sam2_3dmed.run.train import TrainRequest, test_run
     from sam2_3dmed.run.train import train as train_run
 
@@ -91,7 +91,7 @@ def train(
         return
     typer.echo(f"Model: {folder}")
     if test:
-        typer.echo(summary_text(test_run(folder, data).summary()))
+        typer.echo(summary_table(test_run(folder, data).summary()))
 
 
 @commands.command(epilog=examples("sam2-3dmed find-rate Task09_Spleen --weights none --out runs/spleen"))

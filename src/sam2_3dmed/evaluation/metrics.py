@@ -1,7 +1,7 @@
 """The metrics (appendix C): their definitions, and their values for one case per class, as mean and as union."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -66,9 +66,12 @@ class Metric:
 
     def describe(self, surface: SurfaceDefinition) -> dict[str, Any]:
         """The metric's entry in summary.json."""
-        described = {"definition": self.definition, "unit": self.unit, "better": self.better}
-        surfaces = {"surface": surface} if self.on_surface else {}
-        return described | surfaces | ({} if self.tolerance_mm is None else {"tolerance_mm": self.tolerance_mm})
+        described: dict[str, Any] = {"definition": self.definition, "unit": self.unit, "better": self.better}
+        if self.on_surface:
+            described["surface"] = surface
+        if self.tolerance_mm is not None:
+            described["tolerance_mm"] = self.tolerance_mm
+        return described
 
 
 def _distance(definition: str) -> Metric:
@@ -324,12 +327,11 @@ def _touched_components(mask: Mask, other: Mask) -> tuple[int, int]:
 
 def mean_scores(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """The mean of each column over the rows where it is defined, as numpy.nanmean; NaN where no row defines it."""
-    return {column: _mean(row[column] for row in scores) for column in scores[0]}
-
-
-def _mean(values: Iterable[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return math.fsum(defined) / len(defined) if defined else float("nan")
+    means = {}
+    for column in scores[0]:
+        defined = [row[column] for row in scores if not math.isnan(row[column])]
+        means[column] = _ratio(math.fsum(defined), len(defined))
+    return means
 
 
 def _ratio(part: float, whole: float) -> float:
