@@ -24,9 +24,7 @@ def evaluate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for cases.csv, cases.json and summary.json.")],
     truth: Annotated[
         Path | None,
-        typer.Argument(
-            metavar="[LABELS]", help="Folder of label files of the same names, or one file; omit it with CSV."
-        ),
+        typer.Argument(metavar="[LABELS]", help="Folder of label files of the same names, or one file; not with CSV."),
     ] = None,
     labels: Annotated[Path | None, typer.Option(help="dataset.json that names the classes.")] = None,
     tolerance: Annotated[
@@ -41,9 +39,7 @@ def evaluate(
     paper_style: Annotated[
         bool, typer.Option("--paper-style", help="Also paper_style.csv: per slice and volume, in mm and voxels.")
     ] = False,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; by default chosen by the size of the files.", min=0)
-    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; default: by the size of the files.", min=0)] = None,
 ) -> None:
     """Score masks against labels per class and case, in 3D and mm: overlap, surface distance, volume, lesions."""
     from sam2_3dmed.evaluation.cases import evaluate_folders
