@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 from math import ceil, prod
-from pathlib import Path
 from threading import Event
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from sam2_3dmed.baselines.grid import resample_image, resampled_shape, thick_axi
 from sam2_3dmed.baselines.recipe import PatchSpec
 from sam2_3dmed.config import InferenceConfig, Plan
 from sam2_3dmed.encoders.precision import bf16_is_fast
-from sam2_3dmed.inference.interface import OnSlice, WithoutAuxiliary, refuse_boxes, require_not_cancelled
+from sam2_3dmed.inference.interface import PredictOptions, WithoutAuxiliary, refuse_boxes, require_not_cancelled
 from sam2_3dmed.inference.logits_to_mask import argmax_mask
 from sam2_3dmed.inference.postprocess import require_known_classes
 from sam2_3dmed.inference.predictor import fill_mask
@@ -39,30 +39,14 @@ class PatchPredictor(WithoutAuxiliary):
         self.config = config
         self._background = spec.has_background
 
-    def __call__(
-        self,
-        volume: Volume,
-        *,
-        reference: Volume | None = None,
-        probabilities: Path | None = None,
-        on_slice: OnSlice | None = None,
-        cancel: Event | None = None,
-    ) -> Volume:
+    def __call__(self, volume: Volume, **options: Unpack[PredictOptions]) -> Volume:
         """See `Segmenter`. Slices are finished after all patches have passed the network."""
-        refuse_boxes(reference)
+        refuse_boxes(options.get("reference"))
         axis = self.preprocessing.slicing_axis
         image = self.preprocessing.slices(volume)
-        return fill_mask(
-            self._slice_logits(image, slice_spacing_mm(volume, axis), cancel),
-            volume,
-            axis,
-            self.labels,
-            self.config,
-            log_odds=_log_odds if self._background else lambda logits: logits,
-            probabilities=probabilities,
-            on_slice=on_slice,
-            cancel=cancel,
-        )
+        logits = self._slice_logits(image, slice_spacing_mm(volume, axis), options.get("cancel"))
+        log_odds = _log_odds if self._background else lambda logits: logits
+        return fill_mask(logits, volume, axis, self.labels, self.config, options, log_odds)
 
     def predict_slices(self, image: NDArray[np.floating], spacing_mm: tuple[float, ...]) -> NDArray[np.integer]:
         """(D, C, H, W) in [0, 1] -> (D, H, W) class indices, 0 background. spacing_mm: along (D, H, W)."""

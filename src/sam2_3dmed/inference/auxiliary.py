@@ -1,4 +1,4 @@
-"""What the network says besides the mask: where boundaries are (P_bd) and how far apart slices lie (P_pos)."""
+"""The outputs of a network besides the mask: boundaries (P_bd) and relative positions of slices (P_pos)."""
 
 import json
 from dataclasses import dataclass
@@ -15,38 +15,31 @@ from sam2_3dmed.volume.volume import Volume
 
 @dataclass(frozen=True)
 class SlabPositions:
-    """P_pos of one slab.
-
-    slices: the slices' places in the volume, in the order in which the network saw them. relative_position: (D, D)
-    float32, entry [i, j] the predicted place of slice j minus that of slice i, in slices.
-    """
+    """P_pos of one slab."""
 
     slices: tuple[int, ...]
+    """The indices of the slices in the volume, in the order in which the network saw them."""
     relative_position: NDArray[np.float32]
+    """(D, D); entry [i, j] is the predicted index of slice j minus that of slice i."""
 
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """The auxiliary outputs for one volume.
-
-    boundary: on the volume's grid, uint8: 255 times the largest boundary probability over the classes; None without
-    BD. positions: one a slab; none without SRPP.
-    """
+    """The auxiliary outputs of one volume."""
 
     boundary: Volume | None
+    """On the grid of the volume, uint8: 255 times the largest boundary probability of a class; None without BD."""
     positions: tuple[SlabPositions, ...]
+    """One for each slab; none without SRPP."""
 
     def write(self, folder: Path, name: str) -> None:
-        """Write NAME_boundary.nii.gz and NAME_positions.json, as far as there is something; the folder is made.
+        """Write NAME_positions.json and, with BD, NAME_boundary.nii.gz. The folder is made.
 
         Raises:
             UserError: they cannot be written.
         """
         slabs = [
-            {
-                "slices": list(slab.slices),
-                "relative_position": slab.relative_position.astype(float).round(4).tolist(),
-            }
+            {"slices": list(slab.slices), "relative_position": slab.relative_position.astype(float).round(4).tolist()}
             for slab in self.positions
         ]
         try:
@@ -55,12 +48,12 @@ class Auxiliary:
             raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
         if self.boundary is not None:
             self.boundary.write(boundary_file(folder, name))
-        # Last: it is what `read` asks for.
+        # Last: `read` looks for it.
         write_text(positions_file(folder, name), json.dumps({"unit": "slices", "slabs": slabs}) + "\n")
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Auxiliary | None":
-        """What `write` left; None if it was never there.
+        """The outputs that `write` has written; None if there are none.
 
         Raises:
             UserError: broken files.
@@ -81,10 +74,10 @@ class Auxiliary:
 
 
 def boundary_file(folder: Path, name: str) -> Path:
-    """Where the boundary map of a case stands."""
+    """The file of a boundary map."""
     return folder / f"{name}_boundary.nii.gz"
 
 
 def positions_file(folder: Path, name: str) -> Path:
-    """Where the relative positions of a case stand."""
+    """The file of relative positions."""
     return folder / f"{name}_positions.json"

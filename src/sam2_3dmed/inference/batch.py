@@ -61,12 +61,12 @@ class Results:
     def mask_file(self, item: Input) -> Path | None:
         return self.folder and self.folder / f"{item.name}{self.mask_format.ending}"
 
-    def probability_prefix(self, item: Input) -> Path | None:
-        return self.folder / "probabilities" / item.name if self.folder and self.probabilities else None
-
     @property
     def auxiliary_folder(self) -> Path | None:
         return self.folder / "auxiliary" if self.folder and self.auxiliary else None
+
+    def probability_prefix(self, item: Input) -> Path | None:
+        return self.folder / "probabilities" / item.name if self.folder and self.probabilities else None
 
     def files(self, item: Input) -> list[Path]:
         """Every file that may be written for an input."""
@@ -83,15 +83,13 @@ class Results:
         Raises:
             DataError: a folder cannot be made, or an output would replace an input.
         """
-        if self.folder is None:
-            return
         outputs = {file.resolve() for item in inputs for file in self.files(item)}
         for file in (file for item in inputs for file in item.sources):
             if file.resolve() in outputs:
                 raise DataError(f"{file}: a mask would replace this input; choose another folder for the masks")
-        probabilities = self.folder / "probabilities" if self.probabilities else None
+        folders = {file.parent for item in inputs for file in self.files(item)} | {self.folder}
         try:
-            for folder in filter(None, (self.folder, self.auxiliary_folder, probabilities)):
+            for folder in filter(None, folders):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
@@ -99,16 +97,16 @@ class Results:
 
 Report = Callable[[int, Outcome], None]
 """Called with the number and the outcome of each input, from any thread."""
+OnSliceOf = Callable[[str, int, int], None]
+"""Called with the name of the input, the number of finished slices and of all slices."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A model and the results that are wanted of it. Worker processes get it pickled.
-
-    load: gives the model for `device=NAME`, or for the default device with None.
-    """
+    """A model and the results that are wanted of it. Worker processes get it pickled."""
 
     load: Callable[..., Segmenter]
+    """Called as `load(device=NAME)`; None is the default device."""
     results: Results
 
     def on_another_host(self) -> "Job":
@@ -130,7 +128,7 @@ def predict_batch(
     device: str | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    on_slice: Callable[[str, int, int], None] | None = None,
+    on_slice: OnSliceOf | None = None,
     cancel: Event | None = None,
 ) -> list[Outcome]:
     """Predict the inputs that are not finished yet, in this process or by a runner.
@@ -139,8 +137,8 @@ def predict_batch(
         device: for this process.
         overwrite: predict also what is finished.
         progress: called with the number of inputs that are done and of all inputs.
-        on_slice: called in this process with the name of the input, the number of finished slices and of all slices.
-        cancel: ends the work; it has an effect in this process only, a runner needs it on its own.
+        on_slice: called in this process, not by a runner.
+        cancel: ends the work of this process; a runner has its own.
 
     Raises:
         Cancelled: `cancel` was set. UserError: the model cannot be loaded, a folder cannot be made, or an output would
@@ -149,11 +147,12 @@ def predict_batch(
     results = job.results
     results.make_folders(inputs)
     outcomes: dict[int, Outcome] = {}
-    if results.manifest is not None and overwrite:
-        results.manifest.forget(inputs)
-    for index, finished in enumerate(results.manifest.finished(inputs) if results.manifest is not None else []):
-        if finished:
-            outcomes[index] = Outcome(inputs[index].name, results.mask_file(inputs[index]), earlier=True)
+    if results.manifest is not None:
+        if overwrite:
+            results.manifest.forget(inputs)
+        for index, finished in enumerate(results.manifest.finished(inputs)):
+            if finished:
+                outcomes[index] = Outcome(inputs[index].name, results.mask_file(inputs[index]), earlier=True)
     if outcomes:
         logger.info("%d of %d are finished and whole already", len(outcomes), len(inputs))
         progress(len(outcomes), len(inputs))
@@ -177,7 +176,7 @@ def predict_each(
     results: Results,
     report: Report,
     *,
-    on_slice: Callable[[str, int, int], None] | None = None,
+    on_slice: OnSliceOf | None = None,
     cancel: Event | None = None,
 ) -> None:
     """Predict numbered inputs as they come.
@@ -202,19 +201,19 @@ def predict_each(
             written.result()
 
 
+@dataclass
 class _Case:
     """An input on its way. After a step that fails, the later steps do nothing."""
 
-    def __init__(self, index: int, item: Input) -> None:
-        self.index = index
-        self.item = item
-        self.error: str | None = None
-        self._seconds = 0.0
-        self._series: DicomSeries | None = None
-        self._volume: Volume | None = None
-        self._reference: Volume | None = None
-        self._mask: Volume | None = None
-        self._auxiliary: Auxiliary | None = None
+    index: int
+    item: Input
+    error: str | None = None
+    seconds: float = 0.0
+    series: DicomSeries | None = None
+    volume: Volume | None = None
+    reference: Volume | None = None
+    mask: Volume | None = None
+    auxiliary: Auxiliary | None = None
 
     @contextmanager
     def _step(self) -> Iterator[None]:
@@ -228,60 +227,52 @@ class _Case:
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             named = any(str(file) in text for file in self.item.sources)
             self.error = text if named else f"{self.item.source}: {text}"
-            self._volume = self._reference = self._mask = self._auxiliary = None
-        self._seconds += perf_counter() - started
+            self.volume = self.reference = self.mask = self.auxiliary = None
+        self.seconds += perf_counter() - started
 
     def read(self, results: Results) -> None:
         with self._step():
-            self._series = self.item.series()
-            results.mask_format.require(self._series)
-            self._volume = self.item.read() if self._series is None else self._series.read()
+            self.series = self.item.series()
+            results.mask_format.require(self.series)
+            self.volume = self.item.read() if self.series is None else self.series.read()
             if self.item.reference is not None:
-                self._reference = read_label(self.item.reference)
+                self.reference = read_label(self.item.reference)
 
-    def compute(
-        self,
-        segmenter: Segmenter,
-        results: Results,
-        on_slice: Callable[[str, int, int], None] | None,
-        cancel: Event | None,
-    ) -> None:
-        volume, reference = self._volume, self._reference
-        self._volume = self._reference = None
+    def compute(self, segmenter: Segmenter, results: Results, on_slice: OnSliceOf | None, cancel: Event | None) -> None:
+        volume, reference = self.volume, self.reference
+        self.volume = self.reference = None
         if volume is None:
             return
         with self._step():
-            predict = partial(
-                segmenter.with_auxiliary if results.auxiliary else segmenter,
+            predict = segmenter.with_auxiliary if results.auxiliary else segmenter
+            found = predict(
                 volume,
                 reference=reference,
                 probabilities=results.probability_prefix(self.item),
                 on_slice=on_slice and partial(on_slice, self.item.name),
                 cancel=cancel,
             )
-            found = predict()
-            self._mask, self._auxiliary = found if isinstance(found, tuple) else (found, None)
+            self.mask, self.auxiliary = found if isinstance(found, tuple) else (found, None)
 
     def finish(self, results: Results, report: Report) -> None:
         """Write the files, note the input in the manifest, and report it."""
         path, started = results.mask_file(self.item), perf_counter()
         with self._step():
-            if path is not None and self._mask is not None:
-                if self._auxiliary is not None and results.auxiliary_folder is not None:
-                    self._auxiliary.write(results.auxiliary_folder, self.item.name)
-                results.mask_format.write(self._mask, path, self._series)
+            if path is not None and self.mask is not None:
+                if self.auxiliary is not None and results.auxiliary_folder is not None:
+                    self.auxiliary.write(results.auxiliary_folder, self.item.name)
+                results.mask_format.write(self.mask, path, self.series)
                 if results.manifest is not None and self.item.files:
                     files = [file for file in results.files(self.item) if file.is_file()]
-                    results.manifest.note(self.item, files, self._seconds + perf_counter() - started)
-                self._mask = self._auxiliary = None
+                    results.manifest.note(self.item, files, self.seconds + perf_counter() - started)
+                self.mask = self.auxiliary = None
         done = None if self.error else path
-        report(self.index, Outcome(self.item.name, done, self.error, mask=self._mask, auxiliary=self._auxiliary))
+        report(self.index, Outcome(self.item.name, done, self.error, mask=self.mask, auxiliary=self.auxiliary))
 
 
 def _read_next(supply: Iterator[tuple[int, Input]], results: Results) -> _Case | None:
-    numbered = next(supply, None)
-    if numbered is None:
-        return None
-    case = _Case(*numbered)
-    case.read(results)
-    return case
+    for numbered in supply:
+        case = _Case(*numbered)
+        case.read(results)
+        return case
+    return None

@@ -1,16 +1,16 @@
-"""How much memory is free here, and whether an error means that there was too little."""
+"""The free memory of a device, and errors that mean that there was too little."""
 
 from pathlib import Path
 
 import torch
 
-_UNKNOWN = 4 * 2**30  # what a machine is taken to have where the system does not say
+_UNKNOWN = 4 * 2**30  # the assumption where the system has no figures
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMINFO = Path("/proc/meminfo")
 _OUT_OF_MEMORY = (
     "can't allocate memory",
     "not enough memory",
-    # oneDNN does not say why. Whoever tries again with less hears it again if it was for another reason.
+    # oneDNN gives no reason. With another reason, a second try with less memory fails, too.
     "could not create a primitive",
     "could not create a memory object",
     "could not execute a primitive",
@@ -18,7 +18,7 @@ _OUT_OF_MEMORY = (
 
 
 def free_bytes(device: torch.device) -> int:
-    """What a process may still take on a device; on a CPU the least of what machine, container and ulimit leave."""
+    """The bytes that a process may still take; on a CPU the least of what machine, container and ulimit leave."""
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserved
@@ -27,7 +27,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: torch has a kind for GPUs, but a plain RuntimeError for CPUs."""
+    """Whether memory ran out. torch raises its own error for GPUs, but a plain RuntimeError for CPUs."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
@@ -56,6 +56,6 @@ def _ulimit() -> int | None:
 
         limit = resource.getrlimit(resource.RLIMIT_AS)[0]
         used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    except (ImportError, OSError, ValueError):  # Slabs has no such limit, macOS no such file
+    except (ImportError, OSError, ValueError):  # Windows has no such limit, macOS no such file
         return None
     return None if limit == resource.RLIM_INFINITY else limit - used

@@ -5,14 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
-from typing import Any, Protocol
+from typing import Protocol, TypedDict, Unpack
 
 from sam2_3dmed.errors import Cancelled, ConfigError
 from sam2_3dmed.inference.auxiliary import Auxiliary
 from sam2_3dmed.volume.volume import Volume
 
-OnSlice = Callable[[int, int], None]
-"""Called with the number of finished slices and of all slices, after each slice."""
+
+class PredictOptions(TypedDict, total=False):
+    """The keyword arguments of a `Segmenter`, which may be left out or None."""
+
+    reference: Volume | None
+    """A mask on the same grid, for a model that takes boxes, which are drawn around its classes."""
+    probabilities: Path | None
+    """A path prefix; also write PREFIX_CLASS.nii.gz for every class, see `writing_probabilities`."""
+    on_slice: Callable[[int, int], None] | None
+    """Called in this thread after each slice, with the number of finished slices and of all slices."""
+    cancel: Event | None
+    """Set it from another thread to end the prediction."""
 
 
 class Segmenter(Protocol):
@@ -25,37 +35,15 @@ class Segmenter(Protocol):
     def num_channels(self) -> int:
         """The number of channels of the volumes that the model takes."""
 
-    def __call__(
-        self,
-        volume: Volume,
-        *,
-        reference: Volume | None = None,
-        probabilities: Path | None = None,
-        on_slice: OnSlice | None = None,
-        cancel: Event | None = None,
-    ) -> Volume:
+    def __call__(self, volume: Volume, **options: Unpack[PredictOptions]) -> Volume:
         """The mask of a volume, on the volume's grid; uint8, or uint16 where a label value exceeds 255.
-
-        Args:
-            reference: a mask on the same grid, for a model that takes boxes, which are drawn around its classes.
-            probabilities: a path prefix; also write PREFIX_CLASS.nii.gz for every class (see `writing_probabilities`).
-            on_slice: called after each slice, in this thread.
-            cancel: set it from another thread to end the prediction.
 
         Raises:
             Cancelled: `cancel` was set. ConfigError: a reference is missing, or the model takes none. VolumeError: the
                 model cannot take the volume or the reference. UserError: the probabilities cannot be written.
         """
 
-    def with_auxiliary(
-        self,
-        volume: Volume,
-        *,
-        reference: Volume | None = None,
-        probabilities: Path | None = None,
-        on_slice: OnSlice | None = None,
-        cancel: Event | None = None,
-    ) -> tuple[Volume, Auxiliary]:
+    def with_auxiliary(self, volume: Volume, **options: Unpack[PredictOptions]) -> tuple[Volume, Auxiliary]:
         """The mask and the outputs of BD and SRPP.
 
         Raises:
@@ -66,7 +54,7 @@ class Segmenter(Protocol):
 class WithoutAuxiliary:
     """Base of segmenters that have neither BD nor SRPP."""
 
-    def with_auxiliary(self, volume: Volume, **options: Any) -> tuple[Volume, Auxiliary]:
+    def with_auxiliary(self, volume: Volume, **options: Unpack[PredictOptions]) -> tuple[Volume, Auxiliary]:
         """Raise ConfigError."""
         raise ConfigError("this model makes no boundary maps and no relative positions")
 

@@ -8,7 +8,7 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import file_digest, sha256
@@ -73,7 +73,11 @@ class Manifest:
         }
         path = self.folder / self.file
         try:
-            with _locked(path) as file:
+            with path.open("a+b") as file:
+                with suppress(ImportError, OSError):  # one process at a time, on systems that have locks
+                    import fcntl
+
+                    fcntl.flock(file, fcntl.LOCK_EX)
                 _cut_torn_line(file)
                 file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         except OSError as error:
@@ -95,11 +99,7 @@ class Manifest:
         ]
 
     def lines(self) -> list[dict[str, Any]]:
-        """The whole lines of all manifest files, in the order in which inputs were finished in each file.
-
-        Raises:
-            DataError: a file cannot be read.
-        """
+        """The whole lines of all manifest files, in the order in which inputs were finished in each file."""
         return [line for path in self._files() for line, _ in _parsed(path)]
 
     def forget(self, inputs: Sequence[Input]) -> None:
@@ -178,17 +178,6 @@ def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
             continue
         if isinstance(line, dict) and "name" in line:
             yield line, text
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[BufferedRandom]:
-    """The file, open to read and append, for one process at a time on systems that have locks."""
-    with path.open("a+b") as file:
-        with suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
 
 
 def _cut_torn_line(file: BufferedRandom) -> None:

@@ -1,4 +1,4 @@
-"""The ONNX files of a model: how they are called, what each says of itself, and how onnxruntime opens one."""
+"""The ONNX files of a model: their names, the record in each, and opening them with onnxruntime."""
 
 import importlib.util
 import json
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
 FORMAT = 1
-"""Goes up whenever inputs, outputs or what they mean change."""
+"""Goes up whenever inputs, outputs or their meaning change."""
 ENCODER_FILE = "encoder.onnx"
 FEATURES = ("z", "stride8", "stride4")
 """The encoder's outputs and a slab's inputs."""
@@ -22,29 +22,29 @@ NEEDS_THE_EXTRA = "ONNX needs the extra: pip install 'sam2-3dmed[export]'"
 
 
 def slab_file(num_slices: int) -> str:
-    """The file of the loop over slabs of so many slices."""
+    """The file that decodes slabs of this many slices."""
     return f"slab_{num_slices}.onnx"
 
 
 def require_onnx(*packages: Literal["onnx", "onnxruntime"]) -> None:
-    """Raise ConfigError, which says how to get them, unless the packages are installed."""
+    """Raise ConfigError with the way to install the packages, unless they are there."""
     if any(importlib.util.find_spec(package) is None for package in packages):
         raise ConfigError(NEEDS_THE_EXTRA)
 
 
 class OnnxRecord(BaseModel):
-    """What an ONNX file says of itself, in its metadata_props: text as it is, all else as JSON."""
+    """The record in the metadata_props of an ONNX file: text as it is, everything else as JSON."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     part: Literal["encoder", "slab"]
     format: int
     version: str
-    """Of sam2-3dmed."""
+    """The version of sam2-3dmed."""
     model_sha256: str
-    """Of model.safetensors."""
+    """The checksum of model.safetensors."""
     run_sha256: str
-    """Of the model's build and the plan, as config.yaml has them."""
+    """The checksum of the run's record, `RunRecord.sha256`."""
     opset: int
     image_size: int
     slab_slices: int | None
@@ -58,24 +58,23 @@ class OnnxRecord(BaseModel):
     max_rel_difference: dict[str, float]
     """The same as a share of the largest absolute value of that output."""
     tolerance: float
-    """What the largest relative difference may be."""
+    """The highest relative difference that was allowed."""
 
     @property
     def file_name(self) -> str:
-        """What the file is called."""
         return ENCODER_FILE if self.slab_slices is None else slab_file(self.slab_slices)
 
     def properties(self) -> dict[str, str]:
-        """As metadata_props."""
+        """The record as metadata_props."""
         content = self.model_dump(mode="json").items()
         return {key: value if isinstance(value, str) else json.dumps(value) for key, value in content}
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> Self:
-        """From metadata_props.
+        """The record in metadata_props.
 
         Raises:
-            ValueError: they are none of ours.
+            ValueError: `export` has not written them.
         """
         fields = cls.model_fields
         texts = {"part", *(name for name, field in fields.items() if field.annotation is str)}
@@ -107,10 +106,10 @@ def open_session(source: Path | bytes, num_threads: int) -> "InferenceSession":
 
 
 def read_record(session: "InferenceSession", path: Path) -> OnnxRecord:
-    """What an open file says of itself.
+    """The record of an open file.
 
     Raises:
-        WeightsError: nothing, or it was written by a version that wrote them otherwise.
+        WeightsError: there is none, or it has another format.
     """
     properties: dict[str, Any] = session.get_modelmeta().custom_metadata_map
     written = properties.get("format")

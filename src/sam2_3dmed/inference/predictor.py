@@ -2,8 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
-from threading import Event
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.errors import ConfigError, VolumeError
 from sam2_3dmed.inference.auxiliary import Auxiliary, SlabPositions
-from sam2_3dmed.inference.interface import OnSlice, refuse_boxes, require_not_cancelled
+from sam2_3dmed.inference.interface import PredictOptions, refuse_boxes, require_not_cancelled
 from sam2_3dmed.inference.logits_to_mask import argmax_mask, boundary_map
 from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
 from sam2_3dmed.inference.probabilities import writing_probabilities
@@ -64,27 +63,11 @@ class Predictor:
     def num_channels(self) -> int:
         return len(self.preprocessing.normalisation)
 
-    def __call__(
-        self,
-        volume: Volume,
-        *,
-        reference: Volume | None = None,
-        probabilities: Path | None = None,
-        on_slice: OnSlice | None = None,
-        cancel: Event | None = None,
-    ) -> Volume:
+    def __call__(self, volume: Volume, **options: Unpack[PredictOptions]) -> Volume:
         """See `Segmenter`."""
-        return self._predict(volume, reference, probabilities, on_slice, cancel)
+        return self._predict(volume, options)
 
-    def with_auxiliary(
-        self,
-        volume: Volume,
-        *,
-        reference: Volume | None = None,
-        probabilities: Path | None = None,
-        on_slice: OnSlice | None = None,
-        cancel: Event | None = None,
-    ) -> tuple[Volume, Auxiliary]:
+    def with_auxiliary(self, volume: Volume, **options: Unpack[PredictOptions]) -> tuple[Volume, Auxiliary]:
         """See `Segmenter`. The boundary map takes one more byte a voxel."""
         boundary = None if self.network.boundary is None else empty_like(volume, np.uint8)
         positions: list[SlabPositions] = []
@@ -92,7 +75,7 @@ class Predictor:
         def note(slab: Slab, relative_position: Tensor) -> None:
             positions.append(SlabPositions(tuple(slab.order), relative_position.float().cpu().numpy()))
 
-        mask = self._predict(volume, reference, probabilities, on_slice, cancel, boundary, note)
+        mask = self._predict(volume, options, boundary, note)
         return mask, Auxiliary(boundary, tuple(positions))
 
     def predict_slices(
@@ -114,22 +97,18 @@ class Predictor:
     def _predict(
         self,
         volume: Volume,
-        reference: Volume | None,
-        probabilities: Path | None,
-        on_slice: OnSlice | None,
-        cancel: Event | None,
+        options: PredictOptions,
         boundary: Volume | None = None,
         on_positions: OnPositions = _ignore,
     ) -> Volume:
         """boundary: a volume to fill with the boundary map."""
         stack, axis = self.preprocessing.stack(volume), self.preprocessing.slicing_axis
-        boxes = self._boxes_for(volume, reference)
+        boxes = self._boxes_for(volume, options.get("reference"))
         boundaries = None if boundary is None else volume_to_slices(boundary, axis)
         logits = self._logits(stack, boxes=boxes, boundary=boundaries is not None, on_positions=on_positions)
         if boundaries is not None:
             logits = _take_boundaries(logits, len(self.labels), boundaries)
-        how = {"probabilities": probabilities, "on_slice": on_slice, "cancel": cancel}
-        return fill_mask(logits, volume, axis, self.labels, self.config, **how)  # type: ignore[arg-type]
+        return fill_mask(logits, volume, axis, self.labels, self.config, options)
 
     def _boxes_for(self, volume: Volume, reference: Volume | None) -> Tensor | None:
         if not self.network.box_every:
@@ -163,8 +142,15 @@ class Predictor:
         self, slices: SliceStack, *, boxes: Tensor | None, boundary: bool = False, on_positions: OnPositions
     ) -> Iterator[tuple[int, Tensor]]:
         self.network.eval()
-        how = {"boundary": boundary, "boxes": boxes, "on_positions": on_positions}
-        return slice_logits(self.network, slices, self.slab_slices, self.config, **how)  # type: ignore[arg-type]
+        return slice_logits(
+            self.network,
+            slices,
+            self.slab_slices,
+            self.config,
+            boundary=boundary,
+            boxes=boxes,
+            on_positions=on_positions,
+        )
 
 
 @torch.inference_mode()
@@ -203,22 +189,20 @@ def fill_mask(
     axis: SlicingAxis,
     labels: Mapping[int, str],
     config: InferenceConfig,
-    *,
+    options: PredictOptions,
     log_odds: Callable[[Tensor], Tensor] = lambda logits: logits,
-    probabilities: Path | None,
-    on_slice: OnSlice | None,
-    cancel: Event | None,
 ) -> Volume:
-    """The mask of a volume, after post-processing, from the logits of its slices. The last arguments: see `Segmenter`.
+    """The mask of a volume, after post-processing, from the logits of its slices.
 
     Args:
-        logits: each slice's index, once, and its logits (K, h, w); a class of logits above 0 wins.
+        logits: each slice's index, once, and its logits (K, h, w); the class of the highest logit above 0 wins.
         log_odds: turns logits (K, h, w) into logits whose sigmoid is a probability.
     """
     mask = empty_like(volume, np.uint8 if max(labels) < 256 else np.uint16)
     values = volume_to_slices(mask, axis)
     height, width = values.shape[1:]
-    files = writing_probabilities(probabilities, labels, volume, axis) if probabilities else nullcontext()
+    prefix, on_slice, cancel = options.get("probabilities"), options.get("on_slice"), options.get("cancel")
+    files = writing_probabilities(prefix, labels, volume, axis) if prefix else nullcontext()
     require_not_cancelled(cancel)
     with files as writer:
         for done, (index, of_slice) in enumerate(logits, start=1):

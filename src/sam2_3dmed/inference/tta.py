@@ -94,7 +94,7 @@ class Forward:
         """The features of some slices; each level is (rows, C, ., .)."""
         chunk = np.array(self.slices[start:stop], dtype=np.float32, order="C")
         slices = self._seen(torch.from_numpy(chunk).to(self.device))
-        with self._computing():
+        with self._autocast():
             features = self.network.project(self.network.encoder(slices))
         if self._boxes is not None:
             features = features._replace(boxes=self._boxes_seen(self._boxes[start:stop].to(self.device)))
@@ -106,17 +106,17 @@ class Forward:
         count, rows = len(slabs), len(slabs[0][0].z)
         flat = DecoderFeatures.cat([features for slab in slabs for features in slab])
         batch = flat.each(lambda x: x.view(count, -1, rows, *x.shape[1:]).transpose(1, 2).flatten(0, 1))
-        with self._computing():
+        with self._autocast():
             prediction = self.network.decode_projected(batch)
-        maps = self._maps(prediction.segmentation, prediction.boundary)
         positions = prediction.relative_position
         if positions is not None:
             positions = positions.view(count, rows, *positions.shape[1:]).mean(dim=1)
+        maps = self._maps(prediction.segmentation, prediction.boundary)
         return self._mean(maps.view(count, rows, *maps.shape[1:]), dim=1), positions
 
     def slice_context(self, slices: Sequence[DecoderFeatures]) -> tuple[list[Tensor], Tensor | None]:
         """The SRPP context of each slice among the others, and P_pos (D, D) or None."""
-        with self._computing():
+        with self._autocast():
             context, positions = self.network.slice_context(torch.stack([features.z for features in slices], dim=1))
         return list(context.unbind(1)), None if positions is None else positions.mean(dim=0)
 
@@ -126,7 +126,7 @@ class Forward:
 
     def step(self, state: DecoderState, features: DecoderFeatures, context: Tensor) -> Tensor:
         """The logits of the next slice, (K or 2K, h, w) float32."""
-        with self._computing():
+        with self._autocast():
             logits, boundary = self.network.step(state, features, context)
         return self._mean(self._maps(logits, boundary), dim=0)
 
@@ -157,18 +157,17 @@ class Forward:
 
     def _mean(self, maps: Tensor, dim: int) -> Tensor:
         """The mean over the views along `dim`, after each view is mirrored and shifted back."""
-        first, *others = zip(self._views, maps.unbind(dim), strict=True)
-        total = self._put_back(*first)
-        for view, row in others:  # one at a time: shifted views are four times as large here
-            total = total + self._put_back(view, row)
+        total: Tensor | None = None
+        # One view at a time: shifts make each four times as large.
+        for view, row in zip(self._views, maps.unbind(dim), strict=True):
+            turned = _mirrored_if(view, row)
+            back = _shifted_back(view, turned) if self.config.shifts else turned
+            total = back if total is None else total + back
+        assert total is not None
         return total / len(self._views)
 
-    def _put_back(self, view: _View, logits: Tensor) -> Tensor:
-        turned = _mirrored_if(view, logits)
-        return _moved_back(view, turned) if self.config.shifts else turned
-
     @contextmanager
-    def _computing(self) -> Iterator[None]:
+    def _autocast(self) -> Iterator[None]:
         # Only around the network: a generator that holds autocast would leave it on for its reader.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
             yield
@@ -178,7 +177,7 @@ def _mirrored_if(view: _View, planes: Tensor) -> Tensor:
     return planes.flip(-1) if view.mirrored else planes
 
 
-def _moved_back(view: _View, logits: Tensor) -> Tensor:
+def _shifted_back(view: _View, logits: Tensor) -> Tensor:
     """(..., h, w) at stride 4 -> (..., 2h, 2w) at stride 2, where the shift is one place; edges are repeated."""
     height, width = 2 * logits.shape[-2], 2 * logits.shape[-1]
     fine = upsample(logits, (height, width))

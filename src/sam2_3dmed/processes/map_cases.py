@@ -1,4 +1,4 @@
-"""A function over all cases, in this process or in several, with every broken case reported at once."""
+"""A function over all cases, in this process or in several. All broken cases are reported together."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,11 +11,11 @@ from sam2_3dmed.processes.worker_pool import Died, share_out
 
 
 class HasFiles(Protocol):
-    """A case: it knows how much there is to read."""
+    """A case with the size of its files."""
 
     @property
     def num_bytes(self) -> int:
-        """The size of its files."""
+        """In bytes."""
 
 
 Progress = Callable[[int, int], None]
@@ -39,18 +39,21 @@ def map_cases(
 ) -> list[Result]:
     """The results of `function`, in the order of `cases`.
 
-    function: can be pickled: a function at a module's top level, or a `functools.partial` of one.
-    workers: processes; 0: none but this one; None: none for a small data set, else one per processor, at most 8.
-    worth_a_pool_bytes: a data set with less than this in its files is small.
+    Args:
+        function: can be pickled: a function at the top level of a module, or a `functools.partial` of one.
+        workers: the number of processes; 0: this one only; None: this one only for a small data set, else one for each
+            processor, at most 8.
+        worth_a_pool_bytes: a data set whose files have fewer bytes is small.
 
     Raises:
-        DataError: `function` raised a UserError for some cases, or processes died of them; the message lists all of
-        them, one a line. Other exceptions of `function` end the work at once.
+        DataError: `function` raised a UserError for some cases, or processes died of them; the message has a line for
+            each case. Other exceptions of `function` end the work at once.
     """
     count = min(_choose_workers(cases, worth_a_pool_bytes) if workers is None else workers, len(cases))
     results: dict[int, Result] = {}
     failures: dict[int, str] = {}
-    outcomes = share_out(partial(_map, function), cases, [None] * count) if count > 0 else _in_process(function, cases)
+    here = ((index, _attempt(function, case)) for index, case in enumerate(cases))
+    outcomes = share_out(partial(_map, function), cases, [None] * count) if count > 0 else here
     for done, (index, outcome) in enumerate(outcomes, start=1):
         if isinstance(outcome, UserError):
             failures[index] = str(outcome)
@@ -60,33 +63,28 @@ def map_cases(
             results[index] = outcome
         if progress is not None:
             progress(done, len(cases))
-    if len(failures) == 1:
-        raise DataError(next(iter(failures.values())))
     if failures:
-        lines = [
-            f"{len(failures)} of {len(cases)} cases cannot be used:",
-            *(m for _, m in sorted(failures.items())),
-        ]
-        raise DataError("\n".join(lines))
+        title = [f"{len(failures)} of {len(cases)} cases cannot be used:"] if len(failures) > 1 else []
+        raise DataError("\n".join([*title, *(failures[index] for index in sorted(failures))]))
     return [results[index] for index in range(len(cases))]
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
-    """A bar on standard error with an estimate of the time left, fed by the callback it yields."""
+    """A progress bar on standard error with the time left. It yields the callback that moves the bar."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Over the last hour, not over rich's 30 seconds: a case may take longer than these, and then there is no estimate.
+    # The estimate is of the last hour. With rich's 30 seconds there is none for cases that take longer.
     with Bar(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def num_processors() -> int:
-    """Those that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -110,11 +108,6 @@ def _map(
     cases: Iterator[tuple[int, Case]],
     report: Callable[[int, Result | UserError], None],
 ) -> None:
-    """The `Work` of `map_cases`."""
+    """The work of a process; see `worker_pool.Work`."""
     for index, case in cases:
         report(index, _attempt(function, case))
-
-
-def _in_process(function: Callable[[Case], Result], cases: Sequence[Case]) -> Iterator[tuple[int, Result | UserError]]:
-    for index, case in enumerate(cases):
-        yield index, _attempt(function, case)

@@ -1,6 +1,6 @@
-"""SIGTERM, with which schedulers announce that a job ends: an exception with an exit status of its own.
+"""SIGTERM, with which schedulers end a job, as an exception with its own exit status.
 
-Whoever must finish something first, as training does with a step, takes the signal itself for that time.
+Code that must finish something first, as training finishes a step, takes the signal itself for that time.
 """
 
 import signal
@@ -13,12 +13,12 @@ EXIT_STATUS = 75
 
 
 class Terminated(BaseException):
-    """SIGTERM came, and what can be gone on from is on disk."""
+    """SIGTERM came. The state from which the work can go on is on disk."""
 
 
 @contextmanager
 def raising_terminated() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in the body; of no effect outside the main thread, where signals cannot be taken."""
+    """SIGTERM raises `Terminated` in the body. Outside the main thread, which alone gets signals, it has no effect."""
     before = take_sigterm(_raise)
     try:
         yield
@@ -28,7 +28,7 @@ def raising_terminated() -> Iterator[None]:
 
 
 def take_sigterm(handle: Callable[[], None]) -> Callable[..., object] | int | None:
-    """Have `handle` called when SIGTERM comes. Returns: what was there before, None outside the main thread."""
+    """Call `handle` when SIGTERM comes. Returns: the handler before; None outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGTERM, lambda *_: handle()) or signal.SIG_DFL

@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
 NEEDS_THE_EXTRA = "--cluster slurm needs the extra: pip install 'sam2-3dmed[slurm]'"
 LOGS = "slurm"
-"""The folder of the tasks' logs, in that of what they write."""
+"""The folder of the logs, below the output folder."""
 SECONDS_BETWEEN_LOOKS = 2.0
 
 Result = TypeVar("Result")
 
 
 def submit(parts: Sequence[Callable[[], Result]], folder: Path, options: Mapping[str, Any]) -> list[Task[Result]]:
-    """A task for each part, in one array. folder: below it are the logs.
+    """A task for each part, in one array.
 
-    options: of submitit's AutoExecutor: `slurm_partition`, `timeout_min`, `gpus_per_node`, `mem_gb`, ...; `cluster` is
-    `slurm`, or `local` to try it without one.
+    Args:
+        folder: below it are the logs.
+        options: of submitit's AutoExecutor: `slurm_partition`, `timeout_min`, `gpus_per_node`, `mem_gb`, ...; `cluster`
+            is `slurm`, or `local` to try it without a cluster.
 
     Raises:
         ConfigError: the extra is missing, there is no SLURM here, or an option is not known.
@@ -32,21 +34,21 @@ def submit(parts: Sequence[Callable[[], Result]], folder: Path, options: Mapping
         from submitit import AutoExecutor
     except ImportError:
         raise ConfigError(NEEDS_THE_EXTRA) from None
-    told = {"cluster": "slurm", "name": "sam2-3dmed"} | dict(options)
+    parameters = {"cluster": "slurm", "name": "sam2-3dmed"} | dict(options)
     try:
-        executor = AutoExecutor(folder=folder / LOGS, cluster=told.pop("cluster"))
-        executor.update_parameters(**told)
+        executor = AutoExecutor(folder=folder / LOGS, cluster=parameters.pop("cluster"))
+        executor.update_parameters(**parameters)
         submitted: list[Task[Result]] = executor.submit_array(parts)
-    except Exception as error:  # submitit raises what it likes: NameError, RuntimeError, its own
+    except Exception as error:  # submitit raises NameError, RuntimeError, and its own errors
         raise ConfigError(f"--cluster slurm: {' '.join(str(error).split())[:500]}") from None
     return submitted
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE, each, with whole numbers as numbers.
+    """Options from KEY=VALUE texts; whole numbers become int.
 
     Raises:
-        ConfigError: one has no key, or no value.
+        ConfigError: a text has no key or no value.
     """
     options: dict[str, Any] = {}
     for text in texts:
@@ -58,5 +60,5 @@ def parse_options(texts: Sequence[str]) -> dict[str, Any]:
 
 
 def how_it_ended(task: Task[Any]) -> str:
-    """Of a task that returned nothing: it raised, or was killed."""
+    """Why a task has no result: it raised an error, or was killed."""
     return f"task {task.job_id} ended as {task.state} ({task.paths.stderr}); the same command does what is missing"

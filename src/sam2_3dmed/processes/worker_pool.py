@@ -1,7 +1,7 @@
 """Worker processes that get cases one by one. A process that dies costs only the case that kills it twice.
 
-The pools of concurrent.futures, loky and pebble were compared. The first two end the whole pool when one process dies,
-and none of them keeps a model in a worker, retries the lost cases one by one, and holds only a few cases at a time.
+concurrent.futures and loky end the whole pool when one process dies. pebble (LGPL) replaces the process, but it has one
+initializer for all processes, and calls a function for each case, so that no process can read its next case meanwhile.
 """
 
 import logging

@@ -38,7 +38,7 @@ class PredictRequest:
     """A run folder, or a loaded model. A loaded model takes no settings, device, backend, workers and cluster."""
     inputs: Sequence[Source]
     """Paths as on the command line, open .nii or .nii.gz files, arrays (X, Y, Z) or (X, Y, Z, C), and volumes.
-    Outcomes come in this order, after those of paths. Inputs without a name are called input_1, input_2, ..."""
+    Outcomes come in this order, paths first. Inputs without a name are called input_1, input_2, ..."""
     affine: ArrayLike | None = None
     """(4, 4), voxel index -> mm in RAS+, of all arrays among the inputs."""
     spacing_mm: Sequence[float] | None = None

@@ -4,8 +4,7 @@ import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from sam2_3dmed.baselines.nnunet.process import Worker
 from sam2_3dmed.baselines.nnunet.recipe import NnunetRecord, NnunetSpec
 from sam2_3dmed.config import InferenceConfig, Plan, changed
 from sam2_3dmed.errors import ProcessError, VolumeError
-from sam2_3dmed.inference.interface import OnSlice, WithoutAuxiliary, refuse_boxes, require_not_cancelled
+from sam2_3dmed.inference.interface import PredictOptions, WithoutAuxiliary, refuse_boxes, require_not_cancelled
 from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
 from sam2_3dmed.inference.probabilities import writing_probabilities
 from sam2_3dmed.run.run_folder import MODEL_FILE
@@ -51,17 +50,10 @@ class NnunetPredictor(WithoutAuxiliary):
         }
         self._started: tuple[Worker, Path] | None = None
 
-    def __call__(
-        self,
-        volume: Volume,
-        *,
-        reference: Volume | None = None,
-        probabilities: Path | None = None,
-        on_slice: OnSlice | None = None,
-        cancel: Event | None = None,
-    ) -> Volume:
+    def __call__(self, volume: Volume, **options: Unpack[PredictOptions]) -> Volume:
         """See `Segmenter`. All slices are finished at once. Probabilities of all classes pass through memory."""
-        refuse_boxes(reference)
+        refuse_boxes(options.get("reference"))
+        probabilities, on_slice, cancel = options.get("probabilities"), options.get("on_slice"), options.get("cancel")
         require_not_cancelled(cancel)
         arrays = self._worker()[1] / "probabilities.npy" if probabilities else None
         mask, _ = self._ask(volume, probabilities=arrays and str(arrays), count=False)
