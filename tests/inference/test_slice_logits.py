@@ -1,13 +1,16 @@
 """One way to the logits of a stack, whatever the mode: every slice once, no gradients, nothing left behind."""
 
 from itertools import product
+from threading import Event
 
 import numpy as np
 import pytest
 import torch
 
 from sam2_3dmed.config import InferenceConfig
+from sam2_3dmed.errors import Cancelled
 from sam2_3dmed.inference.predictor import slice_logits
+from sam2_3dmed.inference.tta import Forward
 
 ALL = list(product(["slabs", "stream"], ["forward", "backward", "both"]))
 
@@ -69,3 +72,21 @@ def test_slices_may_be_made_on_demand(network, mode, direction):
     assert slices.most <= 3 if mode == "stream" else slices.most < 12
     expected = dict(slice_logits(network, slices.array, 3, config))
     assert all(torch.equal(found[index], expected[index]) for index in range(12))
+
+
+@pytest.mark.parametrize("mode", ["slabs", "stream"])
+def test_cancelled_while_no_slice_is_finished_yet(network, monkeypatch, mode):
+    """The first of a stream's two passes finishes none."""
+    monkeypatch.setattr(Forward, "chunk", 1)
+    cancel, asked = Event(), []
+
+    class Asked(OnDemand):
+        def __getitem__(self, which):
+            asked.append(which.start)
+            if which.start == 2:
+                cancel.set()
+            return super().__getitem__(which)
+
+    with pytest.raises(Cancelled):
+        next(slice_logits(network, Asked(stack(12)), 6, InferenceConfig(mode=mode), cancel=cancel))
+    assert asked == [0, 1, 2]

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Unpack
+from threading import Event
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -105,7 +106,8 @@ class Predictor:
         stack, axis = self.preprocessing.stack(volume), self.preprocessing.slicing_axis
         boxes = self._boxes_for(volume, options.get("reference"))
         boundaries = None if boundary is None else volume_to_slices(boundary, axis)
-        logits = self._logits(stack, boxes=boxes, boundary=boundaries is not None, on_positions=on_positions)
+        how = {"boundary": boundaries is not None, "cancel": options.get("cancel")}
+        logits = self._logits(stack, boxes=boxes, on_positions=on_positions, **how)
         if boundaries is not None:
             logits = _take_boundaries(logits, len(self.labels), boundaries)
         return fill_mask(logits, volume, axis, self.labels, self.config, options)
@@ -138,19 +140,10 @@ class Predictor:
             boxes[index] = boxes_around(torch.from_numpy(labels[index].astype(np.int32)), values)
         return boxes
 
-    def _logits(
-        self, slices: SliceStack, *, boxes: Tensor | None, boundary: bool = False, on_positions: OnPositions
-    ) -> Iterator[tuple[int, Tensor]]:
+    def _logits(self, slices: SliceStack, **options: Any) -> Iterator[tuple[int, Tensor]]:
+        """options: of `slice_logits`."""
         self.network.eval()
-        return slice_logits(
-            self.network,
-            slices,
-            self.slab_slices,
-            self.config,
-            boundary=boundary,
-            boxes=boxes,
-            on_positions=on_positions,
-        )
+        return slice_logits(self.network, slices, self.slab_slices, self.config, **options)
 
 
 @torch.inference_mode()
@@ -163,6 +156,7 @@ def slice_logits(
     boundary: bool = False,
     boxes: Tensor | None = None,
     on_positions: OnPositions = _ignore,
+    cancel: Event | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """The index of each slice, once, and its logits (K, H/4, W/4) float32; (K, H/2, W/2) with shifts.
 
@@ -174,11 +168,12 @@ def slice_logits(
         on_positions: called with each slab and its P_pos (D, D), for a network that has SRPP.
 
     Raises:
-        ConfigError: `config.compile`, and there is no compiler. DataError: there is no room for a temporary file.
+        Cancelled: `cancel` was set. ConfigError: `config.compile`, and there is no compiler. DataError: there is no
+            room for a temporary file.
     """
     if config.compile:
         compile_network(network)
-    forward = Forward(network, slices, config, boundary=boundary, boxes=boxes)
+    forward = Forward(network, slices, config, boundary=boundary, boxes=boxes, cancel=cancel)
     logits_of = stream_logits if config.mode == "stream" else slab_logits
     yield from logits_of(forward, slab_slices, on_positions)
 

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from threading import Event
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.encoders.image_encoder import resize
 from sam2_3dmed.encoders.precision import bf16_is_fast
 from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.inference.interface import require_not_cancelled
 from sam2_3dmed.model.network import DecoderFeatures, DecoderState, SAM2For3dMed
 from sam2_3dmed.model.prompts import mirrored, moved
 from sam2_3dmed.model.upsample import upsample
@@ -64,6 +66,7 @@ class Forward:
             logit towards each corner, and the logits are averaged at stride 2; with both, two of the four are mirrored.
         boundary: the K maps of P_bd follow the K maps of P_seg, if the network has BD.
         boxes: (N, K, 4), for a network that takes them.
+        cancel: ends the work before the next slices are encoded.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Forward:
         *,
         boundary: bool = False,
         boxes: Tensor | None = None,
+        cancel: Event | None = None,
     ) -> None:
         self.network = network
         self.slices = slices
@@ -83,6 +87,7 @@ class Forward:
         self._views = _views(config.flips, config.shifts)
         self._boundary = boundary
         self._boxes = boxes
+        self._cancel = cancel
 
     @property
     def chunk(self) -> int:
@@ -92,6 +97,7 @@ class Forward:
 
     def encode(self, start: int, stop: int) -> list[DecoderFeatures]:
         """The features of some slices; each level is (rows, C, ., .)."""
+        require_not_cancelled(self._cancel)
         chunk = np.array(self.slices[start:stop], dtype=np.float32, order="C")
         slices = self._seen(torch.from_numpy(chunk).to(self.device))
         with self._autocast():

@@ -76,13 +76,7 @@ def _work(job: Job, threads: int, device: str | None, inputs: Iterator[tuple[int
 
 
 def on_ray(
-    job: Job,
-    inputs: Sequence[Input],
-    report: Report,
-    *,
-    workers: int,
-    device: str | None,
-    cancel: Event | None = None,
+    job: Job, inputs: Sequence[Input], report: Report, *, workers: int, device: str | None, cancel: Event | None = None
 ) -> None:
     """Run a job in workers of the Ray cluster at RAY_ADDRESS, or of a new one on this machine.
 
