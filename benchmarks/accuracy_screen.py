@@ -29,6 +29,7 @@ CHANGES: dict[str, list[str]] = {
     "bce": ["loss.terms={bce: 1, relative_position: 0.01, boundary: 0.1}"],
     "focal_dice": ["loss.terms={focal: 20, dice: 1, relative_position: 0.01, boundary: 0.1}"],
     "focal_tversky": ["loss.terms={focal_tversky: 1, bce: 1, relative_position: 0.01, boundary: 0.1}"],
+    "focal_tversky_alone": ["loss.terms={focal_tversky: 1, relative_position: 0.01, boundary: 0.1}"],
     "logits": ["loss.terms={bce_at_logits: 1, dice: 1, relative_position: 0.01, boundary: 0.1}"],
     "no_warmup": ["training.warmup_fraction=0"],
     "long_warmup": ["training.warmup_fraction=0.2"],

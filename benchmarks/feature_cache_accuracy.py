@@ -40,12 +40,12 @@ def start_anew(run: Path, settings: list[str], seed: int, folder: Path) -> Any:
     from sam2_3dmed.config import scratch, with_settings
     from sam2_3dmed.run.build_model import make_model
     from sam2_3dmed.run.run_folder import MODEL_FILE, read_record, read_weights, save_model
-    from sam2_3dmed.training.trainer import seed_everything
+    from sam2_3dmed.training.distributed import seed_all
 
     record = read_record(run)
     model = [f"model.size={record.recipe.model.size}", f"model.image_size={record.recipe.model.image_size}"]
     recipe = with_settings(scratch(), [*model, *settings])
-    seed_everything(seed)
+    seed_all(seed)
     plain = with_settings(recipe, ["feature_cache.views=0"])
     network, made = make_model(plain, record.plan, "none")
     weights = read_weights(run / MODEL_FILE)
@@ -96,7 +96,7 @@ class _LastWords(logging.Handler):
 
     def stop(self) -> str:
         self.source.removeHandler(self)
-        names = ("data_wait", "feature_cache")
+        names = ("monitoring", "feature_cache")
         return "; ".join(filter(None, (self.words.get(f"sam2_3dmed.training.{name}") for name in names)))
 
 

@@ -86,19 +86,19 @@ def test_a_run_that_stops_goes_on_exactly(blobs: Path, tmp_path: Path, monkeypat
     """Of the network that leaves out paths at random."""
     settings = ["training.epochs=3", "training.samples_per_epoch=2", "training.validate_every=2"]
     straight = train(request("nnformer", blobs, tmp_path / "straight", *settings))
-    from sam2_3dmed.training.checkpoints import Checkpoints
+    from sam2_3dmed.training.loop import TrainingLoop
 
-    save = Checkpoints._save
+    save = TrainingLoop._save
 
-    def then_stop(self: Checkpoints, trainer: Any) -> None:
-        save(self, trainer)
-        if trainer.current_epoch == 1:
+    def then_stop(self: TrainingLoop) -> None:
+        save(self)
+        if self.progress.epoch == 2:
             raise Terminated
 
-    monkeypatch.setattr(Checkpoints, "_save", then_stop)
+    monkeypatch.setattr(TrainingLoop, "_save", then_stop)
     with pytest.raises(Terminated):
         train(request("nnformer", blobs, tmp_path / "stopped", *settings))
-    monkeypatch.setattr(Checkpoints, "_save", save)
+    monkeypatch.setattr(TrainingLoop, "_save", save)
     assert not (tmp_path / "stopped" / "model.safetensors").exists()
     stopped = train(TrainRequest(blobs, tmp_path / "stopped", resume=True))
     expected, found = (read_weights(run / "model.safetensors") for run in (straight, stopped))

@@ -183,7 +183,7 @@ def test_a_disk_that_takes_no_more(data: Path, tmp_path: Path, monkeypatch: pyte
     def full(*arguments: object, **options: object) -> None:
         raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
+    monkeypatch.setattr("sam2_3dmed.training.checkpoints.write_checkpoint", full)
     with pytest.raises(DataError, match=f"cannot be written: {os.strerror(reason)}; what is there stays"):
         train(TrainRequest(data, tmp_path / "run", recipe=config(), weights="none"))
 

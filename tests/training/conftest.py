@@ -12,7 +12,7 @@ import pytest
 from sam2_3dmed.config import LossConfig, RunConfig, scratch, with_settings
 
 if TYPE_CHECKING:
-    from sam2_3dmed.training.module import TrainingModule
+    from sam2_3dmed.training.slab_training import SlabTraining
 
 QUICK = [
     "model.size=nano",
@@ -59,12 +59,12 @@ def fit_on_balls(prepared: tuple) -> Callable[..., tuple]:
     from sam2_3dmed.data.cache import CaseCache
     from sam2_3dmed.run.build_model import make_model
     from sam2_3dmed.run.sam2_run import make_predictor
+    from sam2_3dmed.training.distributed import seed_all
     from sam2_3dmed.training.fit import fit
-    from sam2_3dmed.training.trainer import seed_everything
 
     def run(config: RunConfig, folder: Path, resume: bool = False) -> tuple:
         plan, cache = prepared
-        seed_everything(config.training.seed)
+        seed_all(config.training.seed)
         network, record = make_model(config, plan, "none")
         training, validation = CaseCache(cache.cases[:6]), CaseCache(cache.cases[6:8])
         how = {"training": training, "validation": validation, "config": config, "folder": folder, "resume": resume}
@@ -130,7 +130,7 @@ def command_line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 
 
 @pytest.fixture(scope="session")
-def make_module() -> Callable[..., "TrainingModule"]:
+def make_module() -> Callable[..., "SlabTraining"]:
     """A module of a small random network, five steps an epoch; settings of its training as arguments."""
     import torch
 
@@ -139,15 +139,15 @@ def make_module() -> Callable[..., "TrainingModule"]:
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.training.batch_sharding import Division
     from sam2_3dmed.training.losses import TotalLoss
-    from sam2_3dmed.training.module import TrainingModule
+    from sam2_3dmed.training.slab_training import SlabTraining
     from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 
-    def make(**changes: object) -> TrainingModule:
+    def make(**changes: object) -> SlabTraining:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             network = build_network(NetworkConfig(size="nano", image_size=64), 1)
         preprocessing = Preprocessing("axial", (Normalisation("fixed", 0, 1),))
-        return TrainingModule(
+        return SlabTraining(
             network,
             loss=TotalLoss(LossConfig()),
             predictor=Predictor(

@@ -37,7 +37,7 @@ def test_every_slab_counts_once_in_every_epoch(slabs: int, batch: int, grad_accu
                 part = division.part(step * grad_accum_steps + turn)
                 for slab in range(part.start, part.stop):
                     assert step * batch <= slab < step * batch + count
-                    # Lightning means over passes, DDP over processes, the loss over the part's slabs.
+                    # The loop means over passes, DDP over processes, the loss over the part's slabs.
                     weights[slab] += part.weight / (grad_accum_steps * ranks * (part.stop - part.start)) * count
     assert list(weights.values()) == pytest.approx([1.0] * slabs)
 
@@ -51,18 +51,19 @@ def test_a_batch_too_small_to_be_divided() -> None:
 
 
 def test_the_sampler_goes_on_within_an_epoch() -> None:
-    """All keys of a batch of one process are those of two, in order; what a resumed run has had is left out, once."""
+    """All keys of a batch of one process are those of two, in order; what a resumed run has had is left out."""
     alone, *two = (
         Parts(division) for division in (Division(10, 4), Division(10, 4, 1, 2, 0), Division(10, 4, 1, 2, 1))
     )
     for sampler in (alone, *two):
-        sampler.set_epoch(3)
+        sampler.move_to(3)
     whole = list(alone)
     assert whole == [a + b for a, b in zip(*two, strict=True)]
     assert whole[2] == [SampleKey(3, 8), SampleKey(3, 9)]
     assert len(alone) == 3
-    alone.skip_batches(2)
+    alone.move_to(3, 2)
     assert list(alone) == whole[2:]
+    alone.move_to(3)
     assert list(alone) == whole
 
 

@@ -3,7 +3,6 @@
 import logging
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,26 +11,28 @@ from sam2_3dmed.errors import DataError
 from sam2_3dmed.training.checkpoints import (
     BEST_CHECKPOINT,
     Checkpoints,
-    WholeFiles,
     best_state,
     forget_states,
     is_whole,
     newest_whole_state,
+    read_checkpoint,
     saved_states,
+    step_of,
+    write_checkpoint,
 )
 
 
 def save(folder: Path, *names: str) -> list[Path]:
     paths = [folder / name for name in names]
     for number, path in enumerate(paths):
-        WholeFiles().save_checkpoint({"number": number, "weights": torch.arange(1000.0)}, path)
+        write_checkpoint({"number": number, "weights": torch.arange(1000.0)}, path)
     return paths
 
 
 def test_a_checkpoint_can_be_read_and_nothing_else_is_left(tmp_path: Path) -> None:
     (path,) = save(tmp_path / "new", "step-00000007.ckpt")
     assert list(path.parent.iterdir()) == [path]
-    assert WholeFiles().load_checkpoint(path)["number"] == 0
+    assert read_checkpoint(path)["number"] == 0
 
 
 def test_the_reason_of_a_failure_is_told_and_the_file_before_stays(
@@ -46,7 +47,7 @@ def test_the_reason_of_a_failure_is_told_and_the_file_before_stays(
 
     monkeypatch.setattr(Path, "replace", vanish)
     with pytest.raises(FileNotFoundError):
-        WholeFiles().save_checkpoint({"weights": torch.arange(5.0)}, path)
+        write_checkpoint({"weights": torch.arange(5.0)}, path)
     monkeypatch.undo()
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -88,23 +89,12 @@ def test_best_weights_that_cannot_be_read(tmp_path: Path) -> None:
         best_state(tmp_path)
 
 
-class Sampler:
-    """Notes where it is placed."""
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def skip_batches(self, count: int) -> None:
-        self.skipped = count
-
-
-@pytest.mark.parametrize(("last", "skipped"), [(False, 4), (True, 0)])
-def test_the_sampler_is_placed_where_the_run_was(tmp_path: Path, last: bool, skipped: int) -> None:
-    sampler = Sampler()
-    callback = Checkpoints(tmp_path, SimpleNamespace(batch_sampler=sampler), keep=1, minutes=None)
-    loop = {
-        "epoch_progress": {"current": {"processed": 3}},
-        "epoch_loop.batch_progress": {"is_last_batch": last, "current": {"processed": 4}},
-    }
-    callback.on_load_checkpoint(None, None, {"loops": {"fit_loop": loop}})
-    assert (sampler.epoch, sampler.skipped) == (3, skipped)
+def test_only_the_latest_states_stay(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, keep=2, minutes=None)
+    for step in (1, 2, 3):
+        checkpoints.save({"number": step}, step)
+    checkpoints.save_best({"weight": torch.ones(1)}, 0.5)
+    assert [step_of(path) for path in saved_states(tmp_path)] == [3, 2]
+    assert best_state(tmp_path)["best_score"] == 0.5
+    assert not checkpoints.is_due
+    assert Checkpoints(tmp_path, keep=2, minutes=1e-9).is_due

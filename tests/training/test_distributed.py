@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.strategies import DDPStrategy
+import torch
 
 from sam2_3dmed.config import scratch, with_settings
 from sam2_3dmed.errors import ConfigError
@@ -15,7 +15,7 @@ from sam2_3dmed.run.run_folder import MODEL_FILE, read_weights
 from sam2_3dmed.run.train import TrainRequest
 from sam2_3dmed.run.train import train as train_run
 from sam2_3dmed.training import distributed as parallel
-from sam2_3dmed.training.distributed import DistributedContext, gather
+from sam2_3dmed.training.distributed import DistributedContext, gather, use_bf16
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "3", "LOCAL_RANK": "1"}
 SLURM = {
@@ -41,7 +41,6 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def test_alone() -> None:
     distributed = DistributedContext.find()
     assert (distributed.size, distributed.first, distributed.waiting) == (1, True, False)
-    assert distributed.strategy() == "auto"
     assert distributed.start_barrier()
     assert not distributed.start_barrier(False)
     assert gather("mine") == ["mine"]
@@ -49,10 +48,9 @@ def test_alone() -> None:
 
 def test_the_first_process_starts_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     assert DistributedContext.find(devices=3) == DistributedContext(3, rank=0)
-    monkeypatch.setenv("LOCAL_RANK", "2")  # as Lightning tells those it starts
+    monkeypatch.setenv("LOCAL_RANK", "2")  # as Fabric sets it for those it starts
     assert DistributedContext.find(devices=3) == DistributedContext(3, rank=2)
     assert DistributedContext.find() == DistributedContext()  # not ours
-    assert isinstance(DistributedContext(3).strategy(), DDPStrategy)
 
 
 @pytest.mark.parametrize(("variables", "rank"), [(TORCHRUN, 3), (SLURM, 2)], ids=["torchrun", "SLURM"])
@@ -85,6 +83,13 @@ def test_slurm_told_too_little(monkeypatch: pytest.MonkeyPatch, connected: list[
 def test_machines_need_someone_who_starts_them() -> None:
     with pytest.raises(ConfigError, match="--nodes 2: start it on every machine, by torchrun or srun"):
         DistributedContext.find(devices=2, nodes=2)
+
+
+def test_bf16_is_chosen_by_hand_or_by_the_processor() -> None:
+    assert use_bf16("bf16", "cpu")
+    assert not use_bf16("32", "cpu")
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert use_bf16("auto", "cpu") == fast
 
 
 SETTINGS = [
@@ -202,13 +207,13 @@ def test_two_processes_that_are_stopped_go_on_exactly(unequal_blobs: Path, alone
     assert train(unequal_blobs, straight, *command).returncode == 0
     kill = (
         "import os, signal\n"
-        "from sam2_3dmed.training.checkpoints import Checkpoints\n"
-        "end = Checkpoints.on_train_batch_end\n"
-        "def on_train_batch_end(self, trainer, *arguments):\n"
-        "    if trainer.global_step == 3 and trainer.is_global_zero:\n"
+        "from sam2_3dmed.training.loop import TrainingLoop\n"
+        "save = TrainingLoop._save_within_epoch\n"
+        "def save_within_epoch(self):\n"
+        "    if self.progress.step == 3 and self.fabric.is_global_zero:\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
-        "    end(self, trainer, *arguments)\n"
-        "Checkpoints.on_train_batch_end = on_train_batch_end\n"
+        "    save(self)\n"
+        "TrainingLoop._save_within_epoch = save_within_epoch\n"
     )
     program = unequal_blobs.parent / "stopped.py"
     program.write_text(f"{kill}from sam2_3dmed.cli.main import main\nmain()\n")

@@ -35,13 +35,13 @@ SETTINGS = [
 ]
 EVERY_STEP = "training.checkpoint_minutes=1e-9"
 AT_STEP = """
-from sam2_3dmed.training.module import TrainingModule
-before_it = TrainingModule.training_step
+from sam2_3dmed.training.slab_training import SlabTraining
+before_it = SlabTraining.training_step
 def training_step(self, *arguments):
-    if self.global_step == {step}:
+    if self.progress.step == {step}:
         {action}
     return before_it(self, *arguments)
-TrainingModule.training_step = training_step
+SlabTraining.training_step = training_step
 """
 STAYS = "what is there stays, and --resume goes on from it"
 CommandLine = Callable[..., tuple[int, str]]

@@ -16,9 +16,9 @@ from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.sam2_run import make_predictor
+from sam2_3dmed.training.distributed import seed_all
 from sam2_3dmed.training.fit import fit
-from sam2_3dmed.training.module import TrainingModule
-from sam2_3dmed.training.trainer import seed_everything
+from sam2_3dmed.training.loop import TrainingLoop
 
 PER_SLICE = 4 * 4 * 64 + 8 * 8 * 48 + 16 * 16 * 24
 """Numbers of a slice of nano at 64 pixels."""
@@ -37,7 +37,7 @@ class TestRuns:
 
     def run(self, prepared: tuple, config: RunConfig, folder: Path, resume: bool = False) -> SAM2For3dMed:
         plan, cache = prepared
-        seed_everything(0)
+        seed_all(0)
         network, record = make_model(config, plan, "none")
         cases = cache.cases
         fit(
@@ -58,12 +58,15 @@ class TestRuns:
         config = quick(*self.CACHED, f"feature_cache.budget_gb={10 * PER_SLICE * 2 / 1e9}")
         straight = self.run(prepared, config, tmp_path / "straight")
 
-        def power_cut(self: TrainingModule) -> None:
-            if self.current_epoch == 2:
+        begin = TrainingLoop._train_epoch
+
+        def power_cut(self: TrainingLoop, *arguments: object) -> None:
+            if self.progress.epoch == 2:
                 raise OSError("power cut")
+            begin(self, *arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(TrainingModule, "on_train_epoch_start", power_cut)
+            patch.setattr(TrainingLoop, "_train_epoch", power_cut)
             with pytest.raises(OSError, match="power cut"):
                 self.run(prepared, config, tmp_path / "cut")
         assert (tmp_path / "cut" / "features").exists()

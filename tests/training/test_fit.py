@@ -16,8 +16,8 @@ from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.sam2_run import make_predictor
 from sam2_3dmed.training.checkpoints import best_state, saved_states, step_of
-from sam2_3dmed.training.module import TrainingModule
-from sam2_3dmed.training.trainer import seed_everything
+from sam2_3dmed.training.distributed import seed_all
+from sam2_3dmed.training.loop import TrainingLoop
 
 Quick = Callable[..., RunConfig]
 Fit = Callable[..., tuple]
@@ -44,7 +44,7 @@ def test_a_run_that_ends_early_is_resumed_exactly(
     fit_on_balls: Fit, short: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation never gains, so the end is set after two epochs, and the rate falls until then."""
-    monkeypatch.setattr("sam2_3dmed.training.run_module.dice", lambda *masks: 0.5)
+    monkeypatch.setattr("sam2_3dmed.training.trainable.dice", lambda *masks: 0.5)
     settings = ("training.epochs=50", "training.single_slice_fraction=0", "training.warmup_fraction=0")
     config = short(
         *settings,
@@ -60,12 +60,15 @@ def test_a_run_that_ends_early_is_resumed_exactly(
     assert rates[1] > 0.99 * config.training.learning_rate * config.training.slab_rate  # as of 50 epochs
     assert rates[3] == pytest.approx(0.55 * rates[2], rel=1e-3)  # halfway down to a tenth
 
-    def power_cut(self: TrainingModule) -> None:
-        if self.current_epoch == 3:
+    begin = TrainingLoop._train_epoch
+
+    def power_cut(self: TrainingLoop, *arguments: object) -> None:
+        if self.progress.epoch == 3:
             raise OSError("power cut")
+        begin(self, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "on_train_epoch_start", power_cut)
+        patch.setattr(TrainingLoop, "_train_epoch", power_cut)
         with pytest.raises(OSError, match="power cut"):
             fit_on_balls(config, tmp_path / "cut")
     assert len(rows(tmp_path / "cut")) == 3
@@ -105,7 +108,7 @@ def test_what_a_run_leaves(straight: tuple) -> None:
     assert all(float(curve[1][f"gradient/{part}"]) > 0 for part in parts)
     assert [bool(row["position_error/training"]) for row in curve] == [False, True]  # single slices have no positions
     assert float(curve[1]["position_error/validation"]) > 0
-    assert {"train/total", "train/segmentation", "train/relative_position", "train/boundary"} < curve[0].keys()
+    assert {"train/total", "train/dice", "train/bce", "train/relative_position", "train/boundary"} < curve[0].keys()
     assert [bool(row["validation/dice"]) for row in curve] == [False, True]
     assert [path.name for path in (folder / "pictures").iterdir()] == ["epoch_0002.png"]
     best = best_state(folder / "checkpoints")["state_dict"]
@@ -128,7 +131,7 @@ def test_it_learns_and_keeps_the_best(fit_on_balls: Fit, quick: Quick, tmp_path:
 
 def test_a_frozen_encoder_does_not_move(prepared: tuple, fit_on_balls: Fit, short: Quick, tmp_path: Path) -> None:
     config = short("training.encoder=frozen", "training.epochs=1")
-    seed_everything(0)
+    seed_all(0)
     before = make_model(config, prepared[0], "none")[0].encoder.state_dict()
     network, _ = fit_on_balls(config, tmp_path)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.encoder.state_dict().items())
@@ -138,7 +141,7 @@ def test_a_frozen_encoder_does_not_move(prepared: tuple, fit_on_balls: Fit, shor
 
 def test_early_stopping(fit_on_balls: Fit, short: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At once, as the paper does it; two validations without a better one end it."""
-    monkeypatch.setattr("sam2_3dmed.training.run_module.dice", lambda *masks: 0.5)
+    monkeypatch.setattr("sam2_3dmed.training.trainable.dice", lambda *masks: 0.5)
     settings = ("training.epochs=50", "training.single_slice_fraction=0", "training.samples_per_epoch=1")
     config = short(*settings, "training.validate_every=1", "training.patience=2")
     _, result = fit_on_balls(config, tmp_path)
@@ -164,10 +167,12 @@ def test_the_last_epochs_are_validated_too(prepared: tuple, fit_on_balls: Fit, s
 def test_ctrl_c_is_an_interruption(
     fit_on_balls: Fit, short: Quick, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def pressed(self: TrainingModule) -> None:
+    def pressed(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TrainingModule, "on_train_epoch_start", pressed)
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(TrainingLoop, "_train_epoch", pressed)
     with pytest.raises(KeyboardInterrupt):
         fit_on_balls(short(), tmp_path)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sam2_3dmed.training.image_logger import draw_slice
-from sam2_3dmed.training.run_module import Slice
+from sam2_3dmed.training.trainable import Slice
 
 
 def drawn(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -88,7 +88,7 @@ def test_a_state_that_is_loaded_goes_on_as_if_never_stopped() -> None:
 
 
 def test_a_closure_sees_all_groups() -> None:
-    """Lightning's sets gradients to zero, computes, and clips, all within the step."""
+    """A closure may set gradients to zero, compute, and clip, all within the step."""
     plain, closed = weights((16, 20), (7,)), weights((16, 20), (7,))
     learn(grouped(plain), plain, range(3))
     optimizer = grouped(closed)

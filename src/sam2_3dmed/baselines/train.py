@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from sam2_3dmed.baselines.cache import GriddedCase, PatchCase, build_patch_cache, with_grids
 from sam2_3dmed.baselines.losses import deep_supervision_loss
@@ -26,17 +28,16 @@ from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights, save_model
 from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.batch_sharding import Division
-from sam2_3dmed.training.distributed import DistributedContext
-from sam2_3dmed.training.fit import FitResult, fit_module
+from sam2_3dmed.training.distributed import DistributedContext, seed_all
+from sam2_3dmed.training.fit import FitResult, fit_trainable
 from sam2_3dmed.training.loader import epoch_loader
 from sam2_3dmed.training.optimizer import falling_cosine, make_optimizer, make_schedule
-from sam2_3dmed.training.run_module import RunModule
-from sam2_3dmed.training.trainer import seed_everything
+from sam2_3dmed.training.trainable import Trainable
 
 logger = logging.getLogger(__name__)
 
 
-class PatchModule(RunModule):
+class PatchTraining(Trainable):
     """Trains a network on patches and validates it on volumes with the real predictor, which wraps the network."""
 
     def __init__(
@@ -63,15 +64,15 @@ class PatchModule(RunModule):
     def parts(self) -> Mapping[str, nn.Module]:
         return {"network": self.network}
 
-    def training_step(self, batch: Patches, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Patches, number: int) -> Tensor:
         """The loss of this process's part of a batch, such that its mean over parts is that of the whole."""
-        part = self.division.part(batch_idx)
+        part = self.division.part(number)
         # What a network leaves out at random depends on the place in the run alone, so a resumed run does the same.
-        place = [self.config.seed, self.current_epoch, batch_idx, self.distributed.rank]
+        place = [self.config.seed, self.progress.epoch, number, self.distributed.rank]
         torch.manual_seed(int(np.random.default_rng(place).integers(2**63)))
         logits = all_logits(self.network(batch.image))
         terms = deep_supervision_loss(logits, batch.labels, background=self.predictor.spec.has_background)
-        self.count_step(terms, len(batch.labels), part.counted)
+        self.count_pass(terms, len(batch.labels), part.counted)
         return terms["total"] * part.weight
 
     def predict_case(self, number: int) -> tuple[NDArray[np.integer], float]:
@@ -91,12 +92,12 @@ class PatchModule(RunModule):
         self.predictor.predict_slices(image, grid.spacing_mm)
         return (time.monotonic() - started) * sum(self.predictor.num_windows(*grid) for grid in self.grids)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> tuple[Optimizer, LambdaLR]:
         optimizer = make_optimizer(self.network, self.recipe)
         steps = self.config.epochs * self.steps_per_epoch
         falling = falling_poly if self.recipe.schedule == "poly" else falling_cosine
         schedule = make_schedule(optimizer, self.config, 0, steps, self.cooldown, falling)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer, schedule
 
 
 def falling_poly(progress: float) -> float:
@@ -116,7 +117,7 @@ class PatchRun(TrainingRun):
     distributed: DistributedContext
 
     def fit(self, *, resume: bool) -> FitResult:
-        return fit_module(
+        return fit_trainable(
             self._assemble,
             self.record.recipe.training,
             validation=CaseCache(tuple(case.cached for case in self.validation)),
@@ -125,7 +126,7 @@ class PatchRun(TrainingRun):
             distributed=self.distributed,
         )
 
-    def _assemble(self, config: Any) -> tuple[PatchModule, Any]:
+    def _assemble(self, config: Any) -> tuple[PatchTraining, Any]:
         """What is trained, and the loader of its patches. config: the recipe's, perhaps with epochs for minutes."""
         spec = self.record.model
         dataset = PatchDataset(
@@ -137,7 +138,7 @@ class PatchRun(TrainingRun):
             seed=config.seed,
         )
         loader: Any = epoch_loader(dataset, collate, config, len(self.training), self.distributed)
-        module = PatchModule(
+        module = PatchTraining(
             self.predictor,
             validation=self.validation,
             config=config,
@@ -169,7 +170,7 @@ def start_run(preparation: Preparation) -> PatchRun:
         versions={name: version(name) for name in ("sam2-3dmed", "torch", "monai")},
     )
     logger.info("model: %s", record.about)
-    seed_everything(recipe.training.seed)
+    seed_all(recipe.training.seed)
     network = first_network(record.model, recipe, plan)
     with preparation.progress("Resampling cases") as bar:
         patches = build_patch_cache(cases, record.model, preparation.cache_folder, progress=bar)

@@ -19,12 +19,11 @@ from sam2_3dmed.run.run_config import Sam2Record
 from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights, save_model
 from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.checkpoints import newest_whole_state
-from sam2_3dmed.training.distributed import DistributedContext
+from sam2_3dmed.training.distributed import DistributedContext, seed_all
 from sam2_3dmed.training.feature_cache import require_frozen
 from sam2_3dmed.training.fit import FitResult, fit, try_rates
 from sam2_3dmed.training.lr_finder import RateTest
 from sam2_3dmed.training.memory_budget import fit_to_memory
-from sam2_3dmed.training.trainer import seed_everything
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class Sam2Run(TrainingRun):
 def start_run(preparation: Preparation) -> Sam2Run:
     """Build the network and prepare the cases; weights come first, since they fail in seconds."""
     recipe, plan = preparation.recipe, preparation.plan
-    seed_everything(recipe.training.seed)
+    seed_all(recipe.training.seed)
     network, record = _first_network(preparation)
     logger.info(
         "model: size %s at %d pixels, D = %d, K = %d, weights %s, encoder: %s",

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch.utils.data import Sampler
 
-from sam2_3dmed.data.slabs import EpochSampler, SampleKey
+from sam2_3dmed.data.slabs import SampleKey
 from sam2_3dmed.errors import ConfigError
 
 
@@ -83,22 +83,18 @@ class Parts(Sampler[list[SampleKey]]):
 
     def __init__(self, division: Division) -> None:
         self.division = division
-        self.sampler = EpochSampler(division.samples_per_epoch)  # the name under which Lightning looks for the epoch
-        self._skipped = 0
+        self._epoch = 0
+        self._first = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Move to an epoch."""
-        self.sampler.set_epoch(epoch)
-
-    def skip_batches(self, count: int) -> None:
-        """Leave out the first passes of the epoch that comes next, which a resumed run has had."""
-        self._skipped = count
+    def move_to(self, epoch: int, first: int = 0) -> None:
+        """Begin the next iteration in an epoch, at the pass `first`."""
+        self._epoch, self._first = epoch, first
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        skipped, self._skipped = self._skipped, 0
-        for number in range(skipped, len(self)):
+        epoch = self._epoch
+        for number in range(self._first, len(self)):
             part = self.division.part(number)
-            yield [SampleKey(self.sampler.epoch, slab) for slab in range(part.start, part.stop)]
+            yield [SampleKey(epoch, slab) for slab in range(part.start, part.stop)]
 
     def __len__(self) -> int:
         return self.division.passes

@@ -1,16 +1,19 @@
-"""One run over several processes: who takes part, who waits for whom, and what is gathered from all."""
+"""The processes and devices of a run: who takes part, who waits for whom, and what is gathered from all."""
 
 import atexit
+import logging
 import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
+from lightning.fabric import Fabric, seed_everything
 from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.fabric.strategies import DDPStrategy, Strategy
 from torch import distributed
 
+from sam2_3dmed.encoders.precision import bf16_is_fast
 from sam2_3dmed.errors import ConfigError
 
 T = TypeVar("T")
@@ -51,11 +54,11 @@ class DistributedContext:
         Raises:
             ConfigError: they have started another number, or `nodes` machines cannot be reached without them.
         """
-        # As Lightning looks for them: torchrun first, since it also runs within SLURM.
+        # As Fabric looks for them: torchrun first, since it also runs within SLURM.
         kinds: tuple[type[ClusterEnvironment], ...] = (TorchElasticEnvironment, SLURMEnvironment)
         try:
             environment = next((kind() for kind in kinds if kind.detect()), None)
-        except RuntimeError as error:  # SLURM's variables contradict each other; Lightning says how
+        except RuntimeError as error:  # SLURM's variables contradict each other; Fabric says how
             raise ConfigError(" ".join(str(error).split())) from None
         if environment is None:
             return cls._of_one_machine(devices or 1, nodes or 1)
@@ -96,8 +99,29 @@ class DistributedContext:
             raise ConfigError("the first process of this run has ended; its messages say why") from None
         return word[0]
 
-    def strategy(self) -> Strategy | str:
-        """How Lightning trains with these processes."""
+    def launch(self) -> Fabric:
+        """Start the other processes unless they run already, connect to them, and take the device of this one.
+
+        Precision is left to the training loop: Fabric's autocast would keep bf16 copies of the weights, and add up
+        their gradients in bf16.
+        """
+        logging.getLogger("lightning.fabric").setLevel(logging.ERROR)  # it describes the processes at length
+        on_gpu = torch.cuda.is_available()
+        # On a GPU some backward passes, such as that of bicubic resizing, have no deterministic form.
+        torch.use_deterministic_algorithms(True, warn_only=on_gpu)
+        torch.backends.cudnn.benchmark = False
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS does not repeat its sums
+        fabric = Fabric(
+            accelerator="gpu" if on_gpu else "cpu",
+            devices=self.devices,
+            num_nodes=self.nodes,
+            strategy=self._strategy(),
+            precision="32-true",
+        )
+        fabric.launch()
+        return fabric
+
+    def _strategy(self) -> Strategy | str:
         if self.size == 1:
             return "auto"
         return DDPStrategy(
@@ -110,6 +134,16 @@ class DistributedContext:
         )
 
 
+def seed_all(seed: int) -> None:
+    """Fix every random number that building a network draws."""
+    seed_everything(seed, workers=True, verbose=False)
+
+
+def use_bf16(precision: str, device: str) -> bool:
+    """Whether a recipe asks for autocast to bf16; with `auto`, whether bf16 is fast on the device."""
+    return precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
+
+
 def _started(environment: ClusterEnvironment) -> tuple[str, int, int]:
     """Who has started this process, how many beside it, and on how many machines."""
     size = environment.world_size()
@@ -119,7 +153,7 @@ def _started(environment: ClusterEnvironment) -> tuple[str, int, int]:
 
 
 def _connect(environment: ClusterEnvironment) -> None:
-    """Join the others before training, since they must wait for what the first one prepares; Lightning then uses it."""
+    """Join the others before training, since they wait for what the first one prepares; `launch` uses this."""
     if distributed.is_initialized():
         return
     os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = environment.main_address, str(environment.main_port)
@@ -145,3 +179,11 @@ def gather(part: T) -> list[T]:
     parts: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(parts, part)
     return parts
+
+
+def any_of(fabric: Fabric, *flags: bool) -> list[bool]:
+    """Each flag as it holds for all processes: set if it is set in one of them; all must call this."""
+    if fabric.world_size == 1:
+        return list(flags)
+    counts = fabric.all_reduce(torch.tensor(flags, dtype=torch.float32, device=fabric.device), reduce_op="sum")
+    return [count > 0 for count in counts.tolist()]

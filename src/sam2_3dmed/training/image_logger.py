@@ -1,17 +1,14 @@
-"""What the network makes of a slice as training goes on: a picture with every validation."""
+"""A picture of one slice with every validation: what the network makes of it as training goes on."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import lightning
 import numpy as np
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from numpy.typing import NDArray
 
 from sam2_3dmed.processes.atomic import replacing
-from sam2_3dmed.training.run_module import RunModule, Slice
+from sam2_3dmed.training.trainable import Slice
 from sam2_3dmed.volume.label import class_colour
 
 _HEIGHT = 3.6
@@ -20,29 +17,15 @@ _WHITEST = 0.8
 """The grey of the brightest tissue: the truth's outline is white."""
 
 
-class SlicePictures(Callback):
-    """Draws a slice of the first validation case, as FOLDER/epoch_NNNN.png and for TensorBoard."""
+def write_picture(pixels: NDArray[np.uint8], path: Path) -> None:
+    """Write a picture (H, W, 3) as PNG, whole or not at all."""
+    from matplotlib.image import imsave
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def on_validation_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Draw."""
-        from matplotlib.image import imsave
-
-        assert isinstance(pl_module, RunModule)
-        if not trainer.is_global_zero or pl_module.shown is None:
-            return
-        epoch = trainer.current_epoch + 1
-        pixels = draw_slice(pl_module.shown, pl_module.class_names, f"epoch {epoch}")
-        self.folder.mkdir(exist_ok=True)
-        content = io.BytesIO()
-        imsave(content, pixels, format="png")
-        with replacing(self.folder / f"epoch_{epoch:04d}.png") as file:
-            file.write(content.getvalue())
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("validation/slice", pixels, trainer.global_step, dataformats="HWC")
+    path.parent.mkdir(exist_ok=True)
+    content = io.BytesIO()
+    imsave(content, pixels, format="png")
+    with replacing(path) as file:
+        file.write(content.getvalue())
 
 
 def draw_slice(shown: Slice, names: Sequence[str], title: str) -> NDArray[np.uint8]:

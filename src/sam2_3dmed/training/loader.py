@@ -1,4 +1,4 @@
-"""What feeds a training run: slabs of the training cases, and the numbers of the validation cases."""
+"""What feeds a training run: batches of slabs of the training cases."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from sam2_3dmed.data.augment import SlabAugmentation
 from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.data.slabs import SlabDataset, collate
 from sam2_3dmed.data.views import ViewDataset
-from sam2_3dmed.training.batch_sharding import Division, Parts, shares
+from sam2_3dmed.training.batch_sharding import Division, Parts
 from sam2_3dmed.training.distributed import DistributedContext
 
 
@@ -63,21 +63,3 @@ def epoch_loader(
         multiprocessing_context="forkserver" if workers else None,  # a fork of a process with threads can hang
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def case_loader(cases: CaseCache, distributed: DistributedContext) -> DataLoader[int]:
-    """The numbers of this process's cases: the module looks them up, so that no memory map passes through Lightning."""
-    return DataLoader(
-        _Numbers(shares([case.num_slices for case in cases], distributed.size)[distributed.rank]), batch_size=None
-    )
-
-
-class _Numbers(Dataset[int]):
-    def __init__(self, numbers: Sequence[int]) -> None:
-        self.numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self.numbers)
-
-    def __getitem__(self, place: int) -> int:
-        return self.numbers[place]

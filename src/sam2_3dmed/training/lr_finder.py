@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning
-from lightning.pytorch.callbacks import Callback
+from lightning.fabric import Fabric
 
-from sam2_3dmed.config import RunConfig
+from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.errors import TrainingError
 from sam2_3dmed.processes.atomic import replacing, write_text
-from sam2_3dmed.training.module import TrainingModule
-from sam2_3dmed.training.timing_run import try_steps
+from sam2_3dmed.training.loop import Learner, trial
+from sam2_3dmed.training.trainable import Trainable
 
 _LOWEST, _HIGHEST = 1e-7, 1.0
 _STEPS = 100
@@ -61,11 +60,29 @@ class RateTest:
             file.write(_draw(self))
 
 
-def find_rate(module: TrainingModule, loader: Any, config: RunConfig) -> RateTest:
-    """Try a hundred rates, a step each, on weights that are put back then."""
-    ramp = _Ramp(config.training.learning_rate)
-    try_steps(module, loader, config.training, [ramp], _STEPS)
-    return RateTest(ramp.rates, ramp.losses, smooth(ramp.losses))
+def find_rate(trainable: Trainable, loader: Any, training: TrainingConfig, fabric: Fabric) -> RateTest:
+    """Try a hundred rates, a step each, until the loss explodes; the weights are put back then."""
+    rates: list[float] = []
+    losses: list[float] = []
+    exploded = False
+
+    def set_rate(learner: Learner) -> None:
+        """Set the rate of the coming step, and note the loss before it. The parts keep the ratios of their rates."""
+        nonlocal exploded
+        loss = fabric.broadcast(float(trainable.latest["total"]))
+        rate = _LOWEST * (_HIGHEST / _LOWEST) ** (len(rates) / (_STEPS - 1))
+        for group in learner.optimizer.param_groups:
+            group["lr"] = rate * group["initial_lr"] / training.learning_rate
+        if math.isfinite(loss):
+            rates.append(rate)
+            losses.append(loss)
+        smoothed = smooth(losses)
+        exploded = not math.isfinite(loss) or smoothed[-1] > _DIVERGED * min(smoothed)
+
+    with trial(trainable, loader, training, fabric, set_rate) as passes:
+        while not exploded and len(rates) < _STEPS:
+            next(passes)
+    return RateTest(rates, losses, smooth(losses))
 
 
 def smooth(values: Sequence[float]) -> list[float]:
@@ -75,30 +92,6 @@ def smooth(values: Sequence[float]) -> list[float]:
         total, weight = _SMOOTHING * total + value, _SMOOTHING * weight + 1
         smoothed.append(total / weight)
     return smoothed
-
-
-class _Ramp(Callback):
-    """Sets the rate of each step and notes the loss before it, until that is several times its lowest value."""
-
-    def __init__(self, learning_rate: float) -> None:
-        self.learning_rate = learning_rate
-        self.rates: list[float] = []
-        self.losses: list[float] = []
-
-    def on_before_optimizer_step(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, optimizer: Any
-    ) -> None:
-        """The parts keep the ratios of their rates."""
-        assert isinstance(pl_module, TrainingModule)
-        loss = trainer.strategy.broadcast(float(pl_module.latest["total"]))
-        rate = _LOWEST * (_HIGHEST / _LOWEST) ** (len(self.rates) / (_STEPS - 1))
-        for group in optimizer.param_groups:
-            group["lr"] = rate * group["initial_lr"] / self.learning_rate
-        if math.isfinite(loss):
-            self.rates.append(rate)
-            self.losses.append(loss)
-        smoothed = smooth(self.losses)
-        trainer.should_stop = not math.isfinite(loss) or smoothed[-1] > _DIVERGED * min(smoothed)
 
 
 def _draw(test: RateTest) -> bytes:

@@ -13,9 +13,9 @@ from sam2_3dmed.data.slabs import Slabs
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.free_memory import free_bytes
 from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.training.distributed import use_bf16
 from sam2_3dmed.training.losses import TotalLoss
 from sam2_3dmed.training.memory_estimator import Step, counted_bytes, seen_bytes
-from sam2_3dmed.training.trainer import use_bf16
 
 GB = 10**9
 OVERHEAD = 0.7 * GB

@@ -1,13 +1,16 @@
-"""The optimiser and the schedule of its rate (appendix B)."""
+"""The optimiser, the schedule of its rate (appendix B), and the moving average of the weights."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.training.muon import Muon
@@ -106,3 +109,39 @@ def learning_rate_factor(
     warmup = warmup_fraction * total_steps
     rise = min(1.0, (step + 1) / warmup) if warmup >= 1 else 1.0
     return rise * (final_fraction + (1 - final_fraction) * falling(step / max(total_steps, 1)))
+
+
+class EMA:
+    """A moving average of the weights that train. What is frozen takes no memory and keeps its last bit.
+
+    decay: what stays of the average in a step. The first steps keep less, (1 + step) / (10 + step), or an early average
+    would be little but the weights it began with.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.weights: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._trained.items()}
+        """The average."""
+
+    def update(self, step: int) -> None:
+        """Take in the weights after a step of the optimiser, the first being 1."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        get_ema_multi_avg_fn(decay)(list(self.weights.values()), list(self._trained.values()), step)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The average is in the module, and afterwards the weights in training again."""
+        in_training = {name: p.detach().clone() for name, p in self._trained.items()}
+        self.load(self.weights, self._trained)
+        try:
+            yield
+        finally:
+            self.load(in_training, self._trained)
+
+    @staticmethod
+    @torch.no_grad()
+    def load(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+        """Copy weights by name."""
+        for name, tensor in target.items():
+            tensor.copy_(source[name])

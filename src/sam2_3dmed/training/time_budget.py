@@ -3,21 +3,21 @@
 import json
 import logging
 import math
+import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning
-from lightning.pytorch.callbacks import Callback
+import torch
+from lightning.fabric import Fabric
 
 from sam2_3dmed.config import FeatureCacheConfig, TrainingConfig
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.processes.atomic import write_text
-from sam2_3dmed.training.diagnostics import GradientNorms
-from sam2_3dmed.training.distributed import gather
-from sam2_3dmed.training.run_module import RunModule
-from sam2_3dmed.training.timing_run import Stopwatch, try_steps
+from sam2_3dmed.training.loop import check_gradients, trial
+from sam2_3dmed.training.trainable import Trainable
 
 SCHEDULE_FILE = "schedule.json"
 _MARGIN = 0.03
@@ -91,24 +91,25 @@ def _batches_that_fit(training: TrainingConfig, epochs: int, costs: Costs) -> fl
 
 def within_minutes(
     training: TrainingConfig,
-    module: RunModule,
+    trainable: Trainable,
     loader: Any,
     folder: Path,
+    fabric: Fabric,
     *,
     resume: bool,
     cache: FeatureCacheConfig | None = None,
 ) -> TrainingConfig:
     """Training with as many epochs and slabs as fit into its minutes.
 
-    That is measured, with a few batches of each kind and part of a volume, and written into `folder`; for a run that is
-    resumed, what is written there holds. cache: of the features of `module`, if it has one.
+    This is measured with a few batches of each kind and a part of a volume, and written into `folder`. A run that is
+    resumed keeps to what is written there. cache: of the features of `trainable`, if it has one.
     """
     path = folder / SCHEDULE_FILE
     schedule = read_schedule(path) if resume else None
     if schedule is None:
-        costs = _measure(training, module, loader, cache)
-        schedule = gather(fitting_schedule(training, len(loader), costs))[0]  # the first process's, for all
-        if module.distributed.first:
+        costs = _measure(training, trainable, loader, fabric, cache)
+        schedule = fabric.broadcast(fitting_schedule(training, len(loader), costs))
+        if fabric.is_global_zero:
             write_text(path, json.dumps(asdict(schedule) | {"seconds": asdict(costs)}, indent=2) + "\n")
     logger.info("%g minutes: %d epochs of %d batches", training.minutes, schedule.epochs, schedule.batches)
     slabs = loader.batch_sampler.division.samples_per_epoch
@@ -131,25 +132,32 @@ def read_schedule(path: Path) -> Schedule | None:
         raise DataError(f'{path}: expected {{"epochs": N, "batches": N, ...}}') from None
 
 
-def _measure(training: TrainingConfig, module: RunModule, loader: Any, cache: FeatureCacheConfig | None) -> Costs:
+def _measure(
+    training: TrainingConfig, trainable: Trainable, loader: Any, fabric: Fabric, cache: FeatureCacheConfig | None
+) -> Costs:
     assert training.minutes is not None
     started = time.monotonic()
     limit = 60 * training.minutes * _MEASURED_SHARE
-    validation = _ValidationWatch()
-
-    def batches(*kinds: bool) -> list[float]:
-        """Seconds of one of each kind, and of a validation."""
-        watch = Stopwatch(kinds, limit, _MOST_BATCHES)
-        try_steps(module, loader, training, [GradientNorms(), watch, validation], -1)
-        return watch.seconds
-
-    # The same slabs are drawn each time, so their features are in the cache at the second.
-    first = None if module.features is None else batches(False)[0]
-    slabs, *single_slices = batches(*([False, True] if module.single_slice_steps else [False]))
+    first = None
+    if trainable.features is not None:
+        # The same slabs are drawn each time, so their features are in the cache the second time.
+        with trial(trainable, loader, training, fabric, check_gradients) as passes:
+            first = seconds_a_pass(passes, limit, fabric)
+    single_slice_steps = trainable.single_slice_steps
+    try:
+        with trial(trainable, loader, training, fabric, check_gradients) as passes:
+            trainable.single_slice_steps = 0
+            slabs = single = seconds_a_pass(passes, limit, fabric)
+            if single_slice_steps:
+                trainable.single_slice_steps = sys.maxsize
+                single = seconds_a_pass(passes, limit, fabric)
+            validation = fabric.broadcast(trainable.validation_seconds() / fabric.world_size)
+    finally:
+        trainable.single_slice_steps = single_slice_steps
     return Costs(
-        single_slices=single_slices[0] if single_slices else slabs,
+        single_slices=single,
         slabs=slabs,
-        validation=validation.seconds,
+        validation=validation,
         spent=time.monotonic() - started,
         first_time=0.0 if first is None else max(0.0, first - slabs),
         first_times=0.0 if first is None or cache is None else _batches_of_all_views(cache, loader),
@@ -157,22 +165,26 @@ def _measure(training: TrainingConfig, module: RunModule, loader: Any, cache: Fe
     )
 
 
+def seconds_a_pass(passes: Iterator[None], limit_seconds: float, fabric: Fabric) -> float:
+    """The mean seconds of a pass, its loading included; of the first process, where several train together.
+
+    The first pass is left out. At least three passes are taken and at most 20, until `limit_seconds` are over.
+    """
+    ends: list[float] = []
+    while True:
+        next(passes)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        ends.append(time.monotonic())
+        count, measured = len(ends), ends[-1] - ends[0]
+        enough = count >= _MOST_BATCHES or (count > 2 and measured > limit_seconds)
+        enough, mean = fabric.broadcast((enough, measured / max(1, count - 1)))
+        if enough:
+            return mean
+
+
 def _batches_of_all_views(cache: FeatureCacheConfig, loader: Any) -> float:
     """How many batches have as many slices as all views of all cases."""
     slices = sum(case.num_slices for case in loader.dataset.cases) * cache.views
     slabs = loader.batch_sampler.division.samples_per_epoch / len(loader)
     return float(slices / (slabs * loader.dataset.slab_slices))
-
-
-class _ValidationWatch(Callback):
-    """Seconds of a validation of all cases, from a part of the first one."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Predict, while everything is where it is in training."""
-        assert isinstance(pl_module, RunModule)
-        seconds = pl_module.validation_seconds()
-        pl_module.network.train()
-        self.seconds = trainer.strategy.broadcast(seconds / trainer.world_size)

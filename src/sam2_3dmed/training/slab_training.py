@@ -1,14 +1,15 @@
-"""The training step, the optimiser and the validation of whole volumes, for Lightning."""
+"""How SAM2-3dMed trains: steps on slabs, its optimiser, and the validation of whole volumes by the real predictor."""
 
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.data.cache import CachedCase
@@ -22,15 +23,19 @@ from sam2_3dmed.training.feature_cache import FeatureCache
 from sam2_3dmed.training.losses import TotalLoss
 from sam2_3dmed.training.losses.relative_position import position_error, relative_positions
 from sam2_3dmed.training.optimizer import make_optimizer, make_schedule
-from sam2_3dmed.training.run_module import RunModule
 from sam2_3dmed.training.step import training_step
+from sam2_3dmed.training.trainable import Trainable
 
 
-class TrainingModule(RunModule):
-    """Trains a network on slabs and validates it on volumes with the real predictor and the real metric.
+class SlabTraining(Trainable):
+    """Trains a network on slabs.
 
-    predictor: wraps the same network. validation: the cases that the validation loader's numbers stand for.
-    division: how batches are divided over processes and passes. features: where those of slabs of views come from.
+    Args:
+        network: SAM2-3dMed.
+        loss: of the recipe.
+        predictor: wraps the same network.
+        features: gives the features of slabs of views.
+        validation, config, division, distributed: see `Trainable`.
     """
 
     def __init__(
@@ -61,7 +66,7 @@ class TrainingModule(RunModule):
         self.slab_steps = (config.epochs - config.single_slice_epochs) * self.steps_per_epoch
 
     def parts(self) -> Mapping[str, nn.Module]:
-        """Those of the paper, as far as the network has them."""
+        """The parts of the paper, as far as the network has them."""
         network = self.network
         parts: dict[str, nn.Module | None] = {
             "encoder": network.encoder,
@@ -72,13 +77,10 @@ class TrainingModule(RunModule):
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    def training_step(self, batch: Sequence[Slabs] | Sequence[ViewSlabs], batch_idx: int) -> Tensor:
-        """Eq. 6 over this process's part of a batch, whose slabs come in groups of equal length.
-
-        Returns: the loss such that its mean over processes and passes is that of the whole batch.
-        """
-        part = self.division.part(batch_idx)
-        self.network.draw = self.global_step
+    def training_step(self, batch: Sequence[Slabs] | Sequence[ViewSlabs], number: int) -> Tensor:
+        """See `Trainable`; batch: groups of slabs of equal length."""
+        part = self.division.part(number)
+        self.network.draw = self.progress.step
         count = sum(len(slabs.labels) for slabs in batch)
         loss = training_step(
             self.network,
@@ -91,7 +93,7 @@ class TrainingModule(RunModule):
                 "position_error/training", error, slabs if part.counted else 0
             ),
         )
-        self.count_step({"total": loss.total, **loss.terms}, count, part.counted)
+        self.count_pass({"total": loss.total, **loss.terms}, count, part.counted)
         return loss.total * part.weight
 
     def predict_case(self, number: int) -> tuple[NDArray[np.integer], float]:
@@ -116,8 +118,8 @@ class TrainingModule(RunModule):
         self.predictor.predict_slices(image, reference=label)
         return (time.monotonic() - started) / len(image) * sum(case.num_slices for case in self.validation)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> tuple[Optimizer, LambdaLR]:
         """The recipe's optimiser over all that trains, with the schedule of each part of the run (appendix B)."""
         optimizer = make_optimizer(self.network, self.config, self.network.encoder.vision_encoder.layers())
         schedule = make_schedule(optimizer, self.config, self.single_slice_steps, self.slab_steps, self.cooldown)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return optimizer, schedule

@@ -7,14 +7,14 @@ import torch
 
 from sam2_3dmed.data.slabs import Slabs, collate
 from sam2_3dmed.model.prompts import boxes_around
-from sam2_3dmed.training.module import TrainingModule
+from sam2_3dmed.training.slab_training import SlabTraining
 
-MakeModule = Callable[..., TrainingModule]
+MakeModule = Callable[..., SlabTraining]
 FOUR_EPOCHS = {"epochs": 4, "slab_rate": 1}
 
 
 @pytest.fixture(scope="module")
-def module(make_module: MakeModule) -> TrainingModule:
+def module(make_module: MakeModule) -> SlabTraining:
     return make_module(**FOUR_EPOCHS, single_slice_fraction=0)
 
 
@@ -24,9 +24,7 @@ def slab(depth: int, seed: int) -> Slabs:
     return Slabs(slices, (slices[:, :, 0] > 0.5).int(), torch.arange(depth).unsqueeze(0))
 
 
-def test_slabs_of_unequal_length_weigh_alike(module: TrainingModule, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "log", lambda *args, **options: None)
-    monkeypatch.setattr(module, "optimizers", lambda: torch.optim.SGD(module.parameters(), lr=1.0))
+def test_slabs_of_unequal_length_weigh_alike(module: SlabTraining) -> None:
     slabs = [slab(3, 0), slab(2, 1), slab(3, 2)]
     with torch.no_grad():
         together = module.training_step(collate(slabs), 0)
@@ -34,26 +32,24 @@ def test_slabs_of_unequal_length_weigh_alike(module: TrainingModule, monkeypatch
     assert together.item() == pytest.approx(sum(loss.item() for loss in alone) / 3, rel=1e-5)
 
 
-def learn(module: TrainingModule, monkeypatch: pytest.MonkeyPatch, step: int) -> torch.Tensor:
+def learn(module: SlabTraining, step: int) -> torch.Tensor:
     """The loss of one step, whose gradients are left in the module."""
-    monkeypatch.setattr(module, "log", lambda *args, **options: None)
-    monkeypatch.setattr(module, "optimizers", lambda: torch.optim.SGD(module.parameters(), lr=1.0))
-    monkeypatch.setattr(TrainingModule, "global_step", step)
+    module.progress.step = step
     module.zero_grad()
     loss = module.training_step(collate([slab(3, 0)]), 0)
     loss.backward()
     return loss
 
 
-def of_memory(module: TrainingModule) -> list[torch.Tensor | None]:
+def of_memory(module: SlabTraining) -> list[torch.Tensor | None]:
     branch = module.network.segmentation
     parameters = [*branch.memory_attention.parameters(), *branch.memory_encoder.parameters()]
     return [parameter.grad for parameter in parameters]
 
 
-def test_single_slices_need_no_memory(make_module: MakeModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_single_slices_need_no_memory(make_module: MakeModule) -> None:
     module = make_module(**FOUR_EPOCHS, single_slice_fraction=0.8)
-    loss = learn(module, monkeypatch, step=14)
+    loss = learn(module, step=14)
     assert all(grad is None for grad in of_memory(module))
     network = module.network
     for part in (network.encoder, network.segmentation.mask_decoder, network.boundary.decoder.mask_decoder):
@@ -63,31 +59,19 @@ def test_single_slices_need_no_memory(make_module: MakeModule, monkeypatch: pyte
     assert loss.item() == pytest.approx(module.training_step(collate([slices]), 0).item(), rel=1e-5)
 
 
-def test_then_slabs_with_their_memory(make_module: MakeModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_then_slabs_with_their_memory(make_module: MakeModule) -> None:
     module = make_module(**FOUR_EPOCHS, single_slice_fraction=0.8)
-    learn(module, monkeypatch, step=15)
+    learn(module, step=15)
     assert all(grad is not None for grad in of_memory(module))
     assert all(p.grad is not None for p in module.network.encoder.parameters())
 
 
-def test_gradients_are_clipped_by_their_common_norm(module: TrainingModule) -> None:
-    parameters = list(module.parameters())
-    optimizer = torch.optim.AdamW(parameters, fused=True)
-    for parameter in parameters:
-        parameter.grad = torch.ones_like(parameter)
-    for clip, expected in ((None, sum(p.numel() for p in parameters) ** 0.5), (2.0, 2.0), (3.0, 2.0)):
-        module.configure_gradient_clipping(optimizer, clip)
-        norm = torch.stack([parameter.grad.norm() for parameter in parameters]).norm()
-        assert norm.item() == pytest.approx(expected, rel=1e-4)
-    module.zero_grad()
-
-
-def test_boxes_are_drawn_on_every_so_many_slices(make_module: MakeModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boxes_are_drawn_on_every_so_many_slices(make_module: MakeModule) -> None:
     module = make_module(**FOUR_EPOCHS, single_slice_fraction=0)
     module.network.box_every = 2
     seen: list[torch.Tensor] = []
     module.network.register_forward_pre_hook(lambda network, arguments: seen.append(arguments[1]))
-    learn(module, monkeypatch, step=0)
+    learn(module, step=0)
     (boxes,) = seen
     assert (~boxes[0, :, 0].isnan()).all(-1).tolist() == [True, False, True]
     torch.testing.assert_close(boxes[0, 2, 0], boxes_around(slab(3, 0).labels[0, 2], [1])[0])

@@ -1,0 +1,376 @@
+"""The training loop: epochs of steps, a validation of whole volumes now and then, and checkpoints.
+
+`TrainingLoop.run` is a run from top to bottom. `Learner` takes the single steps, also of a `trial`.
+"""
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from sam2_3dmed.config import TrainingConfig
+from sam2_3dmed.errors import TrainingError
+from sam2_3dmed.processes.signals import Terminated, take_sigterm
+from sam2_3dmed.training.checkpoints import Checkpoints, read_checkpoint, remove_partial_files
+from sam2_3dmed.training.distributed import any_of, gather, use_bf16
+from sam2_3dmed.training.early_stopping import EarlyStopping
+from sam2_3dmed.training.image_logger import draw_slice, write_picture
+from sam2_3dmed.training.loggers import RunLogger, make_loggers
+from sam2_3dmed.training.monitoring import CurvesFile, DataWait, gradient_norms, merged, not_finite
+from sam2_3dmed.training.optimizer import EMA
+from sam2_3dmed.training.trainable import MONITORED, Trainable
+
+logger = logging.getLogger(__name__)
+
+
+class Learner:
+    """A trainable with its optimiser, on the device of this process.
+
+    Each pass takes a part of a batch through the network and adds up gradients. The optimiser steps after every
+    `grad_accum_steps` passes.
+
+    Args:
+        trainable: what learns.
+        training: the recipe.
+        fabric: the processes of the run.
+        before_step: called when the gradients of a step are complete, before they are clipped.
+    """
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        training: TrainingConfig,
+        fabric: Fabric,
+        before_step: Callable[["Learner"], None],
+    ) -> None:
+        self.trainable = trainable
+        self.passes_a_step = training.grad_accum_steps
+        self.clip_gradient_norm = training.clip_gradient_norm
+        self.fabric = fabric
+        self.before_step = before_step
+        self.bf16 = use_bf16(training.precision, fabric.device.type)
+        trainable.to(fabric.device)
+        trainable.network.train()
+        self.optimizer, self.schedule = trainable.configure_optimizers()
+        self.module = fabric.setup_module(trainable)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the run. Casts of weights are not kept, so that gradients add up in 32 bit."""
+        return torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
+
+    def take_pass(self, batch: Any) -> bool:
+        """Learn from this process's part of a batch. Returns: whether the optimiser has stepped."""
+        trainable, progress = self.trainable, self.trainable.progress
+        first, last = (number % self.passes_a_step == 0 for number in (progress.passes, progress.passes + 1))
+        batch = self.fabric.to_device(batch)
+        if first:
+            self.optimizer.zero_grad()
+        with self.fabric.no_backward_sync(self.module, enabled=not last):
+            with self.autocast():
+                loss = self.module(batch, progress.passes)
+            self.fabric.backward(loss / self.passes_a_step)
+        trainable.means.add("learning_rate", self.optimizer.param_groups[0]["lr"])
+        progress.passes += 1
+        if last:
+            self._step()
+        return last
+
+    def _step(self) -> None:
+        self.before_step(self)
+        if self.clip_gradient_norm is not None:
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.clip_gradient_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.trainable.progress.step += 1
+
+
+def check_gradients(learner: Learner) -> None:
+    """Count the norm of each part's gradients; stop a run whose next step would spoil the weights.
+
+    Raises:
+        TrainingError: the loss or a gradient is not finite.
+    """
+    trainable = learner.trainable
+    norms = gradient_norms(trainable.parts())
+    # One transfer for all: on a GPU each would wait for the step.
+    values = torch.stack([*norms.values(), *trainable.latest.values()]).tolist()
+    of_parts = dict(zip(norms, values, strict=False))
+    for name, value in of_parts.items():
+        trainable.means.add(f"gradient/{name}", value)
+    losses = dict(zip(trainable.latest, values[len(norms) :], strict=True))
+    if wrong := not_finite(losses, of_parts):
+        progress = trainable.progress
+        raise TrainingError(
+            f"epoch {progress.epoch + 1}, step {progress.step + 1}: not finite: {', '.join(wrong)}; "
+            "the checkpoints are from before it; a lower training.learning_rate may help"
+        )
+
+
+class TrainingLoop:
+    """A run: trains until its last epoch, and leaves curves, pictures, logs and checkpoints below `folder`.
+
+    Args:
+        trainable: what learns.
+        loader: its batches; the batch sampler is a `Parts`.
+        cases: the validation cases of this process, by number.
+        training: the recipe.
+        folder: of the run.
+        fabric: the processes of the run.
+    """
+
+    def __init__(
+        self,
+        trainable: Trainable,
+        loader: Any,
+        cases: Sequence[int],
+        training: TrainingConfig,
+        folder: Path,
+        fabric: Fabric,
+    ) -> None:
+        self.trainable = trainable
+        self.progress = trainable.progress
+        self.loader = loader
+        self.cases = cases
+        self.training = training
+        self.folder = folder
+        self.fabric = fabric
+        self.learner = Learner(trainable, training, fabric, check_gradients)
+        self.stopping = EarlyStopping(training, trainable.cooldown, trainable.steps_per_epoch)
+        self.ema = None if training.ema_decay is None else EMA(trainable, training.ema_decay)
+        self.checkpoints = Checkpoints(
+            folder / "checkpoints", keep=training.keep_checkpoints, minutes=training.checkpoint_minutes
+        )
+        self.best_score: float | None = None
+        self.data_wait = DataWait()
+        self.curves = CurvesFile(folder / "curves.csv")
+        self.loggers: list[RunLogger] = []
+        self.terminating = False
+        """Whether SIGTERM has come."""
+        self._validating = False
+
+    def run(self, checkpoint: Path | None) -> None:
+        """Train from the beginning, or from a checkpoint.
+
+        Raises:
+            TrainingError: the loss or a gradient is not finite.
+            Terminated: SIGTERM came; the latest checkpoint has all that is done.
+        """
+        if checkpoint is not None:
+            self._restore(read_checkpoint(checkpoint))
+        with self._outputs(resumed=checkpoint is not None), self._sigterm(), progress_bar(self) as show:
+            while self.progress.epoch < self.stopping.epochs:
+                self._train_epoch(show)
+                metrics = self._validate() if self.stopping.validates(self.progress.epoch) else {}
+                self._end_epoch(metrics)
+        self.data_wait.log()
+
+    def _train_epoch(self, show: Callable[[], None]) -> None:
+        """The passes of an epoch, or those that are left of it."""
+        self.loader.batch_sampler.move_to(self.progress.epoch, self.progress.passes)
+        self.data_wait.start()
+        for batch in self.loader:
+            self.data_wait.came()
+            stepped = self.learner.take_pass(batch)
+            if stepped and self.ema is not None:
+                self.ema.update(self.progress.step)
+            self.data_wait.done()
+            show()
+            if stepped and self.progress.passes < len(self.loader):
+                self._save_within_epoch()
+            self.data_wait.start()
+
+    def _save_within_epoch(self) -> None:
+        """Save if it is time, or if SIGTERM has come, which ends the run here."""
+        terminating, due = any_of(self.fabric, self.terminating, self.checkpoints.is_due)
+        if terminating or due:
+            self._save()
+        if terminating:
+            raise Terminated
+
+    def _validate(self) -> dict[str, float]:
+        """Predict whole volumes; keep the weights if they are the best so far."""
+        if any(any_of(self.fabric, self.terminating)):  # a validation may take longer than the time that is left
+            raise Terminated
+        self._validating = True
+        network = self.trainable.network
+        network.eval()
+        with self._averaged(), torch.inference_mode(), self.learner.autocast():
+            metrics = self.trainable.validate(self.cases)
+        network.train()
+        self._validating = False
+        score = metrics[MONITORED]
+        if not self.trainable.sees_single_slices:
+            self.stopping.count(score, self.progress)
+        self._show(metrics)
+        if self.best_score is None or score > self.best_score:
+            self.best_score = score
+            if self.fabric.is_global_zero:
+                self.checkpoints.save_best(self._averaged_weights(), score)
+        return metrics
+
+    def _show(self, metrics: dict[str, float]) -> None:
+        """A log line and a picture of a validation."""
+        of_class = ", ".join(
+            f"{name.removeprefix('validation/dice_')} {value:.3f}"
+            for name, value in metrics.items()
+            if name.startswith("validation/dice_")
+        )
+        epoch, step = self.progress.epoch + 1, self.progress.step
+        message = "epoch %d of %s, step %d: validation Dice %.4f (%s)"
+        logger.info(message, epoch, self.stopping.epochs, step, metrics[MONITORED], of_class)
+        if not self.fabric.is_global_zero or self.trainable.shown is None:
+            return
+        pixels = draw_slice(self.trainable.shown, self.trainable.class_names, f"epoch {epoch}")
+        write_picture(pixels, self.folder / "pictures" / f"epoch_{epoch:04d}.png")
+        for to in self.loggers:
+            to.log_image("validation/slice", pixels, step)
+
+    def _end_epoch(self, metrics: dict[str, float]) -> None:
+        """Write curves and a checkpoint."""
+        progress = self.progress
+        row = {**self.trainable.means.compute(gather), **metrics}
+        self.trainable.means.clear()
+        if self.fabric.is_global_zero:
+            self.curves.append({"epoch": progress.epoch, "step": progress.step, **row})
+        for to in self.loggers:
+            to.log({"epoch": progress.epoch, **row, "loader_share": self.data_wait.end_epoch()}, progress.step)
+        progress.epoch += 1
+        progress.passes = 0
+        self._save()
+        if any(any_of(self.fabric, self.terminating)):
+            raise Terminated
+
+    def _save(self) -> None:
+        """Save all that a run that goes on from here needs; every process must call this."""
+        trainable = self.trainable
+        state = {
+            "state_dict": self._averaged_weights(),
+            "weights_in_training": None if self.ema is None else trainable.trained_weights(),
+            "optimizer": self.learner.optimizer.state_dict(),
+            "schedule": self.learner.schedule.state_dict(),
+            "progress": asdict(self.progress),
+            "means": merged(gather(trainable.means.state_dict())),
+            "cooldown": asdict(trainable.cooldown),
+            "early_stopping": self.stopping.state_dict(),
+            "best_score": self.best_score,
+        }
+        if self.fabric.is_global_zero:
+            self.checkpoints.save(state, self.progress.step)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        trainable = self.trainable
+        trainable.load_state_dict(state["state_dict"])
+        if self.ema is not None:
+            EMA.load(trainable.trained_weights(), self.ema.weights)
+            trainable.load_state_dict(state["weights_in_training"], strict=False)
+        self.learner.optimizer.load_state_dict(state["optimizer"])
+        self.learner.schedule.load_state_dict(state["schedule"])
+        vars(self.progress).update(state["progress"])
+        if self.fabric.is_global_zero:  # they are those of all processes
+            trainable.means.load_state_dict(state["means"])
+        vars(trainable.cooldown).update(state["cooldown"])
+        self.stopping.load_state_dict(state["early_stopping"])
+        self.best_score = state["best_score"]
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.ema is None else self.ema.in_place()
+
+    def _averaged_weights(self) -> dict[str, torch.Tensor]:
+        """All weights; of those that train the average, if there is one."""
+        return {**self.trainable.state_dict(), **({} if self.ema is None else self.ema.weights)}
+
+    @contextmanager
+    def _outputs(self, *, resumed: bool) -> Iterator[None]:
+        """Curves and loggers, open for the time of the run; in the first process."""
+        if not self.fabric.is_global_zero:
+            yield
+            return
+        remove_partial_files(self.checkpoints.folder)
+        self.curves = CurvesFile(self.folder / "curves.csv", self.progress.epoch)
+        self.loggers = make_loggers(self.training.loggers, self.folder, self.progress.step if resumed else None)
+        finished = False
+        try:
+            yield
+            finished = True
+        finally:
+            for to in self.loggers:
+                to.close(finished=finished)
+
+    @contextmanager
+    def _sigterm(self) -> Iterator[None]:
+        """SIGTERM ends the run after the step that is being taken, or breaks off a validation."""
+        before = take_sigterm(self._on_sigterm)
+        try:
+            yield
+        except RuntimeError as error:
+            if not self.terminating:
+                raise
+            raise Terminated from error  # the loader's: SIGTERM may reach its workers, too
+        finally:
+            if before is not None:
+                signal.signal(signal.SIGTERM, before)
+
+    def _on_sigterm(self) -> None:
+        self.terminating = True
+        if self._validating:  # it is done again from the latest checkpoint
+            raise Terminated
+
+
+@contextmanager
+def progress_bar(loop: TrainingLoop) -> Iterator[Callable[[], None]]:
+    """A bar of the passes of an epoch, on the terminal of the first process; yields what updates it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    shown = console.is_terminal and loop.fabric.is_global_zero
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+        task = bar.add_task("training", total=len(loop.loader))
+
+        def show() -> None:
+            if not bar.disable:
+                epoch = f"epoch {loop.progress.epoch + 1} of {loop.stopping.epochs}"
+                loss = float(loop.trainable.latest["total"])
+                bar.update(task, completed=loop.progress.passes, description=f"{epoch}, loss {loss:.3f}")
+
+        yield show
+
+
+@contextmanager
+def trial(
+    trainable: Trainable,
+    loader: Any,
+    training: TrainingConfig,
+    fabric: Fabric,
+    before_step: Callable[[Learner], None],
+) -> Iterator[Iterator[None]]:
+    """Training that leaves no trace, from the first slabs on: weights are put back at the end.
+
+    Yields:
+        An iterator without end, of which each item is a pass.
+    """
+    before = trainable.trained_weights()
+    try:
+        yield _passes(Learner(trainable, training, fabric, before_step), loader)
+    finally:
+        trainable.put_back(before)
+
+
+def _passes(learner: Learner, loader: Any) -> Iterator[None]:
+    progress = learner.trainable.progress
+    while True:
+        loader.batch_sampler.move_to(progress.epoch)
+        for batch in loader:
+            learner.take_pass(batch)
+            yield
+        progress.epoch += 1
+        progress.passes = 0

@@ -1,0 +1,165 @@
+"""What trains: the seam between the training loop and a system with its network, loss and predictor."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from sam2_3dmed.config import TrainingConfig
+from sam2_3dmed.data.cache import CachedCase
+from sam2_3dmed.evaluation.metrics import dice
+from sam2_3dmed.training.batch_sharding import Division
+from sam2_3dmed.training.distributed import DistributedContext, gather
+from sam2_3dmed.training.feature_cache import FeatureCache
+from sam2_3dmed.training.monitoring import EpochMeans
+from sam2_3dmed.training.optimizer import Cooldown
+
+MONITORED = "validation/dice"
+"""What early stopping and the best checkpoint go by: the mean over classes and cases of whole volumes."""
+
+
+class Slice(NamedTuple):
+    """One slice of a validated volume."""
+
+    image: NDArray[np.floating]
+    """(C, H0, W0) in [0, 1]."""
+    truth: NDArray[np.integer]
+    """(H0, W0) class indices, as is the next."""
+    predicted: NDArray[np.integer]
+
+
+@dataclass
+class Progress:
+    """What is done of a run."""
+
+    epoch: int = 0
+    step: int = 0
+    """Of the optimiser."""
+    passes: int = 0
+    """Through the network, within the epoch."""
+
+
+class Trainable(nn.Module, ABC):
+    """A network that learns, and is validated on volumes with the real metric.
+
+    Args:
+        network: what trains; its weights are all that a checkpoint holds.
+        class_names: of class 1..K.
+        validation: the cases to validate.
+        config: the recipe.
+        division: how batches are divided over processes and passes.
+        distributed: the processes of the run.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        class_names: Sequence[str],
+        validation: Sequence[CachedCase],
+        config: TrainingConfig,
+        division: Division,
+        distributed: DistributedContext | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.class_names = tuple(class_names)
+        self.validation = validation
+        self.config = config
+        self.division = division
+        self.distributed = distributed or DistributedContext()
+        self.steps_per_epoch = division.steps
+        self.single_slice_steps = 0
+        """The first steps, in which every slice is a slab of its own."""
+        self.features: FeatureCache | None = None
+        """Gives the features of slabs of views."""
+        self.cooldown = Cooldown()
+        self.progress = Progress()
+        self.means = EpochMeans()
+        """Of this epoch so far."""
+        self.latest: Mapping[str, Tensor] = {}
+        """The total loss and its terms in the latest pass."""
+        self.shown: Slice | None = None
+        """The slice with most foreground of the first validation case."""
+
+    @abstractmethod
+    def training_step(self, batch: Any, number: int) -> Tensor:
+        """The loss of this process's part of a batch, such that its mean over processes and passes is the batch's.
+
+        number: of the pass in the epoch.
+        """
+
+    @abstractmethod
+    def parts(self) -> Mapping[str, nn.Module]:
+        """The parts of the network; curves have the norm of the gradients of each."""
+
+    @abstractmethod
+    def predict_case(self, number: int) -> tuple[NDArray[np.integer], float]:
+        """Class indices (D, H, W) of a validation case by the real predictor, and SRPP's error; nan without SRPP."""
+
+    @abstractmethod
+    def validation_seconds(self) -> float:
+        """How long a validation of all cases takes, measured on a part of one."""
+
+    @abstractmethod
+    def configure_optimizers(self) -> tuple[Optimizer, LambdaLR]:
+        """The optimiser over all that trains, and the schedule of its rate, which advances with every step."""
+
+    def forward(self, batch: Any, number: int) -> Tensor:
+        """`training_step`, under the name that data-parallel training calls."""
+        return self.training_step(batch, number)
+
+    @property
+    def sees_single_slices(self) -> bool:
+        """Whether each slice is still a slab of its own, without a memory."""
+        return self.progress.step < self.single_slice_steps
+
+    def count_pass(self, terms: Mapping[str, Tensor], count: int, counted: int) -> None:
+        """Note the loss terms of a pass of `count` slabs, of which `counted` are no stand-ins."""
+        self.latest = {name: value.detach() for name, value in terms.items()}
+        for name, value in self.latest.items():
+            self.means.add(f"train/{name}", value, count if counted else 0)
+
+    def validate(self, numbers: Sequence[int]) -> dict[str, float]:
+        """Metrics of whole volumes over the cases of all processes.
+
+        numbers: the cases of this process. All processes must call this.
+        """
+        mine = {number: self._scores(number) for number in numbers}
+        scores = {number: case for part in gather(mine) for number, case in part.items()}
+        *per_class, error = np.mean([scores[number] for number in sorted(scores)], axis=0)
+        metrics = {
+            f"validation/dice_{name}": float(value) for name, value in zip(self.class_names, per_class, strict=True)
+        }
+        metrics[MONITORED] = float(np.mean(per_class))
+        if not math.isnan(error):
+            metrics["position_error/validation"] = float(error)
+        return metrics
+
+    def _scores(self, number: int) -> list[float]:
+        """Dice of each class of a case, then the position error."""
+        case = self.validation[number]
+        classes, error = self.predict_case(number)
+        truth = case.label
+        if number == 0:
+            index = int(np.argmax((truth > 0).sum(axis=(1, 2))))
+            self.shown = Slice(*(np.array(part[index]) for part in (case.image, truth, classes)))
+        return [*(dice(classes == k, truth == k) for k in range(1, len(self.class_names) + 1)), error]
+
+    def put_back(self, weights: Mapping[str, Tensor]) -> None:
+        """Weights as they were, and nothing counted."""
+        self.load_state_dict(weights, strict=False)
+        self.zero_grad()
+        self.progress = Progress()
+        self.means.clear()
+
+    def trained_weights(self) -> dict[str, Tensor]:
+        """A copy of all weights that train."""
+        return {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}

@@ -1,0 +1,77 @@
+"""What the training of all systems shares: validation by cases, and counts."""
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from sam2_3dmed.config import scratch
+from sam2_3dmed.training.batch_sharding import Division
+from sam2_3dmed.training.trainable import MONITORED, Trainable
+
+
+class Guess(Trainable):
+    """Predicts what it was given."""
+
+    guesses: list[NDArray[np.integer]]
+    error = float("nan")
+
+    def training_step(self, batch: Any, number: int) -> torch.Tensor:
+        raise NotImplementedError
+
+    def configure_optimizers(self) -> Any:
+        raise NotImplementedError
+
+    def parts(self) -> Mapping[str, nn.Module]:
+        return {"network": self.network}
+
+    def predict_case(self, number: int) -> tuple[NDArray[np.integer], float]:
+        return self.guesses[number], self.error
+
+    def validation_seconds(self) -> float:
+        return 0.0
+
+
+@pytest.fixture
+def module() -> Guess:
+    truth = np.zeros((3, 4, 4), dtype=np.uint8)
+    truth[1, :2], truth[2, 0] = 1, 2
+    case: Any = SimpleNamespace(label=truth, image=np.zeros((3, 1, 4, 4)))
+    made = Guess(
+        nn.Linear(1, 1),
+        class_names=["a", "b"],
+        validation=[case, case],
+        config=scratch().training,
+        division=Division(samples_per_epoch=5, batch_size=2),
+    )
+    half = truth.copy()
+    half[2, 0, 2:] = 0
+    made.guesses = [truth, half]
+    return made
+
+
+def test_means_over_cases_and_classes(module: Guess) -> None:
+    metrics = module.validate([1, 0])
+    assert metrics["validation/dice_a"] == 1
+    assert metrics["validation/dice_b"] == pytest.approx((1 + 2 * 2 / 6) / 2)
+    assert metrics[MONITORED] == pytest.approx((1 + 5 / 6) / 2)
+    assert "position_error/validation" not in metrics
+    assert module.shown.truth.sum() == 8  # the slice with most foreground
+
+
+def test_an_error_of_positions_is_a_metric_where_there_is_one(module: Guess) -> None:
+    module.error = 0.5
+    assert module.validate([0])["position_error/validation"] == 0.5
+
+
+def test_stand_ins_do_not_count(module: Guess) -> None:
+    for value, counted in ((1.0, 3), (9.0, 0)):
+        module.count_pass({"total": torch.tensor(value, requires_grad=True)}, 3, counted)
+    assert module.means.compute() == {"train/total": 1.0}
+    assert not module.latest["total"].requires_grad
+    assert module.steps_per_epoch == 3
