@@ -24,6 +24,7 @@ QUICK = [
     "training.batch_size=2",
     "training.validate_every=2",
     "training.workers=0",
+    "training.precision='32'",
     "inference.direction=forward",
     "inference.overlap=0",
 ]
