@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -124,6 +125,8 @@ class DistributedContext:
     def _strategy(self) -> Strategy | str:
         if self.size == 1:
             return "auto"
+        # Of convolutions of one pixel or channel, whose strides have several equal forms.
+        warnings.filterwarnings("ignore", ".*Grad strides do not match bucket view strides.*")
         return DDPStrategy(
             timeout=_PATIENCE,
             # Single slices use no memory. A weight that no process has used keeps no gradient, as in one process, and
