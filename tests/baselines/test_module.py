@@ -49,8 +49,8 @@ def test_the_optimiser_of_the_recipe(make_module: Callable[..., PatchTraining]) 
     rates = []
     for _ in range(20):
         rates.append(group["lr"])
-        planned["optimizer"].step()
-        planned["lr_scheduler"]["scheduler"].step()
+        optimizer.step()
+        schedule.step()
     assert rates == pytest.approx([0.01 * (1 - step / 20) ** 0.9 for step in range(20)])
     training = find_system("mednext_s").recipe().training
     assert isinstance(make_optimizer(module.network, training), torch.optim.AdamW)
