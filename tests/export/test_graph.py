@@ -7,7 +7,7 @@ import torch
 
 from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.export.graph import OPSET, encoder_onnx, slab_onnx
-from sam2_3dmed.inference.onnx_files import FEATURES, open_session
+from sam2_3dmed.inference.onnx_network import FEATURES, open_session
 from sam2_3dmed.model.build import build_network
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sam2_3dmed.errors import ConfigError, WeightsError
-from sam2_3dmed.inference.onnx_files import FORMAT, OnnxRecord, open_session, read_record, require_onnx, slab_file
+from sam2_3dmed.inference.onnx_network import FORMAT, OnnxRecord, open_session, read_record, require_onnx, slab_file
 
 RECORD = OnnxRecord(
     part="slab",

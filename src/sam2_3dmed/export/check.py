@@ -17,7 +17,7 @@ from sam2_3dmed.data.phantom import PHANTOM_SHAPE, make_phantom_case
 from sam2_3dmed.encoders.image_encoder import Features, resize
 from sam2_3dmed.errors import DataError, UserError, WeightsError
 from sam2_3dmed.inference.inputs import find_inputs
-from sam2_3dmed.inference.onnx_files import FEATURES, open_session
+from sam2_3dmed.inference.onnx_network import FEATURES, open_session
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.run_folder import remembered_data
 from sam2_3dmed.volume.files import read_channels

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sam2_3dmed.encoders.image_encoder import Features, ImageEncoder
-from sam2_3dmed.inference.onnx_files import FEATURES, OnnxRecord
+from sam2_3dmed.inference.onnx_network import FEATURES, OnnxRecord
 from sam2_3dmed.model.network import SAM2For3dMed
 
 OPSET = 18

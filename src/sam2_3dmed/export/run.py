@@ -11,7 +11,7 @@ from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.export.check import TOLERANCE, Differences, check_encoder, check_slab, check_slices
 from sam2_3dmed.export.graph import OPSET, SlabGraph, encoder_onnx, slab_onnx, with_record
 from sam2_3dmed.inference.manifest import checksum
-from sam2_3dmed.inference.onnx_files import ENCODER_FILE, FEATURES, FORMAT, OnnxRecord, require_onnx, slab_file
+from sam2_3dmed.inference.onnx_network import ENCODER_FILE, FEATURES, FORMAT, OnnxRecord, require_onnx, slab_file
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.processes.atomic import replacing, write_text
 from sam2_3dmed.run.run_config import CONFIG_FILE, Sam2Record

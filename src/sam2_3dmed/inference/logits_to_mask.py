@@ -1,6 +1,6 @@
-"""From a slice's logits at stride 4 or 2 to its classes and probabilities at native size (reading 10).
+"""The classes and probabilities of a slice at native size, from its logits at stride 4 or 2 (reading 10).
 
-Each class is resized on its own, so that no more than one of them exists at native size at a time.
+Classes are resized one after the other, so that only one of them exists at native size at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,10 +13,14 @@ from torch import Tensor
 
 
 def argmax_mask(logits: Tensor, height: int, width: int, values: Sequence[int] | None = None) -> Tensor:
-    """A slice's classes: the class of the highest logit if that is above 0, else background.
+    """The classes of a slice: in each pixel the class of the highest logit if that is above 0, else background.
 
-    logits: (K, h, w); values: what stands for class 1..K, none for these numbers themselves.
-    Returns: (height, width) uint8, or int32 if a value exceeds 255; 0 background.
+    Args:
+        logits: (K, h, w).
+        values: the values of class 1..K in the result; None for 1..K.
+
+    Returns:
+        (height, width) uint8, or int32 if a value exceeds 255; 0 is background.
     """
     values = values or range(1, len(logits) + 1)
     dtype = torch.uint8 if max(values) < 256 else torch.int32
@@ -26,17 +30,17 @@ def argmax_mask(logits: Tensor, height: int, width: int, values: Sequence[int] |
         y, x = _resized(rows, len(logits[k]), height), _resized(columns, logits.shape[2], width)
         resized = resize(logits[k, rows, columns], y.stop - y.start, x.stop - x.start)
         wins = (resized > highest[y, x]).to(dtype)
-        classes[y, x].bitwise_and_(wins - 1).bitwise_or_(wins * values[k])  # a tenth of the time of a masked fill
+        classes[y, x].bitwise_and_(wins - 1).bitwise_or_(wins * values[k])  # takes a tenth of the time of a masked fill
         torch.maximum(highest[y, x], resized, out=highest[y, x])
     return classes
 
 
 def _boxes(logits: Tensor, height: int, width: int) -> Iterator[tuple[int, tuple[slice, slice]]]:
-    """The classes that are above 0 anywhere, each with the rows and columns that matter.
+    """The classes that are above 0 anywhere, each with the rows and columns to resize.
 
-    Resizing takes means of neighbours. So a class that is nowhere above 0 here is nowhere above 0 there; nor is it more
-    than a pixel beyond the box of its positive ones. Where pixels become a power of two of pixels, that box is resized
-    to what it is in the whole, to the last bit; elsewhere the whole is.
+    Resizing takes means of neighbours. A class that is nowhere above 0 at stride 4 is nowhere above 0 at native size,
+    and at most one pixel beyond the box of its positive pixels counts. Where the size grows by a power of two, the
+    resized box is equal to the same part of the resized whole to the last bit; elsewhere the whole is resized.
     """
     h, w = logits.shape[1:]
     exact = all(large % small == 0 and (large // small).bit_count() == 1 for large, small in ((height, h), (width, w)))
@@ -52,15 +56,12 @@ def _boxes(logits: Tensor, height: int, width: int) -> Iterator[tuple[int, tuple
 
 
 def _resized(part: slice, small: int, large: int) -> slice:
-    """Where a part of an axis goes when `small` pixels become `large`; each becomes as many, or the part is all."""
+    """A part of an axis after `small` pixels have become `large`, a multiple; or the whole axis."""
     return slice(part.start * large // small, part.stop * large // small)
 
 
 def boundary_map(logits: Tensor, height: int, width: int) -> Tensor:
-    """P_bd of a slice: the largest probability over the classes, 0 to 255.
-
-    logits: (K, h, w). Returns: (height, width) uint8.
-    """
+    """The largest boundary probability of a class, 0 to 255: logits (K, h, w) -> (height, width) uint8."""
     highest = resize(logits[0], height, width)
     for k in range(1, len(logits)):
         torch.maximum(highest, resize(logits[k], height, width), out=highest)
@@ -68,7 +69,7 @@ def boundary_map(logits: Tensor, height: int, width: int) -> Tensor:
 
 
 def as_bytes(logits: Tensor) -> Tensor:
-    """The probabilities as 0 to 255; uint8."""
+    """Probabilities as 0 to 255, uint8."""
     return (logits.sigmoid() * 255).round_().to(torch.uint8)
 
 

@@ -8,7 +8,7 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from hashlib import file_digest, sha256
@@ -72,16 +72,13 @@ class Manifest:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         path = self.folder / self.file
-        try:
-            with path.open("a+b") as file:
-                with suppress(ImportError, OSError):  # one process at a time, on systems that have locks
-                    import fcntl
+        with _naming(path, "cannot be written"), path.open("a+b") as file:
+            with suppress(ImportError, OSError):  # one process at a time, on systems that have locks
+                import fcntl
 
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                _cut_torn_line(file)
-                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        except OSError as error:
-            raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
+                fcntl.flock(file, fcntl.LOCK_EX)
+            _cut_torn_line(file)
+            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
     def finished(self, inputs: Sequence[Input]) -> list[bool]:
         """Whether the outputs of each input are whole, and were made of it as it is now with this provenance.
@@ -129,6 +126,15 @@ class Manifest:
             return False
 
 
+@contextmanager
+def _naming(path: Path, problem: str = "cannot be read") -> Iterator[None]:
+    """An OSError becomes a DataError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: {problem}: {error.strerror or error}") from None
+
+
 def checksum(files: Sequence[Path]) -> str:
     """SHA-256 of the contents of the files.
 
@@ -137,11 +143,8 @@ def checksum(files: Sequence[Path]) -> str:
     """
     digests = []
     for path in files:
-        try:
-            with path.open("rb") as file:
-                digests.append(file_digest(file, "sha256").hexdigest())
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
+        with _naming(path), path.open("rb") as file:
+            digests.append(file_digest(file, "sha256").hexdigest())
     return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
 
 
@@ -152,10 +155,8 @@ def _identity(item: Input) -> dict[str, Any]:
     """
     digest, size = sha256(), 0
     for file in item.all_files():
-        try:
+        with _naming(file):
             state = file.stat()
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from None
         size += state.st_size
         digest.update(f"{file.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     paths = [str(path.resolve()) for path in item.files]
@@ -167,10 +168,8 @@ def _identity(item: Input) -> dict[str, Any]:
 
 def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Content and text of each whole line. The input of a torn line is predicted again."""
-    try:
+    with _naming(path):
         texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
     for text in texts:
         try:
             line = json.loads(text)

@@ -1,4 +1,4 @@
-"""The probabilities of each class as files, written slice by slice while the network goes on."""
+"""Files with the probabilities of each class, written slice by slice while the network computes."""
 
 import re
 from collections import deque
@@ -21,7 +21,7 @@ _AHEAD = 4  # slices that may wait for the thread that writes
 
 
 class ProbabilityWriter:
-    """Takes the logits of slices and hands their probabilities to the files, in a thread."""
+    """Turns the logits of slices into probabilities, and writes them in a thread."""
 
     def __init__(self, writers: Sequence[SliceWriter], thread: ThreadPoolExecutor, size: tuple[int, int]) -> None:
         self._writers = writers
@@ -30,7 +30,7 @@ class ProbabilityWriter:
         self._pending: deque[Future[None]] = deque()
 
     def add(self, index: int, logits: Tensor) -> None:
-        """Slice `index`, (K, h, w).
+        """Add the logits (K, h, w) of slice `index`.
 
         Raises: VolumeError if an earlier slice could not be written.
         """
@@ -40,7 +40,7 @@ class ProbabilityWriter:
         self._pending.append(self._thread.submit(self._write, index, planes))
 
     def finish(self) -> None:
-        """Wait for what is under way.
+        """Wait for the thread.
 
         Raises: VolumeError if a slice could not be written.
         """
@@ -56,11 +56,13 @@ class ProbabilityWriter:
 def writing_probabilities(
     prefix: Path, labels: Mapping[int, str], grid: Volume, axis: SlicingAxis
 ) -> Iterator[ProbabilityWriter]:
-    """A writer into `probability_files`; they appear when all slices are in, or not at all.
+    """A writer into `probability_files`, which appear when all slices are written, or not at all.
 
-    Bytes with a scale of 1/255: a quarter of float32, half a percent at most off,
-    and every viewer reads them (NIfTI has no 16-bit floats).
-    Raises: UserError if they cannot be written.
+    Probabilities are bytes with a scale of 1/255. They take a quarter of float32, are off by 0.2 percent at most, and
+    every viewer reads them (NIfTI has no 16-bit floats).
+
+    Raises:
+        UserError: the files cannot be written.
     """
     try:
         prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +78,7 @@ def writing_probabilities(
 
 
 def probability_files(prefix: Path, labels: Mapping[int, str]) -> dict[int, Path]:
-    """PREFIX_CLASS.nii.gz for each label value; what a file's name cannot hold becomes _."""
+    """PREFIX_CLASS.nii.gz for each label value. Characters that a file name cannot hold become _."""
     names = {value: re.sub(r"[^\w.+-]+", "_", name) for value, name in labels.items()}
     shared = {name for name in names.values() if [other.lower() for other in names.values()].count(name.lower()) > 1}
     return {
