@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sam2_3dmed.baselines.nnformer import NNFormer
+from sam2_3dmed.baselines.nnformer import Down, NNFormer
 
 SMALL = {"patch": (16, 32, 64), "stride": (2, 4, 4), "width": 16, "heads": (1, 2, 2, 4), "windows": (4, 4, 8, 4)}
 
@@ -67,3 +67,14 @@ def test_paths_that_are_left_out_are_made_up_for(network: NNFormer) -> None:
 def test_a_patch_that_cannot_be_halved() -> None:
     with pytest.raises(ValueError, match=r"a patch of \(16, 32, 48\) is no multiple of 8 strides"):
         NNFormer(1, 2, **SMALL | {"patch": (16, 32, 48)})
+
+
+def test_bf16_on_a_cpu_gives_numbers() -> None:
+    """Whatever memory held before; a convolution of torch reads some of it for volumes of this size."""
+    torch.manual_seed(0)
+    down, tokens = Down(128), torch.randn(2, 2, 4, 2, 128)
+    for size in range(100_000, 100_600, 37):
+        rubbish = [torch.full((size,), float("nan"), dtype=torch.bfloat16) for _ in range(4)]
+        del rubbish
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            assert down(tokens).isfinite().all()

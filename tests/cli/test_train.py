@@ -38,7 +38,7 @@ def test_another_system_from_the_command_line(blobs: Path, tmp_path: Path, capsy
     assert {path.name for path in (tmp_path / "masks").iterdir()} >= {"blob_00.nii.gz", "probabilities"}
     for option, line in (
         ({"save_auxiliary": True}, "^--save-auxiliary is for SAM2-3dMed"),
-        ({"mode": "stream"}, "'mode'"),
+        ({"settings": ["inference.mode=stream"]}, "inference: mode: not for systems that learn from patches"),
     ):
         with pytest.raises(ConfigError, match=line):
             predict(inputs=[blobs / "imagesTr"], model=run, out=tmp_path / "others", **option)

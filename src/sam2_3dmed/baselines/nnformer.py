@@ -183,7 +183,12 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W, C) -> (B, D/2, H/2, W/2, 2C)."""
-        return _channels_to_last(self.convolution(_last_to_channels(self.norm(F.gelu(x)))))
+        x = _last_to_channels(self.norm(F.gelu(x)))
+        if x.device.type != "cpu":
+            return _channels_to_last(self.convolution(x))
+        # In bf16 on a CPU, torch 2.13 gives NaN for some small volumes: the result depends on memory beyond the input.
+        with torch.autocast("cpu", enabled=False):
+            return _channels_to_last(self.convolution(x.float()))
 
 
 class Up(nn.Module):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetSpec
+from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetRecord, NnunetSpec
 from sam2_3dmed.baselines.nnunet.system import NNUNET
 from sam2_3dmed.errors import ConfigError
 
@@ -37,6 +37,8 @@ def test_what_cannot_be_said(setting, message):
         NNUNET.recipe(settings=[setting])
 
 
-def test_a_model_in_words():
+def test_a_model_in_words(balls):
     plans = {"configurations": {"2d": {"patch_size": [56, 40]}}}
-    assert NnunetSpec(configuration="2d", plans=plans, dataset={}).about == "nnU-Net, 2d, patches of 56 x 40 voxels"
+    spec = NnunetSpec(configuration="2d", plans=plans, dataset={})
+    record = NnunetRecord(model=spec, plan=balls.plan, recipe=NNUNET.recipe(), weights="none", versions={})
+    assert record.about == "nnU-Net, 2d, patches of 56 x 40 voxels"
