@@ -55,7 +55,11 @@ def make_phantom_case(
     spacing_mm = np.array([in_plane, in_plane, between])
     rotation = _small_rotation(rng)
     canvas = _blank_canvas(rng, shape, spacing_mm, rotation)
-    pancreas, tumour = _paint_patient(canvas, rng)
+    cavity = paint_trunk(canvas, rng)  # from the outside in, the targets last
+    paint_upper_organs(canvas, rng, cavity)
+    paint_spine(canvas, rng)
+    paint_bowel(canvas, rng, cavity)
+    pancreas, tumour = paint_pancreas(canvas, rng)
     image = _scan(canvas.hu, rng)
     label = _label(canvas.coverage(pancreas), canvas.coverage(tumour))
     affine = np.eye(4)
@@ -184,15 +188,6 @@ def _blank_canvas(
         voxel=2 / min(shape[:2]),
         half_height=0.5 * shape[2] * float(spacing_mm[2]) / half_width_mm,
     )
-
-
-def _paint_patient(canvas: Canvas, rng: np.random.Generator) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """From the outside in, the targets last. Returns the distance fields of pancreas and tumour."""
-    cavity = paint_trunk(canvas, rng)
-    paint_upper_organs(canvas, rng, cavity)
-    paint_spine(canvas, rng)
-    paint_bowel(canvas, rng, cavity)
-    return paint_pancreas(canvas, rng)
 
 
 def _thick(fine: NDArray[np.float32]) -> NDArray[np.float32]:
