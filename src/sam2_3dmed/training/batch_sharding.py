@@ -1,8 +1,7 @@
-"""Which share of a step's batch, and of validation, each process has.
+"""The share of each process in the batch of a step, and in validation.
 
-A step's batch is the same however many processes there are and in however many passes it goes through the network:
-`training.batch_size` slabs, drawn by their numbers. So the weights are those of one process, but for the order of
-sums.
+The batch of a step does not depend on the number of processes and passes: it has `training.batch_size` slabs, drawn by
+their numbers. The weights are therefore those of one process, but for the order of sums.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,14 +15,14 @@ from sam2_3dmed.errors import ConfigError
 
 
 class Part(NamedTuple):
-    """The slabs of an epoch that a process passes through the network at once."""
+    """The slabs of an epoch that a process takes through the network in one pass."""
 
     start: int
     stop: int
     counted: int
-    """How many of them count: all, or none where there are fewer slabs than parts and one stands in."""
+    """The number of slabs that count: all, or 0 if there are fewer slabs than parts and one stands in."""
     weight: float
-    """What the mean loss of the part is multiplied with, before it is averaged over parts and processes."""
+    """The factor of the mean loss of the part, before it is averaged over passes and processes."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,11 @@ class Division:
         return self.steps * self.grad_accum_steps
 
     def part(self, number: int) -> Part:
-        """This process's share in a pass; number: of the pass in the epoch.
+        """The share of this process in a pass. number: of the pass in the epoch.
 
-        The shares of a step differ by a slab at most. Where there are fewer slabs than shares, as may be in an
-        epoch's last step, a process without one computes the first, which then counts for nothing: all must take part
-        in adding up gradients.
+        The shares of a step differ by one slab at most. If there are fewer slabs than shares, in the last step of an
+        epoch, a process without a slab computes the first one, which does not count: all processes must take part in
+        adding up gradients.
         """
         step, turn = divmod(number, self.grad_accum_steps)
         first = step * self.batch_size
@@ -79,7 +78,7 @@ class Division:
 
 
 class Parts(Sampler[list[SampleKey]]):
-    """The keys of a process's share, pass by pass, in one epoch after another."""
+    """The keys of the share of a process, pass by pass."""
 
     def __init__(self, division: Division) -> None:
         self.division = division

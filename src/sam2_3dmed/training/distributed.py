@@ -26,11 +26,14 @@ _PATIENCE = timedelta(hours=12)
 
 @dataclass
 class DistributedContext:
-    """The processes of a run, one for each device, and which of them this one is.
+    """The processes of a run, one for each device, and the place of this one among them.
 
-    devices: on each machine; nodes: machines; rank: 0 for the first process, which alone prepares and writes. waiting:
-    torchrun or SLURM has started all at once, and the others wait for the first; else it is the first that starts them,
-    when training begins.
+    Args:
+        devices: on each machine.
+        nodes: machines.
+        rank: 0 for the first process, which alone prepares and writes.
+        waiting: torchrun or SLURM has started all processes, and the others wait for the first one. Otherwise the first
+            one starts the others when training begins.
     """
 
     devices: int = 1
@@ -45,7 +48,7 @@ class DistributedContext:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that prepares, writes and speaks."""
+        """Whether this process prepares, writes and logs."""
         return self.rank == 0
 
     @classmethod
@@ -85,7 +88,7 @@ class DistributedContext:
         return cls(devices, rank=int(os.environ["LOCAL_RANK"]) if started_by_first else 0)
 
     def start_barrier(self, go: bool = True) -> bool:
-        """Whether training begins: the first process says so, and the others wait here until it does. Only once.
+        """Whether training begins. The first process decides, and the others wait here until it does; only once.
 
         Raises:
             ConfigError: the first process is gone without a word.
@@ -176,7 +179,7 @@ def _disconnect() -> None:
 
 
 def gather(part: T) -> list[T]:
-    """What every process of the run has for this, in the order of their ranks; all must call it."""
+    """The values of all processes, in the order of their ranks; all must call this."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return [part]
     parts: list[Any] = [None] * distributed.get_world_size()

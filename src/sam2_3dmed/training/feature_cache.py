@@ -36,7 +36,7 @@ class _Place(NamedTuple):
 
 
 def make_feature_cache(encoder: ImageEncoder, dataset: Any, config: RunConfig, folder: Path) -> "FeatureCache | None":
-    """The cache that goes with a training data set, if that is one of views; its files go below `folder`.
+    """The cache of a data set of views; None for other data sets. Its files go below `folder`.
 
     Raises:
         ConfigError: the encoder trains.
@@ -60,7 +60,7 @@ def require_frozen(encoder: ImageEncoder) -> None:
 
 
 class FeatureCache:
-    """Looks up the features of slabs, and computes and keeps those that are not there yet.
+    """Looks up the features of slabs; computes and keeps missing ones.
 
     A slice's features depend on nothing but the encoder, the view and the slice, so it does not matter when, in which
     process or how often they are computed. They are kept in memory within the budget, else in files below `folder`.
@@ -86,7 +86,7 @@ class FeatureCache:
         return sum(self._sizes) * self._dtype.itemsize
 
     def __call__(self, slabs: ViewSlabs) -> Features:
-        """What `ImageEncoder.pre_fpn_features` makes of these slabs, rounded to the type it is kept in."""
+        """The `ImageEncoder.pre_fpn_features` of these slabs, rounded to the type of the cache."""
         rows = [View(*row) for row in slabs.views.tolist()]
         places = [
             _Place(view, index)

@@ -1,4 +1,4 @@
-"""`--gpu-memory 8`: how a step is taken so that it fits, at the least cost in time and with the same gradients."""
+"""`--gpu-memory 8`: the fastest way to take a step within a memory, with the same gradients."""
 
 import logging
 from bisect import bisect_right
@@ -48,9 +48,12 @@ LEANEST = MemoryStrategy(1, *_WAYS[-1])
 def fastest_strategy(
     bytes_of: Callable[[MemoryStrategy], float], num_slabs: int, budget: float
 ) -> MemoryStrategy | None:
-    """The fastest way that fits: as many slabs in a pass as can be, but rather fewer than with checkpointing.
+    """The fastest strategy that fits: as many slabs in a pass as possible; fewer slabs come before checkpointing.
 
-    num_slabs: of a step in this process; only sizes that make the fewest passes are looked at. budget: in bytes.
+    Args:
+        bytes_of: the bytes that a strategy takes.
+        num_slabs: of a step in this process; only sizes that make the fewest passes are tried.
+        budget: in bytes.
     """
     sizes = sorted({-(-num_slabs // passes) for passes in range(1, num_slabs + 1)})
     for how in _WAYS:
@@ -64,7 +67,7 @@ def fastest_strategy(
 
 
 def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes: float, ranks: int = 1) -> RunConfig:
-    """The recipe, changed in how a step is taken such that the step fits; a log line says how.
+    """The recipe with the fastest memory strategy that fits; a log line names it.
 
     With a GPU each way is tried on it, and what is free there is a limit, too; else bytes are counted, as if in 32 bit.
     predictor: has the network and the run's slab. gigabytes: 10^9 bytes of the GPU. ranks: processes that share a

@@ -1,4 +1,4 @@
-"""What memory a training step takes: counted on tensors without content, or seen on a GPU."""
+"""The memory that a training step takes: counted on tensors without content, or measured on a GPU."""
 
 import weakref
 from collections.abc import Iterable, Iterator
@@ -98,7 +98,7 @@ def _no_device() -> Iterator[None]:
 
 
 def counted_bytes(step: Step, slabs: Slabs, *, copies: int = 3, bf16: bool = False) -> int:
-    """What a step takes at its peak, exactly, but for what operations need within themselves; nothing is computed.
+    """The peak bytes of a step, without the work space within operations; nothing is computed.
 
     slabs: only their shapes matter. copies: of each weight that trains, beside itself and its gradient: two for Adam,
     one for an average. bf16: with autocast as on a CPU, which takes several times as long to count.
@@ -123,7 +123,7 @@ def counted_bytes(step: Step, slabs: Slabs, *, copies: int = 3, bf16: bool = Fal
 
 
 def seen_bytes(step: Step, slabs: Slabs, *, copies: int = 3, bf16: bool = False) -> float:
-    """What a step is seen to take of the GPU that its weights are on; infinite if the GPU has less."""
+    """The measured peak bytes of a step on the GPU of its weights; infinite if the GPU has less."""
     device = step.network.device
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

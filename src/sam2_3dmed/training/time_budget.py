@@ -1,4 +1,4 @@
-"""As many steps as fit into minutes: measured once, written down, and from then on as fixed as any other number."""
+"""`--minutes`: as many epochs as fit. Measured once at the start and kept in schedule.json; a resumed run reads it."""
 
 import json
 import logging
@@ -33,24 +33,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of a batch of single slices, of a batch of slabs, of a validation, and what measuring took.
-
-    first_time: what a batch costs more as long as its features are not in the feature cache; first_times: of how many
-    batches that is true until all views are there; refresh: after how many epochs it is so again, none for never.
-    """
+    """Seconds of the parts of a run."""
 
     single_slices: float
+    """Of a batch of single slices."""
     slabs: float
+    """Of a batch of slabs."""
     validation: float
     spent: float
+    """On measuring."""
     first_time: float = 0.0
+    """More for a batch whose features are not in the feature cache yet."""
     first_times: float = 0.0
+    """The number of such batches until all views are there."""
     refresh: int | None = None
+    """Epochs after which they come again; None for never."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What minutes came to: epochs, and batches in each."""
+    """The epochs of a run, and the batches of each."""
 
     epochs: int
     batches: int
@@ -59,7 +61,7 @@ class Schedule:
 def fitting_schedule(training: TrainingConfig, batches: int, costs: Costs) -> Schedule:
     """The longest run that ends within `training.minutes`; at least a batch an epoch.
 
-    batches: of an epoch as the recipe has it, which is kept but for rounding unless too few epochs would fit.
+    batches: of an epoch of the recipe. They are kept but for rounding, unless fewer than 20 epochs would fit.
     """
     epochs = _most_epochs(training, min(training.epochs, _FEWEST_EPOCHS), batches, costs)
     batches = max(1, int(_batches_that_fit(training, epochs, costs)))
@@ -118,7 +120,7 @@ def within_minutes(
 
 
 def read_schedule(path: Path) -> Schedule | None:
-    """What was written; None if nothing was.
+    """The schedule in a file; None if there is no file.
 
     Raises:
         DataError: a broken file.
