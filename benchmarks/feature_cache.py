@@ -134,8 +134,8 @@ def measure(size: str, boundary: bool, arguments: argparse.Namespace, folder: Pa
         disk(batch)
     predictions = {
         "encoder": lambda: network(slices),
-        "memory": lambda: network.decode_pre_fpn(memory(batch)),
-        "disk": lambda: network.decode_pre_fpn(disk(batch)),
+        "memory": lambda: network.decode(memory(batch), pre_fpn=True),
+        "disk": lambda: network.decode(disk(batch), pre_fpn=True),
     }
     sides = {side: make_step(network, predict, batch, bf16) for side, predict in predictions.items()}
     times: dict[str, list[np.ndarray]] = {side: [] for side in sides}

@@ -57,7 +57,7 @@ def hollow(predictor: Any, move_features: bool) -> None:
 
     network.encoder.encode = lambda prepared: repeat(features, *prepared.shape[:2])
     network.project = lambda given: repeat(projected, *given.z.shape[:2])
-    network.decode = network.decode_projected = decode
+    network.decode = network.decode_slabs = decode
 
 
 def bare(file: Path, mask_bytes: bytes, folder: Path) -> None:

@@ -36,7 +36,7 @@ def make_step(size: str, image_size: int, num_classes: int, checkpointing: bool)
     torch.manual_seed(0)
     network = build_network(NetworkConfig(size=size, image_size=image_size), num_classes).train()
     network.encoder.freeze()
-    network.save_memory(checkpointing=checkpointing, slices_at_once=4)
+    network.save_memory(activation_checkpointing=checkpointing, slices_at_once=4)
     return Step(network, TotalLoss(LossConfig()), num_classes)
 
 

@@ -33,9 +33,10 @@ def their_model(size: str, image_size: int) -> Any:
     """Upstream's, so that it gates nothing and gives the single mask."""
     from transformers import Sam2VideoModel
 
+    from sam2_3dmed.encoders.hiera import HIERA_SIZES, hiera_config
     from sam2_3dmed.model.sizes import SIZES, sam2_config
 
-    config = sam2_config(SIZES[size], image_size)
+    config = sam2_config(SIZES[size], image_size, hiera_config(HIERA_SIZES[size], image_size, SIZES[size].channels))
     config.multimask_output_in_sam = False
     config.mask_decoder_config.dynamic_multimask_via_stability = False
     return Sam2VideoModel._from_config(config, attn_implementation="sdpa").eval()

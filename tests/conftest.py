@@ -290,3 +290,30 @@ def blob_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     parameter.normal_(std=0.05)
     save_model(network, record, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def nano() -> Any:
+    """Builds a nano network of two classes at 64 pixels in eval mode; equal seeds and switches give equal weights."""
+    import torch
+
+    from sam2_3dmed.config import NetworkConfig
+    from sam2_3dmed.model.build import build_network
+
+    def build(*, seed: int = 0, num_classes: int = 2, **switches: object) -> torch.nn.Module:
+        torch.manual_seed(seed)
+        return build_network(NetworkConfig(**{"size": "nano", "image_size": 64} | switches), num_classes).eval()
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def slab() -> Any:
+    """Slices (B, D, C, 64, 64) in [0, 1]: coarse blobs, no two slices alike."""
+    import torch
+
+    def make(*, batch: int = 1, depth: int = 4, channels: int = 1, seed: int = 1) -> torch.Tensor:
+        coarse = torch.rand(batch * depth, channels, 8, 8, generator=torch.Generator().manual_seed(seed))
+        return torch.nn.functional.interpolate(coarse, (64, 64)).unflatten(0, (batch, depth))
+
+    return make

@@ -53,7 +53,7 @@ def command(*arguments: object) -> UserError | None:
 
 def test_the_run_says_what_it_is_told(run: Path) -> None:
     record = read_record(run)
-    assert record.takes_boxes
+    assert record.needs_reference
     assert record.about.endswith("boxes from the reference on one slice of 2")
 
 

@@ -6,20 +6,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam2_3dmed.encoders.hiera import VisionEncoder
-from sam2_3dmed.model.sizes import SIZES, sam2_config
+from sam2_3dmed.encoders.hiera import HIERA_SIZES, HieraEncoder, hiera_config
 
 
-def both(size, image_size: int) -> tuple[nn.Module, VisionEncoder]:
+def both(size, image_size: int) -> tuple[nn.Module, HieraEncoder]:
     """Upstream's model and ours on copies of the same random weights; upstream zeroes some of them itself."""
     from transformers import Sam2VisionModel
 
     torch.manual_seed(0)
-    made = [Sam2VisionModel(sam2_config(size, image_size).vision_config) for _ in range(2)]
+    made = [Sam2VisionModel(hiera_config(size, image_size, 64)) for _ in range(2)]
     for parameter in made[0].parameters():
         nn.init.normal_(parameter, std=0.1)
     made[1].load_state_dict(made[0].state_dict())
-    return made[0].eval(), VisionEncoder(made[1], image_size).eval()
+    return made[0].eval(), HieraEncoder(made[1], image_size).eval()
 
 
 def levels_and_gradients(encode, parameters, pixels: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -33,7 +32,11 @@ def levels_and_gradients(encode, parameters, pixels: Tensor) -> tuple[list[Tenso
 @pytest.mark.parametrize("image_size", [64, 96, 160], ids=["windows fit", "windows overhang", "some of both"])
 def test_numbers_and_gradients_are_upstreams(image_size: int) -> None:
     """Windows of 14 and 7 places hang over every grid here, those of 8 and 4 over some."""
-    size = SIZES["nano"] if image_size != 160 else replace(SIZES["nano"], windows=(8, 4, 14, 7), heads=(1, 2, 4, 8))
+    size = (
+        HIERA_SIZES["nano"]
+        if image_size != 160
+        else replace(HIERA_SIZES["nano"], windows=(8, 4, 14, 7), heads=(1, 2, 4, 8))
+    )
     theirs, ours = both(size, image_size)
     pixels = torch.randn(2, 3, image_size, image_size)
     expected, expected_gradients = levels_and_gradients(
@@ -50,7 +53,7 @@ def test_numbers_and_gradients_are_upstreams(image_size: int) -> None:
 
 
 def test_names_are_upstreams() -> None:
-    theirs, ours = both(SIZES["nano"], 64)
+    theirs, ours = both(HIERA_SIZES["nano"], 64)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
 
 
@@ -76,7 +79,7 @@ def test_the_last_stage_is_the_widest(nano) -> None:
 )
 def test_compact_levels_are_what_their_laterals_make_into_levels(widths, laterals: tuple[bool, bool]) -> None:
     """C is 64 here: a stage of fewer channels is kept itself, of others the level; the coarsest is always the level."""
-    _, encoder = both(replace(SIZES["nano"], widths=widths), 64)
+    _, encoder = both(replace(HIERA_SIZES["nano"], widths=widths), 64)
     pixels = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         found, expected = encoder.pre_fpn_features(pixels), encoder(pixels)

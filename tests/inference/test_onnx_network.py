@@ -81,7 +81,7 @@ def test_it_has_what_prediction_needs_of_a_network(make_exported) -> None:
     assert made.boundary is not None
     features = made.encoder(torch.rand(2, 3, 1, 50, 70))
     assert [level.shape for level in features] == [(2, 3, 64, side, side) for side in (4, 8, 16)]
-    assert made.decode_projected(made.project(features)).segmentation.shape == (2, 2, 3, 16, 16)
+    assert made.decode_slabs(made.project(features)).segmentation.shape == (2, 2, 3, 16, 16)
     _, plain = make_exported(1, False)
     assert (network(plain).srpp, network(plain).boundary) == (None, None)
 

@@ -61,7 +61,7 @@ class Told(nn.Module):
     def project(self, features):
         return DecoderFeatures(*features)
 
-    def decode_projected(self, features):
+    def decode_slabs(self, features):
         if len(features.z) > self.most_slabs:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
         assert torch.equal(features.stride8, features.z * 10)

@@ -1,45 +1,19 @@
-"""Nano networks at 64 pixels, slabs for them, a way to move what starts at zero, and a folder of weights."""
+"""A way to move what starts at zero, upstream's model, and a folder of its weights."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from sam2_3dmed.config import NetworkConfig
-from sam2_3dmed.model.build import build_network
+from sam2_3dmed.encoders.hiera import HIERA_SIZES, hiera_config
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.sizes import SIZES, sam2_config
-
-IMAGE_SIZE = 64
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def nano() -> Callable[..., SAM2For3dMed]:
-    """Builds a nano network of two classes in eval mode; the same seed and switches give the same weights."""
-
-    def build(*, seed: int = 0, num_classes: int = 2, **switches: object) -> SAM2For3dMed:
-        torch.manual_seed(seed)
-        return build_network(NetworkConfig(**{"size": "nano", "image_size": IMAGE_SIZE} | switches), num_classes).eval()
-
-    return build
-
-
-@pytest.fixture(scope="session")
-def slab() -> Callable[..., Tensor]:
-    """Slices (B, D, C, 64, 64) in [0, 1]: coarse blobs, no two slices alike."""
-
-    def make(*, batch: int = 1, depth: int = 4, channels: int = 1, seed: int = 1) -> Tensor:
-        coarse = torch.rand(batch * depth, channels, 8, 8, generator=torch.Generator().manual_seed(seed))
-        return torch.nn.functional.interpolate(coarse, (IMAGE_SIZE, IMAGE_SIZE)).unflatten(0, (batch, depth))
-
-    return make
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +53,7 @@ def upstream() -> torch.nn.Module:
     from transformers import Sam2VideoModel
 
     torch.manual_seed(0)
-    model = Sam2VideoModel(sam2_config(SIZES["nano"], 64))
+    model = Sam2VideoModel(sam2_config(SIZES["nano"], 64, hiera_config(HIERA_SIZES["nano"], 64, 64)))
     with torch.no_grad():
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.1)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sam2_3dmed.model.boundary import BoundaryFusion
-from sam2_3dmed.model.slice_decoder import MemoryBank
+from sam2_3dmed.model.memory_bank import MemoryBank
 
 
 def fusion_of(channels: int = 8, position: torch.Tensor | None = None, **switches) -> BoundaryFusion:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sam2_3dmed.config import NetworkConfig
+from sam2_3dmed.encoders.hiera import HIERA_SIZES
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.sizes import SIZES
 
@@ -73,10 +74,10 @@ def test_every_size_builds_with_its_own_widths(name: str) -> None:
     with torch.device("meta"):
         network = build_network(NetworkConfig(size=name, image_size=64), 2)
     assert network.segmentation.channels == SIZES[name].channels
-    assert len(network.encoder.vision_encoder.backbone.blocks) == sum(SIZES[name].blocks)
+    assert len(network.encoder.vision_encoder.backbone.blocks) == sum(HIERA_SIZES[name].blocks)
     assert len(network.segmentation.memory_attention.layers) == SIZES[name].memory_attention_layers
     projection = network.encoder.vision_encoder.backbone.patch_embed.projection
-    assert projection.weight.shape[0] == SIZES[name].widths[0]
+    assert projection.weight.shape[0] == HIERA_SIZES[name].widths[0]
 
 
 def test_parameters_of_tiny_are_sam2s() -> None:

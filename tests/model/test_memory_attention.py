@@ -6,41 +6,41 @@ import pytest
 import torch
 
 from sam2_3dmed.model import memory_attention
-from sam2_3dmed.model.memory_attention import MemoryAttention, rotary_code, rotate
+from sam2_3dmed.model.memory_attention import MemoryAttention, apply_rope, make_rope
 
 
-def test_a_pair_turns_by_its_places_angle_by_hand() -> None:
-    """Four channels: the first pair turns with x, the second with y, both by one radian a place."""
-    turns = rotary_code(grid=3, channels=4, theta=10_000)
+def test_a_pair_rope_by_its_places_angle_by_hand() -> None:
+    """Four channels: the first pair rope with x, the second with y, both by one radian a place."""
+    rope = make_rope(grid=3, channels=4, theta=10_000)
     place = 2 * 3 + 1  # y = 2, x = 1
     tokens = torch.zeros(1, 9, 4)
     tokens[0, place] = torch.tensor([1.0, 0.0, 0.0, 1.0])
     expected = torch.tensor([math.cos(1), math.sin(1), -math.sin(2), math.cos(2)])
-    torch.testing.assert_close(rotate(tokens, turns)[0, place], expected)
+    torch.testing.assert_close(apply_rope(tokens, rope)[0, place], expected)
 
 
 def test_the_frequencies_fall_from_pair_to_pair() -> None:
-    turns = rotary_code(grid=2, channels=8, theta=100)
-    x_only = turns[1]  # y = 0, x = 1
+    rope = make_rope(grid=2, channels=8, theta=100)
+    x_only = rope[1]  # y = 0, x = 1
     torch.testing.assert_close(x_only[:, 1], torch.tensor([math.sin(1), math.sin(0.1), 0.0, 0.0]))
 
 
 def test_scores_depend_on_the_distance_alone() -> None:
     """The law of a rotary code, which SAM2's memories rely on."""
-    turns = rotary_code(grid=4, channels=16, theta=10_000)
+    rope = make_rope(grid=4, channels=16, theta=10_000)
     query, key = torch.randn(2, 1, 1, 16).expand(2, 1, 16, 16).unbind(0)
-    scores = (rotate(query, turns) @ rotate(key, turns).mT)[0].view(4, 4, 4, 4)
+    scores = (apply_rope(query, rope) @ apply_rope(key, rope).mT)[0].view(4, 4, 4, 4)
     torch.testing.assert_close(scores[1, 1, 2, 3], scores[0, 0, 1, 2])
     torch.testing.assert_close(scores[3, 0, 1, 1], scores[2, 2, 0, 3])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_compilers_form_gives_the_same(monkeypatch, dtype) -> None:
-    turns = rotary_code(grid=3, channels=8, theta=10_000)
+    rope = make_rope(grid=3, channels=8, theta=10_000)
     tokens = torch.randn(2, 9, 8).to(dtype)
-    eager = rotate(tokens, turns)
+    eager = apply_rope(tokens, rope)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    compiled = rotate(tokens, turns)
+    compiled = apply_rope(tokens, rope)
     assert eager.dtype == compiled.dtype == dtype
     torch.testing.assert_close(compiled, eager)
 
@@ -49,10 +49,10 @@ def test_a_temporal_code_may_be_added_before_or_after_the_projection() -> None:
     torch.manual_seed(0)
     attention = MemoryAttention(channels=16, feed_forward=32, num_layers=2, grid=3, memory_channels=8, theta=10_000)
     memory, position, temporal = torch.randn(2, 9, 8), torch.randn(1, 9, 8), torch.randn(7, 8)
-    before = attention.of_places(memory, position + temporal[4])
-    after = attention.of_places(memory, position)
-    for layer, ages in enumerate(attention.ages(temporal)):
-        torch.testing.assert_close(after[layer].keys + ages[4], before[layer].keys, atol=1e-5, rtol=1e-5)
+    before = attention.project_spatial(memory, position + temporal[4])
+    after = attention.project_spatial(memory, position)
+    for layer, bias in enumerate(attention.temporal_bias(temporal)):
+        torch.testing.assert_close(after[layer].keys + bias[4], before[layer].keys, atol=1e-5, rtol=1e-5)
         assert torch.equal(after[layer].values, before[layer].values)
 
 
@@ -65,7 +65,7 @@ def test_what_is_weighed(channels: int, gradients: bool, bf16: bool, width: int)
     attention = MemoryAttention(channels=channels, feed_forward=8, num_layers=1, grid=2, memory_channels=64, theta=9)
     memory = torch.randn(1, 4, 64)
     with torch.set_grad_enabled(gradients), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        for (read,) in (attention.of_places(memory, memory), attention.of_pointers(memory, memory)):
+        for (read,) in (attention.project_spatial(memory, memory), attention.project_pointers(memory, memory)):
             assert read.values.shape[-1] == width
             assert (read.values is memory) == (width < channels)
 
@@ -79,7 +79,7 @@ def test_weighing_tokens_gives_the_gradients_of_weighing_projections(monkeypatch
     places, position = torch.randn(2, 9, 128, requires_grad=True), torch.randn(1, 9, 64)
 
     def gradients() -> list[torch.Tensor]:
-        read = attention.of_places(memory, position)
+        read = attention.project_spatial(memory, position)
         loss = attention(places, [type(one)(one.keys, one.values.expand(2, -1, -1)) for one in read]).square().mean()
         return list(torch.autograd.grad(loss, [memory, places, *attention.parameters()]))
 

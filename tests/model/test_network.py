@@ -172,6 +172,6 @@ def test_compact_features_decode_to_the_same(nano, slab, open_paths) -> None:
     network = open_paths(nano()).double()
     network.encoder.freeze()
     slices = slab().double()
-    found, expected = network.decode_pre_fpn(network.encoder.pre_fpn_features(slices)), network(slices)
+    found, expected = network.decode(network.encoder.pre_fpn_features(slices), pre_fpn=True), network(slices)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-10, rtol=1e-10)

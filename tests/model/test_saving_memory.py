@@ -36,7 +36,7 @@ def test_gradients_are_those_without(nano, slab, open_paths) -> None:
     """Nine slices: the bank has let go of some that earlier slices read, and all are read again on the way back."""
     network, slices = open_paths(nano()), slab(depth=9)
     plain, plain_bytes = learn(network, slices)
-    network.save_memory(checkpointing=True, slices_at_once=2)
+    network.save_memory(activation_checkpointing=True, slices_at_once=2)
     lean, lean_bytes = learn(network, slices)
     assert_same(lean, plain, 1e-5)
     assert "encoder.vision_encoder.backbone.pos_embed" in lean
@@ -48,7 +48,7 @@ def test_gradients_of_single_slices_are_those_without(nano, slab, open_paths) ->
     network, slices = open_paths(nano()), slab(batch=5, depth=1)
     network.encoder.freeze()
     plain, plain_bytes = learn(network, slices)
-    network.save_memory(checkpointing=True, slices_at_once=2)
+    network.save_memory(activation_checkpointing=True, slices_at_once=2)
     lean, lean_bytes = learn(network, slices)
     assert_same(lean, plain, 1e-5)
     assert lean_bytes < plain_bytes / 3
@@ -57,14 +57,14 @@ def test_gradients_of_single_slices_are_those_without(nano, slab, open_paths) ->
 def test_gradients_under_autocast_are_those_without(nano, slab, open_paths) -> None:
     network, slices = open_paths(nano()), slab(depth=2)
     plain, _ = learn(network, slices, bf16=True)
-    network.save_memory(checkpointing=True, slices_at_once=None)
+    network.save_memory(activation_checkpointing=True, slices_at_once=None)
     lean, _ = learn(network, slices, bf16=True)
     assert_same(lean, plain, 1e-3)  # the order of sums, in bf16
 
 
 def test_what_is_computed_again_is_not_remembered_again(nano, slab) -> None:
     network, slices = nano().train(), slab(depth=4)
-    network.save_memory(checkpointing=True, slices_at_once=None)
+    network.save_memory(activation_checkpointing=True, slices_at_once=None)
     features = network.project(network.encoder(slices))
     context, _ = network.slice_context(features.z)
     state = network.start(4)
@@ -80,14 +80,14 @@ def test_predictions_do_not_change(nano, slab) -> None:
     network, slices = nano(), slab(batch=2, depth=3)
     with torch.inference_mode():
         expected = network(slices)
-        network.save_memory(checkpointing=True, slices_at_once=4)
+        network.save_memory(activation_checkpointing=True, slices_at_once=4)
         for found, part in zip(network(slices), expected, strict=True):
             torch.testing.assert_close(found, part, atol=1e-5, rtol=1e-5)
 
 
 def test_a_slab_of_24_slices_trains(nano, slab, open_paths) -> None:
     network, slices = open_paths(nano(boundary=False)), slab(depth=24)
-    network.save_memory(checkpointing=True, slices_at_once=4)
+    network.save_memory(activation_checkpointing=True, slices_at_once=4)
     target = F.interpolate(slices[:, :, 0], (16, 16)).unsqueeze(1).gt(0.5).float().expand(-1, 2, -1, -1, -1)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
     losses = []

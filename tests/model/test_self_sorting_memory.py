@@ -9,8 +9,7 @@ from torch import Tensor
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.inference.predictor import slice_logits
 from sam2_3dmed.model.memory_attention import KeyValues
-from sam2_3dmed.model.self_sorting_memory import CAPACITY, SelfSortingBank, embedding_of
-from sam2_3dmed.model.slice_decoder import Memory
+from sam2_3dmed.model.memory_bank import CAPACITY, Memory, SelfSortingBank, embedding_of
 from sam2_3dmed.model.weights import load_sam2, read_sam2
 
 
@@ -37,7 +36,7 @@ def filled(*degrees: float, capacity: int | None = None) -> SelfSortingBank:
 
 
 def numbers(bank: SelfSortingBank, row: int = 0) -> list[int]:
-    return [int(entry.read[0].keys[row, 0, 0]) for entry in bank.entries]
+    return [int(entry.key_values[0].keys[row, 0, 0]) for entry in bank.entries]
 
 
 class TestWhoStays:
@@ -92,7 +91,7 @@ class TestWhoStays:
 
     def test_a_copy_stays_as_it_is(self) -> None:
         bank = filled(0, 10, 90)
-        before = bank.as_it_is()
+        before = bank.snapshot()
         bank.append(memory(180, number=7))
         assert (numbers(before), before.count) == ([0, 1, 2], 3)
 
@@ -101,7 +100,7 @@ class TestReading:
     def test_one_memory_is_read_as_it_is(self) -> None:
         bank = filled(0, capacity=16)
         (read,) = bank.read(torch.rand(1, 2, 1, 1))
-        torch.testing.assert_close(read, bank.entries[0].read[0])
+        torch.testing.assert_close(read, bank.entries[0].key_values[0])
 
     def test_as_often_as_it_is_alike(self) -> None:
         """Cosines 1 and -1: e / (e + 1/e) = 0.881 of the draws take the first."""
@@ -172,7 +171,7 @@ def test_gradients_reach_what_was_remembered_and_not_what_decides(network, slab)
 def test_gradients_with_checkpointing_are_those_without(network, slab) -> None:
     made, slabs, found = network().train(), slab(batch=2, depth=5), []
     for checkpointing in (False, True):
-        made.save_memory(checkpointing=checkpointing, slices_at_once=None)
+        made.save_memory(activation_checkpointing=checkpointing, slices_at_once=None)
         made.zero_grad()
         made(slabs).segmentation.square().mean().backward()
         found.append([None if p.grad is None else p.grad.clone() for p in made.parameters()])

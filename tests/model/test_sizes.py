@@ -4,20 +4,26 @@ from dataclasses import replace
 
 import pytest
 
+from sam2_3dmed.encoders.conv import CONV_SIZES
+from sam2_3dmed.encoders.hiera import HIERA_SIZES, hiera_config
 from sam2_3dmed.model.sizes import SIZES, sam2_config
 
 
+def whole_config(name: str, image_size: int):
+    return sam2_config(SIZES[name], image_size, hiera_config(HIERA_SIZES[name], image_size, SIZES[name].channels))
+
+
 def test_the_sizes_are_sam2s_four_and_ours() -> None:
-    assert set(SIZES) == {"nano", "tiny", "small", "base_plus", "large"}
+    assert set(SIZES) == set(HIERA_SIZES) == set(CONV_SIZES) == {"nano", "tiny", "small", "base_plus", "large"}
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_a_size_is_consistent(name: str) -> None:
-    size = SIZES[name]
+    size, hiera = SIZES[name], HIERA_SIZES[name]
     assert size.channels % 64 == 0  # pointers are split into tokens of the memories' width
     assert size.channels % 8 == 0
-    assert all(width % heads == 0 for width, heads in zip(size.widths, size.heads, strict=True))
-    assert all(0 < block < sum(size.blocks) for block in size.global_blocks)
+    assert all(width % heads == 0 for width, heads in zip(hiera.widths, hiera.heads, strict=True))
+    assert all(0 < block < sum(hiera.blocks) for block in hiera.global_blocks)
     assert size.image_size % 32 == 0
 
 
@@ -26,12 +32,12 @@ def test_no_two_sizes_look_alike_to_the_loader(name: str) -> None:
     def seen(size):
         return size.widths[0], sum(size.blocks)
 
-    assert [other for other in SIZES if seen(SIZES[other]) == seen(SIZES[name])] == [name]
+    assert [other for other in SIZES if seen(HIERA_SIZES[other]) == seen(HIERA_SIZES[name])] == [name]
 
 
 @pytest.mark.parametrize(("name", "image_size"), [("nano", 64), ("tiny", 512), ("large", 1024)])
 def test_every_place_that_holds_the_image_size_is_set(name: str, image_size: int) -> None:
-    config = sam2_config(SIZES[name], image_size)
+    config = whole_config(name, image_size)
     grid = image_size // 16
     assert config.image_size == image_size
     assert config.prompt_encoder_config.image_size == image_size
@@ -49,7 +55,7 @@ def test_dropout_is_off_everywhere(name: str) -> None:
 
 def test_channels_reach_every_part_of_the_configuration() -> None:
     size = replace(SIZES["nano"], channels=128, feed_forward=96)
-    config = sam2_config(size, 64)
+    config = sam2_config(size, 64, hiera_config(HIERA_SIZES["nano"], 64, 128))
     widths = (
         config.memory_attention_hidden_size,
         config.memory_encoder_hidden_size,
@@ -66,7 +72,7 @@ def test_channels_reach_every_part_of_the_configuration() -> None:
 def test_tiny_is_upstreams_default() -> None:
     from transformers import Sam2VideoConfig
 
-    ours, theirs = sam2_config(SIZES["tiny"], 1024), Sam2VideoConfig()
+    ours, theirs = whole_config("tiny", 1024), Sam2VideoConfig()
     changed = ("memory_attention_dropout", "memory_attention_rope_dropout")  # ours are off
     for config in (ours, theirs):
         for name in changed:

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from sam2_3dmed.model.memory_attention import KeyValues
-from sam2_3dmed.model.slice_decoder import Decoded, Memory, MemoryBank, SliceDecoder
+from sam2_3dmed.model.memory_bank import Memory, MemoryBank
+from sam2_3dmed.model.slice_decoder import Decoded, SliceDecoder
 
 LENGTH = 20
 # What slice i of 20 attends to: the first slice, then backwards from the one before it.
@@ -83,7 +84,7 @@ def decoders(nano, request) -> tuple[SliceDecoder, nn.Module]:
 def random_memory(decoder: SliceDecoder, number: int) -> Memory:
     generator = torch.Generator().manual_seed(number)
     spatial = torch.randn(2, 16, 64, generator=generator).requires_grad_()
-    read = decoder.memory_attention.of_places(spatial, decoder.memory_code)
+    read = decoder.memory_attention.project_spatial(spatial, decoder.memory_position_encoding)
     return Memory(spatial, read, torch.randn(2, decoder.channels, generator=generator))
 
 
@@ -105,7 +106,7 @@ def without_gradients(decoder: SliceDecoder, context: Tensor, i: int, length: in
     with torch.no_grad():
         for j in range(i):
             bank.append(random_memory(decoder, j))
-        assert all(read.values.shape == (2, 16, 64) for read in bank.first.read)
+        assert all(read.values.shape == (2, 16, 64) for read in bank.first.key_values)
         return decoder.attend(context, bank).flatten(2).transpose(1, 2)
 
 
@@ -169,7 +170,7 @@ def test_the_first_slice_reads_a_token_where_the_weights_are_no_sam2s(nano, open
     attention = decoder.memory_attention
     value = attention.layers[0].cross_attn_image.v_proj(token)  # a weight of 1 for the only one there is
     read = (KeyValues(torch.zeros(2, 1, decoder.channels), value.expand(2, -1, -1)),)
-    places = context.flatten(2).transpose(1, 2) + 0.1 * decoder.place_code
+    places = context.flatten(2).transpose(1, 2) + 0.1 * decoder.position_encoding
     expected = attention(places, read).transpose(1, 2).view_as(context)
     torch.testing.assert_close(decoder.attend(context, MemoryBank(3)), expected)
 

@@ -99,7 +99,7 @@ class TestGradients:
         batch = batch.single_slices() if single else batch
         features = build_cache_of(network, views, tmp_path / "features", dtype=dtype)
         expected = gradients(network, batch, lambda: network(pixels(views, batch)))
-        found = gradients(network, batch, lambda: network.decode_pre_fpn(features(batch)))
+        found = gradients(network, batch, lambda: network.decode(features(batch), pre_fpn=True))
         assert "segmentation.mask_decoder.conv_s0.weight" in found
         assert "boundary.decoder.mask_decoder.conv_s1.bias" in found
         assert not any(name.startswith("encoder.") for name in found)
@@ -113,7 +113,9 @@ class TestGradients:
         views = build_views(cases)
         batch = batch_of(views)
         features = build_cache_of(network, views, tmp_path / "features")
-        first, second = (gradients(network, batch, lambda: network.decode_pre_fpn(features(batch))) for _ in range(2))
+        first, second = (
+            gradients(network, batch, lambda: network.decode(features(batch), pre_fpn=True)) for _ in range(2)
+        )
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert features._num_made < features._num_asked
 

@@ -76,7 +76,7 @@ def test_the_budget_is_kept_as_counted(quick, predictor: Predictor) -> None:
     """Just enough for a slab with everything kept, and a little less."""
     config = quick("training.batch_size=2", "training.single_slice_fraction=0")
     step = Step(predictor.network, TotalLoss(config.loss), 1)
-    predictor.network.save_memory(checkpointing=False, slices_at_once=None)
+    predictor.network.save_memory(activation_checkpointing=False, slices_at_once=None)
     one, two = (counted_bytes(step, empty_slabs(count, 2, 1, 64), copies=2) for count in (1, 2))
     enough = (one / (1 - MARGIN) + OVERHEAD) / GB
     training = fit_to_memory(config, PLAN, predictor, enough * (1 + 1e-9)).training

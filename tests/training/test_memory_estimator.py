@@ -54,7 +54,7 @@ def real_peak(step: Step, example: Slabs, bf16: bool = False) -> int:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_counted_is_what_a_real_step_takes(step: Step, checkpointing: bool) -> None:
-    step.network.save_memory(checkpointing=checkpointing, slices_at_once=None)
+    step.network.save_memory(activation_checkpointing=checkpointing, slices_at_once=None)
     example = slabs(2, 2)
     assert counted_bytes(step, example, copies=0) == real_peak(step, example)
 
@@ -72,7 +72,7 @@ def test_counting_leaves_no_trace(step: Step) -> None:
 
 @pytest.mark.long
 def test_bf16_is_counted_to_a_thousandth(step: Step) -> None:
-    step.network.save_memory(checkpointing=False, slices_at_once=None)
+    step.network.save_memory(activation_checkpointing=False, slices_at_once=None)
     example = slabs(1, 2)
     counted = counted_bytes(step, example, copies=0, bf16=True)
     assert counted == pytest.approx(real_peak(step, example, bf16=True), rel=1e-3)

@@ -81,6 +81,8 @@ class NetworkConfig(_Frozen):
     of a run holds the complete section. `srpp` to `boundary_fusion` are the paper's ablations.
     """
 
+    encoder: str = "hiera"
+    """`hiera`: SAM2's. `conv`: a ConvNeXt, only from scratch or from a run that has it."""
     size: Literal["auto", Size] = "auto"
     """`auto`: the size of the weights; from scratch tiny on a GPU and nano on a CPU."""
     image_size: Annotated[int, Field(ge=64, le=1024, multiple_of=32)] | None = None

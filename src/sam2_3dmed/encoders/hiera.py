@@ -1,62 +1,130 @@
 """SAM2's Hiera and feature pyramid: upstream's parameters under upstream's names, computed with less.
 
-What upstream's forward does and this one does not: project the padding around windows (14 x 14 windows on a 32 x 32
-grid are 72% more tokens than there are), a product of queries and keys that nobody reads, position codes that SAM2
-never uses, a bicubic resize for every slice. The numbers are the same to the last digits, and so are the gradients.
+Upstream's forward projects the padding around attention windows (14 x 14 windows on a 32 x 32 grid are 72% more
+tokens), computes a product of queries and keys that nothing reads and position codes that SAM2 never uses, and resizes
+the position embedding bicubically for every slice. This forward leaves all of that out. The numbers are equal to the
+last digits, and so are the gradients.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_3dmed.encoders.precision import in_float32
+from sam2_3dmed.encoders.protocol import Encoder
 
 NUM_LEVELS = 3
 
 
-class VisionEncoder(nn.Module):
-    """Pixels to feature levels.
+@dataclass(frozen=True)
+class HieraSize:
+    """Four entries a stage, finest first; the defaults are SAM2's Hiera-Tiny.
 
-    upstream: `Sam2VisionModel`, whose parts are taken over; image_size: H = W.
+    Attributes:
+        global_blocks: blocks that attend over the whole plane, counted through all stages.
+        background: side of the position embedding that is resized to the plane.
     """
+
+    widths: tuple[int, int, int, int] = (96, 192, 384, 768)
+    blocks: tuple[int, int, int, int] = (1, 2, 7, 2)
+    heads: tuple[int, int, int, int] = (1, 2, 4, 8)
+    windows: tuple[int, int, int, int] = (8, 4, 14, 7)
+    global_blocks: tuple[int, ...] = (5, 7, 9)
+    background: int = 7
+
+
+HIERA_SIZES: dict[str, HieraSize] = {
+    "nano": HieraSize(widths=(24, 48, 96, 192), blocks=(1, 1, 2, 1), windows=(8, 4, 8, 4), global_blocks=(3,)),
+    "tiny": HieraSize(),
+    "small": HieraSize(blocks=(1, 2, 11, 2), global_blocks=(7, 10, 13)),
+    "base_plus": HieraSize(
+        widths=(112, 224, 448, 896),
+        blocks=(2, 3, 16, 3),
+        heads=(2, 4, 8, 16),
+        global_blocks=(12, 16, 20),
+        background=14,
+    ),
+    "large": HieraSize(
+        widths=(144, 288, 576, 1152),
+        blocks=(2, 6, 36, 4),
+        heads=(2, 4, 8, 16),
+        windows=(8, 4, 16, 8),
+        global_blocks=(23, 33, 43),
+    ),
+}
+"""SAM2's four sizes, and `nano`, the same architecture cut down for CPUs."""
+
+
+def hiera_config(size: HieraSize, image_size: int, channels: int) -> Any:
+    """The `Sam2VisionConfig` of a size, for H = W = `image_size` pixels and a pyramid of C = `channels`."""
+    from transformers import Sam2HieraDetConfig, Sam2VisionConfig
+
+    grid = image_size // 16
+    backbone = Sam2HieraDetConfig(
+        hidden_size=size.widths[0],
+        image_size=[image_size, image_size],
+        num_attention_heads=size.heads[0],
+        embed_dim_per_stage=list(size.widths),
+        blocks_per_stage=list(size.blocks),
+        num_attention_heads_per_stage=list(size.heads),
+        window_size_per_stage=list(size.windows),
+        global_attention_blocks=list(size.global_blocks),
+        window_positional_embedding_background_size=[size.background] * 2,
+    )
+    return Sam2VisionConfig(
+        backbone_config=backbone,
+        fpn_hidden_size=channels,
+        backbone_channel_list=list(reversed(size.widths)),
+        backbone_feature_sizes=[[4 * grid] * 2, [2 * grid] * 2, [grid] * 2],
+    )
+
+
+class HieraEncoder(Encoder):
+    """Hiera and its pyramid.
+
+    Args:
+        upstream: `Sam2VisionModel`, whose parts are taken over.
+        image_size: H = W in pixels.
+    """
+
+    has_sam2_weights = True
+    lora_targets = r".*\.attn\.(qkv|proj)"
+    resize: Tensor
 
     def __init__(self, upstream: Any, image_size: int) -> None:
         super().__init__()
         self.backbone = upstream.backbone
         self.neck = upstream.neck
+        self.channels = self.neck.convs[0].out_channels
         # Bicubic resizing is linear: a matrix for each axis, which is cheaper than resizing.
         identity = torch.eye(self.backbone.pos_embed.shape[-1], device="cpu")[None, None]
         rows = F.interpolate(identity, (image_size // 4, identity.shape[-1]), mode="bicubic")[0, 0]
         self.register_buffer("resize", rows, persistent=False)
 
-    resize: Tensor
+    @classmethod
+    def build(cls, size: str, image_size: int, channels: int) -> Self:
+        from transformers import Sam2VisionModel
+
+        return cls(Sam2VisionModel(hiera_config(HIERA_SIZES[size], image_size, channels)), image_size)
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> (B, C, ., .) at stride 4, 8 and 16, channels last in memory."""
         return [level.permute(0, 3, 1, 2) for level in in_float32(self._pyramid, *self._stages(pixels))]
 
     def pre_fpn_features(self, pixels: Tensor) -> list[Tensor]:
-        """The levels of `forward`, but ahead of their `lateral` where they have one."""
         stages = self._stages(pixels)
         levels = enumerate(in_float32(self._pyramid, *stages))
         return [(level if self.lateral(i) is None else stages[i]).permute(0, 3, 1, 2) for i, level in levels]
 
-    @property
-    def channels(self) -> int:
-        """C, of every level."""
-        channels: int = self.neck.convs[0].out_channels
-        return channels
-
-    def lateral(self, stage: int) -> nn.Conv2d | None:
-        """The convolution, 1 x 1, that alone makes a stage of the trunk into its level, if that adds channels."""
-        conv: nn.Conv2d = self.neck.convs[len(self.neck.convs) - 1 - stage]
-        alone = stage not in self.neck.fpn_top_down_levels
+    def lateral(self, level: int) -> nn.Conv2d | None:
+        conv: nn.Conv2d = self.neck.convs[len(self.neck.convs) - 1 - level]
+        alone = level not in self.neck.fpn_top_down_levels  # no coarser level is added to it
         return conv if alone and conv.in_channels < conv.out_channels else None
 
     def _stages(self, pixels: Tensor) -> list[Tensor]:
-        """What each stage of the trunk ends with, (B, ., ., its width), finest first."""
+        """The output of each stage of the trunk, (B, ., ., width), finest first."""
         hidden = in_float32(self._patches, pixels)
         stages = []
         for number, block in enumerate(self.backbone.blocks):
@@ -66,21 +134,20 @@ class VisionEncoder(nn.Module):
         return stages
 
     def layers(self) -> list[list[nn.Parameter]]:
-        """The parameters of every layer, from the pixels up: patches and position codes, each block, the pyramid."""
         codes = [self.backbone.pos_embed, self.backbone.pos_embed_window, *self.backbone.patch_embed.parameters()]
         return [codes, *(list(block.parameters()) for block in self.backbone.blocks), list(self.neck.parameters())]
 
     def last_stage(self) -> list[nn.Module]:
-        """The blocks of the coarsest stage, and the pyramid's maps of it and of the stage before, whose sum Z is."""
+        # Z is the sum of the pyramid's maps of the coarsest stage and of the stage before.
         return [*self.backbone.blocks[self.backbone.stage_ends[-2] + 1 :], *self.neck.convs[:2]]
 
     def _patches(self, pixels: Tensor) -> Tensor:
-        """(B, H/4, W/4, its width), with their places."""
+        """(B, H/4, W/4, width), with the position embedding."""
         patches: Tensor = self.backbone.patch_embed(pixels)
         return patches + self._position()
 
     def _position(self) -> Tensor:
-        """(1, H/4, W/4, C): one code for the whole plane, and one that repeats in every window."""
+        """(1, H/4, W/4, width): one embedding of the whole plane, and one that repeats in every attention window."""
         coarse, window = self.backbone.pos_embed, self.backbone.pos_embed_window
         plane = self.resize @ coarse @ self.resize.T
         repeats = plane.shape[-1] // window.shape[-1]
@@ -110,8 +177,8 @@ def _block(block: Any, hidden: Tensor) -> Tensor:
 
 
 def _attend(block: Any, normed: Tensor, size: torch.Size) -> Tensor:
-    """What each place of the output grid, `size`, gathers: (B, *size, C)."""
-    height, width = (int(side) for side in normed.shape[1:3])  # numbers, also while it is traced for ONNX
+    """Attention of a block; normed: (B, H, W, .). Returns: (B, *size, C)."""
+    height, width = (int(side) for side in normed.shape[1:3])  # numbers, also while ONNX traces
     window = block.window_size or max(height, width)
     rows, columns = -(-height // window), -(-width // window)
     padded = (rows * window, columns * window)
@@ -131,7 +198,7 @@ def _attend(block: Any, normed: Tensor, size: torch.Size) -> Tensor:
 
 
 def _pad(projected: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
-    """Places beyond the plane: upstream projects zeros there, which gives the bias."""
+    """Tokens beyond the plane: upstream projects zeros there, which gives the bias."""
     batch, old_height, old_width, channels = projected.shape
     bias = bias.to(projected.dtype)
     if width > old_width:
@@ -154,6 +221,6 @@ def _heads(tokens: Tensor, num_heads: int) -> Tensor:
 
 
 def _pool(plane: Tensor, stride: Any) -> Tensor:
-    """The largest of each stride x stride places, (B, H, W, C)."""
+    """Max pooling of (B, H, W, C)."""
     # Contiguous, or torch falls back to a kernel that takes many times as long.
     return F.max_pool2d(plane.contiguous().permute(0, 3, 1, 2), stride, stride).permute(0, 2, 3, 1)

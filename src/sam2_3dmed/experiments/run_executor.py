@@ -180,7 +180,7 @@ def measure_prediction(folder: Path, data: Path) -> dict[str, Any]:
         raise DataError(f"{data}: has no case {split.test[0]}")
     volume, label = read_case(case)
     record = read_record(folder)
-    system, reference = find_system(record.system), label if record.takes_boxes else None
+    system, reference = find_system(record.system), label if record.needs_reference else None
     predictor = load_model(folder)
     memory: Sequence[float | None] = ()
     if system.own_process:

@@ -78,7 +78,7 @@ def _exportable(run: Path) -> Sam2Record:
     model = record.recipe.model
     if model.memory != "recent":
         raise ConfigError(f"{run}: model.memory {model.memory} draws random numbers and cannot become ONNX")
-    if model.box_every:
+    if record.needs_reference:
         raise ConfigError(f"{run}: takes boxes (model.box_every), for which an exported file has no input")
     return record
 

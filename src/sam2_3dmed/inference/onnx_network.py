@@ -145,7 +145,7 @@ class OnnxNetwork:
     """
 
     device = torch.device("cpu")
-    box_every = 0
+    needs_reference = False
 
     def __init__(self, folder: Path, *, run_sha256: str, model_sha256: str | None = None, slab_slices: int) -> None:
         self._folder = folder
@@ -176,7 +176,7 @@ class OnnxNetwork:
         """The same features: the slab file projects them."""
         return DecoderFeatures(*features)
 
-    def decode_projected(self, features: DecoderFeatures) -> Prediction:
+    def decode_slabs(self, features: DecoderFeatures) -> Prediction:
         """Decode slabs, one after the other.
 
         Raises:

@@ -21,7 +21,7 @@ from sam2_3dmed.inference.slabs import Slab, slab_logits
 from sam2_3dmed.inference.stream import stream_logits
 from sam2_3dmed.inference.tta import Forward, SliceStack, compile_network
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.model.prompts import boxes_around
+from sam2_3dmed.model.prompts import Prompts
 from sam2_3dmed.volume.preprocess import Preprocessing
 from sam2_3dmed.volume.slices import SlicingAxis, volume_to_slices
 from sam2_3dmed.volume.volume import Volume, describe_difference
@@ -90,8 +90,8 @@ class Predictor:
         """
         height, width = slices.shape[-2:]
         classes = np.empty((len(slices), height, width), dtype=np.min_scalar_type(len(self.labels)))
-        boxes = self._boxes(reference, range(1, len(self.labels) + 1))
-        for index, logits in self._logits(slices, boxes=boxes, on_positions=on_positions):
+        prompts = self._prompts(reference, range(1, len(self.labels) + 1))
+        for index, logits in self._logits(slices, prompts=prompts, on_positions=on_positions):
             classes[index] = argmax_mask(logits, height, width).cpu().numpy()
         return classes
 
@@ -104,41 +104,37 @@ class Predictor:
     ) -> Volume:
         """boundary: a volume to fill with the boundary map."""
         stack, axis = self.preprocessing.stack(volume), self.preprocessing.slicing_axis
-        boxes = self._boxes_for(volume, options.get("reference"))
+        prompts = self._prompts_for(volume, options.get("reference"))
         boundaries = None if boundary is None else volume_to_slices(boundary, axis)
         how = {"boundary": boundaries is not None, "cancel": options.get("cancel")}
-        logits = self._logits(stack, boxes=boxes, on_positions=on_positions, **how)
+        logits = self._logits(stack, prompts=prompts, on_positions=on_positions, **how)
         if boundaries is not None:
             logits = _take_boundaries(logits, len(self.labels), boundaries)
         return fill_mask(logits, volume, axis, self.labels, self.config, options)
 
-    def _boxes_for(self, volume: Volume, reference: Volume | None) -> Tensor | None:
-        if not self.network.box_every:
+    def _prompts_for(self, volume: Volume, reference: Volume | None) -> Prompts | None:
+        if not self.network.needs_reference:
             refuse_boxes(reference)
         if reference is None:
-            return self._boxes(None, ())
+            return self._prompts(None, ())
         if difference := describe_difference(volume, reference):
             raise VolumeError(f"the reference is not on the grid of the volume: {difference}")
         if reference.array.any() and not np.isin(reference.array, tuple(self.labels)).any():
             raise VolumeError(f"the reference holds none of the classes' values, {', '.join(map(str, self.labels))}")
         # By the axes of the volume, in case the two affines differ in rounding.
         on_grid = volume.with_array(reference.array)
-        return self._boxes(volume_to_slices(on_grid, self.preprocessing.slicing_axis), tuple(self.labels))
+        return self._prompts(volume_to_slices(on_grid, self.preprocessing.slicing_axis), tuple(self.labels))
 
-    def _boxes(self, labels: NDArray[np.integer] | None, values: Sequence[int]) -> Tensor | None:
-        """Boxes (N, K, 4), see model/prompts.py; None for a network that takes none.
+    def _prompts(self, labels: NDArray[np.integer] | None, values: Sequence[int]) -> Prompts | None:
+        """The prompts of all slices; None for a network without prompts.
 
         labels: (N, H0, W0); values: the values of class 1..K in it.
         """
-        every = self.network.box_every
-        if not every:
+        if not self.network.needs_reference:
             return None
         if labels is None:
-            raise ConfigError(f"this model takes boxes on one slice of {every}, and there is no reference to draw them")
-        boxes = torch.full((len(labels), len(values), 4), torch.nan)
-        for index in range(0, len(labels), every):
-            boxes[index] = boxes_around(torch.from_numpy(labels[index].astype(np.int32)), values)
-        return boxes
+            raise ConfigError("this model takes boxes, and there is no reference to draw them around")
+        return self.network.prompts_from_stack(labels, values)
 
     def _logits(self, slices: SliceStack, **options: Any) -> Iterator[tuple[int, Tensor]]:
         """options: of `slice_logits`."""
@@ -154,7 +150,7 @@ def slice_logits(
     config: InferenceConfig,
     *,
     boundary: bool = False,
-    boxes: Tensor | None = None,
+    prompts: Prompts | None = None,
     on_positions: OnPositions = _ignore,
     cancel: Event | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
@@ -164,7 +160,7 @@ def slice_logits(
         slices: (N, C, H0, W0) in [0, 1].
         slab_slices: D.
         boundary: the K maps of P_bd follow the K maps of P_seg, for a network that has BD.
-        boxes: (N, K, 4), see `boxes_around`, for a network that takes them.
+        prompts: of all slices, for a network that takes them.
         on_positions: called with each slab and its P_pos (D, D), for a network that has SRPP.
 
     Raises:
@@ -173,7 +169,7 @@ def slice_logits(
     """
     if config.compile:
         compile_network(network)
-    forward = Forward(network, slices, config, boundary=boundary, boxes=boxes, cancel=cancel)
+    forward = Forward(network, slices, config, boundary=boundary, prompts=prompts, cancel=cancel)
     logits_of = stream_logits if config.mode == "stream" else slab_logits
     yield from logits_of(forward, slab_slices, on_positions)
 

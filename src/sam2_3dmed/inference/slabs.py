@@ -146,7 +146,7 @@ def slabs_that_fit(forward: Forward, slab: list[DecoderFeatures], maps: Tensor) 
     Half of the free memory holds them. More slabs pay only while each is small, so `PLACES_AT_ONCE` is a limit, too: 28
     slabs of nano on a CPU are decoded together in a third of the time.
     """
-    features = sum(level.nbytes for slice_features in slab for level in slice_features if level is not None)
+    features = sum(tensor.nbytes for slice_features in slab for tensor in slice_features.tensors())
     fitting = free_bytes(forward.device) // 2 // (BYTES_A_BYTE * (features + maps.nbytes))
     places = len(slab[0].z) * slab[0].z.shape[-2:].numel()
     return max(1, min(fitting, PLACES_AT_ONCE[forward.device.type != "cpu"] // places))

@@ -104,7 +104,7 @@ class _Features:
         self._forward = forward
         self._spill = spill
         self._kept = True
-        self._there: tuple[bool, ...] = ()
+        self._like: DecoderFeatures | None = None
 
     def __enter__(self) -> "_Features":
         return self
@@ -115,9 +115,9 @@ class _Features:
     def keep(self, index: int, features: DecoderFeatures) -> None:
         if not self._kept:
             return
-        self._there = tuple(level is not None for level in features)
+        self._like = features
         try:
-            self._spill.put(index, [level for level in features if level is not None])
+            self._spill.put(index, features.tensors())
         except DataError as error:
             logger.warning("%s; slices are encoded once for each direction", error)
             self._kept = False
@@ -129,5 +129,5 @@ class _Features:
         return [self._take(index) for index in range(start, stop)]
 
     def _take(self, index: int) -> DecoderFeatures:
-        levels = (level.to(self._forward.device) for level in self._spill.take(index))
-        return DecoderFeatures(*(next(levels) if there else None for there in self._there))  # type: ignore[arg-type]
+        assert self._like is not None
+        return self._like.with_tensors(tensor.to(self._forward.device) for tensor in self._spill.take(index))

@@ -21,7 +21,7 @@ from sam2_3dmed.encoders.precision import bf16_is_fast
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.interface import require_not_cancelled
 from sam2_3dmed.model.network import DecoderFeatures, DecoderState, SAM2For3dMed
-from sam2_3dmed.model.prompts import mirrored, moved
+from sam2_3dmed.model.prompts import Prompts
 from sam2_3dmed.model.upsample import upsample
 
 PIXELS_AT_ONCE = (2**17, 2**22)
@@ -65,7 +65,7 @@ class Forward:
         config: with flips, each slice passes plain and mirrored. With shifts, it passes four times, shifted by half a
             logit towards each corner, and the logits are averaged at stride 2; with both, two of the four are mirrored.
         boundary: the K maps of P_bd follow the K maps of P_seg, if the network has BD.
-        boxes: (N, K, 4), for a network that takes them.
+        prompts: of all slices, for a network that takes them.
         cancel: ends the work before the next slices are encoded.
     """
 
@@ -76,7 +76,7 @@ class Forward:
         config: InferenceConfig,
         *,
         boundary: bool = False,
-        boxes: Tensor | None = None,
+        prompts: Prompts | None = None,
         cancel: Event | None = None,
     ) -> None:
         self.network = network
@@ -86,7 +86,7 @@ class Forward:
         self._bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(self.device))
         self._views = _views(config.flips, config.shifts)
         self._boundary = boundary
-        self._boxes = boxes
+        self._prompts = prompts
         self._cancel = cancel
 
     @property
@@ -102,8 +102,9 @@ class Forward:
         slices = self._seen(torch.from_numpy(chunk).to(self.device))
         with self._autocast():
             features = self.network.project(self.network.encoder(slices))
-        if self._boxes is not None:
-            features = features._replace(boxes=self._boxes_seen(self._boxes[start:stop].to(self.device)))
+        if self._prompts is not None:
+            prompts = self._prompts.each(lambda tensor: tensor[start:stop].to(self.device))
+            features = features._replace(prompts=self._prompts_seen(prompts))
         # These are views, which keep the whole chunk alive. Copies would cost more than they free.
         return [features.at(i) for i in range(stop - start)]
 
@@ -113,7 +114,7 @@ class Forward:
         flat = DecoderFeatures.cat([features for slab in slabs for features in slab])
         batch = flat.each(lambda x: x.view(count, -1, rows, *x.shape[1:]).transpose(1, 2).flatten(0, 1))
         with self._autocast():
-            prediction = self.network.decode_projected(batch)
+            prediction = self.network.decode_slabs(batch)
         positions = prediction.relative_position
         if positions is not None:
             positions = positions.view(count, rows, *positions.shape[1:]).mean(dim=1)
@@ -147,14 +148,14 @@ class Forward:
             rows = [large[..., top : top + size, left : left + size] for top, left in starts]
         return torch.stack([_mirrored_if(v, row) for v, row in zip(self._views, rows, strict=True)])
 
-    def _boxes_seen(self, boxes: Tensor) -> Tensor:
-        """(n, K, 4) -> (rows, n, K, 4)."""
+    def _prompts_seen(self, prompts: Prompts) -> Prompts:
+        """The prompts of (n,) slices as each view shows them: (rows, n)."""
         step = _SHIFT / self.network.encoder.image_size
         rows = []
         for view in self._views:
-            seen = moved(boxes, down=-step * view.down, right=-step * view.right)
-            rows.append(mirrored(seen) if view.mirrored else seen)
-        return torch.stack(rows)
+            seen = prompts.moved(down=-step * view.down, right=-step * view.right)
+            rows.append(seen.mirrored() if view.mirrored else seen)
+        return Prompts(*(torch.stack(tensors) for tensors in zip(*rows, strict=True)))
 
     def _maps(self, logits: Tensor, boundary: Tensor | None) -> Tensor:
         if self._boundary and boundary is not None:

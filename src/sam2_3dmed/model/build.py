@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sam2_3dmed.config import NetworkConfig
-from sam2_3dmed.encoders.hiera import VisionEncoder
 from sam2_3dmed.encoders.image_encoder import ImageEncoder
+from sam2_3dmed.encoders.registry import find_encoder
 from sam2_3dmed.model.boundary import BoundaryDetector, BoundaryFusion
 from sam2_3dmed.model.mask_decoder import ClassHypernetworks, MaskDecoder
 from sam2_3dmed.model.memory_attention import MemoryAttention
@@ -44,7 +44,7 @@ def build_network(config: NetworkConfig, num_classes: int) -> SAM2For3dMed:
     assert config.channels is not None
     image_size, channels, grid = config.image_size, config.channels, config.image_size // 16
     upstream = sam2_config(replace(SIZES[config.size], channels=channels), image_size)
-    encoder = _encoder(upstream.vision_config, image_size)
+    encoder = ImageEncoder(find_encoder(config.encoder).build(config.size, image_size, channels), image_size)
     segmentation = _slice_decoder(upstream, config, num_classes)
     detector = None
     if config.boundary:
@@ -63,14 +63,8 @@ def build_network(config: NetworkConfig, num_classes: int) -> SAM2For3dMed:
     )
 
 
-def _encoder(config: Any, image_size: int) -> ImageEncoder:
-    from transformers import Sam2VisionModel
-
-    return ImageEncoder(VisionEncoder(Sam2VisionModel(config), image_size), image_size)
-
-
 def _sine(channels: int, grid: int) -> Tensor:
-    """(1, h w, C): SAM2's code of each place, as tokens."""
+    """(1, h w, C): SAM2's sine encoding of each position, as tokens."""
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoPositionEmbeddingSine
 
     encoding = Sam2VideoPositionEmbeddingSine(num_position_features=channels // 2, normalize=True)
@@ -106,8 +100,8 @@ def _slice_decoder(sam2: Any, config: NetworkConfig, num_classes: int) -> SliceD
         memory_encoder=upstream.Sam2VideoMemoryEncoder(sam2),
         mask_decoder=mask_decoder,
         object_pointer_proj=upstream.Sam2VideoFeedForward(channels, channels, channels, 3),
-        place_code=_sine(channels, grid),
-        memory_code=_sine(MEMORY_CHANNELS, grid),
+        position_encoding=_sine(channels, grid),
+        memory_position_encoding=_sine(MEMORY_CHANNELS, grid),
         channels=channels,
         num_classes=num_classes,
         pointer_time=bool(config.pointer_time),
@@ -117,7 +111,7 @@ def _slice_decoder(sam2: Any, config: NetworkConfig, num_classes: int) -> SliceD
 
 
 def _iou_head(config: Any) -> nn.Module:
-    """SAM2's, for its single mask and the three others."""
+    """SAM2's head of predicted IoUs, for its single mask and the three others."""
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoFeedForward
 
     num_masks = config.num_multimask_outputs + 1
@@ -128,10 +122,11 @@ def _iou_head(config: Any) -> nn.Module:
 
 @torch.no_grad()
 def initialise(module: nn.Module) -> None:
-    """Weights to train from: fan-in scaled linear maps and convolutions, small embeddings.
+    """Draw weights to train from: fan-in scaled linear maps and convolutions, small embeddings.
 
-    Upstream draws every weight with standard deviation 0.02, made for width 256 and days of training: at nano's widths
-    the signal fades within a few layers. It also zeroes the position embeddings and the fuser's scale.
+    Upstream draws every weight with standard deviation 0.02, which suits width 256 and days of training. At nano's
+    widths the signal would fade within a few layers. Upstream also zeroes the position embeddings and the fuser's
+    scale.
     """
     for child in module.modules():
         if isinstance(child, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
@@ -157,7 +152,7 @@ def _initialise_by_name(module: nn.Module) -> None:
 
 
 def _silence_memory(decoder: SliceDecoder) -> None:
-    """What memory attention reads counts for nothing at first: memories that say nothing yet disturb nobody."""
+    """Cross-attention to memories starts at zero, so that memories without information do no harm."""
     nn.init.normal_(decoder.no_memory_embedding, std=0.5)
     for name, weight in decoder.memory_attention.named_parameters():
         if name.endswith("cross_attn_image.o_proj.weight"):

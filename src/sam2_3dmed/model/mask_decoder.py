@@ -1,4 +1,4 @@
-"""SAM2's mask decoder with a mask token for each of K classes (reading 4); without a prompt, or with a box a class."""
+"""SAM2's mask decoder with a mask token for each of K classes (reading 4), without prompts or with a box a class."""
 
 from typing import NamedTuple
 
@@ -6,23 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam2_3dmed.model.prompts import Prompts
+
 
 class Masks(NamedTuple):
-    """What the mask decoder says of a slice."""
+    """The masks of a slice."""
 
     logits: Tensor
     """(B, K, 4h, 4w)."""
     class_tokens: Tensor
     """(B, K, C)."""
     confidence: Tensor | None
-    """(B,), the IoU that SAM2 predicts for its single mask, which is one for all classes; None without its head."""
+    """(B,), the IoU that SAM2 predicts for its single mask, shared by all classes; None without its head."""
 
 
 class ClassHypernetworks(nn.Module):
-    """For each class its own three-layer MLP from mask token to the weights of its mask; all classes at once.
-
-    channels: C in; out_channels: width of the upscaled features.
-    """
+    """A three-layer MLP for each class, from its mask token to the weights of its mask; all classes at once."""
 
     def __init__(self, num_classes: int, channels: int, out_channels: int) -> None:
         super().__init__()
@@ -35,7 +34,7 @@ class ClassHypernetworks(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens: (B, K, C). Returns: (B, K, out_channels)."""
+        """(B, K, C) -> (B, K, out_channels)."""
         hidden = tokens.transpose(0, 1)
         for layer, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             hidden = torch.baddbmm(bias, torch.relu(hidden) if layer else hidden, weight)
@@ -43,13 +42,16 @@ class ClassHypernetworks(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Tokens and image attend to each other; each class token then makes its mask at stride 4.
+    """Tokens and image attend to each other; then each class token makes its mask at stride 4.
 
-    All of SAM2's tokens stay in the sequence, since they attend to each other. Class 1 is SAM2's single-mask token,
-    classes 2..K are added tokens; only class tokens make masks. Names are upstream's where the part is.
+    All of SAM2's tokens stay in the sequence, since they attend to each other. Class 1 is SAM2's single-mask token, and
+    classes 2..K are added tokens. Only class tokens make masks. Upstream's parts have upstream's names.
 
-    iou_prediction_head: SAM2's, for who wants to know how sure the masks are. takes_boxes: whether it has the
-    embeddings of corners.
+    Args:
+        channels: C.
+        num_classes: K.
+        iou_prediction_head: SAM2's, where the confidence of masks is needed.
+        takes_boxes: whether it has the embeddings of corners.
     """
 
     NUM_SAM2_TOKENS = 6
@@ -82,21 +84,24 @@ class MaskDecoder(nn.Module):
         self.no_mask_embed = nn.Embedding(1, channels)
         self.not_a_point_embed = nn.Embedding(1, channels)
         self.point_embed = nn.Embedding(4, channels) if takes_boxes else None
-        # SAM2 has one object at a time, which is there; whose a corner is and who is absent, only these can say.
+        # SAM2 has one object at a time, which is present. These tell classes apart, and absent from present ones.
         self.class_box_embed = nn.Embedding(num_classes - 1, channels) if takes_boxes and num_classes > 1 else None
         self.class_absent_embed = nn.Embedding(1, channels) if takes_boxes else None
         self.shared_image_embedding = positional_embedding
         self.iou_prediction_head = iou_prediction_head
 
-    def forward(self, features: Tensor, stride8: Tensor, stride4: Tensor, boxes: Tensor | None = None) -> Masks:
-        """Masks of one slice.
+    def forward(self, features: Tensor, stride8: Tensor, stride4: Tensor, prompts: Prompts | None = None) -> Masks:
+        """The masks of one slice.
 
-        features: (B, C, h, w), after memory attention; stride8: (B, C/4, 2h, 2w); stride4: (B, C/8, 4h, 4w). boxes: see
-        `boxes_around`, (B, K, 4), for a decoder that takes them; none: of no class.
+        Args:
+            features: (B, C, h, w), after memory attention.
+            stride8: (B, C/4, 2h, 2w).
+            stride4: (B, C/8, 4h, 4w).
+            prompts: of the slice, for a decoder that takes boxes; None: no box for any class.
         """
         batch, channels, height, width = features.shape
         tokens, image = self.transformer(
-            point_embeddings=self._tokens(batch, boxes).unsqueeze(1),
+            point_embeddings=self._tokens(batch, prompts).unsqueeze(1),
             image_embeddings=features + self.no_mask_embed.weight.view(1, -1, 1, 1),
             image_positional_embeddings=self._grid_encoding(height, width).expand(batch, -1, -1, -1),
             attention_similarity=None,
@@ -110,23 +115,23 @@ class MaskDecoder(nn.Module):
         head = self.iou_prediction_head
         return Masks(logits, class_tokens, None if head is None else head(tokens[:, 1])[:, 0].detach())
 
-    def _tokens(self, batch: int, boxes: Tensor | None) -> Tensor:
-        """(B, N, C): SAM2's tokens, the added classes', and the prompt."""
+    def _tokens(self, batch: int, prompts: Prompts | None) -> Tensor:
+        """(B, N, C): SAM2's tokens, the tokens of classes 2..K, and the prompt."""
         added = [self.class_tokens.weight] if self.class_tokens is not None else []
         own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight, *added])
-        return torch.cat([own.expand(batch, -1, -1), self._prompt(batch, boxes)], dim=1)
+        return torch.cat([own.expand(batch, -1, -1), self._prompt(batch, prompts)], dim=1)
 
-    def _prompt(self, batch: int, boxes: Tensor | None) -> Tensor:
-        """(B, P, C): two corners for each class and a padding point, as SAM2 has it; without boxes two of the latter.
+    def _prompt(self, batch: int, prompts: Prompts | None) -> Tensor:
+        """(B, P, C): two corners a class and a padding point, as in SAM2; without boxes two padding points.
 
-        Where nobody looked for a class, padding points are its corners, so that all slices have as many tokens.
+        A class without a box has padding points for corners, so that all slices have the same number of tokens.
         """
         nothing = self.not_a_point_embed.weight
         if self.point_embed is None or self.class_absent_embed is None:
             return nothing.expand(batch, 2, -1)
-        if boxes is None:
+        if prompts is None:
             return nothing.expand(batch, 2 * self.class_hypernetworks.num_classes + 1, -1)
-        corners = boxes.unflatten(-1, (2, 2))  # (B, K, 2, 2), x and y of each
+        corners = prompts.boxes.unflatten(-1, (2, 2))  # (B, K, 2, 2), x and y of each
         there = torch.where(corners.isfinite(), corners, 0)
         points = self.shared_image_embedding(there) + self.point_embed.weight[2:]
         points = torch.where(corners[..., :1].isinf(), self.class_absent_embed.weight, points)
@@ -143,7 +148,7 @@ class MaskDecoder(nn.Module):
         return torch.cat([first, added], dim=1)
 
     def _grid_encoding(self, height: int, width: int) -> Tensor:
-        """(1, C, h, w): SAM2's random Fourier code of each place."""
+        """(1, C, h, w): SAM2's random Fourier encoding of each position."""
         device = self.no_mask_embed.weight.device
         y = (torch.arange(height, device=device) + 0.5) / height
         x = (torch.arange(width, device=device) + 0.5) / width

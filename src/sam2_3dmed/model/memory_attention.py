@@ -1,8 +1,8 @@
-"""SAM2's memory attention: a slice's places attend to each other, then to the memories (paper 3.1).
+"""SAM2's memory attention: the tokens of a slice attend to each other, then to the memories (paper 3.1).
 
-Upstream's parameters under upstream's names. A memory is projected to keys and values once, when it is made, not by
-every slice that reads it; what changes as it ages, its temporal code, is a row that is added to the keys: projecting
-and rotating are both linear.
+Upstream's parameters under upstream's names. A memory is projected to keys and values once, when it is made, instead of
+by every slice that reads it. Projection and rotation are linear, so its temporal code, which changes as it ages,
+becomes a bias of the keys.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class KeyValues(NamedTuple):
-    """What one layer reads of memory tokens."""
+    """Memory tokens as one layer reads them."""
 
     keys: Tensor
     """(B, N, C) or (1, N, C)."""
@@ -44,23 +44,27 @@ class _Layer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(channels)
         self.layer_norm3 = nn.LayerNorm(channels)
 
-    def forward(self, places: Tensor, memory: KeyValues, turns: Tensor) -> Tensor:
-        attention, normed = self.self_attn, self.layer_norm1(places)
-        query, key = rotate(attention.q_proj(normed), turns), rotate(attention.k_proj(normed), turns)
-        places = places + attention.o_proj(_attend(query, key, attention.v_proj(normed)))
+    def forward(self, tokens: Tensor, memory: KeyValues, rope_cos_sin: Tensor) -> Tensor:
+        attention, normed = self.self_attn, self.layer_norm1(tokens)
+        query, key = (apply_rope(project(normed), rope_cos_sin) for project in (attention.q_proj, attention.k_proj))
+        tokens = tokens + attention.o_proj(_attend(query, key, attention.v_proj(normed)))
         attention = self.cross_attn_image
-        query = rotate(attention.q_proj(self.layer_norm2(places)), turns)
-        places = places + attention.o_proj(_read(query, memory, attention.v_proj))
-        return places + self.linear2(torch.relu(self.linear1(self.layer_norm3(places))))
+        query = apply_rope(attention.q_proj(self.layer_norm2(tokens)), rope_cos_sin)
+        tokens = tokens + attention.o_proj(_read(query, memory, attention.v_proj))
+        return tokens + self.linear2(torch.relu(self.linear1(self.layer_norm3(tokens))))
 
 
 class MemoryAttention(nn.Module):
-    """One slice in the light of memory tokens.
+    """Layers of self-attention within a slice and cross-attention to memory tokens.
 
-    channels: C; grid: h = w; memory_channels: of a memory token; theta: the base of the rotary code.
+    Args:
+        channels: C.
+        grid: h = w.
+        memory_channels: of a memory token.
+        theta: base of the rotary position embedding (RoPE).
     """
 
-    turns: Tensor
+    rope_cos_sin: Tensor
 
     def __init__(
         self, *, channels: int, feed_forward: int, num_layers: int, grid: int, memory_channels: int, theta: float
@@ -68,41 +72,51 @@ class MemoryAttention(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(_Layer(channels, feed_forward, memory_channels) for _ in range(num_layers))
         self.layer_norm = nn.LayerNorm(channels)
-        self.register_buffer("turns", rotary_code(grid, channels, theta), persistent=False)
+        self.register_buffer("rope_cos_sin", make_rope(grid, channels, theta), persistent=False)
 
-    def forward(self, places: Tensor, memory: Sequence[KeyValues]) -> Tensor:
-        """places: (B, h w, C) with their position; memory: for each layer. Returns: (B, h w, C)."""
-        for layer, tokens in zip(self.layers, memory, strict=True):
-            places = layer(places, tokens, self.turns)
-        normed: Tensor = self.layer_norm(places)
+    def forward(self, tokens: Tensor, memory: Sequence[KeyValues]) -> Tensor:
+        """Attend to a slice and its memories.
+
+        Args:
+            tokens: (B, h w, C), with their positions added.
+            memory: one entry a layer.
+
+        Returns:
+            (B, h w, C).
+        """
+        for layer, key_values in zip(self.layers, memory, strict=True):
+            tokens = layer(tokens, key_values, self.rope_cos_sin)
+        normed: Tensor = self.layer_norm(tokens)
         return normed
 
-    def of_places(self, memory: Tensor, position: Tensor) -> tuple[KeyValues, ...]:
-        """What each layer reads of a spatial memory without its temporal code; (B, h w, 64) both."""
-        attentions = self._readers()
-        placed = memory + position
-        return tuple(KeyValues(rotate(a.k_proj(placed), self.turns), _values(a, memory)) for a in attentions)
+    def project_spatial(self, memory: Tensor, position: Tensor) -> tuple[KeyValues, ...]:
+        """The keys and values of a spatial memory for each layer, without its temporal bias; both (B, h w, 64)."""
+        positioned = memory + position
+        return tuple(
+            KeyValues(apply_rope(a.k_proj(positioned), self.rope_cos_sin), _values(a, memory))
+            for a in self._cross_attentions()
+        )
 
-    def of_pointers(self, tokens: Tensor, position: Tensor) -> tuple[KeyValues, ...]:
-        """What each layer reads of object pointers, which have no place; (B, N, 64) both."""
-        attentions = self._readers()
-        placed = tokens + position
-        return tuple(KeyValues(a.k_proj(placed), _values(a, tokens)) for a in attentions)
+    def project_pointers(self, tokens: Tensor, position: Tensor) -> tuple[KeyValues, ...]:
+        """The keys and values of object pointers for each layer, which are not rotated; both (B, N, 64)."""
+        positioned = tokens + position
+        return tuple(KeyValues(a.k_proj(positioned), _values(a, tokens)) for a in self._cross_attentions())
 
-    def ages(self, temporal: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-        """What a temporal code, (T, 64), adds to the keys of each layer: T times (h w, C)."""
-        rows = []
-        for attention in self._readers():
-            keys = F.linear(temporal, attention.k_proj.weight)  # the bias is in the keys already
-            rows.append(rotate(keys.unsqueeze(1).expand(-1, len(self.turns), -1), self.turns).unbind())
-        return tuple(rows)
+    def temporal_bias(self, temporal: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+        """The bias that temporal codes (T, 64) add to the keys of each layer: T tensors (h w, C) a layer."""
+        layers = []
+        for attention in self._cross_attentions():
+            keys = F.linear(temporal, attention.k_proj.weight)  # the keys have k_proj's bias already
+            rows = keys.unsqueeze(1).expand(-1, len(self.rope_cos_sin), -1)
+            layers.append(apply_rope(rows, self.rope_cos_sin).unbind())
+        return tuple(layers)
 
-    def _readers(self) -> list[Projections]:
+    def _cross_attentions(self) -> list[Projections]:
         return [layer.cross_attn_image for layer in self.layers]  # type: ignore[misc]
 
 
-def rotary_code(grid: int, channels: int, theta: float) -> Tensor:
-    """(h w, C / 2, 2): cosine and sine of each pair's angle; the first pairs turn with x, the other half with y."""
+def make_rope(grid: int, channels: int, theta: float) -> Tensor:
+    """(h w, C / 2, 2): cosine and sine of the angle of each channel pair. Half of them turn with x, half with y."""
     frequencies = theta ** -(torch.arange(0, channels // 2, 2, dtype=torch.float32, device="cpu") / (channels // 2))
     steps = torch.arange(grid, dtype=torch.float32, device="cpu")
     y, x = torch.meshgrid(steps, steps, indexing="ij")
@@ -110,25 +124,24 @@ def rotary_code(grid: int, channels: int, theta: float) -> Tensor:
     return torch.stack([angles.cos(), angles.sin()], dim=-1)
 
 
-def rotate(tokens: Tensor, turns: Tensor) -> Tensor:
-    """Each pair of channels turned by its place's angle; (B, h w, C). In float32, as in SAM2."""
+def apply_rope(tokens: Tensor, rope_cos_sin: Tensor) -> Tensor:
+    """Rotate each pair of channels of (B, h w, C) by the angle of its position. In float32, as in SAM2."""
     pairs = tokens.float().unflatten(-1, (-1, 2))
-    if (
-        torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
-    ):  # neither the compiler nor ONNX knows complex numbers
-        (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
-        turned = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():  # neither has complex numbers
+        (a, b), (cos, sin) = pairs.unbind(-1), rope_cos_sin.unbind(-1)
+        rotated = torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1)
     else:
-        turned = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(turns))
-    return turned.flatten(-2).type_as(tokens)
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rope_cos_sin))
+    return rotated.flatten(-2).type_as(tokens)
 
 
 def _values(attention: Projections, tokens: Tensor) -> Tensor:
-    """What is weighed of memory tokens, (B, N, 64): their projections, (B, N, C), or on a CPU themselves.
+    """The values of memory tokens (B, N, 64): their projections (B, N, C), or on a CPU the tokens themselves.
 
-    Weights add up to 1, so that the projection of the mean is the mean of the projections, and weighing 64 channels
-    costs a quarter of weighing 256. Torch's fused attention does not do that on a CPU. What is not fused keeps the
-    weights for the gradients, which checkpointing avoids, and in bf16 would round the product of queries and keys.
+    Attention weights add up to 1, so the projection of the mean is the mean of the projections, and weighing 64
+    channels costs a quarter of weighing 256. Torch's fused attention refuses unequal widths on a CPU. Attention that is
+    not fused keeps the weights for the gradients, which activation checkpointing avoids, and in bf16 it would round the
+    product of queries and keys.
     """
     narrower = tokens.shape[-1] < attention.v_proj.out_features
     if narrower and tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
@@ -138,9 +151,9 @@ def _values(attention: Projections, tokens: Tensor) -> Tensor:
 
 
 def _read(query: Tensor, memory: KeyValues, projection: Callable[[Tensor], Tensor]) -> Tensor:
-    """(B, h w, C); of a single token (B, 1, C)."""
+    """Cross-attention: (B, h w, C); (B, 1, C) for a memory of a single token."""
     are_projected = memory.values.shape[-1] == memory.keys.shape[-1]
-    if memory.values.shape[1] == 1:  # nothing to choose from; as a softmax, it would teach queries and keys noise
+    if memory.values.shape[1] == 1:  # there is no choice; a softmax would only train queries and keys on noise
         return memory.values if are_projected else projection(memory.values)
     if are_projected:
         return _attend(query, memory.keys, memory.values)
@@ -149,5 +162,5 @@ def _read(query: Tensor, memory: KeyValues, projection: Callable[[Tensor], Tenso
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """One head."""
+    """Attention with one head."""
     return F.scaled_dot_product_attention(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)).squeeze(1)

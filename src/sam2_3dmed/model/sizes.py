@@ -1,66 +1,40 @@
-"""The widths and depths of SAM2's four sizes, and of `nano`, the same architecture cut down for CPUs."""
+"""The decoders' widths and depths for each size: SAM2's four, and `nano` for CPUs. Encoders have their own tables."""
 
 from dataclasses import dataclass
 from typing import Any
 
 
 @dataclass(frozen=True)
-class ModelSize:
-    """Everything in which two sizes differ; the defaults are SAM2's Hiera-Tiny.
+class DecoderSize:
+    """Everything after the encoder in which two sizes differ; the defaults are SAM2's.
 
-    Four entries a stage of the encoder, finest first. `global_blocks` counts blocks through all stages.
+    Attributes:
+        channels: C, a multiple of 64, since upstream fixes the width of memories at 64.
+        image_size: the default H = W in pixels.
     """
 
-    widths: tuple[int, int, int, int] = (96, 192, 384, 768)
-    blocks: tuple[int, int, int, int] = (1, 2, 7, 2)
-    heads: tuple[int, int, int, int] = (1, 2, 4, 8)
-    windows: tuple[int, int, int, int] = (8, 4, 14, 7)
-    global_blocks: tuple[int, ...] = (5, 7, 9)
-    background: int = 7
     channels: int = 256
-    """C; a multiple of 64, since upstream fixes the memories' width at 64."""
     feed_forward: int = 2048
     memory_attention_layers: int = 4
     memory_fuser_layers: int = 2
     image_size: int = 512
 
 
-SIZES: dict[str, ModelSize] = {
-    "nano": ModelSize(
-        widths=(24, 48, 96, 192),
-        blocks=(1, 1, 2, 1),
-        windows=(8, 4, 8, 4),
-        global_blocks=(3,),
-        channels=64,
-        feed_forward=256,
-        memory_attention_layers=1,
-        memory_fuser_layers=1,
-        image_size=96,
-    ),
-    "tiny": ModelSize(),
-    "small": ModelSize(blocks=(1, 2, 11, 2), global_blocks=(7, 10, 13)),
-    "base_plus": ModelSize(
-        widths=(112, 224, 448, 896),
-        blocks=(2, 3, 16, 3),
-        heads=(2, 4, 8, 16),
-        global_blocks=(12, 16, 20),
-        background=14,
-    ),
-    "large": ModelSize(
-        widths=(144, 288, 576, 1152),
-        blocks=(2, 6, 36, 4),
-        heads=(2, 4, 8, 16),
-        windows=(8, 4, 16, 8),
-        global_blocks=(23, 33, 43),
-    ),
+SIZES: dict[str, DecoderSize] = {
+    "nano": DecoderSize(channels=64, feed_forward=256, memory_attention_layers=1, memory_fuser_layers=1, image_size=96),
+    **dict.fromkeys(("tiny", "small", "base_plus", "large"), DecoderSize()),
 }
 
 
-def sam2_config(size: ModelSize, image_size: int) -> Any:
-    """The `transformers` configuration of a size, for H = W = `image_size` pixels (a multiple of 32).
+def sam2_config(size: DecoderSize, image_size: int, vision_config: Any = None) -> Any:
+    """The `transformers` configuration of the decoders, with the image size in every field that holds it.
 
-    Every place that holds the image size is set: upstream copies it to none of the others. Dropout is off: in memory
-    attention it costs 60% more saved activations.
+    Dropout is off: in memory attention it costs 60% more saved activations.
+
+    Args:
+        size: an entry of SIZES.
+        image_size: H = W in pixels, a multiple of 32.
+        vision_config: of the encoder, for a whole model of upstream's.
     """
     from transformers.models.sam2_video import configuration_sam2_video as upstream
 
@@ -77,32 +51,9 @@ def sam2_config(size: ModelSize, image_size: int) -> Any:
         memory_fuser_embed_dim=size.channels,
         memory_fuser_num_layers=size.memory_fuser_layers,
         memory_fuser_intermediate_dim=4 * size.channels,
-        vision_config=_vision_config(size, image_size),
+        vision_config=vision_config,
         prompt_encoder_config=upstream.Sam2VideoPromptEncoderConfig(hidden_size=size.channels, image_size=image_size),
         mask_decoder_config=upstream.Sam2VideoMaskDecoderConfig(
             hidden_size=size.channels, mlp_dim=size.feed_forward, iou_head_hidden_dim=size.channels
         ),
-    )
-
-
-def _vision_config(size: ModelSize, image_size: int) -> Any:
-    from transformers import Sam2HieraDetConfig, Sam2VisionConfig
-
-    grid = image_size // 16
-    backbone = Sam2HieraDetConfig(
-        hidden_size=size.widths[0],
-        image_size=[image_size, image_size],
-        num_attention_heads=size.heads[0],
-        embed_dim_per_stage=list(size.widths),
-        blocks_per_stage=list(size.blocks),
-        num_attention_heads_per_stage=list(size.heads),
-        window_size_per_stage=list(size.windows),
-        global_attention_blocks=list(size.global_blocks),
-        window_positional_embedding_background_size=[size.background] * 2,
-    )
-    return Sam2VisionConfig(
-        backbone_config=backbone,
-        fpn_hidden_size=size.channels,
-        backbone_channel_list=list(reversed(size.widths)),
-        backbone_feature_sizes=[[4 * grid] * 2, [2 * grid] * 2, [grid] * 2],
     )

@@ -1,4 +1,4 @@
-"""SRPP (paper 3.2, Eq. 1): where slices lie to each other along the body, from their content alone."""
+"""SRPP (paper 3.2, Eq. 1): the relative positions of slices along the body, from their content alone."""
 
 import torch
 import torch.nn.functional as F
@@ -6,13 +6,16 @@ from torch import Tensor, nn
 
 
 class SliceRelativePositionPredictor(nn.Module):
-    """A light Transformer over the slices at each place, then an MLP on slice pairs. Paper: 3.2, Eq. 1.
+    """A light Transformer over the slices at each position of the plane, then an MLP on slice pairs. Paper: 3.2, Eq. 1.
 
-    The Transformer has no positional encoding along D, so permuting the slices permutes P_pos: nothing tells it the
-    answer (reading 2). Z is detached: L_srpp teaches SRPP and nothing else, whether or not the encoder trains. Its
-    output flows on as context = Z + conv(Encoder(Z)), conv starting at zero (reading 1).
+    The Transformer has no positional encoding along D, so that permuting the slices permutes P_pos and the answer does
+    not leak (reading 2). Z is detached: L_srpp trains SRPP only, whether or not the encoder trains. The output flows on
+    as context = Z + conv(Encoder(Z)), where conv starts at zero (reading 1).
 
-    causal: each slice attends to itself and those before it only (Table 9, "SRPP with memory").
+    Args:
+        channels: C.
+        share_context: false drops the context (the literal reading).
+        causal: each slice attends only to itself and the slices before it (Table 9, "SRPP with memory").
     """
 
     def __init__(
@@ -47,12 +50,16 @@ class SliceRelativePositionPredictor(nn.Module):
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Context for the decoders, and the relative positions.
 
-        z: (B, D, C, h, w). Returns: context (B, D, C, h, w), z itself where it is not shared; P_pos (B, D, D), entry
-        [i, j] the position of slice j minus that of slice i, in slices along the body.
+        Args:
+            z: (B, D, C, h, w).
+
+        Returns:
+            The context (B, D, C, h, w), which is z itself if it is not shared; and P_pos (B, D, D), where entry [i, j]
+            is the position of slice j minus the position of slice i, in slices along the body.
         """
         batch, depth, _, height, width = z.shape
-        places = z.detach().permute(0, 3, 4, 1, 2).flatten(0, 2)  # (B h w, D, C)
-        encoded = self._encode(places).unflatten(0, (batch, height, width)).permute(0, 3, 4, 1, 2)  # (B, D, C, h, w)
+        tokens = z.detach().permute(0, 3, 4, 1, 2).flatten(0, 2)  # (B h w, D, C)
+        encoded = self._encode(tokens).unflatten(0, (batch, height, width)).permute(0, 3, 4, 1, 2)  # (B, D, C, h, w)
 
         slice_vectors = encoded.mean(dim=(-2, -1))
         first = slice_vectors.unsqueeze(2).expand(-1, -1, depth, -1)
@@ -63,23 +70,23 @@ class SliceRelativePositionPredictor(nn.Module):
         shared = self.to_context(encoded.flatten(0, 1)).unflatten(0, (batch, depth))
         return z + shared, relative_position
 
-    def _encode(self, places: Tensor) -> Tensor:
+    def _encode(self, tokens: Tensor) -> Tensor:
         """The Transformer over (N, D, C)."""
-        if places.shape[1] == 1:
-            return self._encode_alone(places)
+        if tokens.shape[1] == 1:
+            return self._encode_alone(tokens)
         if not self.causal:
-            return self.slice_encoder(places)
-        mask = nn.Transformer.generate_square_subsequent_mask(places.shape[1], places.device, places.dtype)
-        return self.slice_encoder(places, mask=mask, is_causal=True)
+            return self.slice_encoder(tokens)
+        mask = nn.Transformer.generate_square_subsequent_mask(tokens.shape[1], tokens.device, tokens.dtype)
+        return self.slice_encoder(tokens, mask=mask, is_causal=True)
 
-    def _encode_alone(self, places: Tensor) -> Tensor:
-        """The same for D = 1: who has only itself to attend to gets its own value, so there are no weights to find."""
+    def _encode_alone(self, tokens: Tensor) -> Tensor:
+        """The same for D = 1: attention to a single token is its value, without queries and keys."""
         for layer in self.slice_encoder.layers:
             attention = layer.self_attn
             value = slice(2 * attention.embed_dim, None)
-            values = F.linear(layer.norm1(places), attention.in_proj_weight[value], attention.in_proj_bias[value])
-            places = places + attention.out_proj(values)
-            places = places + layer.linear2(layer.activation(layer.linear1(layer.norm2(places))))
+            values = F.linear(layer.norm1(tokens), attention.in_proj_weight[value], attention.in_proj_bias[value])
+            tokens = tokens + attention.out_proj(values)
+            tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.norm2(tokens))))
         norm = self.slice_encoder.norm
         assert norm is not None
-        return norm(places)
+        return norm(tokens)

@@ -1,7 +1,7 @@
 """Bilinear upsampling as two matrix products.
 
-The backward pass of `F.interpolate` adds up pixel by pixel: on a CPU it takes twenty times as long as the products, and
-on a GPU the order of its sums, and so the last digits of a run, change from one time to the next.
+The backward pass of `F.interpolate` adds up pixel by pixel. On a CPU it takes twenty times as long as the products. On
+a GPU the order of its sums is not fixed, so that the last digits of a run differ from one time to the next.
 """
 
 from functools import lru_cache
@@ -13,10 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 
 def upsample(planes: Tensor, size: tuple[int, int]) -> Tensor:
-    """(..., h, w) -> (..., H, W) float32: `F.interpolate`, bilinear, corners not aligned, to its rounding.
-
-    It is always done in float32, whatever autocast says.
-    """
+    """(..., h, w) -> (..., H, W) float32, also under autocast: `F.interpolate`, bilinear, corners not aligned."""
     height, width = planes.shape[-2:]
     with torch.autocast(planes.device.type, enabled=False):
         return _weights(height, size[0], planes.device) @ (planes.float() @ _weights(width, size[1], planes.device).T)
@@ -24,8 +21,8 @@ def upsample(planes: Tensor, size: tuple[int, int]) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _weights(size: int, target: int, device: torch.device) -> Tensor:
-    """(target, size): what each of `size` places gives to each of `target`."""
-    # It outlives the call: one made in inference could not be used in training, one without content nowhere else.
+    """(target, size): the weight of each of `size` pixels in each of `target`."""
+    # The cached tensor outlives the call, so it must be no inference tensor and no tensor without content.
     with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
         unit = torch.eye(size, device=device).unsqueeze(0)
         return F.interpolate(unit, target, mode="linear", align_corners=False).squeeze(0).T.contiguous()

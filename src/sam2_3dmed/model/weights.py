@@ -1,8 +1,7 @@
 """SAM2's weights from a Hugging Face hub id or folder, or from Meta's `.pt`, strictly into our network.
 
-Both formats are read into upstream's (`transformers`) names; from there each tensor goes to its place, or is on the
-list of
-parts that prompt-free segmentation never uses. Anything else, missing or left over, is an error that names the keys.
+Both formats are read into upstream's (`transformers`) names. From there each tensor is copied into the network, or it
+is on the list of parts that prompt-free segmentation never uses. A missing or unexpected key is an error that names it.
 """
 
 import re
@@ -12,15 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sam2_3dmed.encoders.hiera import HIERA_SIZES
 from sam2_3dmed.errors import WeightsError
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.model.sizes import SIZES
 from sam2_3dmed.model.slice_decoder import SliceDecoder
 
 DEFAULT_HUB_ID = "facebook/sam2.1-hiera-tiny"
 
-# Parts of SAM2 for prompts, for choosing among masks, for absent objects: never used without prompts. But for the head
-# of predicted IoUs where a self-sorting memory goes by it, and for the embeddings of corners where there are boxes.
+# Parts of SAM2 for prompts, for the choice among masks and for absent objects. A self-sorting memory uses the head of
+# predicted IoUs after all, and a network with boxes the embeddings of corners.
 _UNUSED = re.compile(
     r"no_memory_positional_encoding|no_object_pointer|occlusion_spatial_embedding_parameter|mask_downsample\."
     r"|prompt_encoder\.(mask_embed|point_embed)\.|mask_decoder\.(iou_prediction_head|pred_obj_score_head)\."
@@ -79,9 +78,9 @@ class Sam2Weights:
 
     state: dict[str, Tensor]
     size: str
-    """A key of SIZES."""
+    """A key of HIERA_SIZES."""
     pointer_time: bool
-    """Whether pointers carry their distance: SAM 2.1 does, SAM 2.0 does not."""
+    """Whether pointers carry their distance (SAM 2.1: yes, SAM 2.0: no)."""
     source: str
 
 
@@ -270,7 +269,7 @@ def _detect_size(state: dict[str, Tensor], source: str) -> str:
     blocks = len({match[1] for name in state if (match := pattern.match(name))})
     projection = state.get("vision_encoder.backbone.patch_embed.projection.weight")
     width = None if projection is None else projection.shape[0]
-    for name, size in SIZES.items():
+    for name, size in HIERA_SIZES.items():
         if size.widths[0] == width and sum(size.blocks) == blocks:
             return name
     raise WeightsError(

@@ -93,7 +93,7 @@ def _auxiliary_source(contents: RunContents) -> Callable[[CaseEntry, Volume], Au
                 return kept
             if not models:
                 models.append(load_model(contents.folder))
-            reference = read_label(entry.truth) if contents.record.takes_boxes and entry.truth else None
+            reference = read_label(entry.truth) if contents.record.needs_reference and entry.truth else None
             _, computed = models[0].with_auxiliary(image, reference=reference)
             computed.write(folder, entry.name)
             return Auxiliary.read(folder, entry.name)  # the same as for every later report

@@ -9,6 +9,7 @@ import torch
 
 from sam2_3dmed.config import NetworkConfig, Plan, RunConfig
 from sam2_3dmed.encoders.peft_adapters import add_lora, require_lora, train_last_stage
+from sam2_3dmed.encoders.registry import find_encoder
 from sam2_3dmed.errors import ConfigError, WeightsError
 from sam2_3dmed.model.build import build_network, complete
 from sam2_3dmed.model.network import SAM2For3dMed
@@ -67,9 +68,13 @@ def check_model(recipe: RunConfig, weights: str) -> None:
     """Check what can be checked before anything is read.
 
     Raises:
-        ConfigError: there is no pre-trained encoder to adapt, or a package is missing.
+        ConfigError: no such encoder, no weights for it, no pre-trained encoder to adapt, or a missing package.
     """
-    how = recipe.training.encoder
+    name, how = recipe.model.encoder, recipe.training.encoder
+    if not (find_encoder(name).has_sam2_weights or weights == "none" or (Path(weights) / CONFIG_FILE).is_file()):
+        raise ConfigError(
+            f"--weights {weights}: SAM2's weights do not fit model.encoder={name}; give none, or a run that has it"
+        )
     if how in ("lora", "last_stage") and weights == "none":
         raise ConfigError(f"training.encoder={how} adapts a pre-trained encoder, and --weights none gives none")
     if how == "lora":
@@ -120,7 +125,7 @@ def _from_run(wanted: NetworkConfig, plan: Plan, folder: Path) -> tuple[SAM2For3
     """As `_from_scratch`, with the weights of a run; the parts of the classes start fresh if their number differs."""
     record = read_sam2_record(folder, "--weights")
     old = record.recipe.model
-    dictated = {key: getattr(old, key) for key in ("size", "channels", "pointer_time", "no_memory_token")}
+    dictated = {key: getattr(old, key) for key in ("encoder", "size", "channels", "pointer_time", "no_memory_token")}
     if wanted.image_size is None:
         wanted = wanted.model_copy(update={"image_size": old.image_size})
     config = _of_weights(wanted, str(folder), **dictated)

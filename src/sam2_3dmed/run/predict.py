@@ -153,10 +153,10 @@ def _job_of_run(request: PredictRequest) -> tuple[Job, list[Input]]:
     record = read_record(run)
     if request.save_auxiliary and not record.has_auxiliary:
         raise ConfigError(f"--save-auxiliary is for SAM2-3dMed, and {run} is {record.about}")
-    if record.takes_boxes != (request.boxes_from is not None):
+    if record.needs_reference != (request.boxes_from is not None):
         raise ConfigError(
             f"{run} takes boxes ({record.about}): --boxes-from has the masks to draw them around"
-            if record.takes_boxes
+            if record.needs_reference
             else f"--boxes-from is for a model trained with model.box_every, and {run} is {record.about}"
         )
     config = with_settings(record.recipe, request.settings).inference

@@ -44,8 +44,8 @@ class RunRecord(BaseModel, ABC):
         """The model in a few words."""
 
     @property
-    def takes_boxes(self) -> bool:
-        """Whether prediction needs boxes around the classes, from a reference mask."""
+    def needs_reference(self) -> bool:
+        """Whether prediction needs a reference mask, to draw prompts from."""
         return False
 
     @property
@@ -79,7 +79,7 @@ class Sam2Record(RunRecord):
         return f"{text}, boxes from the reference on one slice of {every}" if every else text
 
     @property
-    def takes_boxes(self) -> bool:
+    def needs_reference(self) -> bool:
         return self.recipe.model.box_every > 0
 
     @property

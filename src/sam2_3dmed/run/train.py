@@ -225,7 +225,7 @@ def test_run(folder: Path, data: Path) -> Evaluation:
     record, split, dataset = read_record(folder), Split.read(folder / SPLIT_FILE), read_dataset(data)
     split.require_known(dataset.names)
     cases = [case for case in dataset.cases if case.name in split.test and case.label]
-    inputs = [Input(case.name, case.images, reference=case.label if record.takes_boxes else None) for case in cases]
+    inputs = [Input(case.name, case.images, reference=case.label if record.needs_reference else None) for case in cases]
     job = Job(partial(load_model, folder), Results(folder / "predictions"))
     with progress_bar("Predicting the test set") as progress:
         outcomes = predict_batch(job, inputs, progress=progress)

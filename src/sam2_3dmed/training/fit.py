@@ -138,7 +138,7 @@ def assemble_slabs(
 ) -> tuple[SlabTraining, Any]:
     """What trains, and the loader of its batches; see `fit` for the arguments."""
     network.save_memory(
-        checkpointing=config.training.activation_checkpointing, slices_at_once=config.training.encoder_slices
+        activation_checkpointing=config.training.activation_checkpointing, slices_at_once=config.training.encoder_slices
     )
     loader: Any = slab_loader(
         training,

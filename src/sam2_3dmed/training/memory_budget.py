@@ -90,7 +90,7 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
 
     @cache
     def bytes_of(way: MemoryStrategy, slices: int = slab_slices) -> float:
-        network.save_memory(checkpointing=way.checkpointing, slices_at_once=way.encoder_slices)
+        network.save_memory(activation_checkpointing=way.checkpointing, slices_at_once=way.encoder_slices)
         slabs = empty_slabs(way.slabs, slices, len(plan.channels), network.encoder.image_size)
         kinds = [slabs, slabs.single_slices()] if training.single_slice_fraction > 0 else [slabs]
         if gpu:

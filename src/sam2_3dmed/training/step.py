@@ -6,7 +6,6 @@ from torch import Tensor
 
 from sam2_3dmed.data.slabs import Slabs, ViewSlabs
 from sam2_3dmed.model.network import Prediction, SAM2For3dMed
-from sam2_3dmed.model.prompts import boxes_around, on_slices
 from sam2_3dmed.training.feature_cache import FeatureCache
 from sam2_3dmed.training.losses import LossTerms, TotalLoss, class_masks
 from sam2_3dmed.training.losses.relative_position import position_error, relative_positions
@@ -53,10 +52,8 @@ def training_step(
 def _predict(
     network: SAM2For3dMed, slabs: Slabs | ViewSlabs, num_classes: int, features: FeatureCache | None
 ) -> Prediction:
-    boxes = None
-    if every := network.box_every:
-        boxes = on_slices(boxes_around(slabs.labels, range(1, num_classes + 1)), slabs.positions, every)
+    prompts = network.prompts_from_labels(slabs.labels, range(1, num_classes + 1), slabs.positions)
     if isinstance(slabs, Slabs):
-        return network(slabs.slices, boxes)
+        return network(slabs.slices, prompts)
     assert features is not None
-    return network.decode_pre_fpn(features(slabs), boxes)
+    return network.decode(features(slabs), prompts, pre_fpn=True)
