@@ -4,6 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -44,27 +45,21 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
         }
         for task in experiment.tasks
     }
+    installed = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            installed[package] = version(package)
     content = {
         "table": request.table,
         "paper": "arXiv 2510.08967v1",
         "asked": asked,
         "data": data,
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": {"python": platform.python_version(), **installed},
         "hardware": hardware(),
         "runs": [_describe_run(run, request.out) for run in experiment.runs],
     }
     plain: dict[str, Any] = json.loads(json.dumps(content))
     return plain
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
 
 
 def _split(experiment: Experiment, task: str) -> dict[str, list[str]] | None:

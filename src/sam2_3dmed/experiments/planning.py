@@ -17,7 +17,7 @@ from sam2_3dmed.data.plan import propose_plan, read_plan_yaml, write_plan_yaml
 from sam2_3dmed.data.splits import split_cases
 from sam2_3dmed.errors import ConfigError, DataError, suggest
 from sam2_3dmed.experiments.paper import TASKS, PaperTable, paper_table
-from sam2_3dmed.experiments.rows import FULL, METHODS, select_rows
+from sam2_3dmed.experiments.rows import FULL, find_method, select_rows
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.run.systems import find_system
 
@@ -192,16 +192,17 @@ def _is_data_set(folder: Path) -> bool:
 
 
 def _plan_row(request: ReproduceRequest, name: str, title: str, tasks: Sequence[Task], base: RunConfig) -> Row:
-    if not METHODS[name].is_ours:
+    method = find_method(name)
+    if not method.is_ours:
         try:
-            find_system(METHODS[name].system).require()
+            find_system(method.system).require()
         except ConfigError as error:
             return Row(name, title, {}, str(error))
     return Row(name, title, {task.name: _plan_runs(request, name, task, base) for task in tasks})
 
 
 def _plan_runs(request: ReproduceRequest, name: str, task: Task, base: RunConfig) -> tuple[Run, ...]:
-    method = METHODS[name]
+    method = find_method(name)
     config: Any
     if not method.is_ours:
         weights, config = "none", _system_config(request, method.system, base)

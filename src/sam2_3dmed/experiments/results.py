@@ -21,7 +21,7 @@ from sam2_3dmed.evaluation.statistics import (
 )
 from sam2_3dmed.experiments.paper import METRICS
 from sam2_3dmed.experiments.planning import Experiment, Row, Run, Task
-from sam2_3dmed.experiments.rows import FULL, METHODS
+from sam2_3dmed.experiments.rows import FULL, find_method
 from sam2_3dmed.experiments.run_executor import RunStatus
 
 _ROW = ("mean", MEAN_NAME)
@@ -106,49 +106,44 @@ class TaskTable:
     columns: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """values: metric -> (seeds, cases)."""
-
-    values: Mapping[str, NDArray[np.float64]]
-    notes: Sequence[str]
-    cost: Mapping[str, float | None]
-
-
 def task_table(experiment: Experiment, task: Task) -> TaskTable:
     """Collect what is measured so far on one data set."""
     same = _same_as_full(experiment, task)
     reference: Scores | None = None
-    measured: dict[str, _Measured] = {}
+    scores: dict[str, list[Scores]] = {}
+    costs: dict[str, dict[str, float | None]] = {}
+    notes: dict[str, list[str]] = {}
     for row in sorted(experiment.rows, key=lambda row: row.method not in same):  # the complete method is the reference
         runs = row.runs.get(task.name, ())
-        measured[row.method], reference = _measure(runs, experiment.request.out, reference)
-    reported = {
-        row.method: experiment.paper.values.get(row.title, {}).get(task.column or "", {}) for row in experiment.rows
-    }
-    by_metric = {
-        metric: _cells(
-            {name: values.get(metric) for name, values in reported.items()},
-            {name: found.values[metric] for name, found in measured.items() if metric in found.values},
-            same,
-            _BETTER[metric],
-        )
-        for metric in METRICS
-    }
+        finished, notes[row.method] = _finished(runs, experiment.request.out, reference)
+        scores[row.method], costs[row.method] = [one for one, _ in finished], _mean_cost([cost for _, cost in finished])
+        reference = reference or next(iter(scores[row.method]), None)
+    columns, reported = _columns(reference), experiment.paper.values
+    cells: dict[str, dict[str, Cell]] = {}
+    for metric in METRICS:
+        papers = {
+            row.method: reported.get(row.title, {}).get(task.column or "", {}).get(metric) for row in experiment.rows
+        }
+        measured = {
+            name: np.stack([one.values[_ROW, columns[metric]] for one in found])
+            for name, found in scores.items()
+            if found
+        }
+        cells[metric] = _cells(papers, measured, same, _BETTER[metric])
     rows = tuple(
         TaskRow(
             method=row.method,
             title=row.title,
-            cells={metric: cells[row.method] for metric, cells in by_metric.items()},
-            seeds=len(measured[row.method].values.get("dice", ())),
+            cells={metric: of_rows[row.method] for metric, of_rows in cells.items()},
+            seeds=len(scores[row.method]),
             asked=len(row.runs.get(task.name, ())),
-            note="; ".join([*_caveats(row), *measured[row.method].notes, *_equality(row, same)]),
-            cost=measured[row.method].cost,
+            note="; ".join([*_caveats(row), *notes[row.method], *_equality(row, same)]),
+            cost=costs[row.method],
         )
         for row in experiment.rows
     )
     cases = len(reference.cases) if reference else 0
-    return TaskTable(task, rows, same[0] if same else None, cases, _columns(reference))
+    return TaskTable(task, rows, same[0] if same else None, cases, columns)
 
 
 def _same_as_full(experiment: Experiment, task: Task) -> list[str]:
@@ -161,7 +156,7 @@ def _same_as_full(experiment: Experiment, task: Task) -> list[str]:
 def _caveats(row: Row) -> list[str]:
     configs = [run.config for runs in row.runs.values() for run in runs]
     names = next((names for config in configs if (names := getattr(config, "names", None))), None)
-    notes = [METHODS[row.method].caveat, names and f"names of classes {names}", row.problem]
+    notes = [find_method(row.method).caveat, names and f"names of classes {names}", row.problem]
     return [note for note in notes if note]
 
 
@@ -177,15 +172,15 @@ def _columns(scores: Scores | None) -> dict[str, str]:
     return {"dice": "dice", "iou": "iou", "hd95": "hd95_mm", "nsd": nsd_column(tolerances[0]) if tolerances else "nsd"}
 
 
-def _measure(runs: Sequence[Run], out: Path, reference: Scores | None) -> tuple[_Measured, Scores | None]:
-    """Read the scores of a row's finished runs.
+def _finished(
+    runs: Sequence[Run], out: Path, reference: Scores | None
+) -> tuple[list[tuple[Scores, Mapping[str, Any]]], list[str]]:
+    """Read the scores and costs of the finished runs of a row. reference: scores that they must be comparable with.
 
-    reference: scores that all others must be comparable with; the first scores of all if None.
-    Returns: the measurements, and the reference.
+    Returns: scores and costs, and notes about the other runs.
     """
-    notes: list[str] = []
-    found: list[Scores] = []
-    costs: list[Mapping[str, Any]] = []
+    found: list[tuple[Scores, Mapping[str, Any]]] = []
+    notes = []
     for run in runs:
         status = RunStatus.find(run, out)
         if status.state != "done":
@@ -196,13 +191,10 @@ def _measure(runs: Sequence[Run], out: Path, reference: Scores | None) -> tuple[
             scores = read_scores(status.folder)
             reference = reference or scores
             check_comparable([reference, scores], list(_columns(reference).values()))
-            found.append(aligned(scores, reference.cases))
-            costs.append(status.cost)
+            found.append((aligned(scores, reference.cases), status.cost))
         except UserError as error:
             notes.append(f"seed {run.seed}: {error}")
-    columns = _columns(reference) if found else {}
-    values = {metric: np.stack([one.values[_ROW, column] for one in found]) for metric, column in columns.items()}
-    return _Measured(values, notes, _mean_cost(costs)), reference
+    return found, notes
 
 
 def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:

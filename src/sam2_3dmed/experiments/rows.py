@@ -1,6 +1,6 @@
 """The rows of the paper's tables: the system or the change of our recipe behind each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sam2_3dmed.config import ABLATIONS, BASELINES
@@ -70,21 +70,25 @@ _CAVEATS = {
 }
 
 
-def _of_ours(change: str) -> Method:
-    title = _TITLES.get(change, change.replace("_", " "))
-    return Method(title, change=change, caveat=_CAVEATS.get(change, ""))
+def method_names() -> list[str]:
+    """Every method that can be run, for `--methods`."""
+    return [FULL, *ABLATIONS, *BASELINES, *(name for name in system_names() if name != OURS)]
 
 
-METHODS: Mapping[str, Method] = {
-    FULL: Method("SAM2-3dMed"),
-    **{change: _of_ours(change) for change in (*ABLATIONS, *BASELINES)},
-    **{
-        name: Method(find_system(name).title, name, caveat=_CAVEATS.get(name, ""))
-        for name in system_names()
-        if name != OURS
-    },
-}
-"""Every method that can be run, by its name for `--methods`."""
+def find_method(name: str) -> Method:
+    """Find a method by its name.
+
+    Raises:
+        ConfigError: unknown method, or a system that cannot be loaded.
+    """
+    if name not in method_names():
+        raise ConfigError(f"no method {name!r}; {suggest(name, method_names())}")
+    if name == FULL:
+        return Method("SAM2-3dMed")
+    caveat = _CAVEATS.get(name, "")
+    if name in (*ABLATIONS, *BASELINES):
+        return Method(_TITLES.get(name, name.replace("_", " ")), change=name, caveat=caveat)
+    return Method(find_system(name).title, name, caveat=caveat)
 
 
 def select_rows(table: int, methods: Sequence[str] = ()) -> dict[str, str]:
@@ -92,7 +96,7 @@ def select_rows(table: int, methods: Sequence[str] = ()) -> dict[str, str]:
 
     Args:
         table: 1 to 9.
-        methods: Names in METHODS, also of rows that the table does not have. Without any: the table's own.
+        methods: Names of methods, also of rows that the table does not have. Without any: the table's own.
 
     Returns:
         Method -> title of its row.
@@ -101,8 +105,5 @@ def select_rows(table: int, methods: Sequence[str] = ()) -> dict[str, str]:
         ConfigError: unknown table or method.
     """
     rows = {_PAPER_METHODS[title]: title for title in paper_table(table).values}
-    chosen = list(dict.fromkeys(methods)) or list(rows)
-    for name in chosen:
-        if name not in METHODS:
-            raise ConfigError(f"no method {name!r}; {suggest(name, METHODS)}")
-    return {name: rows[name] if name in rows else METHODS[name].title for name in chosen}
+    chosen = {name: find_method(name) for name in methods or rows}
+    return {name: rows.get(name, method.title) for name, method in chosen.items()}
