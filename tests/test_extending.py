@@ -37,8 +37,46 @@ def write_npy(mask, path):
     with replacing(path) as file:
         np.save(file, mask.array)
 '''
-NEW_FILES = {"loss term": {"training/losses/absolute.py": LOSS}, "output format": {"inference/npy.py": FORMAT}}
+ENCODER = '''"""Three convolutions, one for each level."""
+
+import torch
+from torch import nn
+
+from sam2_3dmed.encoders.protocol import Encoder
+
+
+class PlainEncoder(Encoder):
+    lora_targets = "levels"
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+        self.levels = nn.ModuleList(nn.Conv2d(3, channels, stride, stride) for stride in (4, 8, 16))
+
+    @classmethod
+    def build(cls, size, image_size, channels):
+        return cls(channels)
+
+    def forward(self, pixels):
+        return [level(pixels).contiguous(memory_format=torch.channels_last) for level in self.levels]
+
+    def layers(self):
+        return [list(self.levels.parameters())]
+
+    def last_stage(self):
+        return [self.levels[-1]]
+'''
+NEW_FILES = {
+    "encoder": {"encoders/plain.py": ENCODER},
+    "loss term": {"training/losses/absolute.py": LOSS},
+    "output format": {"inference/npy.py": FORMAT},
+}
 NEW_TEXT = {
+    "encoder": {
+        "encoders/registry.py": [
+            ("ENCODERS: Mapping[str, str] = {\n", '    "plain": "sam2_3dmed.encoders.plain:PlainEncoder",\n')
+        ]
+    },
     "output format": {
         "inference/output.py": [
             (
@@ -58,8 +96,9 @@ NEW_TEXT = {
     },
 }
 """addition -> file -> where a text is inserted, and the text"""
-TRAIN = ["slab_slices=2", "model.size=nano", "model.image_size=64", "model.double_fusion=true", "training.epochs=1"]
-TRAIN += ["training.single_slice_fraction=0", "training.samples_per_epoch=2", "training.batch_size=2"]
+TRAIN = ["slab_slices=2", "model.size=nano", "model.image_size=64", "model.double_fusion=true"]
+TRAIN += ["model.encoder=plain", "training.epochs=1", "training.single_slice_fraction=0"]
+TRAIN += ["training.samples_per_epoch=2", "training.batch_size=2"]
 TRAIN += ["training.workers=0", "loss.terms={absolute: 1, dice: 1, boundary: 0.1}"]
 SCRIPT = """
 import sys
@@ -102,13 +141,15 @@ def test_additions_work_from_training_to_the_mask(package: Path, blobs: Path, tm
     assert done.returncode == 0, done.stderr
     recipe = yaml.safe_load((run / "config.yaml").read_text())["recipe"]
     assert recipe["model"]["double_fusion"] is True
+    assert recipe["model"]["encoder"] == "plain"
     assert "train/absolute" in (run / "curves.csv").read_text().splitlines()[0]
     mask = np.load(tmp_path / "masks" / "blob_00.npy")
     assert mask.shape == Volume.read(image).shape
 
 
 @pytest.mark.parametrize(
-    ("words", "files", "lines"), [("a loss term", 1, "0"), ("an output format", 1, "1"), ("a switch", 0, "3 files")]
+    ("words", "files", "lines"),
+    [("an encoder", 1, "1"), ("a loss term", 1, "0"), ("an output format", 1, "1"), ("a switch", 0, "3 files")],
 )
 def test_the_table_says_so(words: str, files: int, lines: str) -> None:
     rows = re.findall(

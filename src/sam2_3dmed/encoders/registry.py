@@ -1,16 +1,16 @@
 """The image encoders by name, as `model.encoder` of a recipe has them."""
 
 from collections.abc import Mapping
+from pkgutil import resolve_name
 
-from sam2_3dmed.encoders.conv import ConvEncoder
-from sam2_3dmed.encoders.hiera import HieraEncoder
 from sam2_3dmed.encoders.protocol import Encoder
 from sam2_3dmed.errors import ConfigError, suggest
 
-ENCODERS: Mapping[str, type[Encoder]] = {
-    "hiera": HieraEncoder,
-    "conv": ConvEncoder,
+ENCODERS: Mapping[str, str] = {
+    "hiera": "sam2_3dmed.encoders.hiera:HieraEncoder",
+    "conv": "sam2_3dmed.encoders.conv:ConvEncoder",
 }
+"""Name -> where its class is. A class is imported when a recipe asks for it."""
 
 
 def find_encoder(name: str) -> type[Encoder]:
@@ -21,4 +21,5 @@ def find_encoder(name: str) -> type[Encoder]:
     """
     if name not in ENCODERS:
         raise ConfigError(f"model.encoder: no encoder {name!r}; {suggest(name, ENCODERS)}")
-    return ENCODERS[name]
+    encoder: type[Encoder] = resolve_name(ENCODERS[name])
+    return encoder

@@ -207,7 +207,7 @@ def rank_stability(ranks: ArrayLike, redrawn: ArrayLike) -> RankStability:
 def kendall_tau(ranks: ArrayLike, others: ArrayLike) -> Floats:
     """Kendall's tau-b of a (runs,) ranking with each of (runs, rankings) others; NaN if either is one big tie.
 
-    scipy.stats.kendalltau takes one pair at a time, a thousand times as long for the draws of a ranking.
+    scipy.stats.kendalltau takes one pair at a time; the draws of a ranking are many.
     """
     one, many = np.asarray(ranks, dtype=np.float64), np.asarray(others, dtype=np.float64)
     first, second = np.triu_indices(len(one), k=1)
