@@ -22,7 +22,7 @@ from sam2_3dmed.run.run_folder import (
     remembered_data,
     save_model,
 )
-from sam2_3dmed.run.sam2_run import make_predictor
+from sam2_3dmed.run.sam2_model import make_predictor
 
 CHANNEL = ChannelPlan(name="CT", normalisation="fixed", low=-100, high=200)
 

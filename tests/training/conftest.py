@@ -59,7 +59,7 @@ def fit_on_balls(prepared: tuple) -> Callable[..., tuple]:
     """Trains on six of the balls as a recipe says, and validates on two; gives the network and the result."""
     from sam2_3dmed.data.cache import CaseCache
     from sam2_3dmed.run.build_model import make_model
-    from sam2_3dmed.run.sam2_run import make_predictor
+    from sam2_3dmed.run.sam2_model import make_predictor
     from sam2_3dmed.training.distributed import seed_all
     from sam2_3dmed.training.fit import fit
 

@@ -15,7 +15,7 @@ from sam2_3dmed.data.plan import propose_plan
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.build_model import make_model
-from sam2_3dmed.run.sam2_run import make_predictor
+from sam2_3dmed.run.sam2_model import make_predictor
 from sam2_3dmed.training.distributed import seed_all
 from sam2_3dmed.training.fit import fit
 from sam2_3dmed.training.loop import TrainingLoop

@@ -14,7 +14,7 @@ from sam2_3dmed.config import RunConfig
 from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.build_model import make_model
-from sam2_3dmed.run.sam2_run import make_predictor
+from sam2_3dmed.run.sam2_model import make_predictor
 from sam2_3dmed.training.checkpoints import best_state, saved_states, step_of
 from sam2_3dmed.training.distributed import seed_all
 from sam2_3dmed.training.loop import TrainingLoop

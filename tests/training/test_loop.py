@@ -8,7 +8,7 @@ import torch
 
 from sam2_3dmed.errors import TrainingError
 from sam2_3dmed.run.build_model import make_model
-from sam2_3dmed.run.sam2_run import make_predictor
+from sam2_3dmed.run.sam2_model import make_predictor
 from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.fit import assemble_slabs
 from sam2_3dmed.training.loop import Learner, check_gradients, trial

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 from math import ceil, prod
+from pathlib import Path
 from threading import Event
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -11,13 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sam2_3dmed.baselines.grid import resample_image, resampled_shape, thick_axis
-from sam2_3dmed.baselines.recipe import PatchSpec
-from sam2_3dmed.config import InferenceConfig, Plan
+from sam2_3dmed.baselines.networks import build
+from sam2_3dmed.baselines.recipe import PatchRecord, PatchSpec
+from sam2_3dmed.config import InferenceConfig, Plan, changed
 from sam2_3dmed.encoders.precision import bf16_is_fast
 from sam2_3dmed.inference.interface import PredictOptions, WithoutAuxiliary, refuse_boxes, require_not_cancelled
 from sam2_3dmed.inference.logits_to_mask import argmax_mask
 from sam2_3dmed.inference.postprocess import require_known_classes
 from sam2_3dmed.inference.predictor import fill_mask
+from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights
 from sam2_3dmed.volume.slices import slice_spacing_mm
 from sam2_3dmed.volume.volume import Volume
 
@@ -123,3 +126,11 @@ def _log_odds(logits: Tensor) -> Tensor:
     every = torch.cat([torch.zeros_like(logits[:1]), logits])
     others = [torch.cat([every[:k], every[k + 1 :]]).logsumexp(dim=0) for k in range(1, len(every))]
     return logits - torch.stack(others)
+
+
+def load_run(folder: Path, record: PatchRecord, device: torch.device, **settings: Any) -> PatchPredictor:
+    """The trained model of a run folder."""
+    network = build(record.model)
+    fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
+    config = changed(record.recipe.inference, settings, "inference")
+    return PatchPredictor(network.to(device).eval(), record.model, record.plan, config)

@@ -103,7 +103,7 @@ class PatchSystem(Baseline):
     def load(
         self, folder: Path, record: PatchRecord, *, device: torch.device, backend: Backend, **settings: Any
     ) -> Segmenter:
-        from sam2_3dmed.baselines.train import load_run
+        from sam2_3dmed.baselines.predictor import load_run
 
         return load_run(folder, record, device, **settings)
 

@@ -1,4 +1,4 @@
-"""Runs of patch-based systems: how one starts, trains and is saved, and how a trained model is loaded."""
+"""Training runs of patch-based systems: how one starts, trains and is saved."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ from sam2_3dmed.baselines.predictor import PatchPredictor
 from sam2_3dmed.baselines.recipe import PatchConfig, PatchRecord, PatchSpec, PatchTrainingConfig
 from sam2_3dmed.config import Plan, changed
 from sam2_3dmed.data.cache import CaseCache
-from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights, save_model
+from sam2_3dmed.run.run_folder import save_model
 from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.batch_sharding import Division
 from sam2_3dmed.training.distributed import DistributedContext, seed_all
@@ -178,14 +178,6 @@ def start_run(preparation: Preparation) -> PatchRun:
     predictor = PatchPredictor(network, record.model, plan, config)
     validation = with_grids(cache.subset(split.validation), dataset, plan.slicing_axis)
     return PatchRun(record, predictor, patches, validation, preparation.folder, preparation.distributed)
-
-
-def load_run(folder: Path, record: PatchRecord, device: torch.device, **settings: Any) -> PatchPredictor:
-    """The trained model of a run folder."""
-    network = build(record.model)
-    fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
-    config = changed(record.recipe.inference, settings, "inference")
-    return PatchPredictor(network.to(device).eval(), record.model, record.plan, config)
 
 
 def plan_spec(config: PatchConfig, plan: Plan, cases: Sequence[GriddedCase]) -> PatchSpec:

@@ -1,22 +1,18 @@
-"""Runs of SAM2-3dMed: how one starts, trains and is saved, and how a trained model is loaded."""
+"""Training runs of SAM2-3dMed: how one starts, trains and is saved."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
-import torch
-
-from sam2_3dmed.config import changed
 from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.encoders.peft_adapters import merge_lora
-from sam2_3dmed.inference.manifest import checksum
 from sam2_3dmed.inference.predictor import Predictor
-from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.build_model import make_model, remake_model
 from sam2_3dmed.run.run_config import Sam2Record
-from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights, save_model
+from sam2_3dmed.run.run_folder import save_model
+from sam2_3dmed.run.sam2_model import make_predictor
 from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.checkpoints import newest_whole_state
 from sam2_3dmed.training.distributed import DistributedContext, seed_all
@@ -93,42 +89,3 @@ def _first_network(preparation: Preparation) -> tuple[SAM2For3dMed, Sam2Record]:
     if newest_whole_state(preparation.folder / "checkpoints") is not None:
         return remake_model(old), old
     return make_model(old.recipe, old.plan, old.weights)[0], old
-
-
-def make_predictor(network: SAM2For3dMed, record: Sam2Record, **settings: Any) -> Predictor:
-    """A predictor with the run's section `inference`, changed by `settings`.
-
-    Raises:
-        ConfigError: a setting that is not valid.
-    """
-    return Predictor(
-        network,
-        preprocessing=record.plan.preprocessing,
-        labels=record.plan.labels,
-        slab_slices=record.recipe.slab_slices or record.plan.slab_slices,
-        config=changed(record.recipe.inference, settings, "inference"),
-    )
-
-
-def load_pytorch(folder: Path, record: Sam2Record, device: torch.device, **settings: Any) -> Predictor:
-    """The trained model of a run folder."""
-    network = build_network(record.recipe.model, record.plan.num_classes)
-    fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
-    return make_predictor(network.to(device).eval(), record, **settings)
-
-
-def load_onnx(folder: Path, record: Sam2Record, **settings: Any) -> Predictor:
-    """The model that `export` wrote into a folder; it runs on the CPU."""
-    from sam2_3dmed.inference.onnx_network import OnnxNetwork
-
-    network = OnnxNetwork(
-        folder,
-        run_sha256=record.sha256(),
-        model_sha256=checksum([folder / MODEL_FILE]) if (folder / MODEL_FILE).is_file() else None,
-        slab_slices=record.recipe.slab_slices or record.plan.slab_slices,
-    )
-    # It has what slabs mode uses of a network, and `require` refuses all other settings.
-    predictor = make_predictor(cast(SAM2For3dMed, network), record, **settings)
-    network.require(predictor.config)
-    predictor.config = changed(predictor.config, {"precision": "32"}, "inference")
-    return predictor

@@ -48,7 +48,7 @@ class Sam2System(System):
     def load(
         self, folder: Path, record: Sam2Record, *, device: torch.device, backend: Backend, **settings: Any
     ) -> Segmenter:
-        from sam2_3dmed.run.sam2_run import load_onnx, load_pytorch
+        from sam2_3dmed.run.sam2_model import load_onnx, load_pytorch
 
         if backend == "onnxruntime":
             return load_onnx(folder, record, **settings)
