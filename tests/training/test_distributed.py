@@ -98,7 +98,7 @@ SETTINGS = [
     # Seven slabs in batches of four: shares of 2 and 2, then of 1 and 2. SGD, since AdamW and Muon turn the rounding
     # errors of gradients that should be zero (those of keys' biases) into steps of full length.
     *("training.samples_per_epoch=7", "training.batch_size=4"),
-    *("training.optimizer=sgd", "training.learning_rate=1e-4"),
+    *("training.optimizer=sgd", "training.learning_rate=1e-4", "training.precision=32"),
     *("training.workers=0", "inference.direction=forward", "inference.overlap=0", "split.validation_fraction=0.3"),
 ]
 
