@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -47,9 +48,9 @@ _UNIVERSAL: Mapping[str, Any] = {
 class Baseline(System):
     """A system that has one recipe of its own and starts without weights."""
 
+    @abstractmethod
     def own_recipe(self) -> Any:
         """How its authors trained it."""
-        raise NotImplementedError
 
     def recipe(self, name: str = "auto", settings: Sequence[str] = (), *, from_scratch: bool = False) -> Any:
         if name != "auto":
