@@ -1,7 +1,8 @@
-"""What a run is told: frozen models with every option, checked where they are made.
+"""Options as frozen models that are checked where they are made.
 
-A `Plan` says what the data set dictates (axis, intensities, classes, slab); a `RunConfig` says what we choose (model,
-loss, training). Presets are functions; an ablation changes one thing of a preset, an addition goes beyond the paper.
+A `Plan` has what the data set dictates: axis, intensities, classes, slab. A `RunConfig` has what we choose: model,
+loss, training. A preset is a function that makes a `RunConfig`. An ablation changes one thing of a preset, and an
+addition goes beyond the paper.
 """
 
 from sam2_3dmed.config.parsing import changed, parse, read_yaml
@@ -28,28 +29,3 @@ from sam2_3dmed.config.schema import (
     SplitConfig,
     TrainingConfig,
 )
-
-__all__ = [
-    "ABLATIONS",
-    "ADDITIONS",
-    "BASELINES",
-    "PRESETS",
-    "AugmentationConfig",
-    "ChannelPlan",
-    "FeatureCacheConfig",
-    "InferenceConfig",
-    "LossConfig",
-    "NetworkConfig",
-    "Plan",
-    "RunConfig",
-    "SplitConfig",
-    "TrainingConfig",
-    "auto",
-    "changed",
-    "paper",
-    "parse",
-    "read_recipe",
-    "read_yaml",
-    "scratch",
-    "with_settings",
-]

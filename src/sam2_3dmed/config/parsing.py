@@ -1,8 +1,7 @@
-"""From YAML to models: every mistake at once, each with its file, its key and the nearest key that exists."""
+"""From YAML to frozen models. A message has a line for each mistake: the file, the key, and the nearest known key."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import UnionType
 from typing import Any, TypeVar, get_args
 
 import yaml
@@ -14,10 +13,10 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 def parse(data: Any, model: type[BaseModel], source: str) -> Any:
-    """`data` as a `model`, or every mistake in it at once.
+    """Make a `model` of keys and values.
 
     Raises:
-        ConfigError: one line per mistake, with the key, what is wrong, and for an unknown key the nearest that exists.
+        ConfigError: one line for each mistake. source: begins each line.
     """
     if not isinstance(data, Mapping):
         raise ConfigError(f"{source}: expected keys and values, found {type(data).__name__}")
@@ -28,23 +27,18 @@ def parse(data: Any, model: type[BaseModel], source: str) -> Any:
 
 
 def changed(config: Config, changes: Mapping[str, Any], source: str) -> Config:
-    """A config with some of its keys changed.
-
-    Raises:
-        ConfigError: as `parse`.
-    """
+    """Copy a config with some of its keys changed; errors are those of `parse`."""
     result: Config = parse(config.model_dump() | dict(changes), type(config), source)
     return result
 
 
 def _causes(errors: Sequence[Any]) -> list[Any]:
-    """Without what follows from another: a mistake in an item also makes its list seem too short."""
-    places = [error["loc"] for error in errors]
-    return [
-        error
-        for error, place in zip(errors, places, strict=True)
-        if not any(len(other) > len(place) and other[: len(place)] == place for other in places)
-    ]
+    """Leave out errors that follow from others: a mistake in an item also makes its list seem too short."""
+
+    def has_inner_error(place: tuple[Any, ...]) -> bool:
+        return any(len(e["loc"]) > len(place) and e["loc"][: len(place)] == place for e in errors)
+
+    return [error for error in errors if not has_inner_error(error["loc"])]
 
 
 def _explain(error: Any, model: type[BaseModel], source: str) -> str:
@@ -55,30 +49,20 @@ def _explain(error: Any, model: type[BaseModel], source: str) -> str:
         about_many = error["type"] == "missing" or isinstance(error["input"], Mapping | BaseModel)
         found = "" if about_many else f" (got {error['input']!r})"
         return f"{source}: {key or 'configuration'}: {reason}{found}"[:300]
-    known = _keys_beside(model, path)
-    return f"{source}: no such key {key!r}; {suggest(path[-1], known)}"
+    return f"{source}: no such key {key!r}; {suggest(path[-1], _keys_beside(model, path))}"
 
 
 def _keys_beside(model: type[BaseModel], path: Sequence[str]) -> list[str]:
-    """The keys that exist where the last part of `path` was looked for."""
+    """The keys of the section that the last part of `path` is in. Items of a list have no field of their own."""
     for part in path[:-1]:
-        field = model.model_fields.get(part)
-        if field is None:
-            continue
-        kinds = get_args(field.annotation) if isinstance(field.annotation, UnionType) else (field.annotation,)
-        inner = [
-            k for kind in kinds for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel)
-        ]
-        model = inner[0] if inner else model
+        annotation = model.model_fields[part].annotation if part in model.model_fields else None
+        kinds = (annotation, *get_args(annotation))
+        model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), model)
     return list(model.model_fields)
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """What a YAML text holds.
-
-    Raises:
-        ConfigError: it is not YAML.
-    """
+    """The content of a YAML text; a ConfigError if it is none."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -86,11 +70,7 @@ def parse_yaml(text: str, source: str) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The contents of a YAML file.
-
-    Raises:
-        ConfigError: the file cannot be read, or is not YAML.
-    """
+    """The content of a YAML file; a ConfigError if it cannot be read or is no YAML."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Recipes by name: presets, ablations (the full method with one thing changed), additions, and other systems."""
+"""Recipes by name: presets, ablations, additions, and the systems of Table 1 that are variants of our network."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +11,6 @@ from sam2_3dmed.config.schema import RunConfig
 from sam2_3dmed.errors import ConfigError, suggest
 
 Config = TypeVar("Config", bound=BaseModel)
-"""What settings can be applied to: our recipe, or another system's."""
 
 
 def _change(config: RunConfig, section: str, **values: Any) -> RunConfig:
@@ -24,7 +23,7 @@ def _change_terms(config: RunConfig, **weights: float) -> RunConfig:
 
 
 def _segmentation_loss(config: RunConfig, **weights: float) -> RunConfig:
-    """L_seg becomes the weighted sum of these terms; the terms of the other parts stay."""
+    """Replace the terms of L_seg. The terms of SRPP and BD stay."""
     others = {name: weight for name, weight in config.loss.terms.items() if name in ("relative_position", "boundary")}
     return _change(config, "loss", terms=weights | others)
 
@@ -51,8 +50,7 @@ ABLATIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "forward_only": lambda c: _change(c, "inference", direction="forward"),
     "backward_only": lambda c: _change(c, "inference", direction="backward"),
 }
-"""The rows of the paper's Tables 2-9, and the directions of prediction, one change each; `without_pretraining` goes
-with `--weights none`."""
+"""The rows of the paper's Tables 2-9, and two directions. `without_pretraining` needs `--weights none`."""
 
 
 def _sam2(config: RunConfig) -> RunConfig:
@@ -71,10 +69,10 @@ BASELINES: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "medsam2": _medsam2,
     "medsam2_boxes": lambda c: _change(_medsam2(c), "model", box_every=2),
 }
-"""The systems of the paper's Table 1 that are our network with other parts. `sam2`: SAM2, fine-tuned: no SRPP, no BD,
-and slices in one direction. `medsam2`: that with MedSAM-2's memory, and all of a volume in one stream, since a slab
-is too short to fill it. `medsam2_boxes`: that with a box from the reference on every second slice, as its authors run
-it; what it is told is half of the answer, so it is nobody's opponent without prompts."""
+"""Systems of the paper's Table 1. `sam2` is SAM2 after fine-tuning: no SRPP, no BD, slices in one direction. `medsam2`
+adds MedSAM-2's memory; a volume is one stream, since a slab is too short to fill that memory. `medsam2_boxes` adds a
+box from the reference on every second slice, as its authors run it. It must not be compared with systems without
+prompts, since its boxes give half of the answer."""
 
 
 def _adapted(config: RunConfig, how: str, encoder_rate: float, layer_decay: float = 1.0) -> RunConfig:
@@ -92,15 +90,15 @@ ADDITIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "focal_dice": lambda c: _segmentation_loss(c, focal=20.0, dice=1.0),
     "focal_tversky": lambda c: _segmentation_loss(c, focal_tversky=1.0),
 }
-"""Beyond the paper: ways to adapt a pre-trained encoder, a moving average of the weights, and other choices of L_seg
-(`focal_dice` is SAM2's). The rates of `last_stage` are those of SAM2's own fine-tuning;
-`docs/notes/adapting_the_encoder.md` has what was measured."""
+"""Beyond the paper: ways to adapt a pre-trained encoder, a moving average of the weights, and other forms of L_seg
+(`focal_dice` is SAM2's). The rates of `last_stage` are those of SAM2's own fine-tuning. Measurements:
+`docs/notes/adapting_the_encoder.md`."""
 
 
 def scratch() -> RunConfig:
     """For training without pre-trained weights: `paper` with what was better on validation cases of real data.
 
-    `docs/notes/scratch_preset.md` has the figures, and says which differences were chosen without a comparison.
+    The figures are in `docs/notes/scratch_preset.md`, which also lists the choices that were not compared.
     """
     config = _segmentation_loss(paper(), dice=1.0, bce=1.0)
     config = _change(config, "model", fusion_residual=True)
@@ -123,10 +121,7 @@ def scratch() -> RunConfig:
 
 
 def auto(from_scratch: bool) -> RunConfig:
-    """The default: `scratch` without pre-trained weights, and `paper` with them.
-
-    Nothing could be measured with pre-trained weights so far, and runs from scratch must not decide for those.
-    """
+    """The default: `scratch` without pre-trained weights, and `paper` with them, since nothing was measured there."""
     return scratch() if from_scratch else paper()
 
 
@@ -135,11 +130,11 @@ PRESETS: Mapping[str, Callable[[bool], RunConfig]] = {
     "paper": lambda from_scratch: paper(),
     "scratch": lambda from_scratch: scratch(),
 }
-"""By name; each is told whether training starts from scratch, which only `auto` needs to know."""
+"""By name. The argument is whether training starts from scratch."""
 
 
 def with_settings(config: Config, settings: Sequence[str]) -> Config:
-    """`config` with each `section.key=value` of the command line applied, values read as YAML, or `none`.
+    """Apply each `section.key=value` of the command line to a config; a value is YAML, or `none`.
 
     Raises:
         ConfigError: a setting is not `key=value`, or what it makes is not valid.
@@ -161,14 +156,15 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
 
 
 def read_recipe(name_or_path: str, *, from_scratch: bool = False) -> RunConfig:
-    """A preset by name, with ablations and additions after plus signs (`paper+without_srpp`), or a YAML file.
+    """Read a recipe: a preset with changes after plus signs, such as `paper+without_srpp`, or a YAML file.
 
-    A YAML file starts from the preset that its key `preset` names, or from `auto`; its other keys replace the preset's.
-    from_scratch: whether there are no pre-trained weights.
+    A YAML file starts from the preset of its key `preset`, else from `auto`. Its other keys replace the preset's.
+
+    Args:
+        from_scratch: whether there are no pre-trained weights.
 
     Raises:
-        ConfigError: no such preset, ablation, addition or file, two additions that exclude each other, or mistakes in
-            the file.
+        ConfigError: no such name or file, changes that exclude each other, or mistakes in the file.
     """
     if name_or_path.endswith((".yaml", ".yml")):
         return _read_recipe_file(Path(name_or_path), from_scratch)
@@ -200,9 +196,7 @@ def _read_recipe_file(path: Path, from_scratch: bool) -> RunConfig:
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     for key, value in data.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            base[key] = {**base[key], **value}
-        else:
-            base[key] = value
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        base[key] = {**base[key], **value} if both else value
     config: RunConfig = parse(base, RunConfig, str(path))
     return config

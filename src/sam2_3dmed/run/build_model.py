@@ -25,12 +25,10 @@ def make_model(recipe: RunConfig, plan: Plan, weights: str) -> tuple[SAM2For3dMe
     """Build the network of a recipe with its first weights, ready to train.
 
     Args:
-        recipe: the recipe; `auto` and none in its section `model` are filled in.
-        plan: the plan of the data set, which has the classes.
         weights: `auto`, a hub id, a Hugging Face folder, a `.pt` file of Meta's, `none`, or the folder of a run.
 
     Returns:
-        The network, and its record with the complete recipe.
+        The network, and its record with the complete recipe: `auto` and none in its section `model` are filled in.
 
     Raises:
         WeightsError: the weights cannot be read, or belong to another network.
@@ -94,13 +92,10 @@ def _freeze(network: SAM2For3dMed, record: Sam2Record) -> None:
 
 def _from_scratch(wanted: NetworkConfig, plan: Plan) -> tuple[SAM2For3dMed, NetworkConfig, str]:
     """Returns: the network, its complete config, and how its encoder learns if the recipe says `auto`."""
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = {} if wanted.no_memory_token is not None else {"no_memory_token": True}
     if wanted.size == "auto":
-        on_gpu = torch.cuda.is_available()
-        given["size"] = "tiny" if on_gpu else "nano"
-        logger.info("model.size is auto: from scratch on a %s, so %s", "GPU" if on_gpu else "CPU", given["size"])
-    if wanted.no_memory_token is None:
-        given["no_memory_token"] = True
+        where, given["size"] = ("GPU", "tiny") if torch.cuda.is_available() else ("CPU", "nano")
+        logger.info("model.size is auto: from scratch on a %s, so %s", where, given["size"])
     config = complete(wanted.model_copy(update=given))
     return build_network(config, plan.num_classes), config, "train"
 
@@ -108,14 +103,8 @@ def _from_scratch(wanted: NetworkConfig, plan: Plan) -> tuple[SAM2For3dMed, Netw
 def _from_sam2(wanted: NetworkConfig, plan: Plan, source: str) -> tuple[SAM2For3dMed, NetworkConfig, str]:
     """As `_from_scratch`, with SAM2's weights."""
     found = read_sam2(source)
-    config = _of_weights(
-        wanted,
-        source,
-        size=found.size,
-        channels=SIZES[found.size].channels,
-        pointer_time=found.pointer_time,
-        no_memory_token=False,
-    )
+    dictated = {"size": found.size, "channels": SIZES[found.size].channels, "pointer_time": found.pointer_time}
+    config = _of_weights(wanted, source, **dictated, no_memory_token=False)
     network = build_network(config, plan.num_classes)
     load_sam2(network, found)
     return network, config, "frozen"

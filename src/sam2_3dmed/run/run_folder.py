@@ -36,7 +36,7 @@ CODES_FILE = "codes.json"
 
 
 def read_record(folder: Path) -> RunRecord:
-    """The content of a run folder's `config.yaml`.
+    """Read a run folder's `config.yaml`.
 
     Raises:
         WeightsError: no run folder, or one that another version wrote.
@@ -62,11 +62,7 @@ def read_record(folder: Path) -> RunRecord:
 
 
 def read_sam2_record(folder: Path, what: str) -> Sam2Record:
-    """The record of a run of SAM2-3dMed. what: asks for it, for the message.
-
-    Raises:
-        WeightsError: a run of another system. UserError: as `read_record`.
-    """
+    """As `read_record`, with a WeightsError for a run of another system. what: needs a run of ours."""
     record = read_record(folder)
     if record.system != OURS:
         raise WeightsError(f"{folder}: {what} is for runs of SAM2-3dMed, and this is one of {record.about}")
@@ -74,16 +70,12 @@ def read_sam2_record(folder: Path, what: str) -> Sam2Record:
 
 
 def remember_data(folder: Path, data: Path) -> None:
-    """Write where the data set is, into a file of its own, which need not be given away with the model."""
+    """Write where the data set is, in a file of its own, which need not be given away with the model."""
     write_text(folder / DATA_FILE, json.dumps({"folder": str(data.resolve())}, ensure_ascii=False) + "\n")
 
 
 def remembered_data(folder: Path) -> Path | None:
-    """Where the data set was when training began; None if there is no such file.
-
-    Raises:
-        DataError: a broken data.json.
-    """
+    """Where the data set was when training began; None if there is no data.json, a DataError if it is broken."""
     path = folder / DATA_FILE
     if not path.is_file():
         return None
@@ -102,21 +94,13 @@ def remember_codes(folder: Path, codes: Mapping[str, Code]) -> None:
 
 
 def remembered_codes(folder: Path) -> dict[str, Code]:
-    """The DICOM codes of the run's classes, by name; empty if there is no such file.
-
-    Raises:
-        DataError: a broken codes.json.
-    """
+    """The DICOM codes of the run's classes, by name; empty if there is no such file, a DataError if it is broken."""
     path = folder / CODES_FILE
     return read_codes(path) if path.is_file() else {}
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        WeightsError: no such file, or broken.
-    """
+    """The tensors of a safetensors file; a WeightsError if it is missing or broken."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -128,11 +112,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def fill_network(network: nn.Module, state: Mapping[str, torch.Tensor], source: Path) -> None:
-    """Load weights strictly.
-
-    Raises:
-        WeightsError: keys are missing, unexpected, or of another shape; they are named.
-    """
+    """Load weights; a WeightsError names the keys that are missing, unexpected, or of another shape."""
     shared = {name: state[first] for name, first in _first_names(network).items() if first in state}
     try:
         network.load_state_dict({**state, **shared}, strict=True)
@@ -148,11 +128,7 @@ def _first_names(network: nn.Module) -> dict[str, str]:
 
 
 def save_model(network: nn.Module, record: RunRecord, folder: Path) -> None:
-    """Write `config.yaml` and then `model.safetensors`, which marks a finished run.
-
-    Raises:
-        DataError: they cannot be written.
-    """
+    """Write `config.yaml` and then `model.safetensors`, which marks a finished run; a DataError if they cannot be."""
     from safetensors.torch import save
 
     record.write(folder)
@@ -215,11 +191,7 @@ def model_files(folder: Path, backend: str = "pytorch") -> tuple[Path, ...]:
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:
-    """A device that works here; none takes the GPU if there is one.
-
-    Raises:
-        ConfigError: torch does not know it, or this machine does not have it.
-    """
+    """A device that works here, else a ConfigError; None takes the GPU if there is one."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)

@@ -133,20 +133,12 @@ def _train(
     distributed.start_barrier()
     result = run.fit(resume=request.resume)
     run.save()
-    logger.info(
-        "trained %d steps in %d epochs; best validation Dice %.4f",
-        result.steps,
-        result.epochs,
-        result.best_dice,
-    )
+    text = "trained %d steps in %d epochs; best validation Dice %.4f"
+    logger.info(text, result.steps, result.epochs, result.best_dice)
 
 
 def _checked_recipe(request: TrainRequest) -> Any:
-    """The recipe of a new run.
-
-    Raises:
-        ConfigError: no such system, or options that do not go together.
-    """
+    """The recipe of a new run; a ConfigError for options that do not go together."""
     system = find_system(request.system)
     recipe = system.recipe(from_scratch=request.weights == "none") if request.recipe is None else request.recipe
     require_recipe(system, recipe)
@@ -240,11 +232,7 @@ def test_run(folder: Path, data: Path) -> Evaluation:
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Make a folder and turn errors of writing into it into one line.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+    """Make a folder, and raise DataError if it or a file in it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
