@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 STEPS_PER_EPOCH = 10
-SLICES_PER_STEP = 24  # as four slabs of six
+SLICES_PER_STEP = 48  # as eight slabs of six, the batch of the recipe
 
 CHANGES: dict[str, list[str]] = {
     "none": [],
@@ -71,11 +71,11 @@ def make_recipe(change: str, seed: int, arguments: argparse.Namespace) -> Any:
     settings = [f"training.epochs={epochs}", f"training.validate_every={epochs}", "training.patience=none"]
     if slab_steps:
         single = steps // STEPS_PER_EPOCH / epochs
-        settings += [f"training.single_slice_fraction={single}", f"training.samples_per_epoch={4 * STEPS_PER_EPOCH}"]
+        settings += [f"training.single_slice_fraction={single}", f"training.samples_per_epoch={8 * STEPS_PER_EPOCH}"]
     else:
         samples = SLICES_PER_STEP * STEPS_PER_EPOCH
-        settings += ["slab_slices=1", "training.single_slice_fraction=0", f"training.samples_per_epoch={samples}"]
-        settings.append(f"training.batch_size={SLICES_PER_STEP}")
+        settings += ["slab_slices=1", "training.single_slice_fraction=0", "training.slab_rate=1"]
+        settings += [f"training.samples_per_epoch={samples}", f"training.batch_size={SLICES_PER_STEP}"]
     settings += ["model.size=nano", f"training.seed={seed}", "training.workers=0", "inference.flips=true"]
     return find_system(OURS).recipe("scratch", [*settings, *(arguments.set or []), *CHANGES[change]], from_scratch=True)
 
