@@ -142,7 +142,12 @@ def dice(one: torch.Tensor, other: torch.Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="tiny")
+    parser.add_argument(
+        "--size",
+        default="tiny",
+        choices=["tiny", "small", "base_plus", "large"],
+        help="not nano, at whose width upstream's fails: findings/transformers_sam2_video_narrow.sh",
+    )
     parser.add_argument("--image-size", type=int, default=512)
     parser.add_argument("--slices", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1)
