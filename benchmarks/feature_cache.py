@@ -66,7 +66,7 @@ def make_step(network: Any, predict: Callable[[], Any], batch: Any, bf16: bool) 
     def step() -> None:
         optimizer.zero_grad()
         with torch.autocast(network.device.type, torch.bfloat16, enabled=bf16):
-            total = loss(predict(), class_masks(batch.labels, 1), batch.positions).total
+            total = loss(predict(), class_masks(batch.labels, 1), batch.positions)["total"]
         total.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()

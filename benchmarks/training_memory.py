@@ -6,8 +6,8 @@
 A step is a pass of one slab with SRPP and BD, the encoder frozen and given 4 slices at once, in 32 bit: loss at full
 resolution, gradients, AdamW. Measured: by how much the process's peak (ru_maxrss) exceeds what it was when the network
 stood, each case in a process of its own, in which malloc gives freed memory back; one that would not fit into what is
-free is left out. Counted: bytes of tensors alive at the peak (training/step_memory.py) without the weights, which stood
-before, and Adam's averages, which come when the rest is gone.
+free is left out. Counted: bytes of tensors alive at the peak (training/memory_budget.py) without the weights, which
+stood before, and Adam's averages, which come when the rest is gone.
 
 Then, for each size of `--tables` (none: nothing), how many slabs of a pass fit GPUs of 8, 12, 16 and 24 GB by the
 count. No GPU was there: what a process takes beside its tensors is assumed (training/memory_budget.py).
@@ -31,7 +31,7 @@ def make_step(size: str, image_size: int, num_classes: int, checkpointing: bool)
     from sam2_3dmed.config import LossConfig, NetworkConfig
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.training.losses import TotalLoss
-    from sam2_3dmed.training.memory_estimator import Step
+    from sam2_3dmed.training.memory_budget import Step
 
     torch.manual_seed(0)
     network = build_network(NetworkConfig(size=size, image_size=image_size), num_classes).train()
@@ -51,7 +51,7 @@ def make_slabs(slices: int, image_size: int):
 
 def count(case: str) -> None:
     """In a process of its own; one line of JSON: bytes at the peak, and those of them that are there for any slab."""
-    from sam2_3dmed.training.memory_estimator import counted_bytes
+    from sam2_3dmed.training.memory_budget import counted_bytes
 
     size, image_size, num_classes, slices, checkpointing = json.loads(case)
     step = make_step(size, image_size, num_classes, checkpointing)

@@ -8,16 +8,16 @@ from torch import Tensor
 
 from sam2_3dmed.config import LossConfig
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.training.losses import LossTerms, TotalLoss
+from sam2_3dmed.training.losses import TotalLoss
 
 PARTS = ("encoder", "srpp", "boundary", "segmentation", "boundary_to_segmentation")
 
 
 @pytest.fixture
-def terms(slab) -> Callable[..., LossTerms]:
+def terms(slab) -> Callable[..., dict[str, torch.Tensor]]:
     """Eq. 6's terms of a slab of four slices, two blobs in them, fed in reverse."""
 
-    def compute(network: SAM2For3dMed, depth: int = 4) -> LossTerms:
+    def compute(network: SAM2For3dMed, depth: int = 4) -> dict[str, torch.Tensor]:
         masks = torch.zeros(2, 2, depth, 64, 64)
         masks[:, 0, :, 8:24, 8:30] = 1
         masks[:, 1, :, 30:50, 20:60] = 1
@@ -58,7 +58,7 @@ def network(request, nano) -> Iterator[SAM2For3dMed]:
 
 def test_the_position_loss_teaches_srpp_and_nothing_else(network, open_paths, terms) -> None:
     for moved in (False, True):
-        names = reached(open_paths(network) if moved else network, terms(network).terms["relative_position"])
+        names = reached(open_paths(network) if moved else network, terms(network)["relative_position"])
         assert parts(names) == {"srpp"}
         assert srpp_encoder(network) <= names
         assert under(names, "srpp.pair_mlp.")
@@ -67,10 +67,10 @@ def test_the_position_loss_teaches_srpp_and_nothing_else(network, open_paths, te
 
 @pytest.mark.parametrize("term", ["dice", "boundary"])
 def test_the_mask_losses_reach_srpps_encoder_once_the_convolution_moved(network, move, terms, term: str) -> None:
-    names = reached(network, terms(network).terms[term])
+    names = reached(network, terms(network)[term])
     assert under(names, "srpp.") == {"srpp.to_context.weight", "srpp.to_context.bias"}
     move(network.srpp.to_context)
-    names = reached(network, terms(network).terms[term])
+    names = reached(network, terms(network)[term])
     assert srpp_encoder(network) <= names
     assert not under(names, "srpp.pair_mlp.")
 
@@ -78,7 +78,7 @@ def test_the_mask_losses_reach_srpps_encoder_once_the_convolution_moved(network,
 def test_an_unshared_context_keeps_the_mask_losses_out_of_srpp(nano, open_paths, terms) -> None:
     network = open_paths(nano(share_context=False)).train()
     computed = terms(network)
-    assert not under(reached(network, computed.terms["dice"]) | reached(network, computed.terms["boundary"]), "srpp.")
+    assert not under(reached(network, computed["dice"]) | reached(network, computed["boundary"]), "srpp.")
 
 
 def test_changing_srpps_encoder_changes_the_segmentation_once_the_convolution_moved(nano, slab, move) -> None:
@@ -98,17 +98,17 @@ def test_changing_srpps_encoder_changes_the_segmentation_once_the_convolution_mo
 
 
 def test_the_segmentation_loss_reaches_bd_through_the_projection_once_it_moved(network, move, terms) -> None:
-    names = reached(network, terms(network).terms["dice"])
+    names = reached(network, terms(network)["dice"])
     assert under(names, "boundary") == {"boundary_to_segmentation.weight", "boundary_to_segmentation.bias"}
     move(network.boundary_to_segmentation)
-    names = reached(network, terms(network).terms["dice"])
+    names = reached(network, terms(network)["dice"])
     assert under(names, "boundary.fusion.")
     for part in ("memory_attention", "memory_encoder", "mask_decoder", "no_memory_embedding"):
         assert under(names, f"boundary.decoder.{part}")
 
 
 def test_the_boundary_loss_does_not_reach_the_segmentation(network, open_paths, terms) -> None:
-    names = reached(open_paths(network), terms(network).terms["boundary"])
+    names = reached(open_paths(network), terms(network)["boundary"])
     expected = {"srpp", "boundary"} | ({"encoder"} if not network.encoder.frozen else set())
     assert parts(names) == expected
 
@@ -116,14 +116,14 @@ def test_the_boundary_loss_does_not_reach_the_segmentation(network, open_paths, 
 def test_the_mask_losses_reach_an_encoder_that_trains(nano, terms) -> None:
     network = nano().train()
     computed = terms(network)
-    assert under(reached(network, computed.terms["dice"]), "encoder.")
-    assert under(reached(network, computed.terms["boundary"]), "encoder.")
+    assert under(reached(network, computed["dice"]), "encoder.")
+    assert under(reached(network, computed["boundary"]), "encoder.")
 
 
 def test_nothing_reaches_the_frozen_encoder(nano, open_paths, terms) -> None:
     network = open_paths(nano()).train()
     network.encoder.freeze()
-    terms(network).total.backward()
+    terms(network)["total"].backward()
     assert all(parameter.grad is None for parameter in network.encoder.parameters())
 
 
@@ -148,7 +148,7 @@ def test_every_trained_weight_gets_a_gradient(nano, open_paths, terms, depth: in
     if frozen:
         network.encoder.freeze()
     trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
-    terms(network, depth).total.backward()
+    terms(network, depth)["total"].backward()
     left = {name for name, p in network.named_parameters() if p.requires_grad and p.grad is None}
     assert not left
     assert trained == {name for name, p in network.named_parameters() if p.grad is not None}
@@ -156,7 +156,7 @@ def test_every_trained_weight_gets_a_gradient(nano, open_paths, terms, depth: in
 
 def test_a_lone_slice_teaches_memory_attention_where_it_reads_a_token(nano, open_paths, terms) -> None:
     network = open_paths(nano(no_memory_token=True)).train()
-    names = reached(network, terms(network, 1).total)
+    names = reached(network, terms(network, 1)["total"])
     attention = "segmentation.memory_attention.layers.0"
     assert {f"{attention}.self_attn.q_proj.weight", f"{attention}.cross_attn_image.v_proj.weight"} <= names
     assert {"segmentation.no_memory_embedding", "boundary.decoder.no_memory_embedding"} <= names
@@ -167,7 +167,7 @@ def test_a_lone_slice_teaches_memory_attention_where_it_reads_a_token(nano, open
 
 def test_a_slab_of_one_slice_leaves_out_the_memory_alone(nano, open_paths, terms) -> None:
     network = open_paths(nano()).train()
-    terms(network, 1).total.backward()
+    terms(network, 1)["total"].backward()
     for name, parameter in network.named_parameters():
         inside = name.removeprefix("boundary.decoder.").removeprefix("segmentation.")
         assert (parameter.grad is None) == (inside != name and inside.startswith(LONE_SLICE)), name
@@ -177,5 +177,5 @@ def test_a_slab_of_one_slice_leaves_out_the_memory_alone(nano, open_paths, terms
 def test_all_of_them_learn_something(nano, open_paths, terms, token: bool) -> None:
     """Not only a gradient, but one that is not zero: no part is dead."""
     network = open_paths(nano(no_memory_token=token)).train()
-    names = reached(network, terms(network, 4).total)
+    names = reached(network, terms(network, 4)["total"])
     assert {name for name, _ in network.named_parameters()} - names == set()

@@ -90,7 +90,7 @@ def test_gradients_of_the_parts_make_that_of_the_batch() -> None:
     def gradients(parts: list[tuple[list[Slabs], float]]) -> list[torch.Tensor]:
         network.zero_grad()
         for part, weight in parts:
-            (training_step(network, loss, collate(part), 1).total * weight).backward()
+            (training_step(network, loss, collate(part), 1)["total"] * weight).backward()
         return [p.grad.clone() for p in network.parameters()]
 
     whole = gradients([(slabs, 1.0)])

@@ -77,7 +77,7 @@ def pixels(views: ViewDataset, batch: ViewSlabs) -> Tensor:
 def gradients(network: SAM2For3dMed, batch: ViewSlabs, predict: Callable[[], object]) -> dict[str, Tensor]:
     network.zero_grad()
     loss = TotalLoss(LossConfig(terms={"dice": 1, "bce": 1, "relative_position": 0.01, "boundary": 0.1}))
-    loss(predict(), class_masks(batch.labels, 1), batch.positions).total.backward()
+    loss(predict(), class_masks(batch.labels, 1), batch.positions)["total"].backward()
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
 
 

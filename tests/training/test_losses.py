@@ -12,10 +12,8 @@ from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.network import Prediction
 from sam2_3dmed.training.losses import TERMS, LossInputs, TotalLoss, class_masks
 from sam2_3dmed.training.losses.boundary import boundary_loss, boundary_masks
-from sam2_3dmed.training.losses.cross_entropy import bce, focal
-from sam2_3dmed.training.losses.dice import dice_loss
-from sam2_3dmed.training.losses.focal_tversky import focal_tversky
 from sam2_3dmed.training.losses.relative_position import position_error, relative_position_loss, relative_positions
+from sam2_3dmed.training.losses.segmentation import bce, dice_loss, focal, focal_tversky
 
 NORMALISE = ("weight_sum", "mean", "sum")
 
@@ -211,9 +209,9 @@ def batch() -> tuple[Prediction, torch.Tensor, torch.Tensor]:
 @given(weights=st.dictionaries(st.sampled_from(sorted(TERMS)), st.floats(0, 10), min_size=1))
 def test_the_total_is_the_weighted_sum(weights: dict[str, float]) -> None:
     found = TotalLoss(LossConfig(terms=weights))(*batch())
-    assert found.terms.keys() == weights.keys()
-    expected = sum(weight * found.terms[name] for name, weight in weights.items())
-    torch.testing.assert_close(found.total, torch.as_tensor(expected))
+    assert found.keys() == {"total", *weights}
+    expected = sum(weight * found[name] for name, weight in weights.items())
+    torch.testing.assert_close(found["total"], torch.as_tensor(expected))
 
 
 @pytest.mark.parametrize("normalise", NORMALISE)
@@ -225,7 +223,7 @@ def test_the_terms_are_the_losses_at_full_resolution(normalise: str) -> None:
         return torch.stack(planes, dim=2)
 
     config = LossConfig(terms=dict.fromkeys(TERMS, 1), boundary_normalise=normalise)
-    terms = TotalLoss(config)(prediction, masks, positions).terms
+    terms = TotalLoss(config)(prediction, masks, positions)
     for name, loss in {"bce": bce, "dice": dice_loss, "focal": focal, "focal_tversky": focal_tversky}.items():
         torch.testing.assert_close(terms[name], loss(full(prediction.segmentation), masks))
     expected = boundary_loss(full(prediction.boundary), boundary_masks(masks), normalise)
@@ -239,16 +237,16 @@ def test_a_part_that_is_off_costs_nothing(gone: str) -> None:
     prediction, masks, positions = batch()
     total = TotalLoss(LossConfig(terms={"bce": 1, "relative_position": 2, "boundary": 3}))
     whole, without = total(prediction, masks, positions), total(prediction._replace(**{gone: None}), masks, positions)
-    assert value(without.terms[gone]) == 0
+    assert value(without[gone]) == 0
     weight = {"boundary": 3, "relative_position": 2}[gone]
-    torch.testing.assert_close(without.total, whole.total - weight * whole.terms[gone])
+    torch.testing.assert_close(without["total"], whole["total"] - weight * whole[gone])
 
 
 def test_half_precision_logits_are_compared_in_full() -> None:
     prediction, masks, positions = batch()
     halves = Prediction(*(part.bfloat16() for part in prediction))
     found = TotalLoss(LossConfig())(halves, masks, positions)
-    assert all(term.dtype == torch.float32 for term in (found.total, *found.terms.values()))
+    assert all(term.dtype == torch.float32 for term in found.values())
 
 
 def test_a_file_registers_a_term(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,7 +254,7 @@ def test_a_file_registers_a_term(monkeypatch: pytest.MonkeyPatch) -> None:
     prediction, masks, positions = batch()
     found = TotalLoss(LossConfig(terms={"volume": 2}))(prediction, masks, positions)
     inputs = LossInputs(prediction, masks, positions, LossConfig())
-    torch.testing.assert_close(found.total, 2 * inputs.segmentation.sigmoid().mean())
+    torch.testing.assert_close(found["total"], 2 * inputs.segmentation.sigmoid().mean())
 
 
 def test_an_unknown_term_is_named() -> None:

@@ -17,12 +17,13 @@ from sam2_3dmed.training.memory_budget import (
     MARGIN,
     OVERHEAD,
     MemoryStrategy,
+    Step,
+    counted_bytes,
     empty_slabs,
     fastest_strategy,
     fit_to_memory,
     what_would_fit,
 )
-from sam2_3dmed.training.memory_estimator import Step, counted_bytes
 
 PLAN = Plan(
     dataset="Balls",

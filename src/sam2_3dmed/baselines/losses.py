@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sam2_3dmed.training.losses import class_masks
-from sam2_3dmed.training.losses.cross_entropy import bce
-from sam2_3dmed.training.losses.dice import dice_loss, soft_dice
+from sam2_3dmed.training.losses.segmentation import bce, dice_loss, soft_dice
 
 
 def deep_supervision_loss(outputs: Sequence[Tensor], labels: Tensor, *, background: bool) -> dict[str, Tensor]:

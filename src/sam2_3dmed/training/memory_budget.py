@@ -1,21 +1,32 @@
-"""`--gpu-memory 8`: the fastest way to take a step within a memory, with the same gradients."""
+"""`--gpu-memory 8`: the fastest way to take a step within a memory, with the same gradients.
+
+The memory of a step is measured on a GPU, or else counted on tensors without content.
+"""
 
 import logging
+import weakref
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sam2_3dmed.config import Plan, RunConfig
 from sam2_3dmed.data.slabs import Slabs
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.free_memory import free_bytes
+from sam2_3dmed.inference.free_memory import free_bytes, is_out_of_memory
 from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.training.distributed import use_bf16
 from sam2_3dmed.training.losses import TotalLoss
-from sam2_3dmed.training.memory_estimator import Step, counted_bytes, seen_bytes
+from sam2_3dmed.training.step import training_step
 
 GB = 10**9
 OVERHEAD = 0.7 * GB
@@ -50,19 +61,13 @@ def fastest_strategy(
 ) -> MemoryStrategy | None:
     """The fastest strategy that fits: as many slabs in a pass as possible; fewer slabs come before checkpointing.
 
-    Args:
-        bytes_of: the bytes that a strategy takes.
-        num_slabs: of a step in this process; only sizes that make the fewest passes are tried.
-        budget: in bytes.
+    num_slabs: of a step in this process; only sizes that make the fewest passes are tried. budget: in bytes.
     """
     sizes = sorted({-(-num_slabs // passes) for passes in range(1, num_slabs + 1)})
-    for how in _WAYS:
-
-        def bytes_of_size(size: int, how: tuple[bool, int | None] = how) -> float:
-            return bytes_of(MemoryStrategy(size, *how))
-
-        if bytes_of_size(1) <= budget:  # first, since mostly it is all that must be asked of ways that are too fast
-            return MemoryStrategy(sizes[bisect_right(sizes, budget, lo=1, key=bytes_of_size) - 1], *how)
+    for way in _WAYS:
+        strategies = [MemoryStrategy(size, *way) for size in sizes]
+        if bytes_of(strategies[0]) <= budget:  # first, since mostly it is all that must be asked of ways too fast
+            return strategies[bisect_right(strategies, budget, lo=1, key=bytes_of) - 1]
     return None
 
 
@@ -70,8 +75,11 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
     """The recipe with the fastest memory strategy that fits; a log line names it.
 
     With a GPU each way is tried on it, and what is free there is a limit, too; else bytes are counted, as if in 32 bit.
-    predictor: has the network and the run's slab. gigabytes: 10^9 bytes of the GPU. ranks: processes that share a
-    batch.
+
+    Args:
+        predictor: has the network and the run's slab.
+        gigabytes: 10^9 bytes of the GPU.
+        ranks: processes that share a batch.
 
     Raises:
         ConfigError: nothing fits; it says what would.
@@ -94,9 +102,8 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
         slabs = empty_slabs(way.slabs, slices, len(plan.channels), network.encoder.image_size)
         kinds = [slabs, slabs.single_slices()] if training.single_slice_fraction > 0 else [slabs]
         if gpu:
-            return max(
-                seen_bytes(step, kind, copies=copies, bf16=use_bf16(training.precision, "cuda")) for kind in kinds
-            )
+            bf16 = use_bf16(training.precision, "cuda")
+            return max(seen_bytes(step, kind, copies=copies, bf16=bf16) for kind in kinds)
         return max(counted_bytes(step, kind, copies=copies) for kind in kinds)
 
     way = fastest_strategy(bytes_of, share, budget)
@@ -125,7 +132,7 @@ def empty_slabs(count: int, slices: int, channels: int, size: int) -> Slabs:
 
 
 def what_would_fit(leanest: Callable[[int], float], slab_slices: int, budget: float, gigabytes: float) -> str:
-    """What to tell a user whose `gigabytes`, of which a step may take `budget` bytes, are too few.
+    """The message for a user whose `gigabytes`, of which a step may take `budget` bytes, are too few.
 
     leanest: the bytes of the leanest step with slabs of so many slices.
     """
@@ -134,3 +141,120 @@ def what_would_fit(leanest: Callable[[int], float], slab_slices: int, budget: fl
     text += f"{needed:.2f} GB would do" if needed < float("inf") else "the GPU has no more"
     fewer = bisect_right(range(1, slab_slices), budget, key=leanest)
     return text + (f", or --set slab_slices={fewer}" if fewer else ", or a smaller model.size or model.image_size")
+
+
+class Step(nn.Module):
+    """A training step up to its gradients, as a module, so that other weights can stand in for its own."""
+
+    def __init__(self, network: SAM2For3dMed, loss: TotalLoss, num_classes: int) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.num_classes = num_classes
+
+    def forward(self, slabs: Slabs) -> None:
+        """Leave the gradients of Eq. 6 in the weights."""
+        training_step(self.network, self.loss, [slabs], self.num_classes)["total"].backward()
+
+
+def seen_bytes(step: Step, slabs: Slabs, *, copies: int, bf16: bool) -> float:
+    """The measured peak bytes of a step on the GPU of its weights; infinite if the GPU has less.
+
+    copies: of each weight that trains, beside itself and its gradient: two for Adam, one for an average.
+    """
+    device = step.network.device
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+            step(Slabs(*(part.to(device) for part in slabs)))
+        peak = torch.cuda.max_memory_reserved(device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return float("inf")
+    finally:
+        step.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+    return float(peak + copies * sum(p.nbytes for p in step.parameters() if p.requires_grad))
+
+
+def counted_bytes(step: Step, slabs: Slabs, *, copies: int) -> int:
+    """The peak bytes of a step in 32 bit, without the work space within operations; nothing is computed.
+
+    slabs: only their shapes matter. copies: as for `seen_bytes`.
+    """
+    state = {**dict(step.named_parameters()), **dict(step.named_buffers())}
+    static = sum(tensor.nbytes for tensor in state.values())
+    static += copies * sum(tensor.nbytes for tensor in state.values() if tensor.requires_grad)
+    stand_ins = {
+        name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
+        for name, tensor in state.items()
+    }
+    with _no_device(), LiveBytes(stand_ins.values()) as live:
+        for tensor in stand_ins.values():
+            if tensor.requires_grad:  # there from the pass before
+                tensor.grad = torch.empty_like(tensor)
+        empty = Slabs(*(torch.empty_like(part, device="meta") for part in slabs))
+        functional_call(step, stand_ins, (empty,))
+    return static + live.peak
+
+
+@contextmanager
+def _no_device() -> Iterator[None]:
+    """On `meta` tensors, attention without its matrix of weights, as CPUs and GPUs compute it, and no autocast.
+
+    In place of the functions, and not by a function mode: modes do not reach what checkpointing computes again.
+    """
+    attention, autocast = F.scaled_dot_product_attention, torch.autocast
+
+    def fused(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return kernel(query, key, value, *args, attn_mask=attn_mask, **kwargs)[0]
+
+    def no_autocast(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        return nullcontext() if device_type == "meta" else autocast(device_type, *args, **kwargs)
+
+    F.scaled_dot_product_attention, torch.autocast = fused, no_autocast  # type: ignore[misc, assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention, torch.autocast = attention, autocast  # type: ignore[misc]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations make, for as long as they live; each once, however many views
+    it has. What an operation needs only within itself is not counted.
+
+    known: tensors that were there before, of which operations make views.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now = 0
+        self.peak = 0
+        self._sizes: dict[int, int] = {}
+        for tensor in known:
+            self._count(tensor.untyped_storage(), 0)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor):
+                storage = made.untyped_storage()
+                self._count(storage, storage.nbytes())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage, num_bytes: int) -> None:
+        key = storage._cdata
+        if key in self._sizes:
+            return
+        self._sizes[key] = num_bytes
+        self.now += num_bytes
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self.now -= self._sizes.pop(key)

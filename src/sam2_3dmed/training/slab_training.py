@@ -82,7 +82,7 @@ class SlabTraining(Trainable):
         part = self.division.part(number)
         self.network.draw = self.progress.step
         count = sum(len(slabs.labels) for slabs in batch)
-        loss = training_step(
+        losses = training_step(
             self.network,
             self.loss,
             batch,
@@ -93,8 +93,8 @@ class SlabTraining(Trainable):
                 "position_error/training", error, slabs if part.counted else 0
             ),
         )
-        self.count_pass({"total": loss.total, **loss.terms}, count, part.counted)
-        return loss.total * part.weight
+        self.count_pass(losses, count, part.counted)
+        return losses["total"] * part.weight
 
     def predict_case(self, number: int) -> tuple[NDArray[np.integer], float]:
         """Class indices of a validation case, and the mean error of SRPP over its slabs."""

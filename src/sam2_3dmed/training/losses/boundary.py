@@ -23,13 +23,12 @@ def boundary_loss(
 ) -> Tensor:
     """Cross entropy in which boundary pixels weigh N_non / N and the others N_bd / N. Paper: Eq. 5; reading 8.
 
+    The mean over B and K. A class without boundary in a slab contributes 0.
+
     Args:
         logits: (B, K, D, H, W).
         target: GT_bd, (B, K, D, H, W). N, N_bd and N_non count its pixels per sample and class.
         normalise: what the weighted sum is divided by: the sum of the weights, N, or 1.
-
-    Returns:
-        The mean over B and K. A class without boundary in a slab contributes 0.
     """
     boundary_share = target.mean(dim=SPACE, keepdim=True)
     weights = torch.where(target > 0, 1 - boundary_share, boundary_share)
@@ -45,11 +44,7 @@ def boundary_loss(
 def boundary_masks(masks: Tensor) -> Tensor:
     """GT_bd: the in-plane morphological gradient, 3 x 3, per class (reading 7).
 
-    Args:
-        masks: (B, K, D, H, W) of 0 and 1.
-
-    Returns:
-        The same shape, 1 where the neighbourhood of a pixel holds both values.
+    masks: (B, K, D, H, W) of 0 and 1 -> the same, 1 where the neighbourhood of a pixel holds both values.
     """
     some = every = masks > 0  # of the neighbourhood; for bool, much faster than two max_pool2d
     for axis in (-2, -1):

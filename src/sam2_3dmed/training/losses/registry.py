@@ -1,4 +1,4 @@
-"""The registry of loss terms, and what a term is computed from."""
+"""The registry of loss terms, what a term is computed from, and their weighted sum. Paper: Eq. 6."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sam2_3dmed.config import LossConfig
+from sam2_3dmed.errors import ConfigError, suggest
 from sam2_3dmed.model.network import Prediction
 from sam2_3dmed.model.upsample import upsample
 
@@ -17,18 +18,14 @@ SPACE = (-3, -2, -1)
 
 @dataclass(frozen=True)
 class LossInputs:
-    """A prediction and its reference.
-
-    Args:
-        prediction: logits at stride 4, and P_pos.
-        masks: GT_seg, (B, K, D, H, W) of 0 and 1.
-        positions: (B, D), the index of each slice in its volume.
-        config: the options of single terms.
-    """
+    """A prediction and its reference."""
 
     prediction: Prediction
+    """Logits at stride 4, and P_pos."""
     masks: Tensor
+    """GT_seg, (B, K, D, H, W) of 0 and 1."""
     positions: Tensor
+    """(B, D), the index of each slice in its volume."""
     config: LossConfig
 
     @cached_property
@@ -72,6 +69,32 @@ def segmentation_term(name: str) -> Callable[[SegmentationLoss], SegmentationLos
         return function
 
     return register
+
+
+class TotalLoss:
+    """The loss of a recipe.
+
+    Raises:
+        ConfigError: `loss.terms` names an unknown term.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config
+        for name in config.terms:
+            if name not in TERMS:
+                raise ConfigError(f"loss.terms: no term {name!r}; {suggest(name, TERMS)}")
+
+    def __call__(self, prediction: Prediction, masks: Tensor, positions: Tensor) -> dict[str, Tensor]:
+        """`total` and the unweighted terms of slabs of equal length, of which `LossInputs` has the shapes.
+
+        The term of a part that is switched off is 0.
+        """
+        inputs = LossInputs(prediction, masks, positions, self.config)
+        terms = {name: TERMS[name](inputs) for name in self.config.terms}
+        total = inputs.zero
+        for name, weight in self.config.terms.items():
+            total = total + weight * terms[name]
+        return {"total": total, **terms}
 
 
 def class_masks(labels: Tensor, num_classes: int) -> Tensor:

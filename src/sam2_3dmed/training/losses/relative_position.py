@@ -15,14 +15,9 @@ def _of_prediction(inputs: LossInputs) -> Tensor:
 
 
 def relative_position_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Squared error over the pairs i != j, divided by D (D - 1). Paper: Eq. 2.
+    """Squared error over the pairs i != j, divided by D (D - 1), the mean over the batch. Paper: Eq. 2.
 
-    Args:
-        predicted: P_pos, (B, D, D).
-        target: GT_pos, (B, D, D).
-
-    Returns:
-        The mean over the batch; 0 for a single slice, which has no pair.
+    predicted, target: P_pos and GT_pos, (B, D, D). A single slice has no pair, and a loss of 0.
     """
     depth = predicted.shape[-1]
     if depth < 2:
@@ -45,10 +40,6 @@ def position_error(predicted: Tensor, target: Tensor) -> Tensor:
 def relative_positions(positions: Tensor) -> Tensor:
     """GT_pos[i, j] = position j - position i, in slices along the body, whatever the order of the slab.
 
-    Args:
-        positions: (B, D), the index of each slice in its volume.
-
-    Returns:
-        (B, D, D) float32.
+    positions: (B, D), the index of each slice in its volume -> (B, D, D) float32.
     """
     return (positions.unsqueeze(1) - positions.unsqueeze(2)).float()
