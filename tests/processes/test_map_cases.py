@@ -82,6 +82,12 @@ def test_the_bar_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.out == ""
 
 
+def test_a_bar_that_never_moved_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError), progress_bar("Reading"):
+        raise DataError("x: no such folder")
+    assert capsys.readouterr().err.strip() == ""
+
+
 def test_what_is_small_is_for_the_caller_to_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sam2_3dmed.processes.map_cases as pool
 

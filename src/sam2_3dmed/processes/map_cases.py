@@ -71,7 +71,10 @@ def map_cases(
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Progress]:
-    """A progress bar on standard error with the time left. It yields the callback that moves the bar."""
+    """A progress bar on standard error with the time left. It yields the callback that moves the bar.
+
+    A bar that was never moved vanishes, so that it does not stand before the message of a request that fails at once.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -80,7 +83,10 @@ def progress_bar(title: str) -> Iterator[Progress]:
     # The estimate is of the last hour. With rich's 30 seconds there is none for cases that take longer.
     with Bar(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bar:
         task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        try:
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+        finally:
+            bar.update(task, visible=bar.tasks[0].total is not None)
 
 
 def num_processors() -> int:
