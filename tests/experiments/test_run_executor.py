@@ -21,7 +21,6 @@ from sam2_3dmed.experiments.planning import plan_experiment
 from sam2_3dmed.experiments.reproduce import reproduce
 from sam2_3dmed.experiments.resource_meter import ResourceUsage
 from sam2_3dmed.experiments.run_executor import (
-    RunJob,
     RunStatus,
     execute_run,
     measure_prediction,
@@ -81,7 +80,7 @@ def test_usage_adds_up_over_interruptions():
     before = {"seconds": 10.0, "memory_mb": 500.0, "gpu_memory_mb": None, "energy_kj": 1.5}
     added = run_executor._add_usage(before, ResourceUsage(5.0, 400.0, None, 0.5))
     assert added == {"seconds": 15.0, "memory_mb": 500.0, "gpu_memory_mb": None, "energy_kj": 2.0}
-    assert run_executor._add_usage(None, ResourceUsage(5.0))["seconds"] == 5.0
+    assert run_executor._add_usage({}, ResourceUsage(5.0))["seconds"] == 5.0
 
 
 def test_a_run_notes_every_machine_that_it_was_on_once(run, tmp_path, monkeypatch):
@@ -189,11 +188,9 @@ def test_a_table_is_carried_out_by_jobs(request_for, tmp_path, monkeypatch, runn
     assert reproduce(request, None).text == outcome.text, "nothing is left, so no runner is called"
 
 
-class Dies(RunJob):
+def dies(run, out):
     """A job that the system kills."""
-
-    def __call__(self):
-        os._exit(9)
+    os._exit(9)
 
 
 @pytest.mark.long
@@ -207,7 +204,7 @@ class Dies(RunJob):
 )
 def test_jobs_that_die_are_failures(broken, tmp_path, monkeypatch, runner, package, words):
     pytest.importorskip(package, reason=f"needs {package}")
-    monkeypatch.setattr("sam2_3dmed.experiments.run_executor.RunJob", Dies)
+    monkeypatch.setattr(run_executor, "execute_run", dies)
     pickling = pytest.importorskip("ray.cloudpickle" if package == "ray" else "cloudpickle")
     pickling.register_pickle_by_value(sys.modules[__name__])  # other processes cannot import it
     ended = []
@@ -217,12 +214,6 @@ def test_jobs_that_die_are_failures(broken, tmp_path, monkeypatch, runner, packa
         pickling.unregister_pickle_by_value(sys.modules[__name__])
     assert [run.key for run in ended] == [broken[0].key]
     assert words in RunStatus.find(broken[0], tmp_path).failure
-
-
-def test_a_task_that_is_queued_again_is_the_same(broken, tmp_path):
-    pytest.importorskip("submitit", reason="needs the extra slurm")
-    part = RunJob(broken[0], tmp_path)
-    assert part.checkpoint().function == part
 
 
 def test_without_the_extra(monkeypatch, broken, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.batch import predict_batch
 from sam2_3dmed.inference.inputs import find_inputs
-from sam2_3dmed.inference.workers import SlurmPart, on_slurm
+from sam2_3dmed.inference.workers import on_slurm
 from sam2_3dmed.processes.slurm import LOGS
 from sam2_3dmed.volume.label import read_label
 
@@ -58,11 +58,6 @@ def test_a_task_that_fails_names_its_log(submitit, inputs, tmp_path, make_job):
     for outcome in outcomes:
         log = Path(outcome.error.partition("(")[2].partition(")")[0])
         assert "no run: not a run folder" in log.read_text()
-
-
-def test_a_part_that_is_queued_again_is_the_same_part(submitit, inputs, tmp_path, make_job):
-    part = SlurmPart(make_job(tmp_path, tmp_path / "out"), tuple(inputs), "cpu")
-    assert part.checkpoint().function == part
 
 
 def test_without_the_extra(monkeypatch, inputs, tmp_path, make_job):

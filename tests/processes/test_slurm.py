@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.processes.slurm import how_it_ended, parse_options, submit
+from sam2_3dmed.processes.slurm import Requeued, how_it_ended, parse_options, submit
 
 
 @pytest.fixture
@@ -41,6 +41,11 @@ def test_tasks_come_back_or_say_where_their_log_is(submitit, tmp_path):
     assert badly.exception() is not None
     assert "ValueError: no" in badly.paths.stderr.read_text()
     assert str(badly.paths.stderr) in how_it_ended(badly)
+
+
+def test_a_task_that_is_queued_again_is_the_same(submitit):
+    part = Requeued(_fail)
+    assert part.checkpoint().function == part
 
 
 def _fail():

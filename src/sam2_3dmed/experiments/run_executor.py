@@ -9,21 +9,21 @@ from __future__ import annotations
 import json
 import logging
 import math
-import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from safetensors import safe_open
 
 from sam2_3dmed.data.dataset import read_case, read_dataset
 from sam2_3dmed.data.splits import Split
-from sam2_3dmed.errors import ConfigError, DataError, UserError
+from sam2_3dmed.errors import UserError
 from sam2_3dmed.experiments.planning import Run, shared_plan
 from sam2_3dmed.experiments.resource_meter import ResourceUsage, count_flops, hardware, measure_resources
-from sam2_3dmed.inference.workers import NEEDS_RAY, limit_threads
+from sam2_3dmed.inference.workers import limit_threads, ray_cluster
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.slurm import SECONDS_BETWEEN_LOOKS, how_it_ended, submit
 from sam2_3dmed.run.run_config import CONFIG_FILE
@@ -31,13 +31,9 @@ from sam2_3dmed.run.run_folder import MODEL_FILE, SPLIT_FILE, load_model, read_r
 from sam2_3dmed.run.systems import find_system
 from sam2_3dmed.run.train import TrainRequest, test_run, train
 
-if TYPE_CHECKING:
-    from submitit.core.utils import DelayedSubmission
-
 RUNS = "runs"
-COST_FILE = "cost.json"
-FAILURE_FILE = "failure.txt"
-State = Literal["missing", "begun", "trained", "done"]
+_COST_FILE = "cost.json"
+_FAILURE_FILE = "failure.txt"
 OnFinished = Callable[[Run], None]
 """Called with each run that has ended, successfully or not."""
 Executor = Callable[[Sequence[Run], Path, OnFinished], None]
@@ -56,11 +52,10 @@ class RunStatus:
     def find(cls, run: Run, out: Path) -> RunStatus:
         """The folder that ends in the run's key, also if another table named it."""
         runs = out / RUNS / run.task.name
-        found = next(iter(sorted(runs.glob(f"*-{run.key}"))), None)
-        return cls(found or runs / f"{run.method}-seed{run.seed}-{run.key}")
+        return cls(min(runs.glob(f"*-{run.key}"), default=runs / f"{run.method}-seed{run.seed}-{run.key}"))
 
     @property
-    def state(self) -> State:
+    def state(self) -> Literal["missing", "begun", "trained", "done"]:
         """How far the run is."""
         if not (self.folder / MODEL_FILE).is_file():
             return "begun" if (self.folder / CONFIG_FILE).is_file() else "missing"
@@ -75,7 +70,7 @@ class RunStatus:
     def cost(self) -> dict[str, Any]:
         """Measurements so far: `training`, `test`, `prediction`, `hardware`."""
         try:
-            content = json.loads((self.folder / COST_FILE).read_text(encoding="utf-8"))
+            content = json.loads((self.folder / _COST_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
@@ -83,24 +78,18 @@ class RunStatus:
     @property
     def failure(self) -> str | None:
         """Why the last attempt failed."""
-        path = self.folder / FAILURE_FILE
+        path = self.folder / _FAILURE_FILE
         return path.read_text(encoding="utf-8").splitlines()[0] if path.is_file() else None
 
     def add_cost(self, **parts: Mapping[str, Any] | Sequence[Any]) -> None:
         """Add measurements."""
-        write_text(self.folder / COST_FILE, json.dumps({**self.cost, **parts}, indent=1) + "\n")
-
-    def add_hardware(self) -> None:
-        """Add this machine to those that the run was on, once."""
-        machines, this = self.cost.get("hardware", []), hardware()
-        if this not in machines:
-            self.add_cost(hardware=[*machines, this])
+        write_text(self.folder / _COST_FILE, json.dumps({**self.cost, **parts}, indent=1) + "\n")
 
     def fail(self, reason: str, details: str = "") -> None:
         """Write why the run failed. The next attempt deletes this."""
         line = " ".join(reason.split()) or "failed without a message"
         logger.error("%s: failed: %s", self.folder.name, line)
-        write_text(self.folder / FAILURE_FILE, f"{line}\n\n{details or reason}\n")
+        write_text(self.folder / _FAILURE_FILE, f"{line}\n\n{details or reason}\n")
 
 
 def execute_run(run: Run, out: Path) -> RunStatus:
@@ -110,13 +99,14 @@ def execute_run(run: Run, out: Path) -> RunStatus:
         Terminated, KeyboardInterrupt: stopped. The next call continues.
     """
     status = RunStatus.find(run, out)
-    if status.state == "done":
-        return status
     logger.info("%s, %s, seed %d", run.method, run.task.name, run.seed)
-    (status.folder / FAILURE_FILE).unlink(missing_ok=True)
+    (status.folder / _FAILURE_FILE).unlink(missing_ok=True)
     try:
-        status.add_hardware()
-        _train(run, status, out)
+        machines, this = status.cost.get("hardware", []), hardware()
+        if this not in machines:
+            status.add_cost(hardware=[*machines, this])
+        if not (status.folder / MODEL_FILE).is_file():
+            _train(run, status, out)
         if not status.is_scored:
             with measure_resources() as usage:
                 test_run(status.folder, run.task.folder)
@@ -133,8 +123,6 @@ def execute_run(run: Run, out: Path) -> RunStatus:
 
 
 def _train(run: Run, status: RunStatus, out: Path) -> None:
-    if (status.folder / MODEL_FILE).is_file():
-        return
     request = TrainRequest(
         run.task.folder,
         status.folder,
@@ -144,25 +132,23 @@ def _train(run: Run, status: RunStatus, out: Path) -> None:
         resume=(status.folder / CONFIG_FILE).is_file(),
         system=run.system,
     )
-    usage = ResourceUsage()
     try:
         with measure_resources() as usage:
             train(request)
     finally:
         if (system := find_system(run.system)).own_process:
             usage.memory_mb, usage.gpu_memory_mb = system.training_peaks(status.folder)
-        if status.folder.is_dir():
-            status.add_cost(training=_add_usage(status.cost.get("training"), usage))
+        status.add_cost(training=_add_usage(status.cost.get("training", {}), usage))
 
 
-def _add_usage(before: Mapping[str, Any] | None, usage: ResourceUsage) -> dict[str, Any]:
+def _add_usage(before: Mapping[str, Any], usage: ResourceUsage) -> dict[str, Any]:
     """The usage of an interrupted run and of its continuation: sums of seconds and energy, peaks of memory."""
-    after = asdict(usage)
-    if not before:
-        return after
-    sums = {"seconds", "energy_kj"}
-    both = {name: [v for v in (before.get(name), after[name]) if v is not None] for name in after}
-    return {name: (sum(known) if name in sums else max(known)) if known else None for name, known in both.items()}
+    added = {}
+    for name, value in asdict(usage).items():
+        known = [part for part in (before.get(name), value) if part is not None]
+        total = sum if name in ("seconds", "energy_kj") else max
+        added[name] = total(known) if known else None
+    return added
 
 
 def measure_prediction(folder: Path, data: Path) -> dict[str, Any]:
@@ -174,15 +160,11 @@ def measure_prediction(folder: Path, data: Path) -> dict[str, Any]:
     Raises:
         UserError: a run that cannot be loaded, or data that cannot be read.
     """
-    split = Split.read(folder / SPLIT_FILE)
-    case = next((case for case in read_dataset(data).cases if case.name == split.test[0]), None)
-    if case is None:
-        raise DataError(f"{data}: has no case {split.test[0]}")
+    (case,) = read_dataset(data).subset(Split.read(folder / SPLIT_FILE).test[:1]).cases
     volume, label = read_case(case)
     record = read_record(folder)
     system, reference = find_system(record.system), label if record.needs_reference else None
     predictor = load_model(folder)
-    memory: Sequence[float | None] = ()
     if system.own_process:
         gflop, *memory = system.prediction_cost(predictor, volume)
     else:
@@ -191,7 +173,7 @@ def measure_prediction(folder: Path, data: Path) -> dict[str, Any]:
         gflop = counter.get_total_flops() / 1e9
     with measure_resources() as usage:
         predictor(volume, reference=reference)
-    if memory:
+    if system.own_process:
         usage.memory_mb, usage.gpu_memory_mb = memory
     return {
         "case": case.name,
@@ -219,69 +201,35 @@ def run_sequentially(runs: Sequence[Run], out: Path, on_finished: OnFinished) ->
         on_finished(run)
 
 
-@dataclass(frozen=True)
-class RunJob:
-    """A run as a job for another process."""
-
-    run: Run
-    out: Path
-    threads: int | None = None
-
-    def __call__(self) -> None:
-        if self.threads is not None:
-            limit_threads(self.threads)
-        execute_run(self.run, self.out)
-
-    def checkpoint(self) -> DelayedSubmission:
-        """Submitit calls this when the task's time is up or its machine is taken away; it queues the job again."""
-        from submitit.core.utils import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
 def run_on_slurm(runs: Sequence[Run], out: Path, on_finished: OnFinished, *, options: Mapping[str, Any]) -> None:
     """Execute each run as a SLURM task and wait. Interrupting the wait does not stop the tasks.
 
-    options: see `slurm.submit`.
-
     Raises:
-        ConfigError: the extra or SLURM is missing, or an option is unknown.
+        ConfigError: see `slurm.submit`, also for `options`.
     """
     out = out.resolve()
-    waiting = dict(zip(submit([RunJob(run, out) for run in runs], out, options), runs, strict=True))
-    while waiting:
-        for task in [task for task in waiting if task.done()]:
-            run = waiting.pop(task)
-            if task.exception() is not None:
-                _fail_unless_done(run, out, how_it_ended(task))
-            on_finished(run)
-        if waiting:
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+    tasks = submit([partial(execute_run, run, out) for run in runs], out, options)
+    from submitit.helpers import as_completed
+
+    for task in as_completed(tasks, poll_frequency=SECONDS_BETWEEN_LOOKS):
+        run = runs[tasks.index(task)]
+        if task.exception() is not None:
+            _fail_unless_done(run, out, how_it_ended(task))
+        on_finished(run)
 
 
 def run_on_ray(runs: Sequence[Run], out: Path, on_finished: OnFinished, *, workers: int) -> None:
-    """Execute `workers` runs at a time on the Ray cluster of RAY_ADDRESS or a local one, each on a GPU if there is any.
+    """Execute `workers` runs at a time on a Ray cluster, each on a GPU if there is any.
 
     Raises:
-        ConfigError: the extra is missing, or the cluster is too small.
+        ConfigError: see `ray_cluster`.
     """
-    try:
-        import ray
-    except ImportError:
-        raise ConfigError(NEEDS_RAY) from None
     out = out.resolve()
-    owned = not ray.is_initialized()
-    if owned:
-        ray.init(log_to_driver=False)
-    try:
-        resources = ray.cluster_resources()
-        gpus = 1 if "GPU" in resources else 0
-        room = int(min(resources["CPU"], resources["GPU"]) if gpus else resources["CPU"])
-        if room < workers:
-            raise ConfigError(f"--workers {workers}: the Ray cluster has room for {room}")
-        threads = max(1, int(resources["CPU"]) // workers)
-        job = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(RunJob.__call__)
-        waiting = {job.remote(RunJob(run, out, threads)): run for run in runs}
+    with ray_cluster(workers) as (threads, gpus):
+        import ray
+
+        job = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_execute_with)
+        waiting = {job.remote(threads, partial(execute_run, run, out)): run for run in runs}
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)
             run = waiting.pop(done)
@@ -290,9 +238,11 @@ def run_on_ray(runs: Sequence[Run], out: Path, on_finished: OnFinished, *, worke
             except Exception as error:  # Ray's error for a process that died, or the run's own
                 _fail_unless_done(run, out, f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}")
             on_finished(run)
-    finally:
-        if owned:
-            ray.shutdown()
+
+
+def _execute_with(threads: int, execute: Callable[[], RunStatus]) -> None:
+    limit_threads(threads)
+    execute()
 
 
 def _fail_unless_done(run: Run, out: Path, reason: str) -> None:

@@ -6,8 +6,8 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -23,9 +23,7 @@ from sam2_3dmed.processes.worker_pool import Died, share_out
 
 if TYPE_CHECKING:
     from submitit import Job as Task
-    from submitit.core.utils import DelayedSubmission
 
-NEEDS_RAY = "--cluster ray needs the extra: pip install 'sam2-3dmed[ray]'"
 # These take seconds to import. The second is imported when a network is built.
 _PRELOAD = ("sam2_3dmed.inference.predictor", "transformers.models.sam2.modeling_sam2")
 _RAY_TRIES = 2
@@ -86,36 +84,53 @@ def on_ray(
     Raises:
         Cancelled: `cancel` was set. ConfigError: the extra is missing, or the cluster has no room for the workers.
     """
+    with ray_cluster(workers, use_gpus=device != "cpu") as (threads, gpus):
+        import ray.data
+
+        context = ray.data.DataContext.get_current()
+        bars, context.enable_progress_bars = context.enable_progress_bars, False
+        try:
+            tries = ray.remote(num_cpus=0)(RayTries).remote()
+            rows = ray.data.from_items([{"item": n} for n in range(len(inputs))], override_num_blocks=len(inputs)).map(
+                RayWorker,
+                fn_constructor_args=(job, list(inputs), Path.cwd(), device, threads, tries),
+                compute=ray.data.ActorPoolStrategy(size=min(workers, len(inputs)), max_tasks_in_flight_per_actor=1),
+                num_cpus=1,
+                num_gpus=gpus,
+            )
+            for row in rows.iter_rows():
+                item, error = inputs[row["item"]], row["error"]
+                report(row["item"], Outcome(item.name, None if error else job.results.mask_file(item), error or None))
+                require_not_cancelled(cancel)
+        finally:
+            context.enable_progress_bars = bars
+
+
+@contextmanager
+def ray_cluster(workers: int, *, use_gpus: bool = True) -> Iterator[tuple[int, int]]:
+    """The Ray cluster at RAY_ADDRESS, or a new one on this machine that ends with the body.
+
+    Yields:
+        The processor threads and the GPUs for each worker.
+
+    Raises:
+        ConfigError: the extra is missing, or the cluster has no room for the workers.
+    """
     try:
         import ray.data
     except ImportError:
-        raise ConfigError(NEEDS_RAY) from None
+        raise ConfigError("--cluster ray needs the extra: pip install 'sam2-3dmed[ray]'") from None
     ours = not ray.is_initialized()
     if ours:
         ray.init(log_to_driver=False)
-    context = ray.data.DataContext.get_current()
-    bars, context.enable_progress_bars = context.enable_progress_bars, False
     try:
         resources = ray.cluster_resources()
-        with_gpu = device != "cpu" and "GPU" in resources
-        room = int(min(resources["CPU"], resources["GPU"]) if with_gpu else resources["CPU"])
+        gpus = 1 if use_gpus and "GPU" in resources else 0
+        room = int(min(resources["CPU"], resources["GPU"]) if gpus else resources["CPU"])
         if room < workers:
             raise ConfigError(f"--workers {workers}: the Ray cluster has room for {room}")
-        tries = ray.remote(num_cpus=0)(RayTries).remote()
-        threads = max(1, int(resources["CPU"]) // workers)
-        rows = ray.data.from_items([{"item": n} for n in range(len(inputs))], override_num_blocks=len(inputs)).map(
-            RayWorker,
-            fn_constructor_args=(job, list(inputs), Path.cwd(), device, threads, tries),
-            compute=ray.data.ActorPoolStrategy(size=min(workers, len(inputs)), max_tasks_in_flight_per_actor=1),
-            num_cpus=1,
-            num_gpus=1 if with_gpu else 0,
-        )
-        for row in rows.iter_rows():
-            item, error = inputs[row["item"]], row["error"]
-            report(row["item"], Outcome(item.name, None if error else job.results.mask_file(item), error or None))
-            require_not_cancelled(cancel)
+        yield max(1, int(resources["CPU"]) // workers), gpus
     finally:
-        context.enable_progress_bars = bars
         if ours:
             ray.shutdown()
 
@@ -198,7 +213,7 @@ def on_slurm(
         Cancelled: `cancel` was set. ConfigError: the extra is missing, there is no SLURM here, or an option is unknown.
     """
     numbers = [range(len(inputs))[first::tasks] for first in range(min(tasks, len(inputs)))]
-    parts = [SlurmPart(job, tuple(inputs[number] for number in own), device) for own in numbers]
+    parts = [partial(_predict_part, job, [inputs[number] for number in own], device) for own in numbers]
     submitted = submit(parts, job.results.folder or Path(), options)
     waiting = set(range(len(inputs)))
     while not all(task.done() for task in submitted):
@@ -219,22 +234,9 @@ def on_slurm(
                 report(number, outcome)
 
 
-@dataclass(frozen=True)
-class SlurmPart:
-    """The inputs of one task. It passes over what is finished, so it can be started again."""
-
-    job: Job
-    inputs: tuple[Input, ...]
-    device: str | None
-
-    def __call__(self) -> list[Outcome]:
-        return predict_batch(self.job.on_another_host(), self.inputs, device=self.device)
-
-    def checkpoint(self) -> DelayedSubmission:
-        """Queue the task again; submitit calls this when the task's time is up or its machine is taken away."""
-        from submitit.core.utils import DelayedSubmission
-
-        return DelayedSubmission(self)
+def _predict_part(job: Job, inputs: Sequence[Input], device: str | None) -> list[Outcome]:
+    """Predict the inputs of one task. What is finished is passed over, so the task can be started again."""
+    return predict_batch(job.on_another_host(), inputs, device=device)
 
 
 def _finished(job: Job, inputs: Sequence[Input]) -> list[bool]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from sam2_3dmed.errors import ConfigError
 
 if TYPE_CHECKING:
     from submitit import Job as Task
+    from submitit.helpers import DelayedSubmission
 
-NEEDS_THE_EXTRA = "--cluster slurm needs the extra: pip install 'sam2-3dmed[slurm]'"
 LOGS = "slurm"
 """The folder of the logs, below the output folder."""
 SECONDS_BETWEEN_LOOKS = 2.0
@@ -19,8 +20,24 @@ SECONDS_BETWEEN_LOOKS = 2.0
 Result = TypeVar("Result")
 
 
+@dataclass(frozen=True)
+class Requeued(Generic[Result]):
+    """A part of the work that is queued again when its time is up or its machine is taken away."""
+
+    part: Callable[[], Result]
+
+    def __call__(self) -> Result:
+        return self.part()
+
+    def checkpoint(self) -> DelayedSubmission:
+        """Called by submitit. Returns: the task to queue."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
 def submit(parts: Sequence[Callable[[], Result]], folder: Path, options: Mapping[str, Any]) -> list[Task[Result]]:
-    """A task for each part, in one array.
+    """A task for each part, in one array. A part must be able to start again where it was stopped.
 
     Args:
         folder: below it are the logs.
@@ -33,12 +50,12 @@ def submit(parts: Sequence[Callable[[], Result]], folder: Path, options: Mapping
     try:
         from submitit import AutoExecutor
     except ImportError:
-        raise ConfigError(NEEDS_THE_EXTRA) from None
-    parameters = {"cluster": "slurm", "name": "sam2-3dmed"} | dict(options)
+        raise ConfigError("--cluster slurm needs the extra: pip install 'sam2-3dmed[slurm]'") from None
+    parameters = {"cluster": "slurm", "name": "sam2-3dmed", **options}
     try:
         executor = AutoExecutor(folder=folder / LOGS, cluster=parameters.pop("cluster"))
         executor.update_parameters(**parameters)
-        submitted: list[Task[Result]] = executor.submit_array(parts)
+        submitted: list[Task[Result]] = executor.submit_array([Requeued(part) for part in parts])
     except Exception as error:  # submitit raises NameError, RuntimeError, and its own errors
         raise ConfigError(f"--cluster slurm: {' '.join(str(error).split())[:500]}") from None
     return submitted
