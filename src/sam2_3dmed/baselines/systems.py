@@ -80,6 +80,7 @@ class PatchSystem(Baseline):
     training: Mapping[str, Any]
     packages: tuple[str, ...] = ("monai",)
     record_type = PatchRecord
+    learns_from_patches = True
 
     def own_recipe(self) -> PatchConfig:
         return PatchConfig(system=self.name, training=PatchTrainingConfig(**self.training))

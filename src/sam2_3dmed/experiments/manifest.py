@@ -3,7 +3,6 @@
 import hashlib
 import json
 import platform
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -11,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from sam2_3dmed.data.dataset import read_dataset
-from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import UserError
 from sam2_3dmed.experiments.planning import Experiment, Run
 from sam2_3dmed.experiments.resource_meter import hardware
-from sam2_3dmed.experiments.run_executor import RunStatus
+from sam2_3dmed.experiments.run_executor import RunStatus, read_json
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.run.run_folder import SPLIT_FILE, read_record
 
-CHECKSUMS_FILE = "checksums.json"
 _PACKAGES = ("sam2-3dmed", "torch", "transformers", "lightning", "monai", "numpy", "scipy")
 
 
@@ -37,39 +34,33 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
     request = experiment.request
     asked = {name: value for name, value in asdict(request).items() if name not in ("table", "data", "out")}
     checksums = data_checksums(experiment)
-    data = {
-        task.name: {
-            "folder": str(task.folder),
-            "files_sha256": checksums[task.name],
-            "split": _split(experiment, task.name),
-        }
-        for task in experiment.tasks
-    }
-    installed = {}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
             installed[package] = version(package)
-    content = {
+    return {
         "table": request.table,
         "paper": "arXiv 2510.08967v1",
-        "asked": asked,
-        "data": data,
-        "versions": {"python": platform.python_version(), **installed},
+        "asked": {name: list(value) if isinstance(value, tuple) else value for name, value in asked.items()},
+        "data": {
+            task.name: {
+                "folder": str(task.folder),
+                "files_sha256": checksums[task.name],
+                "split": _split(experiment, task.name),
+            }
+            for task in experiment.tasks
+        },
+        "versions": installed,
         "hardware": hardware(),
         "runs": [_describe_run(run, request.out) for run in experiment.runs],
     }
-    plain: dict[str, Any] = json.loads(json.dumps(content))
-    return plain
 
 
-def _split(experiment: Experiment, task: str) -> dict[str, list[str]] | None:
+def _split(experiment: Experiment, task: str) -> dict[str, Any] | None:
     """The split of the first run that has one; all runs of a table share it."""
-    for run in experiment.runs:
-        path = RunStatus.find(run, experiment.request.out).folder / SPLIT_FILE
-        if run.task.name == task and path.is_file():
-            split = Split.read(path)
-            return {part: list(getattr(split, part)) for part in ("train", "validation", "test")}
-    return None
+    runs = (run for run in experiment.runs if run.task.name == task)
+    splits = (read_json(RunStatus.find(run, experiment.request.out).folder / SPLIT_FILE) for run in runs)
+    return next(filter(None, splits), None)
 
 
 def _describe_run(run: Run, out: Path) -> dict[str, Any]:
@@ -90,7 +81,7 @@ def _describe_run(run: Run, out: Path) -> dict[str, Any]:
         "seed": run.seed,
         "weights": run.weights,
         "state": status.state,
-        "failure": None if status.state == "done" else status.failure,
+        "failure": status.failure,
         "hours": seconds / 3600,
         "versions": versions,
         "hardware": machines,
@@ -100,30 +91,20 @@ def _describe_run(run: Run, out: Path) -> dict[str, Any]:
 
 def data_checksums(experiment: Experiment) -> dict[str, dict[str, str]]:
     """SHA-256 of every labelled file of every task. Only files whose size or date have changed are read again."""
-    path = experiment.request.out / CHECKSUMS_FILE
-    known = _known_checksums(path)
-    found: dict[str, dict[str, str]] = {}
+    path = experiment.request.out / "checksums.json"
+    known = read_json(path)
     current: dict[str, Any] = {}
+    found: dict[str, dict[str, str]] = {task.name: {} for task in experiment.tasks}
     for task in experiment.tasks:
-        found[task.name] = {}
-        files = [f for case in read_dataset(task.folder).cases for f in (*case.images, case.label) if f is not None]
-        for file in files:
-            status = file.stat()
-            stamp = [status.st_size, status.st_mtime_ns]
-            entry = known.get(str(file))
-            if not entry or entry.get("stamp") != stamp:
-                with file.open("rb") as stream:
-                    entry = {"stamp": stamp, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-            current[str(file)] = entry
-            found[task.name][file.relative_to(task.folder).as_posix()] = entry["sha256"]
+        for case in read_dataset(task.folder).cases:
+            for file in filter(None, (*case.images, case.label)):
+                stamp = [file.stat().st_size, file.stat().st_mtime_ns]
+                entry = known.get(str(file), {})
+                if entry.get("stamp") != stamp:
+                    with file.open("rb") as stream:
+                        entry = {"stamp": stamp, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+                current[str(file)] = entry
+                found[task.name][file.relative_to(task.folder).as_posix()] = entry["sha256"]
     if current != known:
         write_text(path, json.dumps({**known, **current}, indent=0) + "\n")
     return found
-
-
-def _known_checksums(path: Path) -> dict[str, Mapping[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

@@ -9,17 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.config import ABLATIONS, BASELINES, RunConfig, SplitConfig, read_recipe, with_settings
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.fingerprint import fingerprint
 from sam2_3dmed.data.plan import propose_plan, read_plan_yaml, write_plan_yaml
 from sam2_3dmed.data.splits import split_cases
-from sam2_3dmed.errors import ConfigError, DataError, suggest
-from sam2_3dmed.experiments.paper import TASKS, PaperTable, paper_table
-from sam2_3dmed.experiments.rows import FULL, find_method, select_rows
+from sam2_3dmed.errors import ConfigError, DataError
+from sam2_3dmed.experiments.paper import FULL, SLAB_SLICES, TASKS, PaperTable, find_method, paper_table, select_rows
 from sam2_3dmed.processes.map_cases import progress_bar
-from sam2_3dmed.run.systems import find_system
+from sam2_3dmed.run.systems import System, find_system
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class ReproduceRequest:
         data: Folder of the data sets, or one data set.
         tasks: Names of the paper (lung, spleen, pancreas) or of folders below `data`. Without any: the table's.
         methods: See `select_rows`.
-        seeds: Number of runs of each row, with seeds from 0.
+        seeds: Number of runs of each row.
         recipe, weights, settings: Of all rows with our network, as for `train`.
         patch_settings: Settings of the patch-based systems.
         minutes, epochs: Training budget of every run.
@@ -96,8 +94,7 @@ class Run:
         if isinstance(self.config, RunConfig) and config["training"]["encoder"] == "auto":
             # Resolved here, so that with --weights none the row without pre-training is the full method.
             config["training"]["encoder"] = "train" if self.weights == "none" else "frozen"
-        content = {"system": self.system, "weights": self.weights, "data": self.task.checksum, "config": config}
-        return _short_hash(content)
+        return _hash({"system": self.system, "weights": self.weights, "data": self.task.checksum, "config": config})
 
 
 @dataclass(frozen=True)
@@ -125,11 +122,9 @@ class Experiment:
         """Every run once: task by task, and one seed of all rows before the next seed."""
         by_key: dict[str, Run] = {}
         for task in self.tasks:
-            for number in range(self.request.seeds):
-                for row in self.rows:
-                    if task.name in row.runs:
-                        run = row.runs[task.name][number]
-                        by_key.setdefault(run.key, run)
+            for of_one_seed in zip(*(row.runs[task.name] for row in self.rows if row.runs), strict=True):
+                for run in of_one_seed:
+                    by_key.setdefault(run.key, run)
         return tuple(by_key.values())
 
 
@@ -143,9 +138,8 @@ def plan_experiment(request: ReproduceRequest) -> Experiment:
     titles = select_rows(request.table, request.methods)
     names = request.tasks or ((".",) if _is_data_set(request.data) else paper.tasks)
     tasks = tuple(_find_task(request.data, name) for name in names)
-    base = with_settings(
-        read_recipe(request.recipe, from_scratch=request.weights == "none"), [*request.settings, *request.budget]
-    )
+    base = read_recipe(request.recipe, from_scratch=request.weights == "none")
+    base = with_settings(base, [*request.settings, *request.budget])
     rows = tuple(_plan_row(request, name, title, tasks, base) for name, title in titles.items())
     full = {task.name: _plan_runs(request, FULL, task, base) for task in tasks}
     return Experiment(request, paper, tasks, rows, full)
@@ -159,7 +153,7 @@ def shared_plan(out: Path, task: Task, split: SplitConfig) -> Path:
     Raises:
         DataError: data that cannot be used.
     """
-    path = out / "plans" / f"{task.folder.name}-{_short_hash([task.checksum, split.model_dump()])}.yaml"
+    path = out / "plans" / f"{task.folder.name}-{_hash([task.checksum, split.model_dump()])}.yaml"
     if not path.is_file():
         dataset = read_dataset(task.folder)
         parts = split_cases(dataset.names, split)
@@ -169,21 +163,20 @@ def shared_plan(out: Path, task: Task, split: SplitConfig) -> Path:
     return path
 
 
-def _short_hash(content: Any) -> str:
+def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _find_task(data: Path, name: str) -> Task:
-    known = TASKS.get(name)
-    folder = data if name == "." else data / (known.folder if known else name)
     if not data.is_dir():
         raise DataError(f"{data}: no such folder")
+    folder = data / TASKS.get(name, name)
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; --tasks chooses others")
     if not _is_data_set(folder):
         raise DataError(f"{folder}: not a data set; --tasks names folders in {data}")
     folder = folder.resolve()
-    column = next((paper for paper, task in TASKS.items() if task.folder == folder.name), None)
+    column = next((paper for paper, own in TASKS.items() if own == folder.name), None)
     return Task(column or folder.name, folder, column)
 
 
@@ -192,43 +185,42 @@ def _is_data_set(folder: Path) -> bool:
 
 
 def _plan_row(request: ReproduceRequest, name: str, title: str, tasks: Sequence[Task], base: RunConfig) -> Row:
-    method = find_method(name)
-    if not method.is_ours:
-        try:
-            find_system(method.system).require()
-        except ConfigError as error:
-            return Row(name, title, {}, str(error))
+    try:
+        find_system(find_method(name).system).require()
+    except ConfigError as error:
+        return Row(name, title, {}, str(error))
     return Row(name, title, {task.name: _plan_runs(request, name, task, base) for task in tasks})
 
 
 def _plan_runs(request: ReproduceRequest, name: str, task: Task, base: RunConfig) -> tuple[Run, ...]:
     method = find_method(name)
-    config: Any
-    if not method.is_ours:
-        weights, config = "none", _system_config(request, method.system, base)
-    else:
-        weights, config = "none" if method.from_scratch else request.weights, base
+    config: Any = base
+    if method.is_ours:
+        weights = "none" if method.from_scratch else request.weights
         if config.slab_slices is None:
             config = config.model_copy(update={"slab_slices": _slab_slices(request.out, task, base.split)})
         if method.change:
             config = {**ABLATIONS, **BASELINES}[method.change](config)
+    else:
+        weights, config = "none", _system_config(request, find_system(method.system), base)
     first = config.training.seed
     return tuple(
-        Run(name, method.system, task, seed, _with_seed(config, seed), weights)
+        Run(name, method.system, task, seed, with_settings(config, [f"training.seed={seed}"]), weights)
         for seed in range(first, first + request.seeds)
     )
 
 
 def _slab_slices(out: Path, task: Task, split: SplitConfig) -> int:
     """D of the paper or of the plan, resolved so that the row with this number of slices is the complete method."""
-    return TASKS[task.column].slab_slices if task.column else read_plan_yaml(shared_plan(out, task, split)).slab_slices
+    return SLAB_SLICES[task.column] if task.column else read_plan_yaml(shared_plan(out, task, split)).slab_slices
 
 
-def _system_config(request: ReproduceRequest, system: str, base: RunConfig) -> Any:
+def _system_config(request: ReproduceRequest, system: System, base: RunConfig) -> Any:
     """A system's own recipe, with our split."""
-    split = [f"split.{key}={value}" for key, value in base.split.model_dump().items()]
-    own = _patch_settings(request.patch_settings, system) if system in PATCH_SYSTEMS else ()
-    return find_system(system).recipe(settings=[*split, *own, *request.budget])
+    settings = [f"split.{key}={value}" for key, value in base.split.model_dump().items()]
+    if system.learns_from_patches:
+        settings += _patch_settings(request.patch_settings, system.name)
+    return system.recipe(settings=[*settings, *request.budget])
 
 
 def _patch_settings(given: Sequence[str], system: str) -> list[str]:
@@ -238,12 +230,8 @@ def _patch_settings(given: Sequence[str], system: str) -> list[str]:
         name, colon, setting = text.partition(":")
         if not colon or "=" in name:
             settings.append(text)
-        elif name not in PATCH_SYSTEMS:
-            raise ConfigError(f"--set-patches {text}: no system {name!r}; {suggest(name, PATCH_SYSTEMS)}")
         elif name == system:
             settings.append(setting)
+        elif not find_system(name).learns_from_patches:
+            raise ConfigError(f"--set-patches {text}: {name} does not learn from patches")
     return settings
-
-
-def _with_seed(config: Any, seed: int) -> Any:
-    return config.model_copy(update={"training": config.training.model_copy(update={"seed": seed})})

@@ -2,8 +2,10 @@
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,9 +53,8 @@ def reproduce(request: ReproduceRequest, execute: Executor = run_sequentially) -
         logger.info("%d of %d runs are to be carried out", len(missing), len(experiment.runs))
         execute(missing, request.out, on_finished)
     text = _write_table(experiment, folder)
-    runs = [RunStatus.find(run, request.out) for run in experiment.runs]
-    failures = tuple((run.folder, run.failure) for run in runs if run.failure and run.state != "done")
-    return Reproduction(folder, text, failures)
+    ended = [RunStatus.find(run, request.out) for run in experiment.runs]
+    return Reproduction(folder, text, tuple((run.folder, run.failure) for run in ended if run.failure))
 
 
 def _write_table(experiment: Experiment, folder: Path) -> str:
@@ -77,15 +78,13 @@ def _draw_costs(table: TaskTable, folder: Path) -> str | None:
     }
     if len(points) < 2:
         return None
+    chart = cost_chart(f"{table.task.name}: accuracy and cost", points, "GFLOP a volume", "mean Dice")
     name = f"accuracy_and_cost_{table.task.name}"
-    save_figure(
-        cost_chart(f"{table.task.name}: accuracy and cost", points, "GFLOP a volume", "mean Dice"), folder, name
-    )
+    save_figure(chart, folder, name)
     return f"{name}.png"
 
 
-@dataclass(frozen=True)
-class _Estimate:
+class _Estimate(NamedTuple):
     """Seconds that a run still needs. rough: estimated from runs on other data or with other settings."""
 
     seconds: float
@@ -103,11 +102,8 @@ def describe(request: ReproduceRequest) -> str:
         if status.state != "done":
             left.append(estimate := _estimate(run, experiment, status))
             needs = f"about {estimate.seconds / 60:.0f} min{', rough' if estimate.rough else ''}" if estimate else "?"
-        rows = " = ".join(
-            row.method
-            for row in experiment.rows
-            if any(run.key == one.key for runs in row.runs.values() for one in runs)
-        )
+        keys = {row.method: {one.key for one in row.runs.get(run.task.name, ())} for row in experiment.rows}
+        rows = " = ".join(method for method, own in keys.items() if run.key in own)
         lines.append(f"{run.task.name:<20} {rows:<24} seed {run.seed}  {run.key}  {status.state:<8} {needs}".rstrip())
     lines += [f"{row.title}: not run: {row.problem}" for row in experiment.rows if row.problem]
     return "\n".join([*lines, f"{len(experiment.runs)} runs; {_total(left, request)}"])
@@ -115,14 +111,13 @@ def describe(request: ReproduceRequest) -> str:
 
 def _total(left: Sequence[_Estimate | None], request: ReproduceRequest) -> str:
     known = [estimate for estimate in left if estimate is not None]
-    unknown = len(left) - len(known)
     parts = []
     if known:
         rough = " (rough: by runs on other data or with other settings)" if any(one.rough for one in known) else ""
         hours = sum(one.seconds for one in known) / 3600
         about = f"about {hours:.1f}" if hours >= 0.05 else "less than 0.1"
         parts.append(f"what is left takes {about} hours{rough}")
-    if unknown:
+    if unknown := left.count(None):
         set_it = ", or --minutes sets it" if request.minutes is None else ""
         parts.append(f"of {unknown} nothing is known yet: a finished run of the row tells how long it takes{set_it}")
     return ", and ".join(parts) or "all are done"
@@ -136,12 +131,11 @@ def _estimate(run: Run, experiment: Experiment, status: RunStatus) -> _Estimate 
     spent = status.cost.get("training", {}).get("seconds") or 0.0
     minutes = run.config.training.minutes
     if minutes is not None and status.state != "trained":
-        test = float(np.mean([test for _, test in same])) if same else 0.0
-        return _Estimate(max(0.0, 60 * minutes - spent) + test)
+        return _Estimate(max(0.0, 60 * minutes - spent) + (float(np.mean(same, axis=0)[1]) if same else 0.0))
     known = same or _seconds_elsewhere(run, out)
     if not known:
         return None
-    training, test = (float(mean) for mean in np.mean(known, axis=0))
+    training, test = np.mean(known, axis=0).tolist()
     return _Estimate((0.0 if status.state == "trained" else max(0.0, training - spent)) + test, rough=not same)
 
 
@@ -156,13 +150,10 @@ def _seconds_elsewhere(run: Run, out: Path) -> list[tuple[float, float]]:
     or settings. Runs with a budget of minutes are left out, since their time depends on no number of epochs."""
     found = []
     for status in map(RunStatus, sorted((out / RUNS).glob(f"*/{run.method}-seed*"))):
-        seconds = _seconds(status)
-        if seconds is None or status.state != "done":
+        if status.state != "done" or not (seconds := _seconds(status)):
             continue
-        try:
+        with suppress(UserError):
             training = read_record(status.folder).recipe.training
-        except UserError:
-            continue
-        if training.minutes is None:
-            found.append((run.config.training.epochs / training.epochs * seconds[0], seconds[1]))
+            if training.minutes is None:
+                found.append((run.config.training.epochs / training.epochs * seconds[0], seconds[1]))
     return found

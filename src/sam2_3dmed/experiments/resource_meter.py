@@ -6,20 +6,20 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from sam2_3dmed.processes.map_cases import num_processors
 
 _RAPL = Path("/sys/class/powercap")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
-_STATUS = Path("/proc/self/status")
+_POWER_COMMAND = ("nvidia-smi", "--query-gpu=power.draw", "--format=csv,noheader,nounits")
 _POWER_INTERVAL_SECONDS = 2.0
 
 
@@ -43,15 +43,19 @@ class ResourceUsage:
 def measure_resources(rapl: Path = _RAPL) -> Iterator[ResourceUsage]:
     """Measure the block, also if it raises. rapl: folder of the energy counters."""
     usage = ResourceUsage()
-    was_reset = _reset_peaks()
-    before, gpus, started = _rapl_joules(rapl), _GpuEnergy(), time.monotonic()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    has_peak = _reset_peak()
+    joules: list[float] = []
+    before, started = _rapl_joules(rapl), time.monotonic()
     try:
-        yield usage
+        with _adding_gpu_joules(joules):
+            yield usage
     finally:
         usage.seconds = time.monotonic() - started
-        usage.memory_mb = _peak_mb() if was_reset else None
+        usage.memory_mb = _peak_mb() if has_peak else None
         usage.gpu_memory_mb = torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else None
-        joules = [part for part in (_rapl_difference(before, _rapl_joules(rapl)), gpus.stop()) if part is not None]
+        joules += _rapl_differences(before, _rapl_joules(rapl))
         usage.energy_kj = sum(joules) / 1e3 if joules else None
 
 
@@ -63,17 +67,15 @@ def count_flops() -> Iterator[FlopCounterMode]:
         yield counter
 
 
-def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
-    """Shapes (B, heads, N, C): queries times keys, and weights times values."""
-    batch, heads, length, channels = query
-    return int(2 * batch * heads * length * key[2] * (channels + value[3]))
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
 def hardware() -> dict[str, Any]:
     """Describe this machine, in values for JSON."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9 if hasattr(os, "sysconf") else None
     return {
-        "processor": _processor(),
+        "processor": _value("/proc/cpuinfo", "model name") or platform.processor() or platform.machine(),
         "processors": num_processors(),
         "threads": torch.get_num_threads(),
         "memory_gb": memory and round(memory, 1),
@@ -82,18 +84,18 @@ def hardware() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+def _value(file: str, key: str) -> str | None:
+    """The first value of a key in a file of Linux with `key: value` lines; None on other systems."""
+    with suppress(OSError):
+        for line in Path(file).read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == key:
+                return value.strip()
+    return None
 
 
-def _reset_peaks() -> bool:
+def _reset_peak() -> bool:
     """Returns: whether the system allowed the process's own peak to be reset."""
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
     try:
         _CLEAR_REFS.write_text("5")
     except OSError:
@@ -102,69 +104,54 @@ def _reset_peaks() -> bool:
 
 
 def _peak_mb() -> float | None:
-    """Peak since `_reset_peaks`; None where the system does not count it."""
-    try:
-        line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return None
-    return int(line.split()[1]) * 1024 / 1e6
+    """Peak since `_reset_peak`; None where the system does not count it."""
+    peak = _value("/proc/self/status", "VmHWM")
+    return int(peak.split()[0]) * 1024 / 1e6 if peak else None
 
 
 def _rapl_joules(folder: Path) -> dict[Path, tuple[float, float]]:
     """For each processor its energy counter and the value at which the counter wraps, in joules. Often only root may
     read them."""
     counters = {}
-    for zone in sorted(folder.glob("intel-rapl:[0-9]*")):
+    for zone in folder.glob("intel-rapl:[0-9]*"):
         if zone.name.count(":") > 1:  # part of a processor, included in the processor's counter
             continue
         with suppress(OSError, ValueError):
-            energy, wraps = ((zone / name).read_text() for name in ("energy_uj", "max_energy_range_uj"))
-            counters[zone] = (int(energy) / 1e6, int(wraps) / 1e6)
+            energy, wraps = (int((zone / name).read_text()) / 1e6 for name in ("energy_uj", "max_energy_range_uj"))
+            counters[zone] = (energy, wraps)
     return counters
 
 
-def _rapl_difference(before: dict[Path, tuple[float, float]], after: dict[Path, tuple[float, float]]) -> float | None:
+def _rapl_differences(
+    before: Mapping[Path, tuple[float, float]], after: Mapping[Path, tuple[float, float]]
+) -> list[float]:
     """A counter wraps after about an hour. More than one wrap cannot be detected."""
-    both = before.keys() & after.keys()
-    if not both:
-        return None
-    steps = [(after[zone][0] - before[zone][0], before[zone][1]) for zone in both]
-    return sum(step if step >= 0 else step + wraps for step, wraps in steps)
+    steps = [(after[zone][0] - before[zone][0], before[zone][1]) for zone in before.keys() & after.keys()]
+    return [step if step >= 0 else step + wraps for step, wraps in steps]
 
 
-class _GpuEnergy:
-    """Integrates the power that `nvidia-smi` reports, if torch can use a GPU."""
+@contextmanager
+def _adding_gpu_joules(joules: list[float]) -> Iterator[None]:
+    """Add the energy of each interval of the body, from the power that `nvidia-smi` reports, if torch can use a GPU."""
+    if not torch.cuda.is_available() or shutil.which(_POWER_COMMAND[0]) is None:
+        yield
+        return
+    ended = threading.Event()
 
-    def __init__(self) -> None:
-        self._program = shutil.which("nvidia-smi") if torch.cuda.is_available() else None
-        self._joules: float | None = None
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._integrate, args=(self._program,), daemon=True)
-        if self._program:
-            self._thread.start()
+    def integrate() -> None:
+        last = time.monotonic()
+        while not ended.is_set():
+            ended.wait(_POWER_INTERVAL_SECONDS)
+            with suppress(OSError, ValueError, subprocess.SubprocessError):
+                answer = subprocess.run(_POWER_COMMAND, capture_output=True, text=True, timeout=30, check=True)
+                watts = sum(float(line) for line in answer.stdout.split())
+                joules.append(watts * (time.monotonic() - last))
+            last = time.monotonic()
 
-    def stop(self) -> float | None:
-        """Returns: joules, or None without a GPU that reports its power."""
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join()
-        return self._joules
-
-    def _integrate(self, program: str) -> None:
-        last, stopped = time.monotonic(), False
-        while not stopped:
-            stopped = self._stopped.wait(_POWER_INTERVAL_SECONDS)
-            watts = _gpu_watts(program)
-            now = time.monotonic()
-            if watts is not None:
-                self._joules = (self._joules or 0.0) + watts * (now - last)
-            last = now
-
-
-def _gpu_watts(program: str) -> float | None:
-    command = [program, "--query-gpu=power.draw", "--format=csv,noheader,nounits"]
+    thread = threading.Thread(target=integrate, daemon=True)
+    thread.start()
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
-        return sum(float(line) for line in answer.split())
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -19,9 +19,8 @@ from sam2_3dmed.evaluation.statistics import (
     holm,
     paired_difference,
 )
-from sam2_3dmed.experiments.paper import METRICS
+from sam2_3dmed.experiments.paper import FULL, METRICS, find_method
 from sam2_3dmed.experiments.planning import Experiment, Row, Run, Task
-from sam2_3dmed.experiments.rows import FULL, find_method
 from sam2_3dmed.experiments.run_executor import RunStatus
 
 _ROW = ("mean", MEAN_NAME)

@@ -69,11 +69,7 @@ class RunStatus:
     @property
     def cost(self) -> dict[str, Any]:
         """Measurements so far: `training`, `test`, `prediction`, `hardware`."""
-        try:
-            content = json.loads((self.folder / _COST_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return read_json(self.folder / _COST_FILE)
 
     @property
     def failure(self) -> str | None:
@@ -90,6 +86,15 @@ class RunStatus:
         line = " ".join(reason.split()) or "failed without a message"
         logger.error("%s: failed: %s", self.folder.name, line)
         write_text(self.folder / _FAILURE_FILE, f"{line}\n\n{details or reason}\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. It is empty where there is none, or the file is broken."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def execute_run(run: Run, out: Path) -> RunStatus:

@@ -108,6 +108,7 @@ class System(Protocol):
         record_type: the type of `config.yaml`; its field `recipe` has the type of the recipe.
         backends: what can run a trained model.
         own_process: whether it computes in a process of its own, whose memory must be asked for.
+        learns_from_patches: whether `reproduce --set-patches` is for its recipe.
     """
 
     name: str
@@ -116,6 +117,7 @@ class System(Protocol):
     record_type: type[RunRecord]
     backends: tuple[Backend, ...] = ("pytorch",)
     own_process: bool = False
+    learns_from_patches: bool = False
 
     def recipe(self, name: str = "auto", settings: Sequence[str] = (), *, from_scratch: bool = False) -> Any:
         """The recipe of a name, with `section.key=value` settings applied.
