@@ -13,13 +13,12 @@ FAT, MUSCLE = -100.0, 52.0
 def paint_trunk(canvas: Canvas, rng: np.random.Generator) -> Field:
     """Table, skin, fat rim, muscle wall, ribs, visceral fat. Returns the distance field of the cavity inside."""
     width, depth = rng.uniform(0.80, 0.90), rng.uniform(0.60, 0.70)
-    table_y = np.float32(-depth - 0.04) + np.float32(0.12) * canvas.x**2
-    canvas.paint(np.abs(canvas.y - table_y) - np.float32(0.012), -350.0)
+    table_y = -depth - 0.04 + 0.12 * canvas.x**2
+    canvas.paint(np.abs(canvas.y - table_y) - 0.012, -350.0)
     body = canvas.cylinder((0.0, 0.0), (width, depth))
     canvas.paint(body, 20.0)  # the skin
     canvas.paint(body + 0.02, FAT, 6.0)
-    rim = rng.uniform(0.05, 0.11) + 0.02 * np.cos(3 * np.arctan2(canvas.y, canvas.x))
-    wall = np.asarray(body + rim, dtype=np.float32)
+    wall: Field = body + (rng.uniform(0.05, 0.11) + 0.02 * np.cos(3 * np.arctan2(canvas.y, canvas.x)))
     canvas.paint(wall, MUSCLE, 8.0)
     # Ribs slope down to the front, so that an axial slice cuts each of them once.
     period = rng.uniform(0.24, 0.30)
@@ -27,25 +26,23 @@ def paint_trunk(canvas: Canvas, rng: np.random.Generator) -> Field:
     rib = np.maximum(np.abs(wall + 0.035) - 0.022, np.abs(np.mod(height, period) - period / 2) - 0.05)
     margin = (0.35 * canvas.y - 0.45 * canvas.half_height) - canvas.z
     rib = np.maximum(np.maximum(rib, margin), 0.12 - np.abs(canvas.x))
-    canvas.paint(rib.astype(np.float32), rng.uniform(350, 500), 40.0)
-    cavity = np.asarray(wall + rng.uniform(0.06, 0.08), dtype=np.float32)
+    canvas.paint(rib, rng.uniform(350, 500), 40.0)
+    cavity: Field = wall + rng.uniform(0.06, 0.08)
     canvas.paint(cavity, FAT + 5, 10.0)
     return cavity
 
 
 def paint_spine(canvas: Canvas, rng: np.random.Generator) -> None:
     """Psoas and back muscles, vertebrae with cortex, discs, canal and processes, aorta and vena cava."""
+    h = canvas.half_height
     muscle = MUSCLE + rng.normal(0, 4)
     size = rng.uniform(0.92, 1.08)
     for side in (-1, 1):
         canvas.paint(canvas.cylinder((side * 0.15, -0.47), (0.19, 0.10), -0.15 * side), muscle, 10.0)
-        psoas = canvas.ellipsoid(
-            (side * 0.20, -0.29, -1.1 * canvas.half_height), (0.085, 0.10, 1.1 * canvas.half_height)
-        )
-        canvas.paint(psoas, muscle + 5, 7.0)
+        canvas.paint(canvas.ellipsoid((side * 0.20, -0.29, -1.1 * h), (0.085, 0.10, 1.1 * h)), muscle + 5, 7.0)
     lateral = canvas.ellipsoid((0.0, -0.455, 0.0), (0.21 * size, 0.028, 50.0))
     spinous = canvas.ellipsoid((0.0, -0.52, 0.0), (0.022, 0.085, 50.0))
-    level = np.mod(canvas.z + rng.uniform(0, 1), np.float32(rng.uniform(0.26, 0.31)))
+    level = np.mod(canvas.z + rng.uniform(0, 1), rng.uniform(0.26, 0.31))
     disc = np.abs(level - 0.14) - 0.035
     bone = rng.uniform(250, 380)
     canvas.paint(np.maximum(np.minimum(lateral, spinous), 0.02 - disc), bone + 150, 60.0)
@@ -57,59 +54,61 @@ def paint_spine(canvas: Canvas, rng: np.random.Generator) -> None:
     canvas.paint(canvas.cylinder((0.0, -0.445), (0.052, 0.042)), 30.0, 5.0)
     blood = rng.uniform(230, 300)  # arteries come first
     canvas.paint(canvas.cylinder((-0.06 + rng.normal(0, 0.01), -0.165), (0.052, 0.052)), blood + 10, 4.0)
-    canvas.paint(
-        canvas.cylinder((0.115 + rng.normal(0, 0.01), -0.17), (0.07, 0.048), rng.normal(0, 0.3)), blood - 130, 5.0
-    )
-
-
-def diaphragm(canvas: Canvas, rng: np.random.Generator) -> Field:
-    """Height of the two domes at every voxel's place, (X, Y, Z): the liver is below, the lungs are above."""
-    h = canvas.half_height
-    right, left = np.float32(rng.uniform(0.80, 0.95) * h), np.float32(rng.uniform(0.70, 0.85) * h)
-    peak = np.where(canvas.x > 0, right, left)
-    from_peak = (np.abs(canvas.x) - np.float32(0.36)) ** 2 + np.float32(0.8) * canvas.y**2
-    return np.asarray(peak - np.float32(0.9) * from_peak, dtype=np.float32)
+    vena_cava = canvas.cylinder((0.115 + rng.normal(0, 0.01), -0.17), (0.07, 0.048), rng.normal(0, 0.3))
+    canvas.paint(vena_cava, blood - 130, 5.0)
 
 
 def paint_upper_organs(canvas: Canvas, rng: np.random.Generator, cavity: Field) -> None:
-    """Liver, spleen, stomach, kidneys; lungs and heart above the diaphragm."""
-    dome = diaphragm(canvas, rng)
-    below = np.maximum(cavity, np.float32(0.9) * (canvas.z - dome)) + np.float32(0.02)
-    paint_liver(canvas, rng, below)
-    paint_spleen(canvas, rng, below)
-    paint_stomach(canvas, rng, below)
-    paint_kidneys(canvas, rng)
-    paint_chest(canvas, rng, np.maximum(cavity, dome - canvas.z))
+    """Liver, spleen, stomach, kidneys; lungs and heart above the two domes of the diaphragm."""
+    right, left = (np.float32(rng.uniform(*limits) * canvas.half_height) for limits in ((0.80, 0.95), (0.70, 0.85)))
+    from_peak = (np.abs(canvas.x) - 0.36) ** 2 + 0.8 * canvas.y**2
+    dome = np.where(canvas.x > 0, right, left) - 0.9 * from_peak
+    below = np.maximum(cavity, 0.9 * (canvas.z - dome)) + 0.02
+    _paint_liver(canvas, rng, below)
+    _paint_spleen(canvas, rng, below)
+    _paint_stomach(canvas, rng, below)
+    _paint_kidneys(canvas, rng)
+    _paint_chest(canvas, rng, np.maximum(cavity, dome - canvas.z))
 
 
-def paint_liver(canvas: Canvas, rng: np.random.Generator, below: Field) -> None:
+def _paint_liver(canvas: Canvas, rng: np.random.Generator, below: Field) -> None:
     """Two lobes under the right dome, brighter veins in them, and the gall bladder."""
     h = canvas.half_height
     middle = (0.42 + rng.normal(0, 0.02), 0.03 + rng.normal(0, 0.03), 0.28 * h)
     right = canvas.ellipsoid(middle, (0.40, 0.46, rng.uniform(0.8, 1.0) * h))
     middle = (0.05, 0.34 + rng.normal(0, 0.02), 0.5 * h)
     left = canvas.ellipsoid(middle, (0.38, 0.17, rng.uniform(0.4, 0.55) * h), -0.2)
-    liver = np.maximum(np.minimum(right, left) + np.float32(0.02) * canvas.coarse_grain, below)
+    liver = np.maximum(np.minimum(right, left) + 0.02 * canvas.coarse_grain, below)
     liver_hu = rng.uniform(62, 84)
     canvas.paint(liver, liver_hu, 6.0)
     for _ in range(5):
-        ends = np.array([[0.14, 0.0, 0.5 * h], [0.4, 0.0, 0.4 * h], [0.62, 0.0, 0.3 * h]])
-        vein = canvas.tube(centreline(ends + rng.normal(0, 0.13, (3, 3)), 14), np.linspace(0.035, 0.012, 14))
+        vein = _branch(canvas, rng, [[0.14, 0.0, 0.5 * h], [0.4, 0.0, 0.4 * h], [0.62, 0.0, 0.3 * h]], 0.13)
         canvas.paint(np.maximum(vein, liver + 0.02), liver_hu + rng.uniform(15, 35), 3.0)
     place = (0.34 + rng.normal(0, 0.03), 0.28, -0.25 * h)
     canvas.paint(canvas.ellipsoid(place, (0.08, 0.11, 0.25 * h), rng.normal(0, 0.4)), 12.0, 3.0)
 
 
-def paint_spleen(canvas: Canvas, rng: np.random.Generator, below: Field) -> None:
+def _paint_spleen(canvas: Canvas, rng: np.random.Generator, below: Field) -> None:
     """A crescent at the left of the back, hollow toward its hilum."""
     h = canvas.half_height
     place = (-0.56 + rng.normal(0, 0.02), -0.20, (0.25 + rng.normal(0, 0.05)) * h)
-    spleen = canvas.ellipsoid(place, (0.17, 0.27, 0.55 * h), 0.3) + np.float32(0.01) * canvas.coarse_grain
+    spleen = canvas.ellipsoid(place, (0.17, 0.27, 0.55 * h), 0.3) + 0.01 * canvas.coarse_grain
     hilum = canvas.ellipsoid((-0.36, -0.10, 0.25 * h), (0.12, 0.12, 0.4 * h))
     canvas.paint(np.maximum(np.maximum(spleen, -hilum), below), rng.uniform(100, 135), 5.0)
 
 
-def paint_kidneys(canvas: Canvas, rng: np.random.Generator) -> None:
+def _paint_stomach(canvas: Canvas, rng: np.random.Generator, below: Field) -> None:
+    """Stomach: wall, fluid, and gas above a level that is flat in a patient lying on the back."""
+    h = canvas.half_height
+    centre = (-0.34 + rng.normal(0, 0.03), 0.26 + rng.normal(0, 0.02), (0.35 + rng.normal(0, 0.05)) * h)
+    stomach = np.maximum(canvas.ellipsoid(centre, (0.23, 0.18, 0.45 * h), rng.normal(0.4, 0.2)), below)
+    canvas.paint(stomach, rng.uniform(60, 85), 6.0)
+    canvas.paint(stomach + 0.03, rng.uniform(15, 65), 12.0)
+    level = centre[1] + rng.uniform(0.0, 0.10)
+    canvas.paint(np.maximum(stomach + 0.03, level - canvas.y), -920.0, 20.0)
+
+
+def _paint_kidneys(canvas: Canvas, rng: np.random.Generator) -> None:
     """Bright cortex, darker medulla and fat in the sinus; the right one lies lower."""
     h = canvas.half_height
     for side in (-1, 1):
@@ -122,55 +121,44 @@ def paint_kidneys(canvas: Canvas, rng: np.random.Generator) -> None:
         canvas.paint(sinus, FAT + 40, 20.0)
 
 
-def paint_chest(canvas: Canvas, rng: np.random.Generator, lungs: Field) -> None:
+def _paint_chest(canvas: Canvas, rng: np.random.Generator, lungs: Field) -> None:
     """Lungs with vessels, fat of the mediastinum, heart."""
     h = canvas.half_height
     canvas.paint(lungs, -830.0, 30.0)
     for _ in range(8):
-        side = rng.choice((-1.0, 1.0))
-        ends = np.array([[0.1 * side, 0.0, 1.1 * h], [0.4 * side, 0.0, 0.9 * h], [0.65 * side, 0.0, 0.6 * h]])
-        vessel = canvas.tube(centreline(ends + rng.normal(0, 0.12, (3, 3)), 14), np.linspace(0.035, 0.012, 14))
+        s = float(rng.choice((-1.0, 1.0)))
+        vessel = _branch(
+            canvas, rng, [[0.1 * s, 0.0, 1.1 * h], [0.4 * s, 0.0, 0.9 * h], [0.65 * s, 0.0, 0.6 * h]], 0.12
+        )
         canvas.paint(np.maximum(vessel, lungs), 30.0)
     back, front = canvas.cylinder((-0.02, -0.15), (0.17, 0.20)), canvas.cylinder((-0.05, 0.30), (0.12, 0.35))
-    mediastinum = np.minimum(back, front) + np.float32(0.02) * canvas.coarse_grain
+    mediastinum = np.minimum(back, front) + 0.02 * canvas.coarse_grain
     canvas.paint(np.maximum(mediastinum, lungs), FAT + 20, 15.0)
     heart = canvas.ellipsoid((-0.08, 0.15 + rng.normal(0, 0.03), 1.15 * h), (0.30, 0.26, 0.55 * h), 0.4)
     canvas.paint(heart, rng.uniform(190, 250), 8.0)
 
 
-def paint_stomach(canvas: Canvas, rng: np.random.Generator, below: Field) -> None:
-    """Stomach: wall, fluid, and gas above a level that is flat in a patient lying on the back."""
-    centre = (
-        -0.34 + rng.normal(0, 0.03),
-        0.26 + rng.normal(0, 0.02),
-        (0.35 + rng.normal(0, 0.05)) * canvas.half_height,
-    )
-    stomach = canvas.ellipsoid(centre, (0.23, 0.18, 0.45 * canvas.half_height), rng.normal(0.4, 0.2))
-    stomach = np.maximum(stomach, below)
-    canvas.paint(stomach, rng.uniform(60, 85), 6.0)
-    canvas.paint(stomach + 0.03, rng.uniform(15, 65), 12.0)
-    level = centre[1] + rng.uniform(0.0, 0.10)
-    canvas.paint(np.maximum(stomach + 0.03, level - canvas.y).astype(np.float32), -920.0, 20.0)
+def _branch(canvas: Canvas, rng: np.random.Generator, points: list[list[float]], spread: float) -> Field:
+    """A vessel that tapers along three points, each moved at random."""
+    line = centreline(np.array(points) + rng.normal(0, spread, (3, 3)), 14)
+    return canvas.tube(line, np.linspace(0.035, 0.012, 14))
 
 
 def paint_bowel(canvas: Canvas, rng: np.random.Generator, cavity: Field) -> None:
     """Loops, mostly in front: with fluid, contrast, gas or nothing; some as bright as the targets."""
     for _ in range(int(rng.integers(14, 20))):
-        side = rng.uniform(-1, 1)
-        start = np.array([0.6 * side, rng.uniform(0.12, 0.42), rng.uniform(-1.1, -0.2) * canvas.half_height])
+        start = np.array(
+            [0.6 * rng.uniform(-1, 1), rng.uniform(0.12, 0.42), rng.uniform(-1.1, -0.2) * canvas.half_height]
+        )
         steps = rng.normal(0, 1, (3, 3)) * (0.16, 0.08, 0.12)
         line = centreline(np.concatenate([start[None], start + np.cumsum(steps, axis=0)]), 14)
-        radius = rng.uniform(0.05, 0.09)
-        loop = np.maximum(canvas.tube(line, np.full(14, radius)), cavity + 0.02)
+        loop = np.maximum(canvas.tube(line, rng.uniform(0.05, 0.09)), cavity + 0.02)
         canvas.paint(loop, rng.uniform(60, 105), 9.0)
         if rng.random() < 0.7:
-            content = float(
-                rng.choice([rng.uniform(15, 60), rng.uniform(35, 90), rng.uniform(180, 260)], p=[0.5, 0.35, 0.15])
-            )
-            canvas.paint(loop + 0.025, content, 10.0)
+            contents = [rng.uniform(15, 60), rng.uniform(35, 90), rng.uniform(180, 260)]
+            canvas.paint(loop + 0.025, float(rng.choice(contents, p=[0.5, 0.35, 0.15])), 10.0)
         if rng.random() < 0.25:
-            level = float(np.median(line[:, 1]))
-            canvas.paint(np.maximum(loop + 0.025, level - canvas.y), -850.0, 20.0)
+            canvas.paint(np.maximum(loop + 0.025, float(np.median(line[:, 1])) - canvas.y), -850.0, 20.0)
 
 
 def paint_pancreas(canvas: Canvas, rng: np.random.Generator) -> tuple[Field, Field]:
@@ -179,36 +167,24 @@ def paint_pancreas(canvas: Canvas, rng: np.random.Generator) -> tuple[Field, Fie
     Returns:
         The distance fields of the pancreas with its tumour (which may bulge), and of the tumour.
     """
-    h = canvas.half_height
-    course = np.array(
-        [
-            (0.27, 0.01, -0.42 * h),
-            (0.17, 0.10, -0.2 * h),
-            (-0.02, 0.13, 0.0),
-            (-0.22, 0.06, 0.1 * h),
-            (-0.42, -0.03, 0.2 * h),
-        ]
-    )
-    course = course + rng.normal(0, 1, course.shape) * (0.03, 0.03, 0.06) + rng.normal(0, 0.03, 3)
-    line = centreline(course)
+    x, y = (0.27, 0.17, -0.02, -0.22, -0.42), (0.01, 0.10, 0.13, 0.06, -0.03)
+    course = np.column_stack([x, y, np.multiply((-0.42, -0.2, 0.0, 0.1, 0.2), canvas.half_height)])
+    line = centreline(course + rng.normal(0, 1, course.shape) * (0.03, 0.03, 0.06) + rng.normal(0, 0.03, 3))
     at = np.linspace(0, 1, len(line))
     radii = rng.uniform(0.115, 0.135) * (1.10 - 0.22 * at + 0.08 * np.sin(rng.uniform(0, 6) + 9 * at))
-    vein = line - np.array([0, 1, 0]) * (radii[:, None] + 0.035)
-    lobules = np.float32(0.008) * canvas.fine_grain
-    pancreas = canvas.tube(line, radii) + lobules
+    pancreas = canvas.tube(line, radii) + 0.008 * canvas.fine_grain
     place = line[int(rng.uniform(0.08, 0.92) * (len(line) - 1))] + rng.normal(0, 0.015, 3)
-    size = rng.uniform(0.135, 0.170)
-    shape = size * rng.uniform(0.9, 1.12, 3)
-    tumour = canvas.ellipsoid(tuple(place), tuple(shape), rng.uniform(0, 3))
-    tumour = tumour + np.float32(0.008) * canvas.coarse_grain
+    shape = rng.uniform(0.135, 0.170) * rng.uniform(0.9, 1.12, 3)
+    tumour = canvas.ellipsoid(place.tolist(), shape.tolist(), rng.uniform(0, 3)) + 0.008 * canvas.coarse_grain
     both = np.minimum(pancreas, tumour)
-    canvas.paint(both - np.float32(0.04), FAT + 5, 10.0)
-    canvas.paint(canvas.tube(vein, np.full(len(line), 0.028)), rng.uniform(125, 165), 4.0)
+    canvas.paint(both - 0.04, FAT + 5, 10.0)
+    vein = line - np.array([0, 1, 0]) * (radii[:, None] + 0.035)
+    canvas.paint(canvas.tube(vein, 0.028), rng.uniform(125, 165), 4.0)
     pancreas_hu = rng.uniform(106, 126)
     canvas.paint(pancreas, pancreas_hu, 8.0)
     tumour_hu = pancreas_hu + rng.uniform(55, 75)
     canvas.paint(tumour, tumour_hu - 15, 6.0)
     canvas.paint(tumour + 0.02, tumour_hu, 6.0)
     if rng.random() < 0.3:
-        canvas.paint(tumour + np.float32(rng.uniform(0.05, 0.08)), tumour_hu - 18, 4.0)  # necrosis
+        canvas.paint(tumour + rng.uniform(0.05, 0.08), tumour_hu - 18, 4.0)  # necrosis
     return both, tumour

@@ -9,18 +9,21 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from sam2_3dmed.data.anatomy import paint_bowel, paint_pancreas, paint_spine, paint_trunk, paint_upper_organs
-from sam2_3dmed.data.canvas import Canvas, grain, smooth_field
+from sam2_3dmed.data.canvas import Canvas, Field, grain, smooth_field
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.volume.volume import Volume
+
+Shape = tuple[int, int, int]
+"""Columns, rows, axial slices, on the canonical (RAS) grid."""
 
 PHANTOM_LABELS = {1: "pancreas", 2: "tumour"}
 PHANTOM_SHAPE = (96, 96, 28)
@@ -32,12 +35,11 @@ _MIN_HU, _MAX_HU = -1024, 3071
 
 
 def make_phantom_case(
-    rng: np.random.Generator, *, shape: tuple[int, int, int] = PHANTOM_SHAPE, orientation: str | None = None
+    rng: np.random.Generator, *, shape: Shape = PHANTOM_SHAPE, orientation: str | None = None
 ) -> tuple[Volume, Volume]:
     """One abdominal CT and its label (0 background, 1 pancreas, 2 tumour), drawn from rng.
 
     Args:
-        shape: of the canonical (RAS) grid: columns, rows, axial slices.
         orientation: axis codes of the returned arrays, such as "LPS"; drawn from ORIENTATIONS if None.
 
     Returns:
@@ -73,7 +75,7 @@ def write_phantom_dataset(
     *,
     num_cases: int,
     seed: int,
-    shape: tuple[int, int, int] = PHANTOM_SHAPE,
+    shape: Shape = PHANTOM_SHAPE,
     on_case: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a data set in MSD's layout: dataset.json, imagesTr/phantom_000.nii.gz, ..., labelsTr. Returns its folder.
@@ -96,9 +98,17 @@ def write_phantom_dataset(
         if file.read_text(encoding="utf-8") != content:
             raise DataError(f"{file}: holds another data set; choose an empty folder")
         return folder
-    for name in ("imagesTr", "labelsTr"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    write = partial(_write_case, folder, seed=seed, shape=shape)
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+
+    def write(index: int) -> None:
+        rng = np.random.default_rng([seed, index])
+        slices = shape[2] + int(rng.integers(-2, 3))
+        orientation = ORIENTATIONS[index % len(ORIENTATIONS)]
+        image, label = make_phantom_case(rng, shape=(*shape[:2], slices), orientation=orientation)
+        image.write(folder / "imagesTr" / _file_name(index))
+        label.write(folder / "labelsTr" / _file_name(index))
+
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         for done, _ in enumerate(pool.map(write, range(num_cases)), start=1):
             if on_case is not None:
@@ -107,29 +117,19 @@ def write_phantom_dataset(
     return folder
 
 
-def _check_shape(shape: tuple[int, int, int], min_slices: int) -> None:
+def _check_shape(shape: Shape, min_slices: int) -> None:
     if min(shape[:2]) < 48 or shape[2] < min_slices:
         given = " x ".join(str(size) for size in shape)
         raise DataError(f"a phantom needs a shape of at least 48 x 48 x {min_slices}, not {given}")
 
 
-def _write_case(folder: Path, index: int, *, seed: int, shape: tuple[int, int, int]) -> None:
-    """Draw one image and its label from the seed and the case's number alone."""
-    rng = np.random.default_rng([seed, index])
-    slices = shape[2] + int(rng.integers(-2, 3))
-    orientation = ORIENTATIONS[index % len(ORIENTATIONS)]
-    image, label = make_phantom_case(rng, shape=(shape[0], shape[1], slices), orientation=orientation)
-    image.write(folder / "imagesTr" / f"{_case_name(index)}.nii.gz")
-    label.write(folder / "labelsTr" / f"{_case_name(index)}.nii.gz")
+def _file_name(index: int) -> str:
+    return f"phantom_{index:03d}.nii.gz"
 
 
-def _case_name(index: int) -> str:
-    return f"phantom_{index:03d}"
-
-
-def _dataset_json(num_cases: int, seed: int, shape: tuple[int, int, int]) -> str:
+def _dataset_json(num_cases: int, seed: int, shape: Shape) -> str:
     """The text of dataset.json, keys as in the Decathlon."""
-    names = [f"{_case_name(index)}.nii.gz" for index in range(num_cases)]
+    names = [_file_name(index) for index in range(num_cases)]
     content = {
         "name": "Phantom",
         "description": f"Simulated abdominal CT, {' x '.join(map(str, shape))} voxels or so, seed {seed}",
@@ -152,25 +152,19 @@ def _small_rotation(rng: np.random.Generator) -> NDArray[np.float64]:
     angles = np.deg2rad(np.clip(rng.normal(0, 2.5, 3), -6, 6)) * (rng.random() < 0.75)
     rotation = np.eye(3)
     for axis, angle in enumerate(angles):
-        a, b = (axis + 1) % 3, (axis + 2) % 3
-        turn = np.eye(3)
-        turn[a, a] = turn[b, b] = np.cos(angle)
-        turn[a, b], turn[b, a] = -np.sin(angle), np.sin(angle)
+        turn, others = np.eye(3), [(axis + 1) % 3, (axis + 2) % 3]
+        turn[np.ix_(others, others)] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
         rotation = turn @ rotation
     return rotation
 
 
 def _blank_canvas(
-    rng: np.random.Generator,
-    shape: tuple[int, int, int],
-    spacing_mm: NDArray[np.float64],
-    rotation: NDArray[np.float64],
+    rng: np.random.Generator, shape: Shape, spacing_mm: NDArray[np.float64], rotation: NDArray[np.float64]
 ) -> Canvas:
     """Air, on several thin slices to a thick one; coordinates turned to the patient's and gently warped."""
-    fine = (shape[0], shape[1], shape[2] * _SUBSLICES)
-    fine_spacing_mm = spacing_mm / (1, 1, _SUBSLICES)
-    half_width_mm = 0.5 * min(shape[0] * spacing_mm[0], shape[1] * spacing_mm[1])
-    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(fine, fine_spacing_mm, strict=True)]
+    fine = (*shape[:2], shape[2] * _SUBSLICES)
+    half_width_mm = float(0.5 * min(shape[0] * spacing_mm[0], shape[1] * spacing_mm[1]))
+    axes = [(np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(fine, spacing_mm / (1, 1, _SUBSLICES), strict=True)]
     i, j, k = np.meshgrid(*(axis / half_width_mm for axis in axes), indexing="ij", sparse=True)
     shift = rng.normal(0, 0.025, 3)
     scale = rng.uniform(1.06, 1.16)
@@ -178,10 +172,11 @@ def _blank_canvas(
     for row, offset in zip(rotation, shift, strict=True):
         straight = (row[0] * i + row[1] * j + row[2] * k - offset) / scale
         coordinates.append(straight.astype(np.float32) + 0.022 * smooth_field(rng, fine, (5, 5, 4)))
+    x, y, z = coordinates
     return Canvas(
-        x=coordinates[0],
-        y=coordinates[1],
-        z=coordinates[2],
+        x,
+        y,
+        z,
         hu=np.full(fine, -1000, dtype=np.float32),
         fine_grain=grain(rng, fine, 1.2),
         coarse_grain=grain(rng, fine, 4.0),
@@ -190,13 +185,12 @@ def _blank_canvas(
     )
 
 
-def _thick(fine: NDArray[np.float32]) -> NDArray[np.float32]:
+def _thick(fine: Field) -> Field:
     """Thin slices (X, Y, n * _SUBSLICES) averaged to thick ones (X, Y, n): their partial volume."""
-    columns, rows, slices = fine.shape
-    return np.asarray(fine.reshape(columns, rows, slices // _SUBSLICES, _SUBSLICES).mean(axis=3))
+    return np.asarray(fine.reshape(*fine.shape[:2], -1, _SUBSLICES).mean(axis=3))
 
 
-def _scan(fine_hu: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.int16]:
+def _scan(fine_hu: Field, rng: np.random.Generator) -> NDArray[np.int16]:
     """The image of a scanner: thick slices, blur in plane, correlated noise, an offset and a gain."""
     hu = gaussian_filter(_thick(fine_hu), (0.55, 0.55, 0))
     noise = 0.8 * grain(rng, hu.shape, (0.6, 0.6, 0)) + 0.6 * grain(rng, hu.shape, (1.2, 1.2, 0))
@@ -208,19 +202,16 @@ def _scan(fine_hu: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     return scanned
 
 
-def _label(pancreas: NDArray[np.float32], tumour: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _label(pancreas: Field, tumour: Field) -> NDArray[np.uint8]:
     """1 where at least half of a voxel is pancreas or tumour, 2 where the tumour is at least half of that."""
     organ, lesion = _thick(pancreas), _thick(tumour)
-    label = (organ >= 0.5).astype(np.uint8)
-    label[(organ >= 0.5) & (lesion >= 0.5 * organ)] = 2
-    return label
+    return np.where(organ >= 0.5, np.where(lesion >= 0.5 * organ, 2, 1), 0).astype(np.uint8)
 
 
-def _oriented(array: NDArray[np.int16] | NDArray[np.uint8], affine: NDArray[np.float64], codes: str) -> Volume:
+def _oriented(array: NDArray[Any], affine: NDArray[np.float64], codes: str) -> Volume:
     """A volume whose RAS array and affine are brought to the given axis codes."""
-    from nibabel import orientations  # slow to import
+    from nibabel import Nifti1Image, orientations  # slow to import
 
-    wanted = orientations.axcodes2ornt(tuple(codes))
-    change = orientations.ornt_transform(orientations.axcodes2ornt(("R", "A", "S")), wanted)
-    turned = np.ascontiguousarray(orientations.apply_orientation(array, change))
-    return Volume(turned, affine @ orientations.inv_ornt_aff(change, array.shape))
+    wanted = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt(codes))
+    turned = Nifti1Image(array, affine).as_reoriented(wanted)
+    return Volume(np.ascontiguousarray(turned.dataobj), turned.affine)
