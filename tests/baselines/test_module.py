@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from sam2_3dmed.baselines.cache import build_patch_cache
 from sam2_3dmed.baselines.networks import build
@@ -15,8 +16,7 @@ from sam2_3dmed.baselines.recipe import PatchSpec
 from sam2_3dmed.baselines.train import PatchTraining, falling_poly, make_optimizer
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.run.systems import find_system
-from sam2_3dmed.training.batch_sharding import Division
-from sam2_3dmed.training.distributed import DistributedContext
+from sam2_3dmed.training.loader import Division
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,9 @@ def make_module(balls: Any, make_spec: Callable[..., PatchSpec]) -> Callable[...
         spec = make_spec()
         return PatchTraining(
             PatchPredictor(build(spec), spec, balls.plan, config.inference),
+            DataLoader([], batch_sampler=division or Division(samples_per_epoch=10, batch_size=2)),
             validation=balls.cases[:2],
             config=config.training,
-            division=division or Division(samples_per_epoch=10, batch_size=2),
-            distributed=DistributedContext(),
         )
 
     return make
@@ -69,7 +68,10 @@ def test_a_batch_in_parts_is_the_batch(make_module: Callable[..., PatchTraining]
             Patches(*(tensor[i : i + 4 // grad_accum_steps] for tensor in batch))
             for i in range(0, 4, 4 // grad_accum_steps)
         ]
-        steps = [module.training_step(part, number) for number, part in enumerate(parts)]
+        steps = []
+        for number, part in enumerate(parts):
+            module.progress.passes = number
+            steps.append(module(part))
         losses.append(torch.stack(steps).mean().item())
         assert set(module.means.compute()) == {"train/total", "train/segmentation"}
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)

@@ -60,16 +60,16 @@ def fit_on_balls(prepared: tuple) -> Callable[..., tuple]:
     from sam2_3dmed.data.cache import CaseCache
     from sam2_3dmed.run.build_model import make_model
     from sam2_3dmed.run.sam2_model import make_predictor
-    from sam2_3dmed.training.distributed import seed_all
-    from sam2_3dmed.training.fit import fit
+    from sam2_3dmed.run.sam2_run import Sam2Run
+    from sam2_3dmed.training.distributed import DistributedContext, seed_all
 
     def run(config: RunConfig, folder: Path, resume: bool = False) -> tuple:
         plan, cache = prepared
         seed_all(config.training.seed)
         network, record = make_model(config, plan, "none")
-        training, validation = CaseCache(cache.cases[:6]), CaseCache(cache.cases[6:8])
-        how = {"training": training, "validation": validation, "config": config, "folder": folder, "resume": resume}
-        return network, fit(network, make_predictor(network, record), **how)
+        cases = CaseCache(cache.cases[:6]), CaseCache(cache.cases[6:8])
+        predictor = make_predictor(network, record)
+        return network, Sam2Run(record, network, predictor, *cases, folder, DistributedContext()).fit(resume=resume)
 
     return run
 
@@ -134,12 +134,12 @@ def command_line(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
 def make_module() -> Callable[..., "SlabTraining"]:
     """A module of a small random network, five steps an epoch; settings of its training as arguments."""
     import torch
+    from torch.utils.data import DataLoader
 
     from sam2_3dmed.config import InferenceConfig, NetworkConfig
     from sam2_3dmed.inference.predictor import Predictor
     from sam2_3dmed.model.build import build_network
-    from sam2_3dmed.training.batch_sharding import Division
-    from sam2_3dmed.training.losses import TotalLoss
+    from sam2_3dmed.training.loader import Division
     from sam2_3dmed.training.slab_training import SlabTraining
     from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 
@@ -148,19 +148,19 @@ def make_module() -> Callable[..., "SlabTraining"]:
             torch.manual_seed(0)
             network = build_network(NetworkConfig(size="nano", image_size=64), 1)
         preprocessing = Preprocessing("axial", (Normalisation("fixed", 0, 1),))
-        return SlabTraining(
+        predictor = Predictor(
             network,
-            loss=TotalLoss(LossConfig()),
-            predictor=Predictor(
-                network,
-                preprocessing=preprocessing,
-                labels={1: "organ"},
-                slab_slices=3,
-                config=InferenceConfig(precision="32"),
-            ),
+            preprocessing=preprocessing,
+            labels={1: "organ"},
+            slab_slices=3,
+            config=InferenceConfig(precision="32"),
+        )
+        training = scratch().training.model_copy(update=changes)
+        return SlabTraining(
+            predictor,
+            DataLoader([], batch_sampler=Division(samples_per_epoch=5, batch_size=1)),
             validation=[],
-            config=scratch().training.model_copy(update=changes),
-            division=Division(samples_per_epoch=5, batch_size=1),
+            config=RunConfig(loss=LossConfig(), training=training),
         )
 
     return make

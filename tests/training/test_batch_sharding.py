@@ -7,7 +7,7 @@ from sam2_3dmed.config import LossConfig, NetworkConfig
 from sam2_3dmed.data.slabs import SampleKey, Slabs, collate
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.build import build_network
-from sam2_3dmed.training.batch_sharding import Division, Part, Parts, shares
+from sam2_3dmed.training.loader import Division, Part, shares
 from sam2_3dmed.training.losses import TotalLoss
 from sam2_3dmed.training.step import training_step
 
@@ -28,7 +28,7 @@ def test_known_parts() -> None:
 def test_every_slab_counts_once_in_every_epoch(slabs: int, batch: int, grad_accum_steps: int, ranks: int) -> None:
     divisions = [Division(slabs, batch, grad_accum_steps, ranks, rank) for rank in range(ranks)]
     assert divisions[0].steps == -(-slabs // batch)
-    assert len({division.passes for division in divisions}) == 1
+    assert len({len(division) for division in divisions}) == 1
     weights = dict.fromkeys(range(slabs), 0.0)
     for step in range(divisions[0].steps):
         count = min(batch, slabs - step * batch)
@@ -47,14 +47,12 @@ def test_a_batch_too_small_to_be_divided() -> None:
         Division(10, 4, 2, 4)
     with pytest.raises(ConfigError):
         Division(10, 4, 1, 5)
-    assert Division(10, 5, 3, 2).passes == 6  # two slabs for three passes of one of the processes
+    assert len(Division(10, 5, 3, 2)) == 6  # two slabs for three passes of one of the processes
 
 
 def test_the_sampler_goes_on_within_an_epoch() -> None:
     """All keys of a batch of one process are those of two, in order; what a resumed run has had is left out."""
-    alone, *two = (
-        Parts(division) for division in (Division(10, 4), Division(10, 4, 1, 2, 0), Division(10, 4, 1, 2, 1))
-    )
+    alone, *two = Division(10, 4), Division(10, 4, 1, 2, 0), Division(10, 4, 1, 2, 1)
     for sampler in (alone, *two):
         sampler.move_to(3)
     whole = list(alone)

@@ -16,8 +16,8 @@ from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.sam2_model import make_predictor
-from sam2_3dmed.training.distributed import seed_all
-from sam2_3dmed.training.fit import fit
+from sam2_3dmed.run.sam2_run import Sam2Run
+from sam2_3dmed.training.distributed import DistributedContext, seed_all
 from sam2_3dmed.training.loop import TrainingLoop
 
 PER_SLICE = 4 * 4 * 64 + 8 * 8 * 48 + 16 * 16 * 24
@@ -40,15 +40,8 @@ class TestRuns:
         seed_all(0)
         network, record = make_model(config, plan, "none")
         cases = cache.cases
-        fit(
-            network,
-            make_predictor(network, record),
-            training=CaseCache(cases[:6]),
-            validation=CaseCache(cases[6:7]),
-            config=config,
-            folder=folder,
-            resume=resume,
-        )
+        parts = network, make_predictor(network, record), CaseCache(cases[:6]), CaseCache(cases[6:7])
+        Sam2Run(record, *parts, folder, DistributedContext()).fit(resume=resume)
         return network
 
     def test_a_resumed_run_equals_an_uninterrupted_one(

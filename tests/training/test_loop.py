@@ -10,9 +10,9 @@ from sam2_3dmed.errors import TrainingError
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.sam2_model import make_predictor
 from sam2_3dmed.training.distributed import DistributedContext
-from sam2_3dmed.training.fit import assemble_slabs
 from sam2_3dmed.training.loop import Learner, check_gradients, trial
 from sam2_3dmed.training.lr_finder import find_rate
+from sam2_3dmed.training.slab_training import SlabTraining, assemble_slabs
 from sam2_3dmed.training.time_budget import seconds_a_pass
 
 
@@ -22,20 +22,18 @@ def fabric():
 
 
 @pytest.fixture(scope="module")
-def assembled(prepared: tuple, short) -> tuple:
-    """A trainable, its loader and its recipe."""
+def assembled(prepared: tuple, short) -> SlabTraining:
     plan, cache = prepared
     config = short()
     network, record = make_model(config, plan, "none")
-    parts = network, make_predictor(network, record), cache, cache, config, Path("none"), DistributedContext()
-    return *assemble_slabs(*parts), config.training
+    return assemble_slabs(make_predictor(network, record), cache, cache, config, Path("none"), DistributedContext())
 
 
 def test_weights_come_back(assembled, fabric, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainable, loader, config = assembled
+    trainable = assembled
     before = {name: tensor.clone() for name, tensor in trainable.network.state_dict().items()}
     monkeypatch.chdir(tmp_path)
-    with trial(trainable, loader, config, fabric, check_gradients) as passes:
+    with trial(trainable, fabric, check_gradients) as passes:
         taken = itertools.count()
         counted = (next(taken) for _ in passes)
         assert seconds_a_pass(counted, 0, fabric) > 0  # enough for the limit, but not fewer than three
@@ -49,10 +47,10 @@ def test_weights_come_back(assembled, fabric, tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_rate_test_ends_where_the_loss_explodes(assembled, fabric, monkeypatch: pytest.MonkeyPatch) -> None:
-    trainable, loader, config = assembled
+    trainable = assembled
     monkeypatch.setattr("sam2_3dmed.training.lr_finder._STEPS", 6)
     before = {name: tensor.clone() for name, tensor in trainable.network.state_dict().items()}
-    test = find_rate(trainable, loader, config, fabric)
+    test = find_rate(trainable, fabric)
     assert 2 <= len(test.rates) <= 6
     assert test.rates[0] == 1e-7
     ratios = [b / a for a, b in itertools.pairwise(test.rates)]
@@ -68,7 +66,7 @@ def test_gradients_are_clipped_by_their_common_norm(make_module, fabric, clip: f
     def norm() -> torch.Tensor:
         return torch.stack([p.grad.norm() for p in trainable.parameters()]).norm()
 
-    learner = Learner(trainable, trainable.config, fabric, lambda learner: norms.append(norm()))
+    learner = Learner(trainable, fabric, lambda learner: norms.append(norm()))
     for parameter in trainable.parameters():
         parameter.grad = torch.ones_like(parameter)
     learner._step()
@@ -89,4 +87,4 @@ def test_what_is_not_finite_stops_the_run(make_module, fabric, wrong: str) -> No
     trainable.progress.epoch, trainable.progress.step = 2, 11
     found = "boundary loss nan" if wrong == "loss" else "encoder gradient inf"
     with pytest.raises(TrainingError, match=f"^epoch 3, step 12: not finite: {found}; the checkpoints are from before"):
-        check_gradients(Learner(trainable, trainable.config, fabric, check_gradients))
+        check_gradients(Learner(trainable, fabric, check_gradients))

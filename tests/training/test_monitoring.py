@@ -3,12 +3,14 @@
 import csv
 import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from sam2_3dmed.training.monitoring import CurvesFile, DataWait, EpochMeans, gradient_norms, merged, not_finite
+from sam2_3dmed.training import monitoring
+from sam2_3dmed.training.monitoring import DataWait, EpochMeans, append_curves, gradient_norms
 
 
 def test_weighted_means_by_name_in_their_order() -> None:
@@ -34,16 +36,16 @@ def test_a_state_goes_on_to_the_last_digit() -> None:
     assert straight.compute() == resumed.compute()
 
 
-def test_several_processes_weigh_by_what_they_counted() -> None:
+def test_several_processes_weigh_by_what_they_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     means = EpochMeans()
     means.add("x", 1.0, 1)
-    other = EpochMeans()
-    other.add("x", 4.0, 3)
-    other.add("y", 2.0, 0)  # counts for nothing, as may be all that a process has
-    other.add("z", 7.0)
-    assert means.compute(lambda state: [state, other.state_dict()]) == {"x": 13 / 4, "z": 7.0}
+    # "y" counts for nothing, as may be all that a process has.
+    other = {"x": (12.0, 3.0), "y": (0.0, 0.0), "z": (7.0, 1.0)}
+    monkeypatch.setattr(monitoring, "gather", lambda state: [state, other])
+    assert means.compute() == {"x": 13 / 4, "z": 7.0}
     resumed = EpochMeans()
-    resumed.load_state_dict(merged([means.state_dict(), other.state_dict()]))
+    resumed.load_state_dict(means.state_dict())
+    monkeypatch.undo()
     assert resumed.compute() == {"x": 13 / 4, "z": 7.0}
 
 
@@ -76,14 +78,6 @@ def test_parts_that_are_switched_off_have_none(make_module) -> None:
     assert list(gradient_norms(module.parts())) == ["encoder", "segmentation"]
 
 
-def test_what_is_not_finite() -> None:
-    assert not_finite({"total": 1.0, "boundary": math.nan}, {"encoder": math.inf, "srpp": 0.0}) == [
-        "encoder gradient inf",
-        "boundary loss nan",
-    ]
-    assert not_finite({"total": 1.0}, {"encoder": 2.0}) == []
-
-
 class Clock:
     """Time passes only where a test lets it."""
 
@@ -95,14 +89,17 @@ class Clock:
 
 @pytest.mark.parametrize(("loading", "working", "share"), [(1, 0, 1), (0, 1, 0), (1, 4, 1 / 5), (1, 19, 0.05)])
 def test_the_share_of_waiting(caplog: pytest.LogCaptureFixture, loading: float, working: float, share: float) -> None:
-    """Validation and checkpoints, between `done` and `start`, take much longer, and must not count."""
+    """Validation and checkpoints, after `done`, take much longer, and must not count."""
     clock = Clock()
     wait = DataWait(clock)
-    for _ in range(2):
+
+    def load() -> Iterator[None]:
         for _ in range(3):
-            wait.start()
             clock.now += loading
-            wait.came()
+            yield
+
+    for _ in range(2):
+        for _ in wait.batches(load()):
             clock.now += working
             wait.done()
             clock.now += 1000
@@ -119,10 +116,10 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_validation_metrics_stand_in_the_epoch_that_validated(tmp_path: Path) -> None:
-    curves = CurvesFile(tmp_path / "curves.csv")
-    curves.append({"epoch": 0, "train/total": 1.0})
-    curves.append({"epoch": 1, "train/total": 0.5, "validation/dice": 0.25})
-    curves.append({"epoch": 2, "train/total": 0.25})
+    path = tmp_path / "curves.csv"
+    append_curves(path, {"epoch": 0, "train/total": 1.0})
+    append_curves(path, {"epoch": 1, "train/total": 0.5, "validation/dice": 0.25})
+    append_curves(path, {"epoch": 2, "train/total": 0.25})
     assert rows(tmp_path / "curves.csv") == [
         {"epoch": "0", "train/total": "1.0", "validation/dice": ""},
         {"epoch": "1", "train/total": "0.5", "validation/dice": "0.25"},
@@ -132,8 +129,7 @@ def test_validation_metrics_stand_in_the_epoch_that_validated(tmp_path: Path) ->
 
 def test_a_resumed_run_cuts_what_its_checkpoint_had_not_reached(tmp_path: Path) -> None:
     path = tmp_path / "curves.csv"
-    first = CurvesFile(path)
     for epoch in range(3):
-        first.append({"epoch": epoch, "train/total": float(epoch)})
-    CurvesFile(path, next_epoch=2).append({"epoch": 2, "train/total": 9.0})
+        append_curves(path, {"epoch": epoch, "train/total": float(epoch)})
+    append_curves(path, {"epoch": 2, "train/total": 9.0})
     assert [row["train/total"] for row in rows(path)] == ["0.0", "1.0", "9.0"]

@@ -27,8 +27,8 @@ def slab(depth: int, seed: int) -> Slabs:
 def test_slabs_of_unequal_length_weigh_alike(module: SlabTraining) -> None:
     slabs = [slab(3, 0), slab(2, 1), slab(3, 2)]
     with torch.no_grad():
-        together = module.training_step(collate(slabs), 0)
-        alone = [module.training_step(collate([w]), 0) for w in slabs]
+        together = module(collate(slabs))
+        alone = [module(collate([w])) for w in slabs]
     assert together.item() == pytest.approx(sum(loss.item() for loss in alone) / 3, rel=1e-5)
 
 
@@ -36,7 +36,7 @@ def learn(module: SlabTraining, step: int) -> torch.Tensor:
     """The loss of one step, whose gradients are left in the module."""
     module.progress.step = step
     module.zero_grad()
-    loss = module.training_step(collate([slab(3, 0)]), 0)
+    loss = module(collate([slab(3, 0)]))
     loss.backward()
     return loss
 
@@ -56,7 +56,7 @@ def test_single_slices_need_no_memory(make_module: MakeModule) -> None:
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
     slices = slab(3, 0).single_slices()
     assert [tuple(part.shape) for part in slices] == [(3, 1, 1, 64, 64), (3, 1, 64, 64), (3, 1)]
-    assert loss.item() == pytest.approx(module.training_step(collate([slices]), 0).item(), rel=1e-5)
+    assert loss.item() == pytest.approx(module(collate([slices])).item(), rel=1e-5)
 
 
 def test_then_slabs_with_their_memory(make_module: MakeModule) -> None:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import DataLoader
 
 from sam2_3dmed.config import scratch
-from sam2_3dmed.training.batch_sharding import Division
+from sam2_3dmed.training.loader import Division, Part
 from sam2_3dmed.training.trainable import MONITORED, Trainable
 
 
@@ -21,8 +22,8 @@ class Guess(Trainable):
     guesses: list[NDArray[np.integer]]
     error = float("nan")
 
-    def training_step(self, batch: Any, number: int) -> torch.Tensor:
-        raise NotImplementedError
+    def losses(self, batch: Any, part: Part) -> Mapping[str, torch.Tensor]:
+        return batch
 
     def configure_optimizers(self) -> Any:
         raise NotImplementedError
@@ -44,10 +45,10 @@ def module() -> Guess:
     case: Any = SimpleNamespace(label=truth, image=np.zeros((3, 1, 4, 4)))
     made = Guess(
         nn.Linear(1, 1),
+        DataLoader([], batch_sampler=Division(samples_per_epoch=5, batch_size=4, grad_accum_steps=2)),
         class_names=["a", "b"],
         validation=[case, case],
         config=scratch().training,
-        division=Division(samples_per_epoch=5, batch_size=2),
     )
     half = truth.copy()
     half[2, 0, 2:] = 0
@@ -70,8 +71,10 @@ def test_an_error_of_positions_is_a_metric_where_there_is_one(module: Guess) -> 
 
 
 def test_stand_ins_do_not_count(module: Guess) -> None:
-    for value, counted in ((1.0, 3), (9.0, 0)):
-        module.count_pass({"total": torch.tensor(value, requires_grad=True)}, 3, counted)
-    assert module.means.compute() == {"train/total": 1.0}
+    """In the last step one slab stands in for the other of two passes."""
+    for passes, value in ((0, 1.0), (2, 9.0), (3, 4.0)):
+        module.progress.passes = passes
+        module({"total": torch.tensor(value, requires_grad=True)})
+    assert module.means.compute() == {"train/total": (2 * 1.0 + 4.0) / 3}
     assert not module.latest["total"].requires_grad
-    assert module.steps_per_epoch == 3
+    assert module.steps_per_epoch == 2

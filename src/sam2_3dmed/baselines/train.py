@@ -24,13 +24,11 @@ from sam2_3dmed.baselines.plan import intensities, outline
 from sam2_3dmed.baselines.predictor import PatchPredictor
 from sam2_3dmed.baselines.recipe import PatchConfig, PatchRecord, PatchSpec, PatchTrainingConfig
 from sam2_3dmed.config import Plan, changed
-from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.run.run_folder import save_model
 from sam2_3dmed.run.systems import Preparation, TrainingRun
-from sam2_3dmed.training.batch_sharding import Division
 from sam2_3dmed.training.distributed import DistributedContext, seed_all
-from sam2_3dmed.training.fit import FitResult, fit_trainable
-from sam2_3dmed.training.loader import epoch_loader
+from sam2_3dmed.training.fit import FitResult, fit
+from sam2_3dmed.training.loader import Part, epoch_loader
 from sam2_3dmed.training.optimizer import falling_cosine, make_optimizer, make_schedule
 from sam2_3dmed.training.trainable import Trainable
 
@@ -41,21 +39,14 @@ class PatchTraining(Trainable):
     """Trains a network on patches and validates it on volumes with the real predictor, which wraps the network."""
 
     def __init__(
-        self,
-        predictor: PatchPredictor,
-        *,
-        validation: Sequence[GriddedCase],
-        config: PatchTrainingConfig,
-        division: Division,
-        distributed: DistributedContext,
+        self, predictor: PatchPredictor, loader: Any, *, validation: Sequence[GriddedCase], config: PatchTrainingConfig
     ) -> None:
         super().__init__(
             predictor.network,
+            loader,
             class_names=tuple(predictor.labels.values()),
             validation=[case.cached for case in validation],
             config=config,
-            division=division,
-            distributed=distributed,
         )
         self.predictor = predictor
         self.recipe = config
@@ -64,16 +55,12 @@ class PatchTraining(Trainable):
     def parts(self) -> Mapping[str, nn.Module]:
         return {"network": self.network}
 
-    def training_step(self, batch: Patches, number: int) -> Tensor:
-        """The loss of this process's part of a batch, such that its mean over parts is that of the whole."""
-        part = self.division.part(number)
+    def losses(self, batch: Patches, part: Part) -> Mapping[str, Tensor]:
         # What a network leaves out at random depends on the place in the run alone, so a resumed run does the same.
-        place = [self.config.seed, self.progress.epoch, number, self.distributed.rank]
+        place = [self.config.seed, self.progress.epoch, self.progress.passes, self.division.rank]
         torch.manual_seed(int(np.random.default_rng(place).integers(2**63)))
         logits = all_logits(self.network(batch.image))
-        terms = deep_supervision_loss(logits, batch.labels, background=self.predictor.spec.has_background)
-        self.count_pass(terms, len(batch.labels), part.counted)
-        return terms["total"] * part.weight
+        return deep_supervision_loss(logits, batch.labels, background=self.predictor.spec.has_background)
 
     def predict_case(self, number: int) -> tuple[NDArray[np.integer], float]:
         image = np.asarray(self.validation[number].image)
@@ -117,17 +104,10 @@ class PatchRun(TrainingRun):
     distributed: DistributedContext
 
     def fit(self, *, resume: bool) -> FitResult:
-        return fit_trainable(
-            self._assemble,
-            self.record.recipe.training,
-            validation=CaseCache(tuple(case.cached for case in self.validation)),
-            folder=self.folder,
-            resume=resume,
-            distributed=self.distributed,
-        )
+        return fit(self._assemble, self.record.recipe.training, self.folder, self.distributed, resume=resume)
 
-    def _assemble(self, config: Any) -> tuple[PatchTraining, Any]:
-        """What is trained, and the loader of its patches. config: the recipe's, perhaps with epochs for minutes."""
+    def _assemble(self, config: Any) -> PatchTraining:
+        """The network with its patches. config: the recipe's, perhaps with epochs for minutes."""
         spec = self.record.model
         dataset = PatchDataset(
             self.training,
@@ -137,15 +117,8 @@ class PatchRun(TrainingRun):
             foreground_fraction=config.foreground_fraction,
             seed=config.seed,
         )
-        loader: Any = epoch_loader(dataset, collate, config, len(self.training), self.distributed)
-        module = PatchTraining(
-            self.predictor,
-            validation=self.validation,
-            config=config,
-            division=loader.batch_sampler.division,
-            distributed=self.distributed,
-        )
-        return module, loader
+        loader = epoch_loader(dataset, collate, config, len(self.training), self.distributed)
+        return PatchTraining(self.predictor, loader, validation=self.validation, config=config)
 
     def save(self) -> None:
         save_model(self.predictor.network, self.record, self.folder)

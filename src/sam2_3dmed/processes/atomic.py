@@ -1,10 +1,12 @@
 """Files that appear whole or not at all: written under a temporary name beside their own, then renamed."""
 
+import csv
+import io
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sam2_3dmed.errors import DataError
 
@@ -39,3 +41,16 @@ def write_text(path: Path, text: str) -> None:
             file.write(text.encode("utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows under a header of all their names; where a row has no value its field stays empty.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())

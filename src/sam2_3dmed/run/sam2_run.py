@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.data.cache import CaseCache
 from sam2_3dmed.encoders.peft_adapters import merge_lora
 from sam2_3dmed.inference.predictor import Predictor
@@ -17,9 +18,10 @@ from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.checkpoints import newest_whole_state
 from sam2_3dmed.training.distributed import DistributedContext, seed_all
 from sam2_3dmed.training.feature_cache import require_frozen
-from sam2_3dmed.training.fit import FitResult, fit, try_rates
-from sam2_3dmed.training.lr_finder import RateTest
+from sam2_3dmed.training.fit import FitResult, fit
+from sam2_3dmed.training.lr_finder import RateTest, find_rate
 from sam2_3dmed.training.memory_budget import fit_to_memory
+from sam2_3dmed.training.slab_training import SlabTraining, assemble_slabs
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +39,7 @@ class Sam2Run(TrainingRun):
     distributed: DistributedContext
 
     def fit(self, *, resume: bool) -> FitResult:
-        result = fit(
-            self.network,
-            self.predictor,
-            training=self.training,
-            validation=self.validation,
-            config=self.record.recipe,
-            folder=self.folder,
-            resume=resume,
-            distributed=self.distributed,
-        )
+        result = fit(self._assemble, self.record.recipe.training, self.folder, self.distributed, resume=resume)
         if self.record.recipe.training.encoder == "lora" and self.distributed.first:
             merge_lora(self.network.encoder)
         return result
@@ -55,9 +48,12 @@ class Sam2Run(TrainingRun):
         save_model(self.network, self.record, self.folder)
 
     def try_rates(self) -> RateTest:
-        return try_rates(
-            self.network, self.predictor, training=self.training, config=self.record.recipe, folder=self.folder
-        )
+        return find_rate(self._assemble(self.record.recipe.training), self.distributed.launch())
+
+    def _assemble(self, training: TrainingConfig) -> SlabTraining:
+        """The network with its slabs. training: the recipe's, perhaps with epochs for minutes."""
+        recipe = self.record.recipe.model_copy(update={"training": training})
+        return assemble_slabs(self.predictor, self.training, self.validation, recipe, self.folder, self.distributed)
 
 
 def start_run(preparation: Preparation) -> Sam2Run:

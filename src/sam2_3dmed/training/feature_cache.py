@@ -9,13 +9,13 @@ from functools import cached_property
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sam2_3dmed.config import FeatureCacheConfig, RunConfig, TrainingConfig
+from sam2_3dmed.config import FeatureCacheConfig, TrainingConfig
 from sam2_3dmed.data.slabs import ViewSlabs
 from sam2_3dmed.data.views import View, ViewDataset
 from sam2_3dmed.encoders.image_encoder import Features, ImageEncoder
@@ -33,17 +33,6 @@ class _Place(NamedTuple):
 
     view: View
     slice: int
-
-
-def make_feature_cache(encoder: ImageEncoder, dataset: Any, config: RunConfig, folder: Path) -> "FeatureCache | None":
-    """The cache of a data set of views; None for other data sets. Its files go below `folder`.
-
-    Raises:
-        ConfigError: the encoder trains.
-    """
-    if not isinstance(dataset, ViewDataset):
-        return None
-    return FeatureCache(encoder, dataset, config.feature_cache, folder)
 
 
 def require_frozen(encoder: ImageEncoder) -> None:
@@ -85,6 +74,11 @@ class FeatureCache:
         """What a slice takes."""
         return sum(self._sizes) * self._dtype.itemsize
 
+    @property
+    def num_slices(self) -> int:
+        """In all views that there are at a time."""
+        return self.config.views * sum(case.num_slices for case in self.views.cases)
+
     def __call__(self, slabs: ViewSlabs) -> Features:
         """The `ImageEncoder.pre_fpn_features` of these slabs, rounded to the type of the cache."""
         rows = [View(*row) for row in slabs.views.tolist()]
@@ -104,16 +98,15 @@ class FeatureCache:
 
     def describe(self, training: TrainingConfig) -> None:
         """Log the size, and how much of the encoder's work is left; warn where that is most of it."""
-        slices = sum(case.num_slices for case in self.views.cases)
         views = self.views.num_generations(training.epochs)
         slabs = training.epochs * (training.samples_per_epoch or len(self.views.cases))
-        uses = slabs * self.views.slab_slices / (slices * views)
+        uses = slabs * self.views.slab_slices / (self.num_slices / self.config.views * views)
         share = (1 - math.exp(-uses)) / uses  # of draws that are a slice's first, if all are drawn equally often
         logger.info(
             "feature cache: %d views of a case at a time, %d in all; %.1f MB a slice, at most %.1f GB at a time; "
             "a slice of a view is seen about %.1f times, so the encoder computes %.0f%% of what it would",
             *(self.config.views, views, self.bytes_per_slice / 1e6),
-            *(self.config.views * slices * self.bytes_per_slice / 1e9, uses, 100 * share),
+            *(self.num_slices * self.bytes_per_slice / 1e9, uses, 100 * share),
         )
         if share > 0.5:
             logger.warning("feature cache: it saves little here; fewer views or a longer life of each would save more")

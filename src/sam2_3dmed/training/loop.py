@@ -4,6 +4,7 @@
 """
 
 import logging
+import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,17 +14,15 @@ from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import nn
 
-from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.errors import TrainingError
 from sam2_3dmed.processes.signals import Terminated, take_sigterm
 from sam2_3dmed.training.checkpoints import Checkpoints, read_checkpoint, remove_partial_files
-from sam2_3dmed.training.distributed import any_of, gather, use_bf16
+from sam2_3dmed.training.distributed import any_of, use_bf16
 from sam2_3dmed.training.early_stopping import EarlyStopping
 from sam2_3dmed.training.image_logger import draw_slice, write_picture
 from sam2_3dmed.training.loggers import RunLogger, make_loggers
-from sam2_3dmed.training.monitoring import CurvesFile, DataWait, gradient_norms, merged, not_finite
+from sam2_3dmed.training.monitoring import DataWait, append_curves, gradient_norms
 from sam2_3dmed.training.optimizer import EMA
 from sam2_3dmed.training.trainable import MONITORED, Trainable
 
@@ -36,26 +35,15 @@ class Learner:
     Each pass takes a part of a batch through the network and adds up gradients. The optimiser steps after every
     `grad_accum_steps` passes.
 
-    Args:
-        trainable: what learns.
-        training: the recipe.
-        fabric: the processes of the run.
-        before_step: called when the gradients of a step are complete, before they are clipped.
+    before_step: called when the gradients of a step are complete, before they are clipped.
     """
 
-    def __init__(
-        self,
-        trainable: Trainable,
-        training: TrainingConfig,
-        fabric: Fabric,
-        before_step: Callable[["Learner"], None],
-    ) -> None:
+    def __init__(self, trainable: Trainable, fabric: Fabric, before_step: Callable[["Learner"], None]) -> None:
         self.trainable = trainable
-        self.passes_a_step = training.grad_accum_steps
-        self.clip_gradient_norm = training.clip_gradient_norm
+        self.config = trainable.config
         self.fabric = fabric
         self.before_step = before_step
-        self.bf16 = use_bf16(training.precision, fabric.device.type)
+        self.bf16 = use_bf16(self.config.precision, fabric.device.type)
         trainable.to(fabric.device)
         trainable.network.train()
         self.optimizer, self.schedule = trainable.configure_optimizers()
@@ -68,14 +56,15 @@ class Learner:
     def take_pass(self, batch: Any) -> bool:
         """Learn from this process's part of a batch. Returns: whether the optimiser has stepped."""
         trainable, progress = self.trainable, self.trainable.progress
-        first, last = (number % self.passes_a_step == 0 for number in (progress.passes, progress.passes + 1))
+        passes_a_step = self.config.grad_accum_steps
+        first, last = (number % passes_a_step == 0 for number in (progress.passes, progress.passes + 1))
         batch = self.fabric.to_device(batch)
         if first:
             self.optimizer.zero_grad()
         with self.fabric.no_backward_sync(self.module, enabled=not last):
             with self.autocast():
-                loss = self.module(batch, progress.passes)
-            self.fabric.backward(loss / self.passes_a_step)
+                loss = self.module(batch)
+            self.fabric.backward(loss / passes_a_step)
         trainable.means.add("learning_rate", self.optimizer.param_groups[0]["lr"])
         progress.passes += 1
         if last:
@@ -84,9 +73,8 @@ class Learner:
 
     def _step(self) -> None:
         self.before_step(self)
-        if self.clip_gradient_norm is not None:
-            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-            nn.utils.clip_grad_norm_(parameters, self.clip_gradient_norm)
+        if (norm := self.config.clip_gradient_norm) is not None:
+            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=norm, error_if_nonfinite=False)
         self.optimizer.step()
         self.schedule.step()
         self.trainable.progress.step += 1
@@ -102,11 +90,11 @@ def check_gradients(learner: Learner) -> None:
     norms = gradient_norms(trainable.parts())
     # One transfer for all: on a GPU each would wait for the step.
     values = torch.stack([*norms.values(), *trainable.latest.values()]).tolist()
-    of_parts = dict(zip(norms, values, strict=False))
-    for name, value in of_parts.items():
+    for name, value in zip(norms, values, strict=False):
         trainable.means.add(f"gradient/{name}", value)
-    losses = dict(zip(trainable.latest, values[len(norms) :], strict=True))
-    if wrong := not_finite(losses, of_parts):
+    names = [f"{name} gradient" for name in norms] + [f"{name} loss" for name in trainable.latest]
+    wrong = [f"{name} {value}" for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
+    if wrong:
         progress = trainable.progress
         raise TrainingError(
             f"epoch {progress.epoch + 1}, step {progress.step + 1}: not finite: {', '.join(wrong)}; "
@@ -117,40 +105,24 @@ def check_gradients(learner: Learner) -> None:
 class TrainingLoop:
     """A run: trains until its last epoch, and leaves curves, pictures, logs and checkpoints below `folder`.
 
-    Args:
-        trainable: what learns.
-        loader: its batches; the batch sampler is a `Parts`.
-        cases: the validation cases of this process, by number.
-        training: the recipe.
-        folder: of the run.
-        fabric: the processes of the run.
+    cases: the validation cases of this process, by number.
     """
 
-    def __init__(
-        self,
-        trainable: Trainable,
-        loader: Any,
-        cases: Sequence[int],
-        training: TrainingConfig,
-        folder: Path,
-        fabric: Fabric,
-    ) -> None:
+    def __init__(self, trainable: Trainable, cases: Sequence[int], folder: Path, fabric: Fabric) -> None:
         self.trainable = trainable
         self.progress = trainable.progress
-        self.loader = loader
         self.cases = cases
-        self.training = training
         self.folder = folder
         self.fabric = fabric
-        self.learner = Learner(trainable, training, fabric, check_gradients)
-        self.stopping = EarlyStopping(training, trainable.cooldown, trainable.steps_per_epoch)
-        self.ema = None if training.ema_decay is None else EMA(trainable, training.ema_decay)
+        config = trainable.config
+        self.learner = Learner(trainable, fabric, check_gradients)
+        self.stopping = EarlyStopping(config, trainable.cooldown, trainable.steps_per_epoch)
+        self.ema = None if config.ema_decay is None else EMA(trainable, config.ema_decay)
         self.checkpoints = Checkpoints(
-            folder / "checkpoints", keep=training.keep_checkpoints, minutes=training.checkpoint_minutes
+            folder / "checkpoints", keep=config.keep_checkpoints, minutes=config.checkpoint_minutes
         )
         self.best_score: float | None = None
         self.data_wait = DataWait()
-        self.curves = CurvesFile(folder / "curves.csv")
         self.loggers: list[RunLogger] = []
         self.terminating = False
         """Whether SIGTERM has come."""
@@ -174,18 +146,15 @@ class TrainingLoop:
 
     def _train_epoch(self, show: Callable[[], None]) -> None:
         """The passes of an epoch, or those that are left of it."""
-        self.loader.batch_sampler.move_to(self.progress.epoch, self.progress.passes)
-        self.data_wait.start()
-        for batch in self.loader:
-            self.data_wait.came()
+        self.trainable.division.move_to(self.progress.epoch, self.progress.passes)
+        for batch in self.data_wait.batches(self.trainable.loader):
             stepped = self.learner.take_pass(batch)
             if stepped and self.ema is not None:
                 self.ema.update(self.progress.step)
             self.data_wait.done()
             show()
-            if stepped and self.progress.passes < len(self.loader):
+            if stepped and self.progress.passes < len(self.trainable.division):
                 self._save_within_epoch()
-            self.data_wait.start()
 
     def _save_within_epoch(self) -> None:
         """Save if it is time, or if SIGTERM has come, which ends the run here."""
@@ -236,12 +205,13 @@ class TrainingLoop:
     def _end_epoch(self, metrics: dict[str, float]) -> None:
         """Write curves and a checkpoint."""
         progress = self.progress
-        row = {**self.trainable.means.compute(gather), **metrics}
+        row = {**self.trainable.means.compute(), **metrics}
         self.trainable.means.clear()
+        loader_share = self.data_wait.end_epoch()
         if self.fabric.is_global_zero:
-            self.curves.append({"epoch": progress.epoch, "step": progress.step, **row})
+            append_curves(self.folder / "curves.csv", {"epoch": progress.epoch, "step": progress.step, **row})
         for to in self.loggers:
-            to.log({"epoch": progress.epoch, **row, "loader_share": self.data_wait.end_epoch()}, progress.step)
+            to.log({"epoch": progress.epoch, **row, "loader_share": loader_share}, progress.step)
         progress.epoch += 1
         progress.passes = 0
         self._save()
@@ -257,7 +227,7 @@ class TrainingLoop:
             "optimizer": self.learner.optimizer.state_dict(),
             "schedule": self.learner.schedule.state_dict(),
             "progress": asdict(self.progress),
-            "means": merged(gather(trainable.means.state_dict())),
+            "means": trainable.means.state_dict(),
             "cooldown": asdict(trainable.cooldown),
             "early_stopping": self.stopping.state_dict(),
             "best_score": self.best_score,
@@ -289,13 +259,13 @@ class TrainingLoop:
 
     @contextmanager
     def _outputs(self, *, resumed: bool) -> Iterator[None]:
-        """Curves and loggers, open for the time of the run; in the first process."""
+        """Loggers, open for the time of the run; in the first process."""
         if not self.fabric.is_global_zero:
             yield
             return
         remove_partial_files(self.checkpoints.folder)
-        self.curves = CurvesFile(self.folder / "curves.csv", self.progress.epoch)
-        self.loggers = make_loggers(self.training.loggers, self.folder, self.progress.step if resumed else None)
+        resumed_step = self.progress.step if resumed else None
+        self.loggers = make_loggers(self.trainable.config.loggers, self.folder, resumed_step)
         finished = False
         try:
             yield
@@ -334,7 +304,7 @@ def progress_bar(loop: TrainingLoop) -> Iterator[Callable[[], None]]:
     shown = console.is_terminal and loop.fabric.is_global_zero
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
-        task = bar.add_task("training", total=len(loop.loader))
+        task = bar.add_task("training", total=len(loop.trainable.division))
 
         def show() -> None:
             if not bar.disable:
@@ -346,13 +316,7 @@ def progress_bar(loop: TrainingLoop) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def trial(
-    trainable: Trainable,
-    loader: Any,
-    training: TrainingConfig,
-    fabric: Fabric,
-    before_step: Callable[[Learner], None],
-) -> Iterator[Iterator[None]]:
+def trial(trainable: Trainable, fabric: Fabric, before_step: Callable[[Learner], None]) -> Iterator[Iterator[None]]:
     """Training that leaves no trace, from the first slabs on: weights are put back at the end.
 
     Yields:
@@ -360,16 +324,16 @@ def trial(
     """
     before = trainable.trained_weights()
     try:
-        yield _passes(Learner(trainable, training, fabric, before_step), loader)
+        yield _passes(Learner(trainable, fabric, before_step))
     finally:
         trainable.put_back(before)
 
 
-def _passes(learner: Learner, loader: Any) -> Iterator[None]:
-    progress = learner.trainable.progress
+def _passes(learner: Learner) -> Iterator[None]:
+    trainable, progress = learner.trainable, learner.trainable.progress
     while True:
-        loader.batch_sampler.move_to(progress.epoch)
-        for batch in loader:
+        trainable.division.move_to(progress.epoch)
+        for batch in trainable.loader:
             learner.take_pass(batch)
             yield
         progress.epoch += 1

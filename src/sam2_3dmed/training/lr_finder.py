@@ -1,18 +1,15 @@
 """Which learning rate to begin with: the loss while the rate grows from far too small to far too large."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from lightning.fabric import Fabric
 
-from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.errors import TrainingError
-from sam2_3dmed.processes.atomic import replacing, write_text
+from sam2_3dmed.processes.atomic import replacing, write_csv
 from sam2_3dmed.training.loop import Learner, trial
 from sam2_3dmed.training.trainable import Trainable
 
@@ -51,16 +48,28 @@ class RateTest:
         Raises:
             DataError, OSError: they cannot be written.
         """
-        text = io.StringIO(newline="")
-        writer = csv.writer(text)
-        writer.writerow(["learning_rate", "loss", "smoothed"])
-        writer.writerows(zip(self.rates, self.losses, self.smoothed, strict=True))
-        write_text(folder / "learning_rates.csv", text.getvalue())
+        rows = zip(self.rates, self.losses, self.smoothed, strict=True)
+        names = ("learning_rate", "loss", "smoothed")
+        write_csv(folder / "learning_rates.csv", [dict(zip(names, row, strict=True)) for row in rows])
         with replacing(folder / "learning_rates.png") as file:
-            file.write(_draw(self))
+            self._draw(file)
+
+    def _draw(self, file: IO[bytes]) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        axes.plot(self.rates, self.losses, ".", color="0.7", markersize=4, label="loss")
+        axes.plot(self.rates, self.smoothed, color="#0072B2", label="smoothed")
+        axes.axvline(self.suggestion, color="#D55E00", linestyle="--", label=f"suggestion {self.suggestion:.1e}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, 1.5 * self.losses[0]))
+        axes.legend()
+        figure.savefig(file, format="png", dpi=110)
 
 
-def find_rate(trainable: Trainable, loader: Any, training: TrainingConfig, fabric: Fabric) -> RateTest:
+def find_rate(trainable: Trainable, fabric: Fabric) -> RateTest:
     """Try a hundred rates, a step each, until the loss explodes; the weights are put back then."""
     rates: list[float] = []
     losses: list[float] = []
@@ -72,14 +81,14 @@ def find_rate(trainable: Trainable, loader: Any, training: TrainingConfig, fabri
         loss = fabric.broadcast(float(trainable.latest["total"]))
         rate = _LOWEST * (_HIGHEST / _LOWEST) ** (len(rates) / (_STEPS - 1))
         for group in learner.optimizer.param_groups:
-            group["lr"] = rate * group["initial_lr"] / training.learning_rate
+            group["lr"] = rate * group["initial_lr"] / trainable.config.learning_rate
         if math.isfinite(loss):
             rates.append(rate)
             losses.append(loss)
         smoothed = smooth(losses)
         exploded = not math.isfinite(loss) or smoothed[-1] > _DIVERGED * min(smoothed)
 
-    with trial(trainable, loader, training, fabric, set_rate) as passes:
+    with trial(trainable, fabric, set_rate) as passes:
         while not exploded and len(rates) < _STEPS:
             next(passes)
     return RateTest(rates, losses, smooth(losses))
@@ -92,20 +101,3 @@ def smooth(values: Sequence[float]) -> list[float]:
         total, weight = _SMOOTHING * total + value, _SMOOTHING * weight + 1
         smoothed.append(total / weight)
     return smoothed
-
-
-def _draw(test: RateTest) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.plot(test.rates, test.losses, ".", color="0.7", markersize=4, label="loss")
-    axes.plot(test.rates, test.smoothed, color="#0072B2", label="smoothed")
-    axes.axvline(test.suggestion, color="#D55E00", linestyle="--", label=f"suggestion {test.suggestion:.1e}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, 1.5 * test.losses[0]))
-    axes.legend()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()

@@ -3,6 +3,8 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,15 +13,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from sam2_3dmed.config import TrainingConfig
-from sam2_3dmed.data.cache import CachedCase
+from sam2_3dmed.config import RunConfig
+from sam2_3dmed.data.cache import CachedCase, CaseCache
 from sam2_3dmed.data.slabs import Slabs, ViewSlabs
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.inference.slabs import Slab
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.training.batch_sharding import Division
 from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.feature_cache import FeatureCache
+from sam2_3dmed.training.loader import Part, slab_loader
 from sam2_3dmed.training.losses import TotalLoss
 from sam2_3dmed.training.losses.relative_position import position_error, relative_positions
 from sam2_3dmed.training.optimizer import make_optimizer, make_schedule
@@ -28,42 +30,30 @@ from sam2_3dmed.training.trainable import Trainable
 
 
 class SlabTraining(Trainable):
-    """Trains a network on slabs.
+    """Trains a predictor's network on slabs.
 
-    Args:
-        network: SAM2-3dMed.
-        loss: of the recipe.
-        predictor: wraps the same network.
-        features: gives the features of slabs of views.
-        validation, config, division, distributed: see `Trainable`.
+    features: gives the features of slabs of views. Others: see `Trainable`.
     """
+
+    network: SAM2For3dMed
 
     def __init__(
         self,
-        network: SAM2For3dMed,
-        *,
-        loss: TotalLoss,
         predictor: Predictor,
+        loader: Any,
+        *,
         validation: Sequence[CachedCase],
-        config: TrainingConfig,
-        division: Division,
-        distributed: DistributedContext | None = None,
+        config: RunConfig,
         features: FeatureCache | None = None,
     ) -> None:
-        super().__init__(
-            network,
-            class_names=tuple(predictor.labels.values()),
-            validation=validation,
-            config=config,
-            division=division,
-            distributed=distributed,
-        )
-        self.network: SAM2For3dMed = network
-        self.loss = loss
+        training = config.training
+        class_names = tuple(predictor.labels.values())
+        super().__init__(predictor.network, loader, class_names=class_names, validation=validation, config=training)
         self.predictor = predictor
+        self.loss = TotalLoss(config.loss)
         self.features = features
-        self.single_slice_steps = config.single_slice_epochs * self.steps_per_epoch
-        self.slab_steps = (config.epochs - config.single_slice_epochs) * self.steps_per_epoch
+        self.single_slice_steps = training.single_slice_epochs * self.steps_per_epoch
+        self.slab_steps = (training.epochs - training.single_slice_epochs) * self.steps_per_epoch
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The parts of the paper, as far as the network has them."""
@@ -77,24 +67,22 @@ class SlabTraining(Trainable):
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    def training_step(self, batch: Sequence[Slabs] | Sequence[ViewSlabs], number: int) -> Tensor:
+    def losses(self, batch: Sequence[Slabs] | Sequence[ViewSlabs], part: Part) -> Mapping[str, Tensor]:
         """See `Trainable`; batch: groups of slabs of equal length."""
-        part = self.division.part(number)
+
+        def count_error(error: Tensor, num_slabs: int) -> None:
+            self.means.add("position_error/training", error, num_slabs if part.counted else 0)
+
         self.network.draw = self.progress.step
-        count = sum(len(slabs.labels) for slabs in batch)
-        losses = training_step(
+        return training_step(
             self.network,
             self.loss,
             batch,
-            len(self.predictor.labels),
+            len(self.class_names),
             single_slices=self.sees_single_slices,
             features=self.features,
-            on_position_error=lambda error, slabs: self.means.add(
-                "position_error/training", error, slabs if part.counted else 0
-            ),
+            on_position_error=count_error,
         )
-        self.count_pass(losses, count, part.counted)
-        return losses["total"] * part.weight
 
     def predict_case(self, number: int) -> tuple[NDArray[np.integer], float]:
         """Class indices of a validation case, and the mean error of SRPP over its slabs."""
@@ -123,3 +111,35 @@ class SlabTraining(Trainable):
         optimizer = make_optimizer(self.network, self.config, self.network.encoder.vision_encoder.layers())
         schedule = make_schedule(optimizer, self.config, self.single_slice_steps, self.slab_steps, self.cooldown)
         return optimizer, schedule
+
+
+def assemble_slabs(
+    predictor: Predictor,
+    training: CaseCache,
+    validation: CaseCache,
+    config: RunConfig,
+    folder: Path,
+    distributed: DistributedContext,
+) -> SlabTraining:
+    """A predictor's network with the slabs that it learns from.
+
+    folder: of the run. distributed: of whose batches this process has its share.
+
+    Raises:
+        ConfigError: a feature cache for an encoder that trains.
+    """
+    network = predictor.network
+    network.save_memory(
+        activation_checkpointing=config.training.activation_checkpointing, slices_at_once=config.training.encoder_slices
+    )
+    loader: Any = slab_loader(
+        training,
+        config,
+        slab_slices=predictor.slab_slices,
+        image_size=network.encoder.image_size,
+        distributed=distributed,
+    )
+    features = None
+    if config.feature_cache.views > 0:
+        features = FeatureCache(network.encoder, loader.dataset, config.feature_cache, folder / "features")
+    return SlabTraining(predictor, loader, validation=list(validation), config=config, features=features)

@@ -6,14 +6,13 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 
-from sam2_3dmed.config import FeatureCacheConfig, TrainingConfig
+from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.training.loop import check_gradients, trial
@@ -61,7 +60,7 @@ class Schedule:
 def fitting_schedule(training: TrainingConfig, batches: int, costs: Costs) -> Schedule:
     """The longest run that ends within `training.minutes`; at least a batch an epoch.
 
-    batches: of an epoch of the recipe. They are kept but for rounding, unless fewer than 20 epochs would fit.
+    The batches of an epoch of the recipe are kept but for rounding, unless fewer than 20 epochs would fit.
     """
     epochs = _most_epochs(training, min(training.epochs, _FEWEST_EPOCHS), batches, costs)
     batches = max(1, int(_batches_that_fit(training, epochs, costs)))
@@ -91,40 +90,28 @@ def _batches_that_fit(training: TrainingConfig, epochs: int, costs: Costs) -> fl
     return count if count * epochs >= first_times else seconds / (each + epochs * costs.first_time)
 
 
-def within_minutes(
-    training: TrainingConfig,
-    trainable: Trainable,
-    loader: Any,
-    folder: Path,
-    fabric: Fabric,
-    *,
-    resume: bool,
-    cache: FeatureCacheConfig | None = None,
-) -> TrainingConfig:
-    """Training with as many epochs and slabs as fit into its minutes.
+def within_minutes(trainable: Trainable, folder: Path, fabric: Fabric, *, resume: bool) -> TrainingConfig:
+    """The recipe of a trainable with as many epochs and slabs as fit into its minutes.
 
     This is measured with a few batches of each kind and a part of a volume, and written into `folder`. A run that is
-    resumed keeps to what is written there. cache: of the features of `trainable`, if it has one.
+    resumed keeps to what is written there.
     """
+    training, batches = trainable.config, len(trainable.division)
     path = folder / SCHEDULE_FILE
     schedule = read_schedule(path) if resume else None
     if schedule is None:
-        costs = _measure(training, trainable, loader, fabric, cache)
-        schedule = fabric.broadcast(fitting_schedule(training, len(loader), costs))
+        costs = _measure(trainable, fabric)
+        schedule = fabric.broadcast(fitting_schedule(training, batches, costs))
         if fabric.is_global_zero:
             write_text(path, json.dumps(asdict(schedule) | {"seconds": asdict(costs)}, indent=2) + "\n")
     logger.info("%g minutes: %d epochs of %d batches", training.minutes, schedule.epochs, schedule.batches)
-    slabs = loader.batch_sampler.division.samples_per_epoch
-    changes = {"epochs": schedule.epochs, "samples_per_epoch": max(1, slabs * schedule.batches // len(loader))}
+    slabs = trainable.division.samples_per_epoch
+    changes = {"epochs": schedule.epochs, "samples_per_epoch": max(1, slabs * schedule.batches // batches)}
     return training.model_copy(update=changes)
 
 
 def read_schedule(path: Path) -> Schedule | None:
-    """The schedule in a file; None if there is no file.
-
-    Raises:
-        DataError: a broken file.
-    """
+    """The schedule in a file; None if there is no file. Raises: DataError for a broken one."""
     if not path.is_file():
         return None
     try:
@@ -134,20 +121,18 @@ def read_schedule(path: Path) -> Schedule | None:
         raise DataError(f'{path}: expected {{"epochs": N, "batches": N, ...}}') from None
 
 
-def _measure(
-    training: TrainingConfig, trainable: Trainable, loader: Any, fabric: Fabric, cache: FeatureCacheConfig | None
-) -> Costs:
-    assert training.minutes is not None
+def _measure(trainable: Trainable, fabric: Fabric) -> Costs:
+    assert trainable.config.minutes is not None
     started = time.monotonic()
-    limit = 60 * training.minutes * _MEASURED_SHARE
-    first = None
-    if trainable.features is not None:
+    limit = 60 * trainable.config.minutes * _MEASURED_SHARE
+    features, first = trainable.features, 0.0
+    if features is not None:
         # The same slabs are drawn each time, so their features are in the cache the second time.
-        with trial(trainable, loader, training, fabric, check_gradients) as passes:
+        with trial(trainable, fabric, check_gradients) as passes:
             first = seconds_a_pass(passes, limit, fabric)
     single_slice_steps = trainable.single_slice_steps
     try:
-        with trial(trainable, loader, training, fabric, check_gradients) as passes:
+        with trial(trainable, fabric, check_gradients) as passes:
             trainable.single_slice_steps = 0
             slabs = single = seconds_a_pass(passes, limit, fabric)
             if single_slice_steps:
@@ -156,14 +141,15 @@ def _measure(
             validation = fabric.broadcast(trainable.validation_seconds() / fabric.world_size)
     finally:
         trainable.single_slice_steps = single_slice_steps
-    return Costs(
-        single_slices=single,
-        slabs=slabs,
-        validation=validation,
-        spent=time.monotonic() - started,
-        first_time=0.0 if first is None else max(0.0, first - slabs),
-        first_times=0.0 if first is None or cache is None else _batches_of_all_views(cache, loader),
-        refresh=None if cache is None else cache.refresh,
+    costs = Costs(single, slabs, validation, spent=time.monotonic() - started)
+    if features is None:
+        return costs
+    slices_a_batch = trainable.division.samples_per_epoch / len(trainable.division) * features.views.slab_slices
+    return replace(
+        costs,
+        first_time=max(0.0, first - slabs),
+        first_times=features.num_slices / slices_a_batch,
+        refresh=features.config.refresh,
     )
 
 
@@ -183,10 +169,3 @@ def seconds_a_pass(passes: Iterator[None], limit_seconds: float, fabric: Fabric)
         enough, mean = fabric.broadcast((enough, measured / max(1, count - 1)))
         if enough:
             return mean
-
-
-def _batches_of_all_views(cache: FeatureCacheConfig, loader: Any) -> float:
-    """How many batches have as many slices as all views of all cases."""
-    slices = sum(case.num_slices for case in loader.dataset.cases) * cache.views
-    slabs = loader.batch_sampler.division.samples_per_epoch / len(loader)
-    return float(slices / (slabs * loader.dataset.slab_slices))

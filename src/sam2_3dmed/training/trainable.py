@@ -15,9 +15,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.data.cache import CachedCase
 from sam2_3dmed.evaluation.metrics import dice
-from sam2_3dmed.training.batch_sharding import Division
-from sam2_3dmed.training.distributed import DistributedContext, gather
+from sam2_3dmed.training.distributed import gather
 from sam2_3dmed.training.feature_cache import FeatureCache
+from sam2_3dmed.training.loader import Division, Part
 from sam2_3dmed.training.monitoring import EpochMeans
 from sam2_3dmed.training.optimizer import Cooldown
 
@@ -51,31 +51,27 @@ class Trainable(nn.Module, ABC):
 
     Args:
         network: what trains; its weights are all that a checkpoint holds.
+        loader: its batches; the batch sampler is a `Division`.
         class_names: of class 1..K.
-        validation: the cases to validate.
-        config: the recipe.
-        division: how batches are divided over processes and passes.
-        distributed: the processes of the run.
     """
 
     def __init__(
         self,
         network: nn.Module,
+        loader: Any,
         *,
         class_names: Sequence[str],
         validation: Sequence[CachedCase],
         config: TrainingConfig,
-        division: Division,
-        distributed: DistributedContext | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        self.loader = loader
+        self.division: Division = loader.batch_sampler
         self.class_names = tuple(class_names)
         self.validation = validation
         self.config = config
-        self.division = division
-        self.distributed = distributed or DistributedContext()
-        self.steps_per_epoch = division.steps
+        self.steps_per_epoch = self.division.steps
         self.single_slice_steps = 0
         """The first steps, in which every slice is a slab of its own."""
         self.features: FeatureCache | None = None
@@ -90,11 +86,8 @@ class Trainable(nn.Module, ABC):
         """The slice with most foreground of the first validation case."""
 
     @abstractmethod
-    def training_step(self, batch: Any, number: int) -> Tensor:
-        """The loss of this process's part of a batch, such that its mean over processes and passes is the batch's.
-
-        number: of the pass in the epoch.
-        """
+    def losses(self, batch: Any, part: Part) -> Mapping[str, Tensor]:
+        """`total` and the terms that curves show, as means over the slabs of a batch, which are those of a part."""
 
     @abstractmethod
     def parts(self) -> Mapping[str, nn.Module]:
@@ -112,25 +105,24 @@ class Trainable(nn.Module, ABC):
     def configure_optimizers(self) -> tuple[Optimizer, LambdaLR]:
         """The optimiser over all that trains, and the schedule of its rate, which advances with every step."""
 
-    def forward(self, batch: Any, number: int) -> Tensor:
-        """`training_step`, under the name that data-parallel training calls."""
-        return self.training_step(batch, number)
+    def forward(self, batch: Any) -> Tensor:
+        """The loss of the coming pass of this process, such that its mean over processes and passes is the batch's."""
+        part = self.division.part(self.progress.passes)
+        losses = self.losses(batch, part)
+        self.latest = {name: value.detach() for name, value in losses.items()}
+        for name, value in self.latest.items():
+            self.means.add(f"train/{name}", value, part.counted)
+        return losses["total"] * part.weight
 
     @property
     def sees_single_slices(self) -> bool:
         """Whether each slice is still a slab of its own, without a memory."""
         return self.progress.step < self.single_slice_steps
 
-    def count_pass(self, terms: Mapping[str, Tensor], count: int, counted: int) -> None:
-        """Note the loss terms of a pass of `count` slabs, of which `counted` are no stand-ins."""
-        self.latest = {name: value.detach() for name, value in terms.items()}
-        for name, value in self.latest.items():
-            self.means.add(f"train/{name}", value, count if counted else 0)
-
     def validate(self, numbers: Sequence[int]) -> dict[str, float]:
-        """Metrics of whole volumes over the cases of all processes.
+        """Metrics of whole volumes over the cases of all processes, all of which must call this.
 
-        numbers: the cases of this process. All processes must call this.
+        numbers: the cases of this process.
         """
         mine = {number: self._scores(number) for number in numbers}
         scores = {number: case for part in gather(mine) for number, case in part.items()}

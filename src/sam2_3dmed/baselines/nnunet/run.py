@@ -1,7 +1,6 @@
 """Runs of nnU-Net: its data set, plans and preprocessing, its training, and the weights that are left."""
 
 import csv
-import io
 import json
 import logging
 import shutil
@@ -19,7 +18,7 @@ from sam2_3dmed.baselines.nnunet.environment import installed_versions
 from sam2_3dmed.baselines.nnunet.process import Worker, most_processes
 from sam2_3dmed.baselines.nnunet.recipe import NnunetRecord, NnunetSpec
 from sam2_3dmed.errors import ConfigError, DataError
-from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.processes.atomic import write_csv, write_text
 from sam2_3dmed.run.run_folder import MODEL_FILE
 from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.fit import FitResult
@@ -161,11 +160,7 @@ class _Curves:
             **{f"validation/patch_dice_{name}": value for name, value in per_class},
         }
         self._rows = [old for old in self._rows if int(old["epoch"]) < row["epoch"]] + [row]
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, list(row), restval="")
-        writer.writeheader()
-        writer.writerows(self._rows)
-        write_text(self._path, text.getvalue())
+        write_csv(self._path, self._rows)
         done, every, loss = answer["epoch"], answer["epochs"], answer["train_losses"]
         logger.info("epoch %d of %d: loss %.4f, Dice of patches %.4f", done, every, loss, mean)
 
