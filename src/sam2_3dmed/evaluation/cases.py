@@ -1,18 +1,15 @@
 """From files to tables: all metrics of all cases, in parallel, and their summary."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sam2_3dmed.errors import DataError, VolumeError
+from sam2_3dmed.errors import DataError
 from sam2_3dmed.evaluation.metrics import DEFAULT_TOLERANCES_MM, ClassMetrics, EmptyPolicy, Scoring, case_metrics
-from sam2_3dmed.evaluation.pairing import check_unique, match_files, read_class_names, read_pairs
+from sam2_3dmed.evaluation.pairing import Pair, check_unique, match_files, read_class_names, read_pairs
 from sam2_3dmed.evaluation.paper_style import PaperRow, paper_style, summarise_paper_style
 from sam2_3dmed.evaluation.summary import summarise
 from sam2_3dmed.evaluation.surface import SurfaceDefinition
@@ -20,27 +17,13 @@ from sam2_3dmed.evaluation.text_tables import csv_text
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.affine import canonical_axes
-from sam2_3dmed.volume.label import read_label
-from sam2_3dmed.volume.volume import describe_difference
+from sam2_3dmed.volume.files import require_same_grid
+from sam2_3dmed.volume.label import label_values, read_label
 
 # Processes start in about half a second. Masks are small on disk: this is about a hundred small pairs, or five of a
 # whole CT, to score, which takes a second or two; and this much more to read only.
 _WORTH_A_POOL_BYTES = 2**18
 _READING_WORTH_A_POOL_BYTES = 8 * _WORTH_A_POOL_BYTES
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The two files of a case."""
-
-    name: str
-    prediction: Path
-    truth: Path
-
-    @property
-    def num_bytes(self) -> int:
-        """The size of both files; a missing file counts as 0."""
-        return sum(path.stat().st_size for path in (self.prediction, self.truth) if path.is_file())
 
 
 @dataclass(frozen=True)
@@ -79,9 +62,8 @@ class Evaluation:
             DataError: A file cannot be written.
         """
         folder = Path(folder)
-        policy: dict[str, Any] = {"empty_policy": self.scoring.empty}
+        policy = {"empty_policy": self.scoring.empty}
         scored: dict[str, Any] = {"surface": self.scoring.surface, **policy}
-        records = [{"case": case.name, **_record(row), **scored} for case in self.cases for row in case.rows]
         details = [
             {
                 "case": case.name,
@@ -89,20 +71,17 @@ class Evaluation:
                 "truth": str(case.truth),
                 "spacing_mm": list(case.spacing_mm),
                 "scored": scored | {"tolerances_mm": list(self.scoring.tolerances_mm)},
-                "rows": [_record(row) for row in case.rows],
+                "rows": [row.record() for row in case.rows],
             }
             for case in self.cases
         ]
-        paper_records = [
-            {"case": case.name, **_without_nan(row.record()), **policy}
-            for case in self.cases
-            for row in case.paper_rows
-        ]
-        _write_csv(folder / "cases.csv", records)
+        lines = [{"case": case.name, **row.record(), **scored} for case in self.cases for row in case.rows]
+        paper = [{"case": case.name, **row.record(), **policy} for case in self.cases for row in case.paper_rows]
+        _write_csv(folder / "cases.csv", lines)
         _write_json(folder / "cases.json", details)
         _write_json(folder / "summary.json", self.summary())
-        if paper_records:
-            _write_csv(folder / "paper_style.csv", paper_records)
+        if paper:
+            _write_csv(folder / "paper_style.csv", paper)
         else:
             (folder / "paper_style.csv").unlink(missing_ok=True)
 
@@ -133,18 +112,18 @@ def evaluate_cases(
             unusable, holds a value that is no class, or prediction and label lie on different grids; the message has
             a line for each such case.
     """
-    checked = [Pair(name, Path(prediction), Path(truth)) for name, prediction, truth in pairs]
-    if not checked:
+    cases = [Pair(name, Path(prediction), Path(truth)) for name, prediction, truth in pairs]
+    if not cases:
         raise DataError("there are no cases to evaluate")
-    check_unique((pair.name for pair in checked), "the cases to evaluate")
+    check_unique((pair.name for pair in cases), "the cases to evaluate")
     if labels is None:
-        found = map_cases(_labels_of, checked, workers=workers, worth_a_pool_bytes=_READING_WORTH_A_POOL_BYTES)
-        labels = {value: str(value) for value in sorted(set().union(*found))}
+        found = map_cases(_labels_of, cases, workers=workers, worth_a_pool_bytes=_READING_WORTH_A_POOL_BYTES)
+        labels = {value: str(value) for value in sorted(set().union(*found) - {0})}
         if not labels:
             raise DataError("no label file holds a class: every voxel is 0; name the classes to evaluate")
     scoring = scoring or Scoring()
     evaluate = partial(_evaluate_case, labels=dict(labels), scoring=scoring, with_paper_style=with_paper_style)
-    results = map_cases(evaluate, checked, workers=workers, progress=progress, worth_a_pool_bytes=_WORTH_A_POOL_BYTES)
+    results = map_cases(evaluate, cases, workers=workers, progress=progress, worth_a_pool_bytes=_WORTH_A_POOL_BYTES)
     return Evaluation(labels=dict(labels), cases=tuple(results), scoring=scoring)
 
 
@@ -188,52 +167,23 @@ def evaluate_folders(
 
 
 def _evaluate_case(pair: Pair, labels: Mapping[int, str], scoring: Scoring, with_paper_style: bool) -> CaseResult:
-    allowed = {0, *labels}
-    predicted, true = read_label(pair.prediction, allowed), read_label(pair.truth, allowed)
-    difference = describe_difference(predicted, true)
-    if difference is not None:
-        raise VolumeError(f"{pair.prediction}: not on the grid of {pair.truth}: {difference}")
+    predicted, true = read_label(pair.prediction, labels), read_label(pair.truth, labels)
+    require_same_grid(true, pair.truth, predicted, pair.prediction)
     maps = predicted.array, true.array
     rows = case_metrics(*maps, labels, true.spacing_mm, scoring)
     paper_rows: list[PaperRow] = []
     if with_paper_style:
         axial = canonical_axes(true.affine)[2][0]
         paper_rows = paper_style(*maps, labels, true.spacing_mm, axial, scoring)
-    return CaseResult(pair.name, pair.prediction, pair.truth, true.spacing_mm, tuple(rows), tuple(paper_rows))
+    return CaseResult(*pair, true.spacing_mm, tuple(rows), tuple(paper_rows))
 
 
 def _labels_of(pair: Pair) -> set[int]:
-    """The foreground values of a case's label file."""
-    array = read_label(pair.truth).array
-    seen = np.zeros(int(array.max()) + 1, dtype=bool)
-    for plane in array.T:  # one at a time: indexing takes 8 bytes a voxel
-        seen[plane] = True
-    return set(np.flatnonzero(seen).tolist()) - {0}
+    return set(label_values(read_label(pair.truth).array).tolist())
 
 
-def _record(row: ClassMetrics) -> dict[str, Any]:
-    """A line of the tables; None where a value does not apply or is undefined, which CSV leaves empty."""
-    counts = row.lesions
-    return {
-        "kind": row.kind,
-        "class": row.name,
-        "label": row.label,
-        **_without_nan(row.scores),
-        "presence": row.presence,
-        "lesions_truth": counts.truth if counts else None,
-        "lesions_found": counts.found if counts else None,
-        "lesions_false_positive": counts.false_positive if counts else None,
-        "prediction_mm3": row.prediction_mm3,
-        "truth_mm3": row.truth_mm3,
-    }
-
-
-def _without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in record.items()}
-
-
-def _write_csv(path: Path, records: list[dict[str, Any]]) -> None:
-    write_text(path, csv_text([list(records[0]), *(record.values() for record in records)]))
+def _write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
+    write_text(path, csv_text([list(lines[0]), *(line.values() for line in lines)]))
 
 
 def _write_json(path: Path, content: object) -> None:

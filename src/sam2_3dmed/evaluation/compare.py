@@ -4,7 +4,8 @@ docs/reference/statistics.md defines each number and gives its source.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,14 @@ class Entry:
     mean: float | None
     best: bool
     difference: PairedDifference | None
-    p_adjusted: float | None
+    p_adjusted: float | None = None
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The significance ranks of the runs.
+    """The significance ranks of the runs by a metric in a class; or by their mean ranks over all, both None then.
 
     Attributes:
-        metric, name: The metric and the class; None for the ranking by mean ranks over all metrics and classes.
         scores: The ranked values: mean ranks for the ranking over all, else the ranks themselves.
         ranks: Of each run, from 1.
     """
@@ -120,12 +120,12 @@ def compare_runs(
     runs = read_runs(given)
     chosen = choose_metrics(runs, metrics)
     check_comparable(runs, chosen)
+    runs = [aligned(run, runs[0].cases) for run in runs]
     names = [run.name for run in runs]
     wanted = names[0] if baseline is None else baseline
     if wanted not in names + given:
         raise DataError(f"baseline {wanted}: no such run; there are {', '.join(names)}")
     reference = names.index(wanted) if wanted in names else given.index(wanted)
-    runs = [aligned(run, runs[0].cases) for run in runs]
     classes = [row for row in runs[0].rows if row[0] == "class"]
     # The mean over one class is no comparison of its own.
     rows = [row for row in runs[0].rows if row[0] != "mean" or len(classes) > 1]
@@ -141,34 +141,19 @@ def compare_runs(
 
 def _compare_metric(runs: Sequence[Scores], metric: str, rows: Sequence[Row], baseline: int) -> list[Entry]:
     better = runs[0].metrics[metric]["better"]
-    values = {row: np.stack([run.values[row, metric] for run in runs]) for row in rows}
-    differences = {
-        (row, number): paired_difference(values[row][number], values[row][baseline], better)
-        for row in rows
-        for number in range(len(runs))
-        if number != baseline
-    }
-    adjusted = dict(zip(differences, holm(found.p_value for found in differences.values()), strict=True))
     entries = []
     for row in rows:
-        array = np.abs(values[row]) if better == "zero" else values[row]
-        defined = array[:, ~np.isnan(array).any(axis=0)]
-        means = defined.mean(axis=1) if defined.size else np.full(len(runs), np.nan)
-        ranks = rank(goodness(means, better))
-        entries += [
-            Entry(
-                metric=metric,
-                row=row,
-                run=run.name,
-                defined=defined.shape[1],
-                mean=float(means[number]) if defined.size else None,
-                best=bool(defined.size and ranks[number] == 1),
-                difference=differences.get((row, number)),
-                p_adjusted=adjusted.get((row, number)),
-            )
-            for number, run in enumerate(runs)
-        ]
-    return entries
+        values = np.stack([run.values[row, metric] for run in runs])
+        in_all = values[:, ~np.isnan(values).any(axis=0)]
+        sizes = np.abs(in_all) if better == "zero" else in_all
+        means = sizes.mean(axis=1) if in_all.size else np.full(len(runs), np.nan)
+        scores = goodness(means, better)
+        for number, run in enumerate(runs):
+            mean, best = float(means[number]) if in_all.size else None, bool(scores[number] == scores.max())
+            difference = None if number == baseline else paired_difference(values[number], values[baseline], better)
+            entries.append(Entry(metric, row, run.name, in_all.shape[1], mean, best, difference))
+    adjusted = holm(entry.difference.p_value if entry.difference else None for entry in entries)
+    return [replace(entry, p_adjusted=p) for entry, p in zip(entries, adjusted, strict=True)]
 
 
 def _rankings(runs: Sequence[Scores], metrics: Sequence[str], classes: Sequence[Row]) -> tuple[Ranking, ...]:
@@ -203,27 +188,9 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> None:
     write_text(Path(folder) / "comparison.tex", latex(comparison))
 
 
-def markdown(comparison: Comparison) -> str:
-    """All tables with the explanation of their columns."""
-    parts = [
-        f"# Comparison of {len(comparison.runs)} runs on {comparison.cases} cases",
-        f"Baseline: {escape_markdown(comparison.baseline)}. Difference: mean over cases of run minus baseline, with "
-        f"its {LEVEL:.0%} bootstrap interval ({RESAMPLES} draws of cases, seed {SEED}). p: Wilcoxon signed-rank, "
-        "two-sided; p (Holm): adjusted for all comparisons of the metric. Best mean in bold.",
-    ]
-    for metric, definition in comparison.metrics.items():
-        entries = [entry for entry in comparison.entries if entry.metric == metric]
-        parts.append(f"## {escape_markdown(metric)} ({_DIRECTIONS[definition['better']]})")
-        parts += [_metric_table(comparison, entries), *_notes(comparison, entries)]
-    overall = [[escape_markdown(cell) for cell in row] for row in _overall_rows(comparison)]
-    overall.insert(0, ["run", "rank", "mean rank", f"{LEVEL:.0%} interval of rank", "first in"])
-    parts += ["## Ranking", _RANKING_TEXT, markdown_table(overall, left=1), _ranks_table(comparison)]
-    return "\n\n".join(parts) + "\n"
-
-
 def comparison_csv(comparison: Comparison) -> str:
     """A line per metric, class and run; cells that do not apply are empty."""
-    lines: list[Sequence[object]] = [[*_CSV_COLUMNS.split(",")]]
+    lines: list[Sequence[object]] = [_CSV_COLUMNS.split(",")]
     for entry in comparison.entries:
         line = [entry.metric, *entry.row, entry.run, comparison.baseline, comparison.cases, entry.defined, entry.mean]
         if found := entry.difference:
@@ -235,7 +202,7 @@ def comparison_csv(comparison: Comparison) -> str:
 
 def ranking_csv(comparison: Comparison) -> str:
     """A line per ranking and run; metric and class are empty for the ranking over all of them."""
-    lines: list[Sequence[object]] = [[*_RANKING_COLUMNS.split(",")]]
+    lines: list[Sequence[object]] = [_RANKING_COLUMNS.split(",")]
     for ranking in comparison.rankings:
         stability = ranking.stability
         tau = [stability.kendall_tau, *(stability.tau_interval or (None, None)), stability.undefined]
@@ -245,12 +212,98 @@ def ranking_csv(comparison: Comparison) -> str:
     return csv_text(lines)
 
 
+def markdown(comparison: Comparison) -> str:
+    """All tables with the explanation of their columns."""
+    parts = [
+        f"# Comparison of {len(comparison.runs)} runs on {comparison.cases} cases",
+        f"Baseline: {escape_markdown(comparison.baseline)}. Difference: mean over cases of run minus baseline, with "
+        f"its {LEVEL:.0%} bootstrap interval ({RESAMPLES} draws of cases, seed {SEED}). p: Wilcoxon signed-rank, "
+        "two-sided; p (Holm): adjusted for all comparisons of the metric. Best mean in bold.",
+    ]
+    for metric, definition in comparison.metrics.items():
+        parts.append(f"## {escape_markdown(metric)} ({_DIRECTIONS[definition['better']]})")
+        parts += _metric_parts(comparison, [entry for entry in comparison.entries if entry.metric == metric])
+    overall = [[escape_markdown(cell) for cell in row] for row in _overall_rows(comparison)]
+    overall.insert(0, ["run", "rank", "mean rank", f"{LEVEL:.0%} interval of rank", "first in"])
+    ranks = [["metric", "class", *map(escape_markdown, comparison.runs), "Kendall's tau"]]
+    for ranking in comparison.rankings:
+        names = [escape_markdown(text or "all") for text in (ranking.metric, ranking.name)]
+        ranks.append([*names, *(f"{number:g}" for number in ranking.ranks), _tau(ranking.stability)])
+    parts += ["## Ranking", _RANKING_TEXT, markdown_table(overall, left=1), markdown_table(ranks, left=2)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _metric_parts(comparison: Comparison, entries: Sequence[Entry]) -> list[str]:
+    """A metric's table, and notes on undefined values and on too few pairs for any significance."""
+    rows = [["class", "run", "mean", "difference", f"{LEVEL:.0%} interval", "win/tie/loss", "p", "p (Holm)"]]
+    undefined, few = [], []
+    for entry in entries:
+        mean, name, run = (
+            _value(comparison, entry, entry.mean),
+            escape_markdown(entry.row[1]),
+            escape_markdown(entry.run),
+        )
+        cells = [name if entry.run == comparison.runs[0] else "", run, f"**{mean}**" if entry.best else mean]
+        if found := entry.difference:
+            low, high = (_value(comparison, entry, end, "+") for end in found.interval or (None, None))
+            cells += [_value(comparison, entry, found.mean, "+"), f"[{low}, {high}]" if found.interval else ""]
+            cells += [f"{found.wins}/{found.ties}/{found.losses}", _p(found.p_value), _p(entry.p_adjusted)]
+            if found.left_out:
+                undefined.append(f"{name}, {run}: {found.left_out}")
+            if found.wins + found.losses < FEWEST_UNTIED:
+                few.append(f"{name}, {run}: {found.wins + found.losses}")
+        else:
+            cells += ["baseline", "", "", "", ""]
+        rows.append(cells)
+    pairs = f"Pairs left out of {comparison.cases}, undefined in the run or the baseline: "
+    untied = f"Fewer than {FEWEST_UNTIED} untied pairs, so that p < {ALPHA:g} cannot be reached, whatever the data: "
+    notes = [f"{text}{'; '.join(places)}." for text, places in ((pairs, undefined), (untied, few)) if places]
+    return [markdown_table(rows, left=2), *notes]
+
+
+def _tau(stability: RankStability) -> str:
+    if stability.kendall_tau is None:
+        return "undefined"
+    share = f"{stability.undefined:.0%}" if stability.undefined >= 0.01 else "<1%"
+    return f"{stability.kendall_tau:.2f}" + (f" (undefined in {share})" if stability.undefined else "")
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _value(comparison: Comparison, entry: Entry, value: float | None, sign: str = "") -> str:
+    """Three decimals for shares, two for values with a unit; empty if undefined."""
+    decimals = 3 if comparison.metrics[entry.metric].get("unit") is None else 2
+    return "" if value is None else f"{value:{sign}.{decimals}f}"
+
+
+def _overall_rows(comparison: Comparison) -> list[list[str]]:
+    """For each run, best first: name, rank, mean rank, interval of the rank, share of first places."""
+    overall = comparison.rankings[-1]
+    runs = zip(
+        overall.ranks,
+        comparison.runs,
+        overall.scores,
+        overall.stability.intervals,
+        overall.stability.first,
+        strict=True,
+    )
+    return [
+        [run, f"{place:g}", f"{score:.2f}", f"{low:g} to {high:g}", f"{first:.0%}"]
+        for place, run, score, (low, high), first in sorted(runs, key=itemgetter(0))
+    ]
+
+
 def latex(comparison: Comparison) -> str:
     """Two tables for \\usepackage{booktabs}: means, best in bold, significant differences starred; and ranks."""
     rows: dict[tuple[Row, str], list[str]] = {}
     for entry in comparison.entries:
         name = escape_latex(entry.row[1]) if entry.run == comparison.runs[0] else ""
-        rows.setdefault((entry.row, entry.run), [name, escape_latex(entry.run)]).append(_latex_cell(comparison, entry))
+        mean = _value(comparison, entry, entry.mean) or "--"
+        star = "$^{*}$" if entry.p_adjusted is not None and entry.p_adjusted < ALPHA else ""
+        cells = rows.setdefault((entry.row, entry.run), [name, escape_latex(entry.run)])
+        cells.append((rf"\textbf{{{mean}}}" if entry.best else mean) + star)
     lines, count = list(rows.values()), len(comparison.runs)
     caption = (
         f"Means over {comparison.cases} cases, best in bold.\n"
@@ -270,79 +323,6 @@ def latex(comparison: Comparison) -> str:
     return "\n".join([r"% Needs \usepackage{booktabs}.", means, "", ranking]) + "\n"
 
 
-def _metric_table(comparison: Comparison, entries: Sequence[Entry]) -> str:
-    rows = [["class", "run", "mean", "difference", f"{LEVEL:.0%} interval", "win/tie/loss", "p", "p (Holm)"]]
-    for entry in entries:
-        mean = _value(comparison, entry, entry.mean)
-        name = escape_markdown(entry.row[1]) if entry.run == comparison.runs[0] else ""
-        cells = [name, escape_markdown(entry.run), f"**{mean}**" if entry.best else mean]
-        if found := entry.difference:
-            low, high = (_value(comparison, entry, end, "+") for end in found.interval or (None, None))
-            cells += [_value(comparison, entry, found.mean, "+"), f"[{low}, {high}]" if found.interval else ""]
-            cells += [f"{found.wins}/{found.ties}/{found.losses}", _p(found.p_value), _p(entry.p_adjusted)]
-        else:
-            cells += ["baseline", "", "", "", ""]
-        rows.append(cells)
-    return markdown_table(rows, left=2)
-
-
-def _notes(comparison: Comparison, entries: Sequence[Entry]) -> list[str]:
-    """Notes below a metric's table: on undefined values, and on too few pairs for any significance."""
-    undefined, few = [], []
-    for entry in entries:
-        if found := entry.difference:
-            where = f"{escape_markdown(entry.row[1])}, {escape_markdown(entry.run)}"
-            if found.left_out:
-                undefined.append(f"{where}: {found.left_out}")
-            if found.wins + found.losses < FEWEST_UNTIED:
-                few.append(f"{where}: {found.wins + found.losses}")
-    pairs = f"Pairs left out of {comparison.cases}, undefined in the run or the baseline: {'; '.join(undefined)}."
-    untied = f"Fewer than {FEWEST_UNTIED} untied pairs, so that p < {ALPHA:g} cannot be reached, whatever the data: "
-    return [*([pairs] if undefined else []), *([f"{untied}{'; '.join(few)}."] if few else [])]
-
-
-def _overall_rows(comparison: Comparison) -> list[list[str]]:
-    """For each run, best first: name, rank, mean rank, interval of the rank, share of first places."""
-    overall = comparison.rankings[-1]
-    rows = []
-    for index in sorted(range(len(overall.ranks)), key=overall.ranks.__getitem__):
-        (low, high), first = overall.stability.intervals[index], overall.stability.first[index]
-        numbers = [f"{overall.ranks[index]:g}", f"{overall.scores[index]:.2f}", f"{low:g} to {high:g}", f"{first:.0%}"]
-        rows.append([comparison.runs[index], *numbers])
-    return rows
-
-
-def _ranks_table(comparison: Comparison) -> str:
-    rows = [["metric", "class", *map(escape_markdown, comparison.runs), "Kendall's tau"]]
-    for ranking in comparison.rankings:
-        names = [escape_markdown(text or "all") for text in (ranking.metric, ranking.name)]
-        rows.append([*names, *(f"{number:g}" for number in ranking.ranks), _tau(ranking.stability)])
-    return markdown_table(rows, left=2)
-
-
-def _tau(stability: RankStability) -> str:
-    if stability.kendall_tau is None:
-        return "undefined"
-    share = f"{stability.undefined:.0%}" if stability.undefined >= 0.01 else "<1%"
-    return f"{stability.kendall_tau:.2f}" + (f" (undefined in {share})" if stability.undefined else "")
-
-
 def _latex_title(metric: str, better: str) -> str:
     name = rf"$|${escape_latex(metric)}$|$" if better == "zero" else escape_latex(metric)
     return name + (r" $\uparrow$" if better == "higher" else r" $\downarrow$")
-
-
-def _latex_cell(comparison: Comparison, entry: Entry) -> str:
-    mean = _value(comparison, entry, entry.mean) or "--"
-    star = "$^{*}$" if entry.p_adjusted is not None and entry.p_adjusted < ALPHA else ""
-    return rf"\textbf{{{mean}}}{star}" if entry.best else f"{mean}{star}"
-
-
-def _value(comparison: Comparison, entry: Entry, value: float | None, sign: str = "") -> str:
-    """Three decimals for shares, two for values with a unit; empty if undefined."""
-    decimals = 3 if comparison.metrics[entry.metric].get("unit") is None else 2
-    return "" if value is None else f"{value:{sign}.{decimals}f}"
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"

@@ -52,32 +52,16 @@ def bounding_box(*arrays: NDArray[Any]) -> Box:
 
     The box is empty if all voxels are 0.
     """
-    extents = np.array([_extents(array) for array in arrays])
-    filled = extents[extents[:, 0, 1] > 0]
-    if not filled.size:
-        return slice(0, 0), slice(0, 0), slice(0, 0)
-    starts, stops = filled[..., 0].min(axis=0).tolist(), filled[..., 1].max(axis=0).tolist()
-    return slice(starts[0], stops[0]), slice(starts[1], stops[1]), slice(starts[2], stops[2])
-
-
-def _extents(array: NDArray[Any]) -> list[tuple[int, int]]:
-    """Start and stop of the voxels that are not 0 along each axis; (0, 0) if there are none.
-
-    The axis with the largest stride is reduced first. This reads memory in order and leaves one plane for the others.
-    """
-    extents = [(0, 0)] * 3
     box = [slice(None)] * 3
-    slow, *others = np.argsort([-abs(stride) for stride in array.strides], kind="stable").tolist()
-    plane = np.expand_dims(np.bitwise_or.reduce(array, axis=slow) != 0, slow)
-    for axis in others:
-        filled = np.flatnonzero(plane.any(axis=tuple(other for other in range(3) if other != axis)))
+    # The slowest axis comes first: this reads memory in order, and leaves less for the others. `any` is far slower.
+    for axis in np.argsort([-abs(stride) for stride in arrays[0].strides], kind="stable").tolist():
+        others = tuple(other for other in range(3) if other != axis)
+        reduced = [np.bitwise_or.reduce(array[tuple(box)], axis=others) for array in arrays]
+        filled = np.flatnonzero(np.any(reduced, axis=0))
         if not filled.size:
-            return extents
-        extents[axis] = int(filled[0]), int(filled[-1]) + 1
-        box[axis] = slice(*extents[axis])
-    filled = np.flatnonzero((array[tuple(box)] != 0).any(axis=tuple(others)))
-    extents[slow] = int(filled[0]), int(filled[-1]) + 1
-    return extents
+            return slice(0, 0), slice(0, 0), slice(0, 0)
+        box[axis] = slice(int(filled[0]), int(filled[-1]) + 1)
+    return box[0], box[1], box[2]
 
 
 def diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:

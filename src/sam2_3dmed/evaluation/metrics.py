@@ -143,14 +143,24 @@ class Scoring:
                 columns[name] = metric
         return columns
 
+    def penalised(
+        self, scores: Mapping[str, float], columns: Mapping[str, Metric], presence: Presence, diagonal: float
+    ) -> dict[str, float]:
+        """The scores of the columns; the policy decides whether undefined ones are replaced."""
+        final = {column: scores[column] for column in columns}
+        if self.empty == "penalise":
+            for column in (column for column, score in final.items() if math.isnan(score)):
+                metric = columns[column]
+                penalty = metric.if_absent if presence == "absent" else metric.if_one_sided
+                final[column] = diagonal if penalty is None else penalty
+        return final
+
 
 @dataclass(frozen=True)
 class LesionCounts:
     """Lesions of the truth, lesions of the truth that were found, and false positive lesions of the prediction.
 
-    A lesion is a 26-connected component of a mask. A lesion of the truth is found if the prediction holds at least one
-    of its voxels. A lesion of the prediction is a false positive if it holds no voxel of the truth. So one component
-    may find several lesions, and several components may find one: neither is an error.
+    METRICS has the definitions. One component may find several lesions, and several may find one: neither is an error.
     """
 
     truth: int
@@ -183,6 +193,21 @@ class ClassMetrics:
     prediction_mm3: float | None = None
     truth_mm3: float | None = None
 
+    def record(self) -> dict[str, Any]:
+        """A line of the tables; None where a value does not apply or is undefined."""
+        return {
+            "kind": self.kind,
+            "class": self.name,
+            "label": self.label,
+            **without_nan(self.scores),
+            "presence": self.presence,
+            "lesions_truth": self.lesions and self.lesions.truth,
+            "lesions_found": self.lesions and self.lesions.found,
+            "lesions_false_positive": self.lesions and self.lesions.false_positive,
+            "prediction_mm3": self.prediction_mm3,
+            "truth_mm3": self.truth_mm3,
+        }
+
 
 @dataclass(frozen=True)
 class Overlap:
@@ -194,7 +219,7 @@ class Overlap:
 
     @classmethod
     def of(cls, prediction: Mask, truth: Mask) -> "Overlap":
-        """Count over two (X, Y, Z) bool masks; raise VolumeError if they are not boolean, 3D and of one shape."""
+        """Count over two (X, Y, Z) bool masks of one shape."""
         check_masks(prediction, truth)
         return cls(*(int(np.count_nonzero(mask)) for mask in (prediction, truth, prediction & truth)))
 
@@ -219,11 +244,7 @@ class Overlap:
 
 
 def dice(prediction: Mask, truth: Mask) -> float:
-    """Dice of two (X, Y, Z) bool masks, in [0, 1]; 1 if both are empty.
-
-    Raises:
-        VolumeError: A mask is not boolean and 3D, or the shapes differ.
-    """
+    """Dice of two (X, Y, Z) bool masks of one shape, in [0, 1]; 1 if both are empty."""
     overlap = Overlap.of(prediction, truth)
     return 1.0 if overlap.presence == "absent" else overlap.scores(voxel_mm3=1)["dice"]
 
@@ -233,15 +254,14 @@ def case_metrics(
     truth: NDArray[Any],
     labels: Mapping[int, str],
     spacing_mm: Sequence[float],
-    scoring: Scoring | None = None,
+    scoring: Scoring = Scoring(),
 ) -> list[ClassMetrics]:
     """Compute all metrics of one case.
 
     Args:
         prediction, truth: (X, Y, Z) integer label maps.
         labels: Value -> name of the foreground classes; other values count as background.
-        spacing_mm: Three voxel sizes in the array's axis order.
-        scoring: None for the defaults.
+        spacing_mm: In the array's axis order.
 
     Returns:
         A row for each class in the order of `labels`, for their mean and, if there are several, for their union.
@@ -250,7 +270,6 @@ def case_metrics(
         VolumeError: A map is not 3D and integer, the shapes differ, `labels` is empty or names the background, or the
             spacing is unusable.
     """
-    scoring = scoring or Scoring()
     spacing = check_spacing(spacing_mm)
     check_label_maps(prediction, truth, labels)
     diagonal = diagonal_mm(truth.shape, spacing)
@@ -281,33 +300,20 @@ def _class_metrics(
     overlap, lesions = Overlap.of(prediction, truth), count_lesions(prediction, truth)
     surfaces = surface_distances(prediction, truth, spacing_mm, scoring.surface)
     voxel_mm3 = math.prod(spacing_mm)
-    values = overlap.scores(voxel_mm3) | {
+    scores = overlap.scores(voxel_mm3) | {
         "hd95_mm": surfaces.hausdorff_mm(95),
         "hd100_mm": surfaces.hausdorff_mm(100),
         "assd_mm": surfaces.average_mm(),
         **{nsd_column(mm): surfaces.share_within(mm) for mm in scoring.tolerances_mm},
         "lesion_f1": lesions.f1(),
     }
-    columns = scoring.columns()
-    if scoring.empty == "penalise":
-        for column, metric in columns.items():
-            if math.isnan(values[column]):
-                penalty = metric.if_absent if overlap.presence == "absent" else metric.if_one_sided
-                values[column] = diagonal if penalty is None else penalty
-    return ClassMetrics(
-        kind=kind,
-        name=name,
-        label=label,
-        scores={column: values[column] for column in columns},
-        presence=overlap.presence,
-        lesions=lesions,
-        prediction_mm3=overlap.prediction * voxel_mm3,
-        truth_mm3=overlap.truth * voxel_mm3,
-    )
+    scores = scoring.penalised(scores, scoring.columns(), overlap.presence, diagonal)
+    volumes_mm3 = overlap.prediction * voxel_mm3, overlap.truth * voxel_mm3
+    return ClassMetrics(kind, name, label, scores, overlap.presence, lesions, *volumes_mm3)
 
 
 def count_lesions(prediction: Mask, truth: Mask) -> LesionCounts:
-    """Count the lesions of two (X, Y, Z) bool masks; raise VolumeError if they are not boolean, 3D and of one shape."""
+    """Count the lesions of two (X, Y, Z) bool masks of one shape."""
     check_masks(prediction, truth)
     num_truth, num_found = _touched_components(truth, prediction)
     num_predicted, num_right = _touched_components(prediction, truth)
@@ -334,5 +340,10 @@ def mean_scores(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return means
 
 
+def without_nan(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Undefined scores as None, which is an empty cell in CSV and null in JSON."""
+    return {column: None if math.isnan(score) else score for column, score in scores.items()}
+
+
 def _ratio(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")
+    return part / whole if whole else math.nan

@@ -35,12 +35,11 @@ def nearest_mm(voxels: Mask, targets: Mask, spacing_mm: tuple[float, float, floa
         return _by_transform(voxels, targets, spacing_mm)
     distances = _by_lookup(voxels, targets, spacing_mm)
     missing = np.flatnonzero(np.isinf(distances))
-    if not missing.size:
-        return distances
     if missing.size * np.count_nonzero(targets) > _MAX_VISITS_PER_VOXEL * voxels.size:
         return _by_transform(voxels, targets, spacing_mm)
-    left = np.stack(np.unravel_index(np.flatnonzero(voxels)[missing], voxels.shape), axis=-1)
-    distances[missing] = _by_tree(left, np.argwhere(targets), np.array(spacing_mm))
+    if missing.size:
+        left = np.stack(np.unravel_index(np.flatnonzero(voxels)[missing], voxels.shape), axis=-1)
+        distances[missing] = _by_tree(left, np.argwhere(targets), np.array(spacing_mm))
     return distances
 
 
@@ -49,15 +48,15 @@ def _by_lookup(voxels: Mask, targets: Mask, spacing_mm: tuple[float, float, floa
     steps, lengths_mm = _steps(spacing_mm)
     possible = (np.abs(steps) < voxels.shape).all(axis=1)
     steps, lengths_mm = steps[possible], lengths_mm[possible]
-    margin = [(int(reach), int(reach)) for reach in np.abs(steps).max(axis=0)]
+    margin = [(reach, reach) for reach in np.abs(steps).max(axis=0).tolist()]
     padded = np.pad(targets, margin)
     flat = padded.ravel()
-    strides = np.array([padded.shape[1] * padded.shape[2], padded.shape[2], 1])
     around = np.flatnonzero(np.pad(voxels, margin))
     distances = np.full(around.size, np.inf)
     waiting = np.arange(around.size)
-    for step, length_mm in zip((steps @ strides).tolist(), lengths_mm.tolist(), strict=True):
-        hit = flat.take(around + step)
+    offsets = steps @ (padded.shape[1] * padded.shape[2], padded.shape[2], 1)
+    for offset, length_mm in zip(offsets.tolist(), lengths_mm.tolist(), strict=True):
+        hit = flat.take(around + offset)
         if hit.any():
             distances[waiting[hit]] = length_mm
             np.logical_not(hit, out=hit)

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.volume.files import case_name, list_volumes
@@ -12,14 +13,23 @@ from sam2_3dmed.volume.files import case_name, list_volumes
 _MAX_NAMES = 10
 
 
-def match_files(predictions: Path, labels: Path) -> list[tuple[str, Path, Path]]:
-    """Pair the files of two folders by name, or two files, as (case name, prediction, label), sorted by name.
+class Pair(NamedTuple):
+    """A case: its name, its predicted label map and its label file."""
 
-    Raises:
-        DataError: A folder is missing, empty or holds a case twice, or a file has no counterpart.
-    """
+    name: str
+    prediction: Path
+    truth: Path
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of both files; a missing file counts as 0."""
+        return sum(path.stat().st_size for path in (self.prediction, self.truth) if path.is_file())
+
+
+def match_files(predictions: Path, labels: Path) -> list[Pair]:
+    """Pair the files of two folders by name, sorted, or two files; raise DataError if one has no counterpart."""
     if predictions.is_file() and labels.is_file():
-        return [(_case_name(predictions), predictions, labels)]
+        return [Pair(_case_name(predictions), predictions, labels)]
     predicted, true = _volumes(predictions), _volumes(labels)
     problems = [
         f"without a {kind} in {folder}: {_listed(sorted(names))}"
@@ -31,16 +41,13 @@ def match_files(predictions: Path, labels: Path) -> list[tuple[str, Path, Path]]
     ]
     if problems:
         raise DataError(f"predictions and labels do not match by name: {'; '.join(problems)}")
-    return [(name, predicted[name], true[name]) for name in sorted(predicted)]
+    return [Pair(name, predicted[name], true[name]) for name in sorted(predicted)]
 
 
-def read_pairs(table: Path) -> list[tuple[str, Path, Path]]:
-    """Read (case name, prediction, label) from a CSV file with the columns `prediction`, `label`, optionally `case`.
+def read_pairs(table: Path) -> list[Pair]:
+    """Read pairs from a CSV file with the columns `prediction`, `label`, and optionally `case`.
 
     Paths are relative to the folder of the table. Without `case`, a case has the name of its prediction.
-
-    Raises:
-        DataError: The file cannot be read, a column is missing, a line lacks a path, or a case occurs twice.
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
@@ -57,19 +64,15 @@ def read_pairs(table: Path) -> list[tuple[str, Path, Path]]:
         if not (line["prediction"] and line["label"]):
             raise DataError(f"{table}: line {number} does not have both a prediction and a label")
         prediction, label = (table.parent / line[column] for column in ("prediction", "label"))
-        pairs.append((line.get("case") or _case_name(prediction), prediction, label))
+        pairs.append(Pair(line.get("case") or _case_name(prediction), prediction, label))
     if not pairs:
         raise DataError(f"{table}: lists no pairs")
-    check_unique((name for name, _, _ in pairs), str(table))
+    check_unique((pair.name for pair in pairs), str(table))
     return pairs
 
 
 def read_class_names(path: str | Path) -> dict[int, str]:
-    """Read the foreground classes (value -> name, ascending) from an MSD or nnU-Net dataset.json.
-
-    Raises:
-        DataError: The file cannot be read, or its "labels" are not single values with names.
-    """
+    """Read the foreground classes (value -> name, ascending) from an MSD or nnU-Net dataset.json."""
     try:
         labels = json.loads(Path(path).read_text(encoding="utf-8"))["labels"]
         pairs = [(key, value) if str(key).isdigit() else (value, key) for key, value in labels.items()]

@@ -1,21 +1,21 @@
 """The metrics in all the ways in which a paper may have averaged them.
 
-A table with "Dice" and "HD95" may average over volumes or slices, in millimetres or voxels, and may count or leave out
-slices without the class. On the same masks these numbers differ by more than most methods do. This module computes all
-of them, so that a reader can find the one that a reported number could be. Surfaces are border voxels of equal weight,
-as in the common tools; in a slice they are border pixels. Our own results come from `metrics.py`.
+A table may average over volumes or slices, in millimetres or voxels, and may count or leave out slices without the
+class. On the same masks these numbers differ by more than most methods do. A reader can find here the one that a
+reported number could be. Surfaces are border voxels of equal weight, as in the common tools; in a slice they are border
+pixels. Our own results come from `metrics.py`.
 """
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.evaluation.masks import Mask, bounding_box, check_label_maps, check_spacing, class_masks, diagonal_mm
-from sam2_3dmed.evaluation.metrics import Overlap, Scoring, mean_scores
+from sam2_3dmed.evaluation.metrics import METRICS, Overlap, Scoring, mean_scores, without_nan
 from sam2_3dmed.evaluation.surface import surface_distances
 
 Averaging = Literal["volume", "slices_with_either", "slices_with_truth", "all_slices"]
@@ -38,8 +38,8 @@ class PaperRow:
     scores: Mapping[str, float]
 
     def record(self) -> dict[str, Any]:
-        """A line of the table."""
-        return {"class": self.name, "averaging": self.averaging, "unit": self.unit, **self.scores}
+        """A line of the table; None where a score is undefined."""
+        return {"class": self.name, "averaging": self.averaging, "unit": self.unit, **without_nan(self.scores)}
 
 
 def paper_style(
@@ -68,19 +68,17 @@ def paper_style(
     for value, name in labels.items():
         masks = class_masks((prediction[box], truth[box]), value)
         for unit, spacing in units.items():
-            averagings = _SliceScorer(spacing, scoring, truth.shape, slice_axis).averagings(*masks)
-            rows += [PaperRow(name, averaging, unit, mean_scores(scores)) for averaging, scores in averagings]
+            score = partial(_score, shape=truth.shape, spacing=spacing, scoring=scoring)
+            averagings = _averagings(*masks, slice_axis, truth.shape[slice_axis], score)
+            rows += [PaperRow(name, averaging, unit, mean_scores(scores)) for averaging, scores in averagings.items()]
     return rows
 
 
 def summarise_paper_style(cases: Sequence[Sequence[PaperRow]]) -> dict[str, Any]:
     """Average the rows of `paper_style` over cases, and describe the averagings and units."""
-    results = []
-    for rows in zip(*cases, strict=True):
-        means = mean_scores([row.scores for row in rows])
-        results.append(rows[0].record() | {key: None if math.isnan(mean) else mean for key, mean in means.items()})
+    by_row = [(rows[0], mean_scores([row.scores for row in rows])) for rows in zip(*cases, strict=True)]
     return {
-        "results": results,
+        "results": [replace(first, scores=means).record() for first, means in by_row],
         "averagings": AVERAGINGS,
         "units": UNITS,
         "surface": "border voxels, of a slice border pixels, each of weight 1",
@@ -88,42 +86,39 @@ def summarise_paper_style(cases: Sequence[Sequence[PaperRow]]) -> dict[str, Any]
     }
 
 
-@dataclass(frozen=True)
-class _SliceScorer:
-    spacing: tuple[float, float, float]
-    scoring: Scoring
-    shape: tuple[int, ...]
-    slice_axis: int
+def _averagings(
+    prediction: Mask, truth: Mask, slice_axis: int, num_slices: int, score: Callable[..., dict[str, float]]
+) -> dict[Averaging, list[dict[str, float]]]:
+    """Each averaging with the scores of the volume or of the slices that it averages."""
+    in_plane = tuple(axis for axis in range(3) if axis != slice_axis)
+    with_prediction, with_truth = (mask.any(axis=in_plane) for mask in (prediction, truth))
+    scores = {}
+    for index in np.flatnonzero(with_prediction | with_truth).tolist():
+        scores[index] = score(*(mask.take([index], axis=slice_axis) for mask in (prediction, truth)), axes=in_plane)
+    absent = score(*np.zeros((2, 1, 1, 1), dtype=bool), axes=in_plane)
+    return {
+        "volume": [score(prediction, truth, axes=(0, 1, 2))],
+        "slices_with_either": list(scores.values()) or [absent],
+        "slices_with_truth": [scores[index] for index in np.flatnonzero(with_truth).tolist()] or [absent],
+        "all_slices": [*scores.values(), *[absent] * (num_slices - len(scores))],
+    }
 
-    def averagings(self, prediction: Mask, truth: Mask) -> Iterator[tuple[Averaging, list[dict[str, float]]]]:
-        """Each averaging with the scores of the volume or of the slices that it averages."""
-        yield "volume", [self._score(prediction, truth, (0, 1, 2))]
-        in_plane = tuple(axis for axis in range(3) if axis != self.slice_axis)
-        with_prediction, with_truth = (mask.any(axis=in_plane) for mask in (prediction, truth))
-        scores = {}
-        for index in np.flatnonzero(with_prediction | with_truth).tolist():
-            one_slice = [slice(None)] * 3
-            one_slice[self.slice_axis] = slice(index, index + 1)
-            scores[index] = self._score(prediction[tuple(one_slice)], truth[tuple(one_slice)], in_plane)
-        empty = np.zeros((1, 1, 1), dtype=bool)
-        absent = self._score(empty, empty, in_plane)
-        yield "slices_with_either", list(scores.values()) or [absent]
-        yield "slices_with_truth", [scores[index] for index in np.flatnonzero(with_truth).tolist()] or [absent]
-        yield "all_slices", [*scores.values(), *[absent] * (self.shape[self.slice_axis] - len(scores))]
 
-    def _score(self, prediction: Mask, truth: Mask, axes: tuple[int, ...]) -> dict[str, float]:
-        overlap = Overlap.of(prediction, truth)
-        surfaces = surface_distances(prediction, truth, self.spacing, "voxel", axes)
-        ratios = overlap.scores(voxel_mm3=1)
-        diagonal = diagonal_mm([self.shape[axis] for axis in axes], [self.spacing[axis] for axis in axes])
-        scores = {
-            "dice": ratios["dice"],
-            "iou": ratios["iou"],
-            "hd95": surfaces.hausdorff_mm(95),
-            **{f"nsd_{tolerance:g}": surfaces.share_within(tolerance) for tolerance in self.scoring.tolerances_mm},
-        }
-        if self.scoring.empty == "penalise":
-            # Only an absent class has undefined ratios, so they are 1; a distance is undefined for one empty mask, too.
-            penalties = dict.fromkeys(scores, 1.0) | {"hd95": 0.0 if overlap.presence == "absent" else diagonal}
-            scores = {column: penalties[column] if math.isnan(value) else value for column, value in scores.items()}
-        return scores
+def _score(
+    prediction: Mask,
+    truth: Mask,
+    axes: tuple[int, ...],
+    shape: tuple[int, ...],
+    spacing: tuple[float, float, float],
+    scoring: Scoring,
+) -> dict[str, float]:
+    """The scores of a volume, or of a slice along `axes`. shape: of the whole volume."""
+    overlap = Overlap.of(prediction, truth)
+    surfaces = surface_distances(prediction, truth, spacing, "voxel", axes)
+    scores = overlap.scores(voxel_mm3=1) | {"hd95": surfaces.hausdorff_mm(95)}
+    columns = {"dice": METRICS["dice"], "iou": METRICS["iou"], "hd95": METRICS["hd95_mm"]}
+    for tolerance in scoring.tolerances_mm:
+        scores[f"nsd_{tolerance:g}"] = surfaces.share_within(tolerance)
+        columns[f"nsd_{tolerance:g}"] = METRICS["nsd"]
+    diagonal = diagonal_mm([shape[axis] for axis in axes], [spacing[axis] for axis in axes])
+    return scoring.penalised(scores, columns, overlap.presence, diagonal)

@@ -3,8 +3,9 @@
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -43,11 +44,7 @@ class Scores:
 
 
 def read_runs(paths: Iterable[str | Path]) -> list[Scores]:
-    """Read run folders, or folders of an evaluation, and give each a unique name.
-
-    Raises:
-        DataError: There are fewer than two, one occurs twice, or one is unusable.
-    """
+    """Read two or more run folders, or folders of an evaluation, and give each a unique name."""
     given = list(paths)
     folders = [_evaluation_folder(Path(path)) for path in given]
     if len(folders) < 2:
@@ -59,11 +56,7 @@ def read_runs(paths: Iterable[str | Path]) -> list[Scores]:
 
 
 def read_scores(path: str | Path) -> Scores:
-    """Read the evaluation of a run folder, or of a folder with cases.csv and summary.json.
-
-    Raises:
-        DataError: A file is missing or broken, or the two files do not fit each other.
-    """
+    """Read the evaluation of a run folder, or of a folder with cases.csv and summary.json, and check both files."""
     folder = _evaluation_folder(Path(path))
     file = folder / "cases.csv"
     summary = _read_summary(folder / "summary.json")
@@ -75,18 +68,14 @@ def read_scores(path: str | Path) -> Scores:
         raise DataError(f"{file}: has no line of kind class")
     by_row: dict[tuple[str, Row], dict[str, str]] = {}
     for line in lines:
-        key = line["case"], (line["kind"], line["class"])
-        if key in by_row:
+        if by_row.setdefault((line["case"], (line["kind"], line["class"])), line) is not line:
             raise DataError(f"{file}: case {line['case']} has {line['class']} twice")
-        by_row[key] = line
-    for case in cases:
-        for row in rows:
-            if (case, row) not in by_row:
-                raise DataError(f"{file}: case {case} has no line for {row[1]}")
+    for case, row in product(cases, rows):
+        if (case, row) not in by_row:
+            raise DataError(f"{file}: case {case} has no line for {row[1]}")
     values = {
         (row, column): np.array([_number(by_row[case, row][column], f"{file}: case {case}") for case in cases])
-        for row in rows
-        for column in columns
+        for row, column in product(rows, columns)
     }
     empty_masks = {key: value for key, value in summary.items() if key.startswith("empty")}
     return Scores(_names([folder])[0], folder, summary["metrics"], empty_masks, cases, rows, values)
@@ -99,8 +88,8 @@ def check_comparable(runs: Sequence[Scores], metrics: Sequence[str]) -> None:
         for metric in metrics:
             _check_alike(run.metrics[metric], first.metrics[metric], f"{metric} of {run.name}", first.name)
         _check_alike(run.empty_masks, first.empty_masks, run.name, first.name)
-        _check_same_members(run, first, "cases", lambda scores: scores.cases)
-        _check_same_members(run, first, "classes", lambda scores: [" ".join(row) for row in scores.rows])
+        _check_same_members(run, first, "cases", run.cases, first.cases)
+        _check_same_members(run, first, "classes", map(" ".join, run.rows), map(" ".join, first.rows))
         _check_same_truth(run, first)
 
 
@@ -111,11 +100,7 @@ def aligned(run: Scores, cases: Sequence[str]) -> Scores:
 
 
 def choose_metrics(runs: Sequence[Scores], wanted: Sequence[str] | None) -> list[str]:
-    """The columns to compare: the wanted ones, or all.
-
-    Raises:
-        DataError: A run lacks one of them.
-    """
+    """The columns to compare: the wanted ones, or all; raise DataError if a run lacks one."""
     chosen = list(dict.fromkeys(wanted or (metric for run in runs for metric in run.metrics)))
     for run in runs:
         lacking = [metric for metric in chosen if metric not in run.metrics]
@@ -144,9 +129,8 @@ def _names(folders: Sequence[Path]) -> list[str]:
     names, length = [run.name for run in runs], 1
     while len(set(names)) < len(names):
         length += 1
-        shared = {name for name in names if names.count(name) > 1}
-        longer = ("/".join(run.parts[-length:]) for run in runs)
-        names = [parts if name in shared else name for parts, name in zip(longer, names, strict=True)]
+        longer = ["/".join(run.parts[-length:]) for run in runs]
+        names = [parts if names.count(name) > 1 else name for parts, name in zip(longer, names, strict=True)]
     return names
 
 
@@ -199,11 +183,11 @@ def _check_alike(found: Mapping[str, Any], expected: Mapping[str, Any], what: st
             raise DataError(f"{what}: other definition: {key} is {values}; evaluate all runs alike")
 
 
-def _check_same_members(run: Scores, first: Scores, what: str, members: Callable[[Scores], Iterable[str]]) -> None:
-    for having, lacking in ((first, run), (run, first)):
-        missing = sorted(set(members(having)) - set(members(lacking)))
+def _check_same_members(run: Scores, first: Scores, what: str, found: Iterable[str], expected: Iterable[str]) -> None:
+    found, expected = set(found), set(expected)
+    for having, lacking, missing in ((first, run, expected - found), (run, first, found - expected)):
         if missing:
-            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            shown = ", ".join(sorted(missing)[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise DataError(f"{lacking.folder}: not the {what} of {having.name}: {shown} missing")
 
 
@@ -211,10 +195,9 @@ def _check_same_truth(run: Scores, first: Scores) -> None:
     """Equal volumes of the truth mean that both runs were scored against the same labels."""
     run = aligned(run, first.cases)
     for row in first.rows:
-        if (row, _TRUTH) not in first.values or (row, _TRUTH) not in run.values:
-            continue
-        volumes = zip(first.cases, run.values[row, _TRUTH], first.values[row, _TRUTH], strict=True)
-        for case, found, expected in volumes:
-            if not np.isclose(found, expected, equal_nan=True):
-                values = f"{row[1]} has {found:g} mm3 in {run.name}, {expected:g} in {first.name}"
-                raise DataError(f"{run.folder}: case {case}: other labels: {values}")
+        if (row, _TRUTH) in first.values and (row, _TRUTH) in run.values:
+            volumes = zip(first.cases, run.values[row, _TRUTH], first.values[row, _TRUTH], strict=True)
+            for case, found, expected in volumes:
+                if not np.isclose(found, expected, equal_nan=True):
+                    values = f"{row[1]} has {found:g} mm3 in {run.name}, {expected:g} in {first.name}"
+                    raise DataError(f"{run.folder}: case {case}: other labels: {values}")

@@ -1,24 +1,22 @@
 """The summary of all cases: per class and metric mean, spread, interval and worst cases, with all definitions."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sam2_3dmed.evaluation.masks import Floats
-from sam2_3dmed.evaluation.metrics import EMPTY_POLICIES, MEAN_NAME, UNION_NAME, ClassMetrics, Scoring
-from sam2_3dmed.evaluation.statistics import RESAMPLES, SEED, case_draws
+from sam2_3dmed.evaluation.metrics import EMPTY_POLICIES, MEAN_NAME, UNION_NAME, Better, ClassMetrics, Scoring
+from sam2_3dmed.evaluation.statistics import RESAMPLES, SEED, bootstrap_intervals, goodness
 from sam2_3dmed.evaluation.surface import SURFACES
 
 _NUM_WORST = 5
 
-Case = tuple[str, Sequence[ClassMetrics]]
-"""The name of a case and its rows of `case_metrics`."""
 
-
-def summarise(cases: Sequence[Case], labels: Mapping[int, str], scoring: Scoring) -> dict[str, Any]:
-    """Summarise the cases as values that JSON can hold; undefined values are None.
+def summarise(
+    cases: Sequence[tuple[str, Sequence[ClassMetrics]]], labels: Mapping[int, str], scoring: Scoring
+) -> dict[str, Any]:
+    """Summarise cases, each a name and its rows of `case_metrics`, as values for JSON; undefined ones are None.
 
     `results` has an entry for each class, for their mean and, if there are several, for their union. Each has for each
     metric: mean, median, sample standard deviation and the 95% bootstrap interval of the mean over the cases in which
@@ -26,22 +24,22 @@ def summarise(cases: Sequence[Case], labels: Mapping[int, str], scoring: Scoring
     """
     columns = scoring.columns()
     names = [name for name, _ in cases]
-    by_class = list(zip(*(rows for _, rows in cases), strict=True))
-    table = np.array([[[row.scores[column] for column in columns] for row in rows] for rows in by_class])
-    intervals = _intervals(table)
-    results = [_presence(names, rows) for rows in by_class]
-    for index, result in enumerate(results):
-        for number, (column, metric) in enumerate(columns.items()):
-            values = table[index, :, number]
+    results = []
+    for rows in zip(*(rows for _, rows in cases), strict=True):
+        table = np.array([[row.scores[column] for column in columns] for row in rows])
+        result = _presence(names, rows)
+        intervals = bootstrap_intervals(table)
+        for (column, metric), values, interval in zip(columns.items(), table.T, intervals, strict=True):
             defined = values[~np.isnan(values)]
             result[column] = {
                 "mean": float(defined.mean()) if defined.size else None,
                 "median": float(np.median(defined)) if defined.size else None,
                 "std": float(defined.std(ddof=1)) if defined.size > 1 else None,
                 "defined": int(defined.size),
-                "interval_95": intervals[index][number],
+                "interval_95": interval and list(interval),
                 "worst": _worst(names, values, metric.better),
             }
+        results.append(result)
     classes = [result for result in results if result["kind"] == "class"]
     return {
         "cases": len(cases),
@@ -78,51 +76,19 @@ def _presence(names: Sequence[str], rows: Sequence[ClassMetrics]) -> dict[str, A
         for presence in ("missed", "false_positive", "absent")
     }
     lesions = [row.lesions for row in rows if row.lesions]
-    totals = {kind: sum(getattr(counts, kind) for counts in lesions) for kind in ("truth", "found", "false_positive")}
     return result | {
         **{presence: len(cases) for presence, cases in found.items()},
         "missed_cases": found["missed"],
         "false_positive_cases": found["false_positive"],
-        "lesions": totals,
+        "lesions": {
+            kind: sum(getattr(counts, kind) for counts in lesions) for kind in ("truth", "found", "false_positive")
+        },
     }
 
 
-def _intervals(table: Floats) -> list[list[list[float] | None]]:
-    """The 95% bootstrap interval of the mean over cases, for each class and column of (classes, cases, columns).
-
-    All share the same draws. A resample's mean is over its defined cases; a resample without any is left out.
-    """
-    is_defined = ~np.isnan(table)
-    num_cases = table.shape[1]
-    sums, counts = [], []
-    for draws in case_draws(num_cases):
-        # How often each resample holds each case. One product then gives the sums of all columns.
-        offsets = num_cases * np.arange(len(draws))[:, None]
-        times = np.bincount((draws + offsets).ravel(), minlength=draws.size).reshape(draws.shape).astype(np.float64)
-        sums.append(times @ np.where(is_defined, table, 0.0))
-        counts.append(times @ is_defined.astype(np.float64))
-    total, number = np.concatenate(sums, axis=1), np.concatenate(counts, axis=1)
-    several = is_defined.sum(axis=1) > 1
-    return [
-        [
-            _interval(total[row, :, column], number[row, :, column]) if several[row, column] else None
-            for column in range(table.shape[2])
-        ]
-        for row in range(table.shape[0])
-    ]
-
-
-def _interval(sums: Floats, counts: Floats) -> list[float]:
-    drawn = counts > 0
-    low, high = np.percentile(sums[drawn] / counts[drawn], (2.5, 97.5))
-    return [float(low), float(high)]
-
-
-def _worst(names: Sequence[str], values: Floats, better: str) -> list[dict[str, Any]]:
-    badness = {"higher": -values, "lower": values, "zero": np.abs(values)}[better]
-    order = np.argsort(-badness, kind="stable")  # NaN comes last
-    chosen = [index for index in order[:_NUM_WORST].tolist() if not math.isnan(values[index])]
-    return [{"case": names[index], "value": float(values[index])} for index in chosen]
+def _worst(names: Sequence[str], values: Floats, better: Better) -> list[dict[str, Any]]:
+    order = np.argsort(goodness(values, better), kind="stable")[: np.count_nonzero(~np.isnan(values))]  # NaN is last
+    return [{"case": names[index], "value": float(values[index])} for index in order[:_NUM_WORST].tolist()]
 
 
 def summary_table(summary: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ sampled direction counts more than a coarse one.
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -70,41 +71,43 @@ class SurfaceDistances:
     truth_to_prediction_mm: Floats
     truth_weights: Floats
 
-    @property
-    def is_defined(self) -> bool:
-        """Whether both masks have a surface."""
-        return bool(self.prediction_weights.size and self.truth_weights.size)
-
     def hausdorff_mm(self, percent: float) -> float:
         """The larger of the two directed percentiles (Eq. 9); NaN if a mask has no surface."""
-        if not self.is_defined:
-            return float("nan")
-        if self.definition == "voxel":
-            both = (self.prediction_to_truth_mm, self.truth_to_prediction_mm)
-            return max(float(np.percentile(distances_mm, percent)) for distances_mm in both)
+        if not self._is_defined:
+            return math.nan
         return max(
-            _percentile_by_area(self.prediction_to_truth_mm, self.prediction_weights, percent),
-            _percentile_by_area(self.truth_to_prediction_mm, self.truth_weights, percent),
+            self._percentile_mm(self.prediction_to_truth_mm, self.prediction_weights, percent),
+            self._percentile_mm(self.truth_to_prediction_mm, self.truth_weights, percent),
         )
 
     def average_mm(self) -> float:
         """The weighted mean distance over the elements of both surfaces; NaN if a mask has no surface."""
-        if not self.is_defined:
-            return float("nan")
+        if not self._is_defined:
+            return math.nan
         total = self.prediction_to_truth_mm @ self.prediction_weights + self.truth_to_prediction_mm @ self.truth_weights
-        return float(total / self._weight())
+        return float(total / self._weight)
 
     def share_within(self, tolerance_mm: float) -> float:
         """The share of both surfaces within `tolerance_mm`, inclusive; NaN if neither mask has a surface."""
-        weight = self._weight()
-        if weight == 0:
-            return float("nan")
         within = self.prediction_weights[self.prediction_to_truth_mm <= tolerance_mm].sum()
         within += self.truth_weights[self.truth_to_prediction_mm <= tolerance_mm].sum()
-        return float(within / weight)
+        return float(within / self._weight) if self._weight else math.nan
 
+    @property
+    def _is_defined(self) -> bool:
+        return bool(self.prediction_weights.size and self.truth_weights.size)
+
+    @property
     def _weight(self) -> float:
         return float(self.prediction_weights.sum() + self.truth_weights.sum())
+
+    def _percentile_mm(self, distances_mm: Floats, weights: Floats, percent: float) -> float:
+        if self.definition == "voxel":
+            return float(np.percentile(distances_mm, percent))
+        if percent == 100:  # the rounding of sums must not leave out the last element
+            return float(distances_mm[-1])
+        share = np.cumsum(weights) / weights.sum()
+        return float(distances_mm[min(int(np.searchsorted(share, percent / 100)), distances_mm.size - 1)])
 
 
 def surface_distances(
@@ -114,12 +117,11 @@ def surface_distances(
     definition: SurfaceDefinition = "surfel",
     axes: Iterable[int] = (0, 1, 2),
 ) -> SurfaceDistances:
-    """Measure the distances between the surfaces of two masks, in both directions.
+    """Measure the distances between the surfaces of two (X, Y, Z) bool masks, in both directions.
+
+    The outside of the array is background, so a mask that touches the border of the array has a surface there.
 
     Args:
-        prediction, truth: (X, Y, Z) bool. The outside of the array is background, so a mask that touches the border of
-            the array has a surface there.
-        spacing_mm: Three voxel sizes in the array's axis order.
         axes: Only for `voxel`: the axes along which a border voxel has a neighbour in the background.
 
     Raises:
@@ -163,11 +165,7 @@ def surfels(mask: Mask, spacing_mm: Sequence[float]) -> tuple[Mask, Floats]:
 
 
 def surface_areas_mm2(spacing_mm: Sequence[float]) -> Floats:
-    """(256,) area in mm^2 of the surface inside a 2 x 2 x 2 neighbourhood of each code; 0 for the codes 0 and 255.
-
-    Raises:
-        VolumeError: The spacing is not three positive finite numbers.
-    """
+    """(256,) area in mm^2 of the surface inside a 2 x 2 x 2 neighbourhood of each code; 0 for the codes 0 and 255."""
     x, y, z = check_spacing(spacing_mm)
     areas: Floats = np.linalg.norm(_area_vectors() * np.array([y * z, x * z, x * y]), axis=-1).sum(axis=-1)
     return areas
@@ -178,7 +176,7 @@ def _area_vectors() -> Floats:
     """(256, 4, 3) area vectors of each code's triangles, in voxel faces; codes with fewer triangles end in zeros."""
     vectors = np.zeros((256, 4, 3))
     for base, triangles in _BASE_CUBES.items():
-        corners = np.array([base >> (7 - bit) & 1 for bit in range(8)], dtype=np.uint8).reshape(2, 2, 2)
+        corners = np.unpackbits(np.array([base], dtype=np.uint8)).reshape(2, 2, 2)
         for axes in itertools.permutations(range(3)):
             eighths = np.array(triangles)[:, axes]
             for steps in itertools.product((1, -1), repeat=3):
@@ -187,14 +185,6 @@ def _area_vectors() -> Floats:
                 for same_surface in (code, _FULL - code):
                     vectors[same_surface, : len(triangles)] = eighths / 8
     return vectors
-
-
-def _percentile_by_area(distances_mm: Floats, areas_mm2: Floats, percent: float) -> float:
-    """The smallest distance within which `percent` of the area lies; the distances are ascending."""
-    if percent == 100:  # the rounding of sums must not leave out the last element
-        return float(distances_mm[-1])
-    share = np.cumsum(areas_mm2) / areas_mm2.sum()
-    return float(distances_mm[min(int(np.searchsorted(share, percent / 100)), distances_mm.size - 1)])
 
 
 def _sorted(distances_mm: Floats, weights: Floats) -> tuple[Floats, Floats]:

@@ -5,15 +5,17 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    **{letter: f"\\{letter}" for letter in "{}#$%&_"},
-}
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
+        **{letter: f"\\{letter}" for letter in "{}#$%&_"},
+    }
+)
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
@@ -25,17 +27,14 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 def markdown_table(rows: Sequence[Sequence[str]], left: int | None = None) -> str:
     """A header and rows as a padded table. The columns from `left` on are aligned to the right; None: no column."""
-    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-    words = len(widths) if left is None else left
-    rule = ["-" * width if column < words else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
-    padded = [
-        [
-            cell.ljust(width) if column < words else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in (rows[0], rule, *rows[1:])
-    ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in padded)
+    columns = []
+    for place, (header, *cells) in enumerate(zip(*rows, strict=True)):
+        width = max(3, len(header), *map(len, cells))
+        if left is None or place < left:
+            columns.append([cell.ljust(width) for cell in (header, "-" * width, *cells)])
+        else:
+            columns.append([cell.rjust(width) for cell in (header, "-" * (width - 1) + ":", *cells)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
 
 
 def latex_table(
@@ -53,14 +52,11 @@ def latex_table(
         below: Lines between the rows and the end of the table.
     """
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}"]
-    lines += [r"\toprule", _latex_row(header)]
-    for rows in groups:
-        lines += [r"\midrule", *map(_latex_row, rows)]
+    rule = r"\toprule"
+    for rows in ([header], *groups):
+        lines += [rule, *(" & ".join(row) + r" \\" for row in rows)]
+        rule = r"\midrule"
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", *below, r"\end{table}"])
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(cells) + r" \\"
 
 
 def escape_markdown(text: str) -> str:
@@ -71,4 +67,4 @@ def escape_markdown(text: str) -> str:
 
 def escape_latex(text: str) -> str:
     """Escape text for LaTeX; white space becomes single spaces."""
-    return "".join(_LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    return " ".join(text.split()).translate(_LATEX)

@@ -39,6 +39,14 @@ def read_label(path: str | Path, allowed: Collection[int] | None = None) -> Volu
     return volume.with_array(label)
 
 
+def label_values(label: NDArray[np.unsignedinteger]) -> NDArray[np.intp]:
+    """The values in an (X, Y, Z) label map of uint8 or uint16, ascending."""
+    found = np.zeros(_MAX_LABEL + 1, dtype=bool)
+    for plane in label.T:  # one at a time, since indexing makes 8 bytes of every voxel
+        found[plane] = True
+    return np.flatnonzero(found)
+
+
 def class_colour(number: int) -> tuple[int, int, int]:
     """Red, green and blue (0 to 255) of the class `number`, from 1. Neighbours differ clearly."""
     hue = (number - 1) * 0.61803398875 % 1.0  # the golden ratio
@@ -64,10 +72,7 @@ def _as_integers(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _check_allowed(label: NDArray[Any], allowed: Collection[int]) -> None:
-    found = np.zeros(_MAX_LABEL + 1, dtype=bool)
-    for plane in label.T:  # one at a time, since indexing makes 8 bytes of every voxel
-        found[plane] = True
-    unknown = np.setdiff1d(np.flatnonzero(found), [0, *allowed])
+    unknown = np.setdiff1d(label_values(label), [0, *allowed])
     if unknown.size:
         named = ", ".join(str(value) for value in sorted({0, *allowed}))
         raise VolumeError(f"label values that are not allowed: {_listed(unknown)} (allowed: {named})")
