@@ -1,14 +1,14 @@
 """From the evaluations of a table's runs to its cells: measured beside reported, with tests of significance."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.errors import UserError
+from sam2_3dmed.errors import DataError, UserError
 from sam2_3dmed.evaluation.metrics import MEAN_NAME, Better, nsd_column
 from sam2_3dmed.evaluation.scores import Scores, aligned, check_comparable, read_scores
 from sam2_3dmed.evaluation.statistics import (
@@ -20,18 +20,25 @@ from sam2_3dmed.evaluation.statistics import (
     paired_difference,
 )
 from sam2_3dmed.experiments.paper import FULL, METRICS, find_method
-from sam2_3dmed.experiments.planning import Experiment, Row, Run, Task
+from sam2_3dmed.experiments.planning import Experiment, Row, Task
 from sam2_3dmed.experiments.run_executor import RunStatus
 
+COSTS = {
+    "parameters": ("prediction", "parameters", "parameters [M]", 1e6),
+    "gflop": ("prediction", "gflop", "GFLOP a volume", 1.0),
+    "prediction_seconds": ("prediction", "seconds", "s a volume", 1.0),
+    "prediction_memory_mb": ("prediction", "memory_mb", "prediction [GB]", 1e3),
+    "training_seconds": ("training", "seconds", "training [h]", 3600.0),
+    "training_memory_mb": ("training", "memory_mb", "training [GB]", 1e3),
+    "prediction_gpu_memory_mb": ("prediction", "gpu_memory_mb", "prediction, GPU [GB]", 1e3),
+    "training_gpu_memory_mb": ("training", "gpu_memory_mb", "training, GPU [GB]", 1e3),
+    "training_energy_kj": ("training", "energy_kj", "training [kJ]", 1.0),
+    "prediction_energy_kj": ("prediction", "energy_kj", "kJ a volume", 1.0),
+}
+"""The costs of a row: its part of cost.json and its key there, its heading in table.md and the unit there."""
 _ROW = ("mean", MEAN_NAME)
 _BETTER: Mapping[str, Better] = {"dice": "higher", "iou": "higher", "hd95": "lower", "nsd": "higher"}
 _UNFINISHED = {"missing": "not run yet", "begun": "training is not finished", "trained": "not tested yet"}
-_RESOURCES = ("seconds", "memory_mb", "gpu_memory_mb", "energy_kj")
-_COSTS = {
-    "parameters": ("prediction", "parameters"),
-    "gflop": ("prediction", "gflop"),
-    **{f"{part}_{name}": (part, name) for part in ("prediction", "training") for name in _RESOURCES},
-}
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,7 @@ class Cell:
     """A metric of a row on a data set. Values are means over classes, seeds and cases.
 
     Attributes:
-        paper: Reported value.
-        ours: Measured value.
+        paper, ours: Reported and measured value.
         interval: Bootstrap interval of `ours` over cases.
         seed_std: Standard deviation between the means of seeds, None for one seed.
         best, paper_best: Whether the value is the best of the rows.
@@ -76,7 +82,7 @@ class TaskRow:
         cells: By metric.
         seeds: Number of finished runs, out of `asked`.
         note: Caveat of the row, and why numbers are missing.
-        cost: Means over seeds.
+        cost: By the names of COSTS, means over seeds.
     """
 
     method: str
@@ -109,40 +115,38 @@ def task_table(experiment: Experiment, task: Task) -> TaskTable:
     """Collect what is measured so far on one data set."""
     same = _same_as_full(experiment, task)
     reference: Scores | None = None
-    scores: dict[str, list[Scores]] = {}
-    costs: dict[str, dict[str, float | None]] = {}
-    notes: dict[str, list[str]] = {}
+    scores: dict[str, list[Scores]] = defaultdict(list)
+    costs: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    reasons: dict[str, list[str]] = defaultdict(list)
     for row in sorted(experiment.rows, key=lambda row: row.method not in same):  # the complete method is the reference
-        runs = row.runs.get(task.name, ())
-        finished, notes[row.method] = _finished(runs, experiment.request.out, reference)
-        scores[row.method], costs[row.method] = [one for one, _ in finished], _mean_cost([cost for _, cost in finished])
-        reference = reference or next(iter(scores[row.method]), None)
-    columns, reported = _columns(reference), experiment.paper.values
-    cells: dict[str, dict[str, Cell]] = {}
+        for run in row.runs.get(task.name, ()):
+            status = RunStatus.find(run, experiment.request.out)
+            try:
+                found = _read_scores(status, reference)
+            except UserError as error:
+                reasons[row.method].append(f"seed {run.seed}: {error}")
+                continue
+            reference = reference or found
+            scores[row.method].append(found)
+            costs[row.method].append(status.cost)
+    columns = _columns(reference) if reference else {}
+    cells = {}
     for metric in METRICS:
-        papers = {
-            row.method: reported.get(row.title, {}).get(task.column or "", {}).get(metric) for row in experiment.rows
-        }
-        measured = {
-            name: np.stack([one.values[_ROW, columns[metric]] for one in found])
-            for name, found in scores.items()
-            if found
-        }
-        cells[metric] = _cells(papers, measured, same, _BETTER[metric])
+        values = {name: np.stack([one.values[_ROW, columns[metric]] for one in own]) for name, own in scores.items()}
+        cells[metric] = _cells(_reported(experiment, task, metric), values, same, _BETTER[metric])
     rows = tuple(
         TaskRow(
             method=row.method,
             title=row.title,
             cells={metric: of_rows[row.method] for metric, of_rows in cells.items()},
-            seeds=len(scores[row.method]),
+            seeds=len(scores.get(row.method, ())),
             asked=len(row.runs.get(task.name, ())),
-            note="; ".join([*_caveats(row), *notes[row.method], *_equality(row, same)]),
-            cost=costs[row.method],
+            note=_note(row, reasons[row.method], same),
+            cost=_mean_cost(costs[row.method]),
         )
         for row in experiment.rows
     )
-    cases = len(reference.cases) if reference else 0
-    return TaskTable(task, rows, same[0] if same else None, cases, columns)
+    return TaskTable(task, rows, same[0] if same else None, len(reference.cases) if reference else 0, columns)
 
 
 def _same_as_full(experiment: Experiment, task: Task) -> list[str]:
@@ -152,56 +156,44 @@ def _same_as_full(experiment: Experiment, task: Task) -> list[str]:
     return sorted(same, key=lambda method: method != FULL)
 
 
-def _caveats(row: Row) -> list[str]:
+def _read_scores(status: RunStatus, reference: Scores | None) -> Scores:
+    """Raise UserError if the run is not finished, or its scores are not comparable with the reference."""
+    if status.state != "done":
+        raise DataError(f"failed: {status.failure}" if status.failure else _UNFINISHED[status.state])
+    scores = read_scores(status.folder)
+    if reference is None:
+        return scores
+    check_comparable([reference, scores], list(_columns(reference).values()))
+    return aligned(scores, reference.cases)
+
+
+def _columns(scores: Scores) -> dict[str, str]:
+    """The column of each of the paper's metrics; NSD at the first tolerance, which is the plan's."""
+    tolerances = [entry["tolerance_mm"] for entry in scores.metrics.values() if "tolerance_mm" in entry]
+    return {"dice": "dice", "iou": "iou", "hd95": "hd95_mm", "nsd": nsd_column(tolerances[0])}
+
+
+def _note(row: Row, reasons: Sequence[str], same: Sequence[str]) -> str:
     configs = [run.config for runs in row.runs.values() for run in runs]
     names = next((names for config in configs if (names := getattr(config, "names", None))), None)
-    notes = [find_method(row.method).caveat, names and f"names of classes {names}", row.problem]
-    return [note for note in notes if note]
-
-
-def _equality(row: Row, same: Sequence[str]) -> list[str]:
-    return ["the same runs as the whole method"] if row.method in same[1:] else []
-
-
-def _columns(scores: Scores | None) -> dict[str, str]:
-    """The column of each of the paper's metrics; NSD at the first tolerance, which is the plan's."""
-    if scores is None:
-        return {}
-    tolerances = [entry["tolerance_mm"] for entry in scores.metrics.values() if "tolerance_mm" in entry]
-    return {"dice": "dice", "iou": "iou", "hd95": "hd95_mm", "nsd": nsd_column(tolerances[0]) if tolerances else "nsd"}
-
-
-def _finished(
-    runs: Sequence[Run], out: Path, reference: Scores | None
-) -> tuple[list[tuple[Scores, Mapping[str, Any]]], list[str]]:
-    """Read the scores and costs of the finished runs of a row. reference: scores that they must be comparable with.
-
-    Returns: scores and costs, and notes about the other runs.
-    """
-    found: list[tuple[Scores, Mapping[str, Any]]] = []
-    notes = []
-    for run in runs:
-        status = RunStatus.find(run, out)
-        if status.state != "done":
-            reason = f"failed: {status.failure}" if status.failure else _UNFINISHED[status.state]
-            notes.append(f"seed {run.seed}: {reason}")
-            continue
-        try:
-            scores = read_scores(status.folder)
-            reference = reference or scores
-            check_comparable([reference, scores], list(_columns(reference).values()))
-            found.append((aligned(scores, reference.cases), status.cost))
-        except UserError as error:
-            notes.append(f"seed {run.seed}: {error}")
-    return found, notes
+    notes = [find_method(row.method).caveat, names and f"names of classes {names}", row.problem, *reasons]
+    if row.method in same[1:]:
+        notes.append("the same runs as the whole method")
+    return "; ".join(note for note in notes if note)
 
 
 def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     means: dict[str, float | None] = {}
-    for name, (part, key) in _COSTS.items():
+    for name, (part, key, *_) in COSTS.items():
         known = [cost[part][key] for cost in costs if cost.get(part, {}).get(key) is not None]
         means[name] = float(np.mean(known)) if known else None
     return means
+
+
+def _reported(experiment: Experiment, task: Task, metric: str) -> dict[str, float | None]:
+    """The paper's value of every row."""
+    values = experiment.paper.values
+    return {row.method: values.get(row.title, {}).get(task.column or "", {}).get(metric) for row in experiment.rows}
 
 
 def _cells(
@@ -213,10 +205,8 @@ def _cells(
     """The cells of one metric, by row.
 
     Args:
-        reported: The paper's value of every row.
         values: (seeds, cases) of each row with a finished run.
         same: The rows of the complete method, which the others are compared with.
-        better: Which direction of the metric is better.
     """
     by_case = {name: array.mean(axis=0) for name, array in values.items()}
     full = next((by_case[name] for name in same if name in by_case), None)
@@ -227,23 +217,23 @@ def _cells(
     }
     adjusted = dict(zip(paired, holm(found.p_value for found in paired.values()), strict=True))
     means = {name: float(array.mean()) for name, array in by_case.items()}
-    cells = {name: Cell(paper, paper_best=_is_best(reported, name, better)) for name, paper in reported.items()}
+    best, paper_best = _best(means, better), _best(reported, better)
+    cells = {name: Cell(paper, paper_best=name in paper_best) for name, paper in reported.items()}
     for name, mean in means.items():
         seed_means = values[name].mean(axis=1)
-        cells[name] = Cell(
-            reported[name],
-            mean,
-            bootstrap_interval_of_mean(by_case[name]),
+        cells[name] = replace(
+            cells[name],
+            ours=mean,
+            interval=bootstrap_interval_of_mean(by_case[name]),
             seed_std=float(seed_means.std(ddof=1)) if len(seed_means) > 1 else None,
-            best=_is_best(means, name, better),
-            paper_best=cells[name].paper_best,
+            best=name in best,
             against_full=paired.get(name),
             p_holm=adjusted.get(name),
         )
     return cells
 
 
-def _is_best(values: Mapping[str, float | None], name: str, better: Better) -> bool:
-    """Whether no other row is better. A single value is not called the best."""
-    known = {other: float(goodness(value, better)) for other, value in values.items() if value is not None}
-    return name in known and len(known) > 1 and known[name] == max(known.values())
+def _best(values: Mapping[str, float | None], better: Better) -> set[str]:
+    """The rows with the best value. A single value is not called the best."""
+    known = {name: float(goodness(value, better)) for name, value in values.items() if value is not None}
+    return {name for name, value in known.items() if value == max(known.values())} if len(known) > 1 else set()

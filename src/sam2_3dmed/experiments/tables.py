@@ -6,23 +6,13 @@ from urllib.parse import quote
 from sam2_3dmed.evaluation.statistics import ALPHA, LEVEL, RESAMPLES
 from sam2_3dmed.evaluation.text_tables import csv_text, escape_latex, escape_markdown, latex_table, markdown_table
 from sam2_3dmed.experiments.paper import METRICS, PaperTable
-from sam2_3dmed.experiments.results import Cell, TaskRow, TaskTable
+from sam2_3dmed.experiments.results import COSTS, Cell, TaskRow, TaskTable
 
 _HEADINGS = {"dice": "Dice ↑", "iou": "IoU ↑", "hd95": "HD95 ↓", "nsd": "NSD ↑"}
+_KINDS = ("reported", "measured", "difference")
+_LATEX_MARKUP = (r"\textbf{{{}}}", "$^{*}$", r" {{\small [{}, {}]}}")
 _LATEX_ARROWS = {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
-_COST = {
-    "parameters": ("parameters [M]", 1e6),
-    "gflop": ("GFLOP a volume", 1.0),
-    "prediction_seconds": ("s a volume", 1.0),
-    "prediction_memory_mb": ("prediction [GB]", 1e3),
-    "training_seconds": ("training [h]", 3600.0),
-    "training_memory_mb": ("training [GB]", 1e3),
-    "prediction_gpu_memory_mb": ("prediction, GPU [GB]", 1e3),
-    "training_gpu_memory_mb": ("training, GPU [GB]", 1e3),
-    "training_energy_kj": ("training [kJ]", 1.0),
-    "prediction_energy_kj": ("kJ a volume", 1.0),
-}
-_ALWAYS_SHOWN = 6  # of the costs above; the others only where they are known
+_ALWAYS_SHOWN = 6  # of the costs; the others only where they are known
 _CSV_HEADING = [
     *("table", "task", "method", "row", "metric", "column", "cases", "seeds"),
     *("reported", "measured", "low", "high", "seed_std", "difference", "best", "reported_best"),
@@ -70,36 +60,36 @@ def _name(row: TaskRow) -> str:
 
 
 def _cells(row: TaskRow) -> list[str]:
-    return [_cell(metric, row.cells[metric]) for metric in METRICS]
+    return [" · ".join(_texts(metric, row.cells[metric], "**{}**", "\\*", " [{}, {}]")) for metric in METRICS]
 
 
-def _cell(metric: str, cell: Cell) -> str:
+def _texts(metric: str, cell: Cell, bold: str, star: str, interval: str) -> tuple[str, str, str]:
+    """Returns: reported, measured, difference, in the given markup."""
     reported, measured = _number(metric, cell.paper), _number(metric, cell.ours)
-    reported = f"**{reported}**" if cell.paper_best else reported
-    measured = (f"**{measured}**" if cell.best else measured) + ("\\*" if cell.significant else "")
+    reported = bold.format(reported) if cell.paper_best else reported
+    measured = bold.format(measured) if cell.best else measured
+    if cell.significant:
+        measured += star
     if cell.interval:
-        measured += f" [{_number(metric, cell.interval[0])}, {_number(metric, cell.interval[1])}]"
-    return f"{reported} · {measured} · {_number(metric, cell.difference, sign=True)}"
+        measured += interval.format(*(_number(metric, end) for end in cell.interval))
+    return reported, measured, _number(metric, cell.difference, sign="+")
 
 
-def _number(metric: str, value: float | None, sign: bool = False) -> str:
-    if value is None:
-        return "–"
-    return f"{value:{'+' if sign else ''}.{2 if metric == 'hd95' else 4}f}"
+def _number(metric: str, value: float | None, sign: str = "") -> str:
+    return "–" if value is None else f"{value:{sign}.{2 if metric == 'hd95' else 4}f}"
 
 
 def _cost_part(table: TaskTable) -> list[str]:
     finished = [row for row in table.rows if row.seeds]
     if not finished:
         return []
-    shown = {
-        key: heading
-        for place, (key, heading) in enumerate(_COST.items())
-        if place < _ALWAYS_SHOWN or any(row.cost[key] is not None for row in finished)
-    }
-    lines = [["", *(title for title, _ in shown.values())]]
-    for row in finished:
-        lines.append([escape_markdown(row.title), *(_amount(row.cost[key], unit) for key, (_, unit) in shown.items())])
+    shown = [
+        name
+        for place, name in enumerate(COSTS)
+        if place < _ALWAYS_SHOWN or any(row.cost[name] is not None for row in finished)
+    ]
+    lines = [["", *(COSTS[name][2] for name in shown)]]
+    lines += [[escape_markdown(row.title), *(_amount(row, name) for name in shown)] for row in finished]
     about = (
         "Cost, means over seeds. A volume is the first test case; GB are the highest resident memory of the process, "
         "libraries included; training holds validation and what came before an interruption."
@@ -107,18 +97,22 @@ def _cost_part(table: TaskTable) -> list[str]:
     return [about, markdown_table(lines)]
 
 
-def _amount(value: float | None, unit: float) -> str:
-    return "–" if value is None else f"{value / unit:.3g}" if abs(value / unit) < 1000 else f"{value / unit:.0f}"
+def _amount(row: TaskRow, name: str) -> str:
+    value = row.cost[name]
+    if value is None:
+        return "–"
+    value /= COSTS[name][3]
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def table_csv(paper: PaperTable, tables: Sequence[TaskTable]) -> str:
     """Format a line for each data set, row and metric. Cells that do not apply are empty."""
-    lines: list[Sequence[object]] = [[*_CSV_HEADING, *_COST]]
+    lines: list[Sequence[object]] = [[*_CSV_HEADING, *COSTS]]
     for table in tables:
         for row in table.rows:
             for metric in METRICS:
                 start = [paper.number, table.task.name, row.method, row.title, metric, table.columns.get(metric)]
-                costs = [row.cost[key] for key in _COST]
+                costs = [row.cost[name] for name in COSTS]
                 lines.append([*start, table.cases, row.seeds, *_csv_cell(row.cells[metric]), row.note, *costs])
     return csv_text(lines)
 
@@ -144,23 +138,10 @@ def _latex_part(paper: PaperTable, table: TaskTable) -> str:
     heading = ["", "", *(text[:-1] + _LATEX_ARROWS[text[-1]] for text in _HEADINGS.values())]
     lines: list[list[str]] = []
     for row in table.rows:
-        columns = zip(*(_latex_cell(metric, row.cells[metric]) for metric in METRICS), strict=True)
-        for title, kind, cells in zip(
-            [escape_latex(row.title), "", ""], ["reported", "measured", "difference"], columns, strict=True
-        ):
-            lines.append([title, kind, *cells])
+        cells = [_texts(metric, row.cells[metric], *_LATEX_MARKUP) for metric in METRICS]
+        titles = (escape_latex(row.title), "", "")
+        for title, kind, texts in zip(titles, _KINDS, zip(*cells, strict=True), strict=True):
+            lines.append([title, kind, *(text.replace("–", "--") for text in texts)])
     notes = [rf"{escape_latex(row.title)}: {escape_latex(row.note)}." for row in table.rows if row.note]
     below = [r"\par\smallskip", r"\parbox{\linewidth}{\footnotesize", "\n\n".join(notes) + "}"] if notes else []
     return latex_table(caption, "llrrrr", heading, [lines], below)
-
-
-def _latex_cell(metric: str, cell: Cell) -> tuple[str, str, str]:
-    """Returns: reported, measured, difference."""
-    values = _number(metric, cell.paper), _number(metric, cell.ours), _number(metric, cell.difference, sign=True)
-    reported, measured, difference = (text.replace("–", "--") for text in values)
-    reported = rf"\textbf{{{reported}}}" if cell.paper_best else reported
-    measured = (rf"\textbf{{{measured}}}" if cell.best else measured) + ("$^{*}$" if cell.significant else "")
-    if cell.interval:
-        low, high = (_number(metric, end) for end in cell.interval)
-        measured += rf" {{\small [{low}, {high}]}}"
-    return reported, measured, difference
