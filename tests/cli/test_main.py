@@ -1,6 +1,7 @@
 """The command line end to end on real files, and the one line that each mistake gets, with exit status 2."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,34 @@ def test_help_needs_no_torch() -> None:
     code += "try: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules, 'nibabel' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False False\n")
+
+
+def test_a_broken_package_costs_only_its_own_command(tmp_path: Path) -> None:
+    (tmp_path / "stranger-1.dist-info").mkdir()
+    (tmp_path / "stranger-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1\n")
+    entries = "[sam2_3dmed.commands]\nbad = stranger:commands\ngone = stranger_gone:commands\nodd = json:dumps\n"
+    (tmp_path / "stranger-1.dist-info" / "entry_points.txt").write_text(entries)
+    (tmp_path / "stranger.py").write_text("raise OSError('no disk\\n[/b] today')\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": path, "COLUMNS": "200"}
+        command = [sys.executable, "-m", "sam2_3dmed", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    overview = call("--help")
+    assert overview.returncode == 0
+    assert "demo" in overview.stdout
+    assert "stranger:commands cannot be imported: OSError: no disk [/b] today" in overview.stdout
+    reports = {
+        "bad": "stranger:commands cannot be imported: OSError: no disk [/b] today",
+        "gone": "stranger_gone:commands cannot be imported: ModuleNotFoundError: No module named 'stranger_gone'",
+        "odd": "json:dumps is no typer.Typer",
+    }
+    for name, reason in reports.items():
+        called = call(name, "scan.nii.gz", "--out", "masks")
+        assert (called.returncode, called.stderr) == (2, f"Error: {name}: {reason}\n")
+    assert "no such folder" in call("fingerprint", str(tmp_path / "missing")).stderr
 
 
 def test_fingerprint_proposes_a_plan_that_train_takes(blobs: Path, tmp_path: Path, capsys, monkeypatch) -> None:

@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated
 
@@ -14,11 +14,12 @@ from sam2_3dmed.cli.export import commands as exporting
 from sam2_3dmed.cli.options import Data, end_with, examples
 from sam2_3dmed.cli.predict import commands as inference
 from sam2_3dmed.cli.train import commands as training
-from sam2_3dmed.errors import DataError, UserError
+from sam2_3dmed.errors import ConfigError, DataError, UserError
 from sam2_3dmed.processes.signals import EXIT_STATUS, Terminated
 
 GROUP = "sam2_3dmed.commands"
-"""Entry points of this group are `typer.Typer` objects, whose commands stand beside ours."""
+"""Entry points of this group are `typer.Typer` objects, whose commands stand beside ours. An entry point should have
+the name of its command, which then reports that the package cannot be imported."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -106,10 +107,32 @@ def prepare(
     end_with(made.failures)
 
 
+def _commands_of(entry: EntryPoint) -> typer.Typer:
+    """The commands of another package, or one that gives the reason why there are none."""
+    try:
+        loaded = entry.load()
+        reason = f"{entry.value} is no typer.Typer"
+    except Exception as error:  # the module of another package may fail in any way
+        loaded, reason = None, f"{entry.value} cannot be imported: {type(error).__name__}: {error}"
+    if isinstance(loaded, typer.Typer):
+        return loaded
+    from rich.markup import escape
+
+    reason, commands = " ".join(reason.split()), typer.Typer()
+
+    @commands.command(
+        entry.name, help=escape(reason), context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+    )
+    def report() -> None:
+        raise ConfigError(f"{entry.name}: {reason}")
+
+    return commands
+
+
 for _commands in (training, inference, exporting, evaluation):
     app.add_typer(_commands)
 for _entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
-    app.add_typer(_entry.load())
+    app.add_typer(_commands_of(_entry))
 
 
 def main() -> None:
