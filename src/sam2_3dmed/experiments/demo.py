@@ -4,10 +4,11 @@ pictures."""
 import logging
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam2_3dmed.config import RunConfig, scratch
+from sam2_3dmed.config import RunConfig, scratch, with_settings
 from sam2_3dmed.data.dataset import Case, read_case, read_dataset
 from sam2_3dmed.data.phantom import write_phantom_dataset
 from sam2_3dmed.data.splits import Split
@@ -48,12 +49,11 @@ class DemoResult:
 
 def demo_recipe(minutes: float | None = None) -> RunConfig:
     """`scratch` with the nano model and a short training."""
-    config = scratch()
+    settings = ["model.size=nano", "model.image_size=128"]  # 96 pixels are too few for thin organs
     # The rate is higher than that of `scratch`, which has more than three times as many steps.
-    changes = {"epochs": 10, "single_slice_fraction": 0.8, "validate_every": 10, "learning_rate": 2.5e-3}
-    training = config.training.model_copy(update={**changes, "minutes": minutes})
-    model = config.model.model_copy(update={"size": "nano", "image_size": 128})  # 96 pixels are too few for thin organs
-    return config.model_copy(update={"training": training, "model": model})
+    training = {"epochs": 10, "single_slice_fraction": 0.8, "validate_every": 10, "learning_rate": 2.5e-3}
+    settings += [f"training.{key}={value}" for key, value in {**training, "minutes": minutes}.items()]
+    return with_settings(scratch(), settings)
 
 
 def run_demo(out: Path, *, num_cases: int = 40, minutes: float | None = None) -> DemoResult:
@@ -77,34 +77,27 @@ def run_demo(out: Path, *, num_cases: int = 40, minutes: float | None = None) ->
     train(TrainRequest(data, folder, recipe=demo_recipe(minutes), weights="none"))
     evaluation = test_run(folder, data)
     logger.info("held-out volumes:\n%s", summary_table(evaluation.summary()))
-    threshold = _threshold_dice(data, folder)
+    split, cases = Split.read(folder / SPLIT_FILE), {case.name: case for case in read_dataset(data).cases}
+    train_pairs, test_pairs = ([_read_pair(cases[name]) for name in part] for part in (split.train, split.test))
+    threshold = best_threshold_dice(train_pairs, test_pairs, classes=evaluation.labels).mean
     logger.info("the best intensity threshold reaches a mean Dice of %.4f on them", threshold)
     picture = out / "pictures" / "held_out.png"
-    _draw(data, folder, evaluation, picture)
+    _draw(cases, folder, evaluation, picture)
     logger.info("masks: %s; scores: %s; picture: %s", folder / "predictions", folder / "evaluation", picture)
     logger.info("report, opens in any browser: %s", write_report(folder, data))
     dice = {row["class"]: row["dice"]["mean"] for row in evaluation.summary()["results"]}
-    classes = [dice[name] for name in evaluation.labels.values()]
-    return DemoResult(dice[MEAN_NAME], min(classes), threshold, time.monotonic() - started)
-
-
-def _threshold_dice(data: Path, folder: Path) -> float:
-    dataset, split = read_dataset(data), Split.read(folder / SPLIT_FILE)
-    cases = {case.name: case for case in dataset.cases}
-    train, test = ([_read_pair(cases[name]) for name in names] for names in (split.train, split.test))
-    return best_threshold_dice(train, test, classes=dataset.labels).mean
+    lowest = min(dice[name] for name in evaluation.labels.values())
+    return DemoResult(dice[MEAN_NAME], lowest, threshold, time.monotonic() - started)
 
 
 def _read_pair(case: Case) -> Pair:
     image, label = read_case(case)
-    if label is None:
-        raise DataError(f"{case.images[0]}: has no label")
+    assert label is not None
     return image, label
 
 
-def _draw(data: Path, folder: Path, evaluation: Evaluation, path: Path) -> None:
+def _draw(cases: Mapping[str, Case], folder: Path, evaluation: Evaluation, path: Path) -> None:
     """Draw the best, the median and the worst case."""
-    cases = {case.name: case for case in read_dataset(data).cases}
     means = {case.name: next(row for row in case.rows if row.kind == "mean") for case in evaluation.cases}
     scores = {name: mean.scores["dice"] for name, mean in means.items()}
     ranked = sorted(scores, key=scores.__getitem__, reverse=True)

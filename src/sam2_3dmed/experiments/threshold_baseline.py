@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.volume.volume import Volume
 
 Pair = tuple[Volume, Volume]
@@ -65,19 +66,16 @@ def best_threshold_dice(
             if found > score:
                 best[value] = (found, Interval(low, high, sigma))
     intervals = {value: interval for value, (_, interval) in best.items()}
-    dice = {
-        value: float(np.mean([_dice(interval.mask(image), label.array == value) for image, label in test]))
+    scores = {
+        value: float(np.mean([dice(interval.mask(image), label.array == value) for image, label in test]))
         for value, interval in intervals.items()
     }
-    return ThresholdScore(intervals, dice, float(np.mean(list(dice.values()))))
+    return ThresholdScore(intervals, scores, float(np.mean(list(scores.values()))))
 
 
 def _smooth(image: Volume, sigma: float) -> NDArray[np.float32]:
-    array = image.array.astype(np.float32)
-    if sigma == 0:
-        return array
-    finest = min(image.spacing_mm)
-    return np.asarray(gaussian_filter(array, [sigma * finest / spacing for spacing in image.spacing_mm]))
+    sigmas = [sigma * min(image.spacing_mm) / spacing for spacing in image.spacing_mm]
+    return np.asarray(gaussian_filter(image.array.astype(np.float32), sigmas))
 
 
 def _best_interval(
@@ -104,9 +102,3 @@ def _counts(values: NDArray[np.float32], bounds: NDArray[np.float32]) -> NDArray
     order = np.sort(values, axis=None)
     below, up_to = np.searchsorted(order, bounds, side="left"), np.searchsorted(order, bounds, side="right")
     return np.asarray(up_to[None, :] - below[:, None], dtype=np.int64)
-
-
-def _dice(prediction: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """Dice of two masks, 1 if both are empty."""
-    size = int(prediction.sum()) + int(truth.sum())
-    return 2 * int((prediction & truth).sum()) / size if size else 1.0
