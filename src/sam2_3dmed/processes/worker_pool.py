@@ -1,4 +1,4 @@
-"""Worker processes that get cases one by one. A process that dies costs only the case that kills it twice.
+"""Worker processes that get cases one by one. Only a case that kills two processes is lost.
 
 concurrent.futures and loky end the whole pool when one process dies. pebble (LGPL) replaces the process, but it has one
 initializer for all processes, and calls a function for each case, so that no process can read its next case meanwhile.
@@ -64,43 +64,29 @@ def share_out(
         Cancelled: `cancel` was set. DataError: every process died before its first case. An error of `work` ends all
             processes and is raised here.
     """
-    waiting = _Waiting(deque(enumerate(cases)), deque())
+    fresh = deque(enumerate(cases))
+    suspects: deque[tuple[int, Any]] = deque()  # cases that a process may have died of
     left = len(cases)
     context = _context(preload)
     workers = [_Worker(context, work, place) for place in places[:left]]
     try:
         while left:
-            for worker in _with_news(workers, waiting, cancel):
-                try:
-                    index, result = worker.receive()
-                except _Gone:
+            for worker in workers:
+                worker.take(fresh, suspects)
+            for worker in _with_news(workers, cancel):
+                results = worker.receive()
+                if results is None:
                     workers.remove(worker)
-                    lost = worker.requeue(waiting)
-                    yield from lost
-                    left -= len(lost)
-                    if worker.ready and left:
+                    results = worker.give_back(fresh, suspects)
+                    if worker.ready and left > len(results):
                         workers.append(_Worker(context, work, worker.place))
-                    continue
-                if index is not None:
-                    yield index, result
-                    left -= 1
+                yield from results
+                left -= len(results)
     finally:
         for worker in workers:
             worker.connection.close()
         for worker in workers:
             worker.dismiss(at_once=left > 0)
-
-
-@dataclass
-class _Waiting:
-    """The numbered cases that no process has: untried ones, and suspects that a process may have died of."""
-
-    fresh: deque[tuple[int, Any]]
-    suspects: deque[tuple[int, Any]]
-
-
-class _Gone(Exception):  # noqa: N818
-    """A process has died."""
 
 
 class _Worker:
@@ -116,52 +102,50 @@ class _Worker:
         self._process.start()
         theirs.close()  # so that the death of the process ends the connection
 
-    def take(self, waiting: _Waiting) -> None:
+    def take(self, fresh: deque[tuple[int, Any]], suspects: deque[tuple[int, Any]]) -> None:
         """Take a suspect alone, or else as many fresh cases as a process may have; suspects go first."""
-        if waiting.suspects or self._alone:
-            if waiting.suspects and not self._cases:
-                self._alone = True
-                self._give(*waiting.suspects.popleft())
-            return
-        while waiting.fresh and len(self._cases) < _HANDED_OUT:
-            self._give(*waiting.fresh.popleft())
+        taken = []
+        if suspects:
+            if not self._cases:
+                taken, self._alone = [suspects.popleft()], True
+        elif not self._alone:
+            taken = [fresh.popleft() for _ in range(min(len(fresh), _HANDED_OUT - len(self._cases)))]
+        for index, case in taken:
+            self._cases[index] = case
+            with suppress(OSError):  # the process is dead; `receive` raises
+                self.connection.send((index, case))
 
-    def _give(self, index: int, case: Any) -> None:
-        self._cases[index] = case
-        with suppress(OSError):  # the process is dead; `receive` raises
-            self.connection.send((index, case))
+    def receive(self) -> list[tuple[int, Any]] | None:
+        """The number and the result of a case, or nothing when the process asks for its first case; None if it died.
 
-    def receive(self) -> tuple[int | None, Any]:
-        """The number and the result of a case; no number when the process is ready for its first case.
-
-        Raises:
-            _Gone: the process has died. An error of its work is raised as it is.
+        An error of its work is raised as it is.
         """
         try:
             index, result = self.connection.recv()
         except (EOFError, OSError):
-            raise _Gone from None
+            return None
         if index is None and isinstance(result, Exception):
             raise result
         self.ready = True
-        if index is not None:
-            del self._cases[index]
-            self._alone = False
-        return index, result
+        if index is None:
+            return []
+        del self._cases[index]
+        self._alone = False
+        return [(index, result)]
 
-    def requeue(self, waiting: _Waiting) -> list[tuple[int, Died]]:
+    def give_back(self, fresh: deque[tuple[int, Any]], suspects: deque[tuple[int, Any]]) -> list[tuple[int, Died]]:
         """Give the cases of a dead process back. Returns: the case that has now killed two processes, if any."""
         self._process.join()
         self.connection.close()
         ended = f"a worker process ended with status {self._process.exitcode} (-9: killed, perhaps for its memory)"
         if not self.ready:
             logger.warning("%s as it started; the others go on without it", ended)
-            (waiting.suspects if self._alone else waiting.fresh).extendleft(reversed(self._cases.items()))
+            (suspects if self._alone else fresh).extendleft(reversed(self._cases.items()))
         elif self._alone:
             return [(index, Died(f"worker processes died of it twice: {ended}")) for index in self._cases]
         else:
             logger.warning("%s; its cases are tried again", ended)
-            waiting.suspects.extend(self._cases.items())
+            suspects.extend(self._cases.items())
         return []
 
     def dismiss(self, *, at_once: bool) -> None:
@@ -172,15 +156,13 @@ class _Worker:
         self._process.join()
 
 
-def _with_news(workers: Sequence[_Worker], waiting: _Waiting, cancel: Event | None) -> list[_Worker]:
-    """Hand cases out, and wait for workers that have sent something, or have died."""
+def _with_news(workers: Sequence[_Worker], cancel: Event | None) -> list[_Worker]:
+    """Wait for workers that have sent something, or have died."""
     if not workers:
         raise DataError(
             "all worker processes died as they started: out of memory, or a script whose calls are not below "
             'if __name__ == "__main__"'
         )
-    for worker in workers:
-        worker.take(waiting)
     if cancel is not None and cancel.is_set():
         raise Cancelled("the work was cancelled")
     timeout = None if cancel is None else _SECONDS_BETWEEN_LOOKS
