@@ -14,7 +14,7 @@ import torch
 
 from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.inference.batch import Job, Results
-from sam2_3dmed.inference.manifest import Manifest, Provenance
+from sam2_3dmed.inference.manifest import Manifest
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.run.run_folder import load_model
 
@@ -53,7 +53,7 @@ def make_job():
     """A job of a run into a folder."""
 
     def make(run: Path, folder: Path) -> Job:
-        results = Results(folder, manifest=Manifest(folder, Provenance(str(run), "0")))
+        results = Results(folder, manifest=Manifest(folder, str(run), "0"))
         return Job(partial(load_model, run, direction="forward"), results)
 
     return make

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
@@ -13,7 +14,7 @@ from sam2_3dmed.errors import Cancelled, DataError, VolumeError
 from sam2_3dmed.inference.batch import Job, Results, predict_batch, predict_each
 from sam2_3dmed.inference.inputs import Input, find_inputs
 from sam2_3dmed.inference.interface import require_not_cancelled
-from sam2_3dmed.inference.manifest import Manifest, Provenance
+from sam2_3dmed.inference.manifest import Manifest
 from sam2_3dmed.inference.output import MaskFormat
 from sam2_3dmed.volume.volume import Volume
 
@@ -181,7 +182,7 @@ class TestPredictEach:
         assert all(event.is_set() for event in written.values())
 
     def test_each_finished_case_is_in_the_manifest(self, inputs, tmp_path):
-        results = Results(tmp_path, manifest=Manifest(tmp_path, Provenance("m", "0")))
+        results = Results(tmp_path, manifest=Manifest(tmp_path, "m", "0"))
         outcomes = predict_batch(Job(of(threshold), results), inputs)
         lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
         assert [line["name"] for line in lines] == [o.name for o in outcomes if o.error is None] == ["good", "zero"]
@@ -223,7 +224,7 @@ class Here:
 
 @pytest.fixture
 def job(tmp_path):
-    return Job(of(threshold), Results(tmp_path / "out", manifest=Manifest(tmp_path / "out", Provenance("m", "0"))))
+    return Job(of(threshold), Results(tmp_path / "out", manifest=Manifest(tmp_path / "out", "m", "0")))
 
 
 def test_a_second_run_does_what_the_first_did_not(job, four):
@@ -260,7 +261,8 @@ def test_overwrite_does_all_again_and_a_part_of_it_passes_over_what_that_has_don
     predict_batch(job, four, runner)
     predict_batch(job, four, runner, overwrite=True)
     assert runner.given == [list("abcd")] * 2
-    predict_batch(job.on_another_host(), four, runner)  # as a task on a cluster would, or start again
+    on_another_host = replace(job.results, manifest=replace(job.results.manifest, per_host=True))
+    predict_batch(replace(job, results=on_another_host), four, runner)  # as a task on a cluster would, or start again
     assert len(runner.given) == 2
 
 
@@ -278,7 +280,7 @@ def test_without_a_manifest_all_is_done(job, four):
     bare = Job(job.load, Results(job.results.folder))
     runner = Here()
     predict_batch(bare, four, runner)
-    predict_batch(bare.on_another_host(), four, runner)
+    predict_batch(bare, four, runner)
     assert runner.given == [list("abcd")] * 2
     assert not list(job.results.folder.glob("*.jsonl"))
 

@@ -12,15 +12,15 @@ import pytest
 
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.inference.inputs import Input
-from sam2_3dmed.inference.manifest import Manifest, Provenance, checksum
+from sam2_3dmed.inference.manifest import Manifest, checksum
 
-PROVENANCE = Provenance("runs/a", "0123", {"overlap": 0.5, "codes": {"liver": ("1", "SCT", "Liver")}})
+OPTIONS = {"overlap": 0.5, "codes": {"liver": ("1", "SCT", "Liver")}}
 
 
 @pytest.fixture
 def manifest(tmp_path):
     (tmp_path / "out").mkdir()
-    return Manifest(tmp_path / "out", PROVENANCE)
+    return Manifest(tmp_path / "out", "runs/a", "0123", OPTIONS)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_line_says_all_of_it(manifest, item, output):
 
 def test_nothing_is_finished_at_first(manifest, item, tmp_path):
     assert manifest.finished([item]) == [False]
-    assert Manifest(tmp_path / "nowhere", PROVENANCE).finished([item]) == [False]
+    assert replace(manifest, folder=tmp_path / "nowhere").finished([item]) == [False]
 
 
 def touched(item, output):
@@ -92,18 +92,18 @@ def test_a_case_that_lies_elsewhere_is_another(manifest, item, output, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("provenance", "finished"),
+    ("change", "finished"),
     [
-        (replace(PROVENANCE, model="moved/a"), True),
-        (replace(PROVENANCE, model_checksum="0124"), False),
-        (replace(PROVENANCE, options=PROVENANCE.options | {"overlap": 0.25}), False),
-        (replace(PROVENANCE, options=PROVENANCE.options | {"flips": True}), False),
-        (replace(PROVENANCE, options={"overlap": 0.5}), False),
+        ({"model": "moved/a"}, True),
+        ({"model_checksum": "0124"}, False),
+        ({"options": OPTIONS | {"overlap": 0.25}}, False),
+        ({"options": OPTIONS | {"flips": True}}, False),
+        ({"options": {"overlap": 0.5}}, False),
     ],
 )
-def test_another_model_or_option_does_it_again(manifest, item, output, provenance, finished):
+def test_another_model_or_option_does_it_again(manifest, item, output, change, finished):
     manifest.note(item, [output], 1)
-    assert Manifest(manifest.folder, provenance).finished([item]) == [finished]
+    assert replace(manifest, **change).finished([item]) == [finished]
 
 
 def test_another_series_of_the_same_files(manifest, item, output):
@@ -174,7 +174,7 @@ def test_several_writers_lose_and_mix_nothing(manifest, item, output):
 
 
 def test_files_of_several_hosts_are_read_together(manifest, item, output):
-    other = manifest.of_this_host()
+    other = replace(manifest, per_host=True)
     other.note(item, [output], 1)
     assert [path.name for path in manifest.folder.glob("*.jsonl")] == [f"manifest.{socket.gethostname()}.jsonl"]
     assert manifest.finished([item]) == [True]
@@ -183,7 +183,7 @@ def test_files_of_several_hosts_are_read_together(manifest, item, output):
 def test_to_forget_takes_just_these_cases_away(manifest, item, output):
     for name in "abc":
         manifest.note(replace(item, name=name), [output], 1)
-    manifest.of_this_host().note(item, [output], 1)
+    replace(manifest, per_host=True).note(item, [output], 1)
     manifest.forget([item, replace(item, name="c")])
     assert [line["name"] for line in lines(manifest)] == ["b"]
     assert manifest.finished([item, replace(item, name="b")]) == [False, True]

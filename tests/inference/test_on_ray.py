@@ -11,7 +11,7 @@ import pytest
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.batch import Job, Results, predict_batch
 from sam2_3dmed.inference.inputs import find_inputs
-from sam2_3dmed.inference.workers import RayTries, RayWorker, on_ray
+from sam2_3dmed.inference.workers import on_ray
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
@@ -76,18 +76,6 @@ def test_a_case_that_kills_twice_is_told_and_costs_only_itself(cluster, tmp_path
     assert "worker processes died of it twice" in errors["c9"]
     assert "broken.nii.gz" in errors["broken"]
     assert [read_label(o.output).array.max() for o in outcomes if o.output] == [0, 1, 1, 1]
-
-
-def test_a_case_that_ray_repeats_is_not_taken_for_one_that_kills(cluster, tmp_path, monkeypatch):
-    """As it does when a worker dies before Ray has heard of what it had ended."""
-    monkeypatch.chdir(tmp_path)
-    Volume(np.ones((2, 2, 2), np.int16), np.eye(4)).write(tmp_path / "c1.nii.gz")
-    tries = cluster.remote(num_cpus=0)(RayTries).remote()
-    job = Job(load_deadly, Results(tmp_path / "out"))
-    inputs = find_inputs([tmp_path / "c1.nii.gz"], 1)
-    job.results.make_folders(inputs)
-    worker = RayWorker(job, inputs, tmp_path, "cpu", 1, tries)
-    assert [worker({"item": 0})["error"] for _ in range(4)] == [""] * 4
 
 
 def test_a_model_that_cannot_be_loaded_is_told(cluster, blobs, tmp_path, make_job):

@@ -16,9 +16,9 @@ LABELS = {1: "left kidney", 5: "tumour"}
 def write(prefix, indices):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(20, 2, 3, 4, generator=generator)
-    with writing_probabilities(prefix, LABELS, GRID, "axial") as writer:
+    with writing_probabilities(prefix, LABELS, GRID, "axial") as write:
         for index in indices:
-            writer.add(index, logits[index])
+            write(index, logits[index])
     return logits
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.processes.atomic import make_folder, write_text
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
@@ -42,10 +42,7 @@ class Auxiliary:
             {"slices": list(slab.slices), "relative_position": slab.relative_position.astype(float).round(4).tolist()}
             for slab in self.positions
         ]
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
+        make_folder(folder)
         if self.boundary is not None:
             self.boundary.write(boundary_file(folder, name))
         # Last: `read` looks for it.

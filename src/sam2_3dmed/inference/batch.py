@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -21,6 +21,7 @@ from sam2_3dmed.inference.interface import Segmenter, require_not_cancelled
 from sam2_3dmed.inference.manifest import Manifest
 from sam2_3dmed.inference.output import MaskFormat
 from sam2_3dmed.inference.probabilities import probability_files
+from sam2_3dmed.processes.atomic import make_folder
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
@@ -87,12 +88,9 @@ class Results:
         for file in (file for item in inputs for file in item.sources):
             if file.resolve() in outputs:
                 raise DataError(f"{file}: a mask would replace this input; choose another folder for the masks")
-        folders = {file.parent for item in inputs for file in self.files(item)} | {self.folder}
-        try:
-            for folder in filter(None, folders):
-                folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
+        for folder in {file.parent for item in inputs for file in self.files(item)} | {self.folder}:
+            if folder is not None:
+                make_folder(folder)
 
 
 Report = Callable[[int, Outcome], None]
@@ -108,12 +106,6 @@ class Job:
     load: Callable[..., Segmenter]
     """Called as `load(device=NAME)`; None is the default device."""
     results: Results
-
-    def on_another_host(self) -> "Job":
-        """The same job for a process on another machine, which writes to a manifest of its own."""
-        if self.results.manifest is None:
-            return self
-        return replace(self, results=replace(self.results, manifest=self.results.manifest.of_this_host()))
 
 
 Runner = Callable[[Job, Sequence[Input], Report], None]

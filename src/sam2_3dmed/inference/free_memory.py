@@ -1,5 +1,6 @@
 """The free memory of a device, and errors that mean that there was too little."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -22,8 +23,11 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserved
-    left = [left for left in (_machine(), _container(), _ulimit()) if left is not None]
-    return max(0, min(left, default=_UNKNOWN))
+    left: list[int | None] = []
+    for measure in (_machine, _container, _ulimit):
+        with suppress(ImportError, OSError, ValueError, KeyError):  # this system has no such figure
+            left.append(measure())
+    return max(0, min((size for size in left if size is not None), default=_UNKNOWN))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -34,28 +38,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(part in text for part in _OUT_OF_MEMORY)
 
 
-def _machine() -> int | None:
-    try:
-        lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="ascii").splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
-        return None
+def _machine() -> int:
+    lines = dict(line.split(":", 1) for line in _MEMINFO.read_text(encoding="ascii").splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
 
 
-def _container() -> int | None:
-    try:
-        limit, used = (int((_CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # none, another kind of cgroup, or "max"
-        return None
+def _container() -> int:
+    limit, used = (int((_CGROUP / name).read_text(encoding="ascii")) for name in ("memory.max", "memory.current"))
     return limit - used
 
 
 def _ulimit() -> int | None:
-    try:
-        import resource
+    import resource
 
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
-    except (ImportError, OSError, ValueError):  # Windows has no such limit, macOS no such file
-        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     return None if limit == resource.RLIM_INFINITY else limit - used

@@ -8,8 +8,8 @@ import os
 import socket
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from hashlib import file_digest, sha256
 from importlib.metadata import version
@@ -19,41 +19,27 @@ from typing import Any
 
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.inference.inputs import Input
-from sam2_3dmed.processes.atomic import write_text
-
-FILE = "manifest.jsonl"
-_FILES = "manifest*.jsonl"
+from sam2_3dmed.processes.atomic import naming, write_text
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Provenance:
-    """Everything besides the input that decides a mask."""
+class Manifest:
+    """The finished inputs of a folder, and everything besides an input that decides its mask.
 
+    All manifest files of the folder are read.
+    """
+
+    folder: Path
     model: str
     """The run folder."""
     model_checksum: str
     """The checksum of its files."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The options that change a mask or its file."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """The finished inputs of a folder.
-
-    file: the file that this process appends to. Processes of one machine may share it. Processes of several machines
-    may not share it on a network file system; they use `of_this_host`. All manifest files of the folder are read.
-    """
-
-    folder: Path
-    provenance: Provenance
-    file: str = FILE
-
-    def of_this_host(self) -> Manifest:
-        """The same manifest, with a file that no other machine appends to."""
-        return replace(self, file=f"manifest.{socket.gethostname()}.jsonl")
+    per_host: bool = False
+    """Append to a file of this machine's own: on a network file system, machines may not append to the same one."""
 
     def note(self, item: Input, outputs: Sequence[Path], seconds: float) -> None:
         """Append the line of a finished input, after removing a torn line that a killed process has left.
@@ -66,13 +52,13 @@ class Manifest:
             **_identity(item),
             "outputs": {path.relative_to(self.folder).as_posix(): checksum([path]) for path in outputs},
             "seconds": round(seconds, 3),
-            **asdict(self.provenance),
+            **{key: value for key, value in asdict(self).items() if key in ("model", "model_checksum", "options")},
             "version": version("sam2-3dmed"),
             "worker": f"{socket.gethostname()}:{os.getpid()}",
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        path = self.folder / self.file
-        with _naming(path, "cannot be written"), path.open("a+b") as file:
+        path = self.folder / (f"manifest.{socket.gethostname()}.jsonl" if self.per_host else "manifest.jsonl")
+        with naming(path, "cannot be written"), path.open("a+b") as file:
             with suppress(ImportError, OSError):  # one process at a time, on systems that have locks
                 import fcntl
 
@@ -81,15 +67,14 @@ class Manifest:
             file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
 
     def finished(self, inputs: Sequence[Input]) -> list[bool]:
-        """Whether the outputs of each input are whole, and were made of it as it is now with this provenance.
+        """Whether the outputs of each input are whole, and were made of it as it is now by this model and its options.
 
-        An input that is in memory is never finished.
+        An input that is in memory is never finished. The model's checksum decides, not its folder.
         """
         by_name: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for line in self.lines():
             by_name[str(line["name"])].append(line)
-        same = asdict(self.provenance)
-        del same["model"]  # the checksum decides, not the folder
+        same = {key: value for key, value in asdict(self).items() if key in ("model_checksum", "options")}
         return [
             bool(item.files) and any(self._holds(line, _identity(item) | same) for line in reversed(by_name[item.name]))
             for item in inputs
@@ -112,7 +97,7 @@ class Manifest:
                 write_text(path, "".join(f"{text}\n" for forgotten, text in lines if not forgotten))
 
     def _files(self) -> list[Path]:
-        return sorted(self.folder.glob(_FILES))
+        return sorted(self.folder.glob("manifest*.jsonl"))
 
     def _holds(self, line: Mapping[str, Any], same: Mapping[str, Any]) -> bool:
         """Whether a line agrees with all of `same`, and its outputs still have their checksums."""
@@ -126,15 +111,6 @@ class Manifest:
             return False
 
 
-@contextmanager
-def _naming(path: Path, problem: str = "cannot be read") -> Iterator[None]:
-    """An OSError becomes a DataError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{path}: {problem}: {error.strerror or error}") from None
-
-
 def checksum(files: Sequence[Path]) -> str:
     """SHA-256 of the contents of the files.
 
@@ -143,7 +119,7 @@ def checksum(files: Sequence[Path]) -> str:
     """
     digests = []
     for path in files:
-        with _naming(path), path.open("rb") as file:
+        with naming(path, "cannot be read"), path.open("rb") as file:
             digests.append(file_digest(file, "sha256").hexdigest())
     return digests[0] if len(digests) == 1 else sha256(" ".join(digests).encode()).hexdigest()
 
@@ -155,7 +131,7 @@ def _identity(item: Input) -> dict[str, Any]:
     """
     digest, size = sha256(), 0
     for file in item.all_files():
-        with _naming(file):
+        with naming(file, "cannot be read"):
             state = file.stat()
         size += state.st_size
         digest.update(f"{file.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
@@ -168,7 +144,7 @@ def _identity(item: Input) -> dict[str, Any]:
 
 def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """Content and text of each whole line. The input of a torn line is predicted again."""
-    with _naming(path):
+    with naming(path, "cannot be read"):
         texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for text in texts:
         try:
@@ -181,12 +157,9 @@ def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 def _cut_torn_line(file: BufferedRandom) -> None:
     """Remove a last line without an end. Its writer is dead, since it would hold the lock otherwise."""
-    size = file.seek(0, os.SEEK_END)
-    if size == 0:
-        return
-    file.seek(-1, os.SEEK_END)
-    if file.read(1) != b"\n":
-        file.seek(0)
-        whole = file.read()
-        file.truncate(whole.rfind(b"\n") + 1)
+    file.seek(0)
+    content = file.read()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        file.truncate(whole)
         logger.warning("%s: its last line was torn, and is removed", file.name)

@@ -39,11 +39,19 @@ FORMATS: Mapping[str, Writer] = {
 
 @dataclass(frozen=True)
 class MaskFormat:
-    """How masks are written. labels: the name of each value above 0; codes: DICOM codes by name."""
+    """How masks are written. labels: the name of each value above 0; codes: DICOM codes by name.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
 
     name: str = "nifti"
     labels: Mapping[int, str] = field(default_factory=dict)
     codes: Mapping[str, Code] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.name not in FORMATS:
+            raise ConfigError(f"--format {self.name}: expected {', '.join(FORMATS)}")
 
     @property
     def ending(self) -> str:
@@ -65,14 +73,3 @@ class MaskFormat:
         writer = FORMATS[self.name]
         values = {"labels": self.labels, "codes": self.codes, "series": series}
         resolve_name(writer.function)(mask, path=path, **{name: values[name] for name in writer.arguments})
-
-
-def format_name(text: str) -> str:
-    """Check the name of a format.
-
-    Raises:
-        ConfigError: there is no such format.
-    """
-    if text not in FORMATS:
-        raise ConfigError(f"--format {text}: expected {', '.join(FORMATS)}")
-    return text

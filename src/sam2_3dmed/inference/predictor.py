@@ -17,7 +17,7 @@ from sam2_3dmed.inference.interface import PredictOptions, refuse_boxes, require
 from sam2_3dmed.inference.logits_to_mask import argmax_mask, boundary_map
 from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
 from sam2_3dmed.inference.probabilities import writing_probabilities
-from sam2_3dmed.inference.slabs import Slab, slab_logits
+from sam2_3dmed.inference.slabs import OnPositions, Slab, slab_logits
 from sam2_3dmed.inference.stream import stream_logits
 from sam2_3dmed.inference.tta import Forward, SliceStack, compile_network
 from sam2_3dmed.model.network import SAM2For3dMed
@@ -25,8 +25,6 @@ from sam2_3dmed.model.prompts import Prompts
 from sam2_3dmed.volume.preprocess import Preprocessing
 from sam2_3dmed.volume.slices import SlicingAxis, volume_to_slices
 from sam2_3dmed.volume.volume import Volume, describe_difference
-
-OnPositions = Callable[[Slab, Tensor], None]
 
 
 def _ignore(slab: Slab, positions: Tensor) -> None:
@@ -85,7 +83,6 @@ class Predictor:
         """Class indices (N, H0, W0), 0 background, of slices (N, C, H0, W0) in [0, 1].
 
         Args:
-            on_positions: called with each slab and its P_pos (D, D), for a network that has SRPP.
             reference: the true class indices, (N, H0, W0), for a network that takes boxes.
         """
         height, width = slices.shape[-2:]
@@ -195,11 +192,11 @@ def fill_mask(
     prefix, on_slice, cancel = options.get("probabilities"), options.get("on_slice"), options.get("cancel")
     files = writing_probabilities(prefix, labels, volume, axis) if prefix else nullcontext()
     require_not_cancelled(cancel)
-    with files as writer:
+    with files as write:
         for done, (index, of_slice) in enumerate(logits, start=1):
             values[index] = argmax_mask(of_slice, height, width, tuple(labels)).cpu().numpy()
-            if writer is not None:
-                writer.add(index, log_odds(of_slice))
+            if write is not None:
+                write(index, log_odds(of_slice))
             if on_slice is not None:
                 on_slice(done, len(values))
             require_not_cancelled(cancel)

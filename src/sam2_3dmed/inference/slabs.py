@@ -37,6 +37,10 @@ class Slab:
         return indices[::-1] if self.reverse else indices
 
 
+OnPositions = Callable[[Slab, Tensor], None]
+"""Called with each slab and its P_pos (D, D), for a network that has SRPP."""
+
+
 def plan_slabs(num_slices: int, slab_slices: int, overlap: float, direction: Direction) -> list[Slab]:
     """Slabs that cover every slice, by ascending start. The last slab ends with the last slice.
 
@@ -82,7 +86,12 @@ class FeatureBuffer:
 
     def gather(self, slabs: list[Slab]) -> list[list[DecoderFeatures]]:
         """The features of some slabs, each in the order of its slab."""
-        self._encode_until(max(w.start + w.length for w in slabs))
+        end = max(slab.start + slab.length for slab in slabs)
+        while self._next < end:
+            stop = min(end, self._next + self._forward.chunk)
+            encoded = self._forward.encode(self._next, stop)
+            self._features.update(zip(range(self._next, stop), encoded, strict=True))
+            self._next = stop
         return [[self._features[i] for i in slab.order] for slab in slabs]
 
     def forget_before(self, index: int) -> None:
@@ -90,27 +99,14 @@ class FeatureBuffer:
         for i in [i for i in self._features if i < index]:
             del self._features[i]
 
-    def _encode_until(self, end: int) -> None:
-        while self._next < end:
-            stop = min(end, self._next + self._forward.chunk)
-            encoded = self._forward.encode(self._next, stop)
-            self._features.update(zip(range(self._next, stop), encoded, strict=True))
-            self._next = stop
-
 
 def slab_logits(
-    forward: Forward,
-    slab_slices: int,
-    on_positions: Callable[[Slab, Tensor], None] = lambda slab, positions: None,
+    forward: Forward, slab_slices: int, on_positions: OnPositions = lambda slab, positions: None
 ) -> Iterator[tuple[int, Tensor]]:
     """The index and the blended logits of each slice, in the order of the slices.
 
     Without a batch size in the config, `slabs_that_fit` chooses it. A batch that does not fit after all is decoded slab
     by slab, and so are the following ones.
-
-    Args:
-        slab_slices: D.
-        on_positions: called with each slab and its P_pos (D, D), for a network that has SRPP.
     """
     num_slices, batch_size = len(forward.slices), forward.config.batch_size
     slabs = plan_slabs(num_slices, slab_slices, forward.config.overlap, forward.config.direction)

@@ -3,9 +3,11 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Any, Self
 
 import torch
 from torch import Tensor
@@ -27,7 +29,6 @@ class TensorSpill:
     def __init__(self, count: int, in_memory_bytes: int) -> None:
         self._count = count
         self._in_memory_bytes = in_memory_bytes
-        self._records: dict[int, list[Tensor]] = {}
         self._file: IO[bytes] | None = None
         self._offsets: dict[int, int] = {}
         self._kinds: list[tuple[torch.Size, torch.dtype]] = []
@@ -39,9 +40,11 @@ class TensorSpill:
         self.close()
 
     def close(self) -> None:
-        self._records.clear()
         if self._file is not None:
             self._file.close()
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._offsets
 
     def put(self, number: int, record: Sequence[Tensor]) -> None:
         """Keep a record.
@@ -50,18 +53,14 @@ class TensorSpill:
             DataError: there is no room for all of them, or it cannot be written.
         """
         record = [tensor.detach().cpu().contiguous() for tensor in record]
-        if not self._kinds:
-            self._kinds = [(tensor.shape, tensor.dtype) for tensor in record]
-            self._choose(self._count * sum(tensor.nbytes for tensor in record))
-        if self._file is None:
-            self._records[number] = record
-            return
-        try:
-            self._offsets[number] = self._file.seek(0, os.SEEK_END)
+        with _in_one_line():
+            if self._file is None:
+                self._file = self._open(self._count * sum(tensor.nbytes for tensor in record))
+                self._kinds = [(tensor.shape, tensor.dtype) for tensor in record]
+            offset = self._file.seek(0, os.SEEK_END)
             for tensor in record:
                 self._file.write(_bytes(tensor))
-        except OSError as error:
-            raise _cannot(error) from None
+            self._offsets[number] = offset
 
     def take(self, number: int) -> list[Tensor]:
         """Remove a record. Returns: its tensors, on the CPU.
@@ -69,31 +68,21 @@ class TensorSpill:
         Raises:
             DataError: it cannot be read.
         """
-        if self._file is None:
-            return self._records.pop(number)
-        record = []
-        try:
-            self._file.seek(self._offsets.pop(number))
-            for shape, dtype in self._kinds:
-                tensor = torch.empty(shape, dtype=dtype)
-                self._file.readinto(_bytes(tensor))  # type: ignore[attr-defined]
-                record.append(tensor)
-        except OSError as error:
-            raise _cannot(error) from None
+        file: Any = self._file
+        record = [torch.empty(shape, dtype=dtype) for shape, dtype in self._kinds]
+        with _in_one_line():
+            file.seek(self._offsets.pop(number))
+            for tensor in record:
+                file.readinto(_bytes(tensor))
         return record
 
-    def _choose(self, total_bytes: int) -> None:
+    def _open(self, total_bytes: int) -> IO[bytes]:
         if total_bytes <= self._in_memory_bytes:
-            return
-        folder = temporary_folder()
-        try:
-            free = shutil.disk_usage(folder).free
-            if free < total_bytes:
-                raise OSError(f"{total_bytes / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free")
-            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it is open as long as this object)
-        except OSError as error:
-            self._kinds = []
-            raise _cannot(error) from None
+            return BytesIO()
+        free = shutil.disk_usage(temporary_folder()).free
+        if free < total_bytes:
+            raise OSError(f"{total_bytes / 2**30:.1f} GiB are needed and {free / 2**30:.1f} are free")
+        return tempfile.TemporaryFile(dir=temporary_folder())
 
 
 def temporary_folder() -> str:
@@ -108,6 +97,11 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.flatten().view(torch.uint8).numpy().data
 
 
-def _cannot(error: OSError) -> DataError:
-    reason = error.strerror or str(error)
-    return DataError(f"{temporary_folder()}: no temporary file: {reason}; TMPDIR names another folder")
+@contextmanager
+def _in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        message = f"{temporary_folder()}: no temporary file: {reason}; TMPDIR names another folder"
+        raise DataError(message) from None

@@ -1,17 +1,14 @@
 """A batch in other processes: of this machine, of a Ray cluster, or of a SLURM cluster."""
 
-from __future__ import annotations
-
 import os
 import time
-from collections import Counter
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from threading import Event
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sam2_3dmed.errors import ConfigError, UserError
 from sam2_3dmed.inference.batch import Job, Outcome, Report, predict_batch, predict_each
@@ -21,12 +18,8 @@ from sam2_3dmed.processes.map_cases import num_processors
 from sam2_3dmed.processes.slurm import SECONDS_BETWEEN_LOOKS, how_it_ended, submit
 from sam2_3dmed.processes.worker_pool import Died, share_out
 
-if TYPE_CHECKING:
-    from submitit import Job as Task
-
 # These take seconds to import. The second is imported when a network is built.
 _PRELOAD = ("sam2_3dmed.inference.predictor", "transformers.models.sam2.modeling_sam2")
-_RAY_TRIES = 2
 
 
 def assign_devices(device: str | None, workers: int | None) -> list[str | None]:
@@ -76,34 +69,35 @@ def _work(job: Job, threads: int, device: str | None, inputs: Iterator[tuple[int
 def on_ray(
     job: Job, inputs: Sequence[Input], report: Report, *, workers: int, device: str | None, cancel: Event | None = None
 ) -> None:
-    """Run a job in workers of the Ray cluster at RAY_ADDRESS, or of a new one on this machine.
+    """Run a job in actors of the Ray cluster at RAY_ADDRESS, or of a new one on this machine.
 
-    Each worker loads the model once and gets one input at a time. A worker that dies is started again, and its input is
-    tried once more; an input that kills two workers is reported as failed.
+    Each actor gets one input at a time. If it dies, Ray starts it again and tries its input once more; an input that
+    kills two actors is reported as failed.
 
     Raises:
         Cancelled: `cancel` was set. ConfigError: the extra is missing, or the cluster has no room for the workers.
     """
     with ray_cluster(workers, use_gpus=device != "cpu") as (threads, gpus):
-        import ray.data
+        import ray
 
-        context = ray.data.DataContext.get_current()
-        bars, context.enable_progress_bars = context.enable_progress_bars, False
-        try:
-            tries = ray.remote(num_cpus=0)(RayTries).remote()
-            rows = ray.data.from_items([{"item": n} for n in range(len(inputs))], override_num_blocks=len(inputs)).map(
-                RayWorker,
-                fn_constructor_args=(job, list(inputs), Path.cwd(), device, threads, tries),
-                compute=ray.data.ActorPoolStrategy(size=min(workers, len(inputs)), max_tasks_in_flight_per_actor=1),
-                num_cpus=1,
-                num_gpus=gpus,
-            )
-            for row in rows.iter_rows():
-                item, error = inputs[row["item"]], row["error"]
-                report(row["item"], Outcome(item.name, None if error else job.results.mask_file(item), error or None))
-                require_not_cancelled(cancel)
-        finally:
-            context.enable_progress_bars = bars
+        kind = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=-1, max_task_retries=1)(RayWorker)
+        idle = [kind.remote(job, Path.cwd(), device, threads) for _ in range(min(workers, len(inputs)))]
+        waiting = deque(range(len(inputs)))
+        working: dict[Any, tuple[Any, int]] = {}
+        while waiting or working:
+            while waiting and idle:
+                actor, number = idle.pop(), waiting.popleft()
+                working[actor.predict.remote(inputs[number])] = actor, number
+            (done,), _ = ray.wait(list(working), num_returns=1)
+            actor, number = working.pop(done)
+            item = inputs[number]
+            try:
+                error = ray.get(done)
+            except ray.exceptions.RayActorError:
+                error = f"{item.source}: worker processes died of it twice"
+            idle.append(actor)
+            report(number, Outcome(item.name, None if error else job.results.mask_file(item), error))
+            require_not_cancelled(cancel)
 
 
 @contextmanager
@@ -117,7 +111,7 @@ def ray_cluster(workers: int, *, use_gpus: bool = True) -> Iterator[tuple[int, i
         ConfigError: the extra is missing, or the cluster has no room for the workers.
     """
     try:
-        import ray.data
+        import ray
     except ImportError:
         raise ConfigError("--cluster ray needs the extra: pip install 'sam2-3dmed[ray]'") from None
     ours = not ray.is_initialized()
@@ -135,61 +129,28 @@ def ray_cluster(workers: int, *, use_gpus: bool = True) -> Iterator[tuple[int, i
             ray.shutdown()
 
 
-class RayTries:
-    """One process that counts how often each input was begun and not ended, since Ray itself repeats without end.
-
-    Ray also repeats an input that was ended, if its worker dies before Ray has the result.
-    """
-
-    def __init__(self) -> None:
-        self._begun: Counter[int] = Counter()
-
-    def begin(self, number: int) -> int:
-        """Count an input. Returns: how often it was begun since it last ended."""
-        self._begun[number] += 1
-        return self._begun[number]
-
-    def end(self, number: int) -> None:
-        del self._begun[number]
-
-
 class RayWorker:
-    """One process of the cluster.
+    """An actor of the cluster. Its first input loads the model, so that a model that kills it is not loaded for ever.
 
     Args:
         folder: the working folder, from which relative paths count.
-        tries: a handle of `RayTries`.
     """
 
-    def __init__(
-        self, job: Job, inputs: Sequence[Input], folder: Path, device: str | None, threads: int, tries: Any
-    ) -> None:
+    def __init__(self, job: Job, folder: Path, device: str | None, threads: int) -> None:
         with suppress(OSError):  # if this machine does not have it, only absolute paths work
             os.chdir(folder)
         limit_threads(threads)
-        self.job = job.on_another_host()
-        self.inputs = inputs
-        self.tries = tries
-        self.error = ""
-        try:
-            self.segmenter = self.job.load(device=device)
-        except UserError as error:  # every input fails with it; Ray would start the worker again and again
-            self.error = str(error)
+        self._results = job.results
+        self._load = cache(partial(job.load, device=device))
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Predict the input whose number is in the row. Returns: the row with the reason of a failure, or ""."""
-        import ray
-
-        number = int(row["item"])
-        item = self.inputs[number]
-        if self.error:
-            return {"item": number, "error": self.error}
-        if ray.get(self.tries.begin.remote(number)) > _RAY_TRIES:
-            return {"item": number, "error": f"{item.source}: worker processes died of it twice"}
+    def predict(self, item: Input) -> str | None:
+        """Predict an input. Returns: the reason of a failure."""
         outcomes: list[Outcome] = []
-        predict_each(self.segmenter, [(number, item)], self.job.results, lambda _, outcome: outcomes.append(outcome))
-        ray.get(self.tries.end.remote(number))
-        return {"item": number, "error": outcomes[0].error or ""}
+        try:
+            predict_each(self._load(), [(0, item)], self._results, lambda _, outcome: outcomes.append(outcome))
+        except UserError as error:  # the model cannot be loaded
+            return str(error)
+        return outcomes[0].error
 
 
 def on_slurm(
@@ -202,9 +163,10 @@ def on_slurm(
     options: Mapping[str, Any],
     cancel: Event | None = None,
 ) -> None:
-    """Run a job in tasks of a SLURM array through submitit, and wait for them.
+    """Run a job that has a manifest in tasks of a SLURM array through submitit, and wait for them.
 
-    The tasks write to the same folder. They go on if this process ends; `cancel` ends them.
+    The tasks write to the same folder. They go on if this process ends; `cancel` ends them. A task passes over what is
+    finished, so it can be started again.
 
     Args:
         options: see `submit`.
@@ -212,46 +174,33 @@ def on_slurm(
     Raises:
         Cancelled: `cancel` was set. ConfigError: the extra is missing, there is no SLURM here, or an option is unknown.
     """
-    numbers = [range(len(inputs))[first::tasks] for first in range(min(tasks, len(inputs)))]
-    parts = [partial(_predict_part, job, [inputs[number] for number in own], device) for own in numbers]
+    shares = [range(len(inputs))[first::tasks] for first in range(min(tasks, len(inputs)))]
+    parts = [partial(predict_batch, job, [inputs[n] for n in share], device=device) for share in shares]
     submitted = submit(parts, job.results.folder or Path(), options)
-    waiting = set(range(len(inputs)))
+    waiting = dict(enumerate(inputs))
     while not all(task.done() for task in submitted):
-        numbered = sorted(waiting)
-        for number, finished in zip(numbered, _finished(job, [inputs[n] for n in numbered]), strict=True):
-            if finished:
-                waiting.remove(number)
-                report(number, Outcome(inputs[number].name, job.results.mask_file(inputs[number])))
+        _report_finished(job, waiting, report)
         if cancel is not None and cancel.is_set():
             for task in submitted:
                 task.cancel()
         require_not_cancelled(cancel)
         time.sleep(SECONDS_BETWEEN_LOOKS)
-    for task, own in zip(submitted, numbers, strict=True):
-        outcomes = _outcomes(task, [inputs[number] for number in own], job)
-        for number, outcome in zip(own, outcomes, strict=True):
+    _report_finished(job, waiting, report)
+    for task, share in zip(submitted, shares, strict=True):
+        try:
+            outcomes = task.result()
+        except Exception:  # it raised, or was killed
+            reason = how_it_ended(task)
+            outcomes = [Outcome(inputs[n].name, error=f"{inputs[n].source}: {reason}") for n in share]
+        for number, outcome in zip(share, outcomes, strict=True):
             if number in waiting:
                 report(number, outcome)
 
 
-def _predict_part(job: Job, inputs: Sequence[Input], device: str | None) -> list[Outcome]:
-    """Predict the inputs of one task. What is finished is passed over, so the task can be started again."""
-    return predict_batch(job.on_another_host(), inputs, device=device)
-
-
-def _finished(job: Job, inputs: Sequence[Input]) -> list[bool]:
-    return [False] * len(inputs) if job.results.manifest is None else job.results.manifest.finished(inputs)
-
-
-def _outcomes(task: Task[list[Outcome]], inputs: Sequence[Input], job: Job) -> list[Outcome]:
-    """The outcomes of a task that has ended; from the manifest if it failed."""
-    try:
-        return [replace(outcome, earlier=False) for outcome in task.result()]
-    except Exception:  # it raised, or was killed
-        reason = how_it_ended(task)
-    return [
-        Outcome(item.name, job.results.mask_file(item))
-        if finished
-        else Outcome(item.name, error=f"{item.source}: {reason}")
-        for item, finished in zip(inputs, _finished(job, inputs), strict=True)
-    ]
+def _report_finished(job: Job, waiting: dict[int, Input], report: Report) -> None:
+    """Take from the waiting inputs those that the manifest has, and report them."""
+    assert job.results.manifest is not None
+    for number, finished in zip(list(waiting), job.results.manifest.finished(list(waiting.values())), strict=True):
+        if finished:
+            item = waiting.pop(number)
+            report(number, Outcome(item.name, job.results.mask_file(item)))

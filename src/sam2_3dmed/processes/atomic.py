@@ -35,12 +35,10 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         DataError: the file cannot be written.
     """
-    try:
+    with naming(path, "cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
             file.write(text.encode("utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -54,3 +52,22 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    with naming(path, "cannot be made"):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def naming(path: Path, problem: str) -> Iterator[None]:
+    """An OSError in the body becomes a DataError that names the path and the problem."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: {problem}: {error.strerror or error}") from error

@@ -1,7 +1,7 @@
 """One request for prediction, which the command line, Python and a server share."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -16,8 +16,8 @@ from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.batch import Job, Outcome, Results, Runner, predict_batch
 from sam2_3dmed.inference.inputs import Input, find_inputs, in_memory, require_unique_names, with_references
 from sam2_3dmed.inference.interface import Segmenter
-from sam2_3dmed.inference.manifest import Manifest, Provenance, checksum
-from sam2_3dmed.inference.output import MaskFormat, format_name
+from sam2_3dmed.inference.manifest import Manifest, checksum
+from sam2_3dmed.inference.output import MaskFormat
 from sam2_3dmed.inference.workers import assign_devices, in_processes, on_ray, on_slurm
 from sam2_3dmed.run.run_folder import load_model, model_files, read_record, remembered_codes
 from sam2_3dmed.run.systems import Backend
@@ -162,24 +162,22 @@ def _job_of_run(request: PredictRequest) -> tuple[Job, list[Input]]:
     config = with_settings(record.recipe, request.settings).inference
     codes = read_codes(request.codes) if request.codes else remembered_codes(run)
     backend = cast(Backend, request.backend)
-    files = checksum(model_files(run, backend))
-    options = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-    results = _results(request, record.plan.labels, codes, Provenance(str(run), files, options))
+    results = _results(request, record.plan.labels, codes)
+    if request.out is not None:
+        options = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
+        options |= {"format": request.format, "codes": results.mask_format.codes}
+        folders = {"auxiliary": request.save_auxiliary, "probabilities": request.probabilities}
+        options |= {name: True for name, wanted in folders.items() if wanted}
+        files = checksum(model_files(run, backend))
+        manifest = Manifest(request.out, str(run), files, options, per_host=request.cluster is not None)
+        results = replace(results, manifest=manifest)
     load = partial(load_model, run, backend=backend, **config.model_dump())
     return Job(load, results), _inputs(request, len(record.plan.channels))
 
 
-def _results(
-    request: PredictRequest, labels: dict[int, str], codes: Mapping[str, Any], provenance: Provenance | None = None
-) -> Results:
-    mask_format = MaskFormat(format_name(request.format), labels, codes if request.format == "dicom-seg" else {})
-    manifest = None
-    if provenance is not None and request.out is not None:
-        options = {**provenance.options, "format": request.format, "codes": mask_format.codes}
-        folders = {"auxiliary": request.save_auxiliary, "probabilities": request.probabilities}
-        options |= {name: True for name, wanted in folders.items() if wanted}
-        manifest = Manifest(request.out, Provenance(provenance.model, provenance.model_checksum, options))
-    return Results(request.out, mask_format, request.save_auxiliary, request.probabilities, manifest)
+def _results(request: PredictRequest, labels: dict[int, str], codes: Mapping[str, Any]) -> Results:
+    mask_format = MaskFormat(request.format, labels, codes if request.format == "dicom-seg" else {})
+    return Results(request.out, mask_format, request.save_auxiliary, request.probabilities)
 
 
 def _inputs(request: PredictRequest, num_channels: int) -> list[Input]:

@@ -100,10 +100,10 @@ class NnunetPredictor(WithoutAuxiliary):
             volume_to_slices(volume.with_array(np.transpose(every[k], (2, 1, 0))), self._axis)
             for k in range(1, len(self.labels) + 1)
         ]
-        with writing_probabilities(prefix, self.labels, volume, self._axis) as writer:
+        with writing_probabilities(prefix, self.labels, volume, self._axis) as write:
             for index in range(len(of_classes[0])):
                 planes = torch.from_numpy(np.stack([one[index] for one in of_classes]).astype(np.float32))
-                writer.add(index, torch.logit(planes, eps=1e-6))
+                write(index, torch.logit(planes, eps=1e-6))
 
 
 def _end(worker: Worker, folder: "TemporaryDirectory[str]") -> None:
