@@ -17,7 +17,7 @@ PREPROCESSING = Preprocessing("axial", (Normalisation("fixed", -100, 100),))
 
 
 def differences(ours: list[float], theirs: list[float]) -> Differences:
-    return Differences.between(["logits"], [torch.tensor(ours)], [torch.tensor(theirs)])
+    return Differences.between({"logits": torch.tensor(ours)}, [torch.tensor(theirs)])
 
 
 def test_differences_by_hand() -> None:

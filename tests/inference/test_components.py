@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import ndimage
 
-from sam2_3dmed.inference.components import find_components
+from sam2_3dmed.inference.postprocess import find_components
 
 MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, max_side=7))
 
@@ -15,14 +15,11 @@ MASKS = hnp.arrays(bool, hnp.array_shapes(min_dims=3, max_dims=3, max_side=7))
 @given(mask=MASKS, diagonal=st.booleans())
 def test_they_are_scipys(mask, diagonal):
     expected, count = ndimage.label(mask, ndimage.generate_binary_structure(3, 3 if diagonal else 1))
-    found = find_components(mask.__getitem__, len(mask), diagonal=diagonal)
-    assert len(found.sizes) == count
-    assert found.sizes.tolist() == np.bincount(expected.ravel(), minlength=count + 1)[1:].tolist()
-    inner = expected[1:-1, 1:-1, 1:-1]
-    at_border = [np.count_nonzero(inner == k) < np.count_nonzero(expected == k) for k in range(1, count + 1)]
-    assert found.at_border.tolist() == at_border
+    sizes, select = find_components(mask.__getitem__, len(mask), diagonal=diagonal)
+    assert len(sizes) == count
+    assert sizes.tolist() == np.bincount(expected.ravel(), minlength=count + 1)[1:].tolist()
     for k in range(count):
-        where = np.stack(list(found.select(np.arange(count) == k)))
+        where = np.stack(list(select(np.arange(count) == k)))
         assert np.array_equal(where, expected == k + 1)
 
 
@@ -30,10 +27,11 @@ def test_they_are_scipys(mask, diagonal):
 def test_a_corner_connects_or_not(diagonal, count):
     mask = np.zeros((2, 2, 2), dtype=bool)
     mask[0, 0, 0] = mask[1, 1, 1] = True
-    assert len(find_components(mask.__getitem__, 2, diagonal=diagonal).sizes) == count
+    sizes, _ = find_components(mask.__getitem__, 2, diagonal=diagonal)
+    assert len(sizes) == count
 
 
 def test_nothing():
-    found = find_components(np.zeros((3, 2, 2), dtype=bool).__getitem__, 3, diagonal=True)
-    assert found.sizes.tolist() == []
-    assert not any(plane.any() for plane in found.select(np.zeros(0, dtype=bool)))
+    sizes, select = find_components(np.zeros((3, 2, 2), dtype=bool).__getitem__, 3, diagonal=True)
+    assert sizes.tolist() == []
+    assert not any(plane.any() for plane in select(np.zeros(0, dtype=bool)))

@@ -139,9 +139,8 @@ def test_blend_weights_by_hand(length, weights):
 
 def test_blender_is_the_weighted_mean_and_forgets():
     blender = SliceBlender()
-    blender.add(3, torch.tensor([[[1.0]]]), 0.5)
-    blender.add(3, torch.tensor([[[4.0]]], dtype=torch.bfloat16), 1.0)
-    blender.add(4, torch.tensor([[[7.0]]]), 0.25)
+    blender.add(Slab(2, 3, reverse=False), torch.tensor([0.0, 4.0, 7.0]).view(1, 3, 1, 1))
+    blender.add(Slab(1, 3, reverse=True), torch.tensor([1.0, 0.0, 0.0], dtype=torch.bfloat16).view(1, 3, 1, 1))
     taken = blender.take(3)
     assert taken.item() == pytest.approx(3.0)
     assert taken.dtype == torch.float32

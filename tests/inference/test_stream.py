@@ -10,8 +10,7 @@ import torch
 from sam2_3dmed.config import InferenceConfig, NetworkConfig
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.inference import stream as stream_module
-from sam2_3dmed.inference.stream import stream_logits
-from sam2_3dmed.inference.tensor_spill import TensorSpill
+from sam2_3dmed.inference.stream import TensorSpill, stream_logits
 from sam2_3dmed.inference.tta import Forward
 from sam2_3dmed.model.build import build_network
 

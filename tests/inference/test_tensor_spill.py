@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.inference import tensor_spill as shelf_module
-from sam2_3dmed.inference.tensor_spill import TensorSpill, temporary_folder
+from sam2_3dmed.inference import stream as shelf_module
+from sam2_3dmed.inference.stream import TensorSpill, temporary_folder
 
 
 def records():

@@ -49,7 +49,7 @@ class PatchPredictor(WithoutAuxiliary):
         image = self.preprocessing.slices(volume)
         logits = self._slice_logits(image, slice_spacing_mm(volume, axis), options.get("cancel"))
         log_odds = _log_odds if self._background else lambda logits: logits
-        return fill_mask(logits, volume, axis, self.labels, self.config, options, log_odds)
+        return fill_mask(logits, volume, axis, self.labels, self.config, options, log_odds=log_odds)
 
     def predict_slices(self, image: NDArray[np.floating], spacing_mm: tuple[float, ...]) -> NDArray[np.integer]:
         """(D, C, H, W) in [0, 1] -> (D, H, W) class indices, 0 background. spacing_mm: along (D, H, W)."""

@@ -2,10 +2,9 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,14 +16,11 @@ from sam2_3dmed.data.phantom import PHANTOM_SHAPE, make_phantom_case
 from sam2_3dmed.encoders.image_encoder import Features, resize
 from sam2_3dmed.errors import DataError, UserError, WeightsError
 from sam2_3dmed.inference.inputs import find_inputs
-from sam2_3dmed.inference.onnx_network import FEATURES, open_session
+from sam2_3dmed.inference.onnx_network import open_session, run_session, run_slabs
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.run_folder import remembered_data
 from sam2_3dmed.volume.files import read_channels
 from sam2_3dmed.volume.preprocess import Preprocessing, SliceStack
-
-if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
 
 TOLERANCE = 1e-3  # far above rounding, far below what changes a mask
 
@@ -35,15 +31,20 @@ logger = logging.getLogger(__name__)
 class Differences:
     """Largest absolute difference of each output, and its ratio to the output's largest absolute value."""
 
-    absolute: Mapping[str, float]
-    relative: Mapping[str, float]
+    absolute: dict[str, float]
+    relative: dict[str, float]
 
     @classmethod
-    def between(cls, names: Sequence[str], onnx: Sequence[Tensor], pytorch: Sequence[Tensor]) -> "Differences":
-        absolute = [float((a - b).abs().max()) for a, b in zip(onnx, pytorch, strict=True)]
-        scale = [float(b.abs().max()) for b in pytorch]
-        relative = [a / s if s else (math.inf if a else 0.0) for a, s in zip(absolute, scale, strict=True)]
-        return cls(dict(zip(names, absolute, strict=True)), dict(zip(names, relative, strict=True)))
+    def between(cls, onnx: Mapping[str, Tensor], pytorch: Iterable[Tensor]) -> "Differences":
+        absolute, relative = {}, {}
+        for (name, ours), theirs in zip(onnx.items(), pytorch, strict=True):
+            difference, scale = float((ours - theirs).abs().max()), float(theirs.abs().max())
+            absolute[name] = difference
+            if scale:
+                relative[name] = difference / scale
+            else:
+                relative[name] = math.inf if difference else 0.0
+        return cls(absolute, relative)
 
     def require(self, tolerance: float, file: str) -> None:
         """Raise WeightsError if a relative difference is above the tolerance, or NaN."""
@@ -84,28 +85,19 @@ def check_encoder(model: bytes, network: SAM2For3dMed, slices: NDArray[np.float3
     """Compare the encoder's feature levels. slices: (N, C, H0, W0)."""
     planes = resize(torch.from_numpy(slices), network.encoder.image_size)
     with torch.inference_mode():
-        expected = [level.squeeze(0) for level in network.encoder(planes.unsqueeze(0))]
-    found = _run(open_session(model, torch.get_num_threads()), {"slices": planes})
-    return Differences.between(FEATURES, found, expected)
+        expected = network.encoder(planes.unsqueeze(0))
+    session = open_session(model, torch.get_num_threads())
+    return Differences.between(run_session(session, {"slices": planes}), (level.squeeze(0) for level in expected))
 
 
-def check_slab(
-    model: bytes, network: SAM2For3dMed, slices: NDArray[np.float32], length: int, outputs: Sequence[str]
-) -> Differences:
+def check_slab(model: bytes, network: SAM2For3dMed, slices: NDArray[np.float32], length: int) -> Differences:
     """Compare all outputs on three slabs: the first slices, the middle ones, and these reversed."""
     middle = (len(slices) - length) // 2
     slabs = np.stack([slices[:length], slices[middle : middle + length], slices[middle : middle + length][::-1]])
     with torch.inference_mode():
         features: Features = network.encoder(torch.from_numpy(slabs))
         expected = [part for part in network.decode(features) if part is not None]
-    session = open_session(model, torch.get_num_threads())
-    each = [_run(session, dict(zip(FEATURES, levels, strict=True))) for levels in zip(*features, strict=True)]
-    return Differences.between(outputs, [torch.stack(parts) for parts in zip(*each, strict=True)], expected)
-
-
-def _run(session: "InferenceSession", inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in inputs.items()}
-    return [torch.from_numpy(output) for output in session.run(None, arrays)]
+    return Differences.between(run_slabs(open_session(model, torch.get_num_threads()), features), expected)
 
 
 def _middle(stack: SliceStack, count: int) -> NDArray[np.float32]:

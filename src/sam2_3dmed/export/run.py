@@ -1,19 +1,18 @@
 """Export of a run folder as ONNX files that are checked against PyTorch."""
 
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.export.check import TOLERANCE, Differences, check_encoder, check_slab, check_slices
-from sam2_3dmed.export.graph import OPSET, SlabGraph, encoder_onnx, slab_onnx, with_record
+from sam2_3dmed.export.graph import OPSET, encoder_onnx, slab_onnx, with_record
 from sam2_3dmed.inference.manifest import checksum
-from sam2_3dmed.inference.onnx_network import ENCODER_FILE, FEATURES, FORMAT, OnnxRecord, require_onnx, slab_file
+from sam2_3dmed.inference.onnx_network import FORMAT, OnnxRecord, require_onnx
 from sam2_3dmed.inference.predictor import Predictor
-from sam2_3dmed.processes.atomic import replacing, write_text
+from sam2_3dmed.processes.atomic import make_folder, naming, replacing, write_text
 from sam2_3dmed.run.run_config import CONFIG_FILE, Sam2Record
 from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, read_sam2_record, remember_codes, remembered_codes
 
@@ -31,9 +30,8 @@ def export_run(
     """Write encoder.onnx, slab_D.onnx and config.yaml. Each ONNX file is checked before it is written.
 
     Args:
-        run: Run folder of a trained model.
         folder: New, empty, of an earlier export, or the run's own.
-        check: Volume to check on. Without it: a case of the run's data set, else a phantom.
+        check: Volume to check on, instead of a case of the run's data set or a phantom.
         lengths: Lengths of further slabs, one file each, for volumes shorter than D.
         tolerance: Largest relative difference from PyTorch.
 
@@ -46,27 +44,36 @@ def export_run(
     """
     record = _exportable(run)
     predictor = cast(Predictor, load_model(run, device="cpu"))
-    network = predictor.network
-    depth = predictor.slab_slices
+    network, depth = predictor.network, predictor.slab_slices
     for length in lengths:
         if not 1 <= length < depth:
             raise ConfigError(f"--length {length}: expected 1 to {depth - 1}, since the run's slabs have {depth}")
-    _prepare_folder(run, folder)
+    config = folder / CONFIG_FILE
+    if config.is_file() and config.read_bytes() != (run / CONFIG_FILE).read_bytes():
+        raise DataError(f"{folder}: holds another run or its export; choose an empty folder")
+    make_folder(folder)
     source, slices = check_slices(run, check, predictor.preprocessing, depth)
-    make_record = _record_maker(run, record, network.encoder.image_size, source, tolerance)
+    of_export = {
+        "format": FORMAT,
+        "version": version("sam2-3dmed"),
+        "model_sha256": checksum([run / MODEL_FILE]),
+        "run_sha256": record.sha256(),
+        "opset": OPSET,
+        "image_size": network.encoder.image_size,
+        "classes": {str(value): name for value, name in record.plan.labels.items()},
+        "checked_on": source,
+        "tolerance": tolerance,
+    }
     network.eval()
     model = encoder_onnx(network.encoder, len(record.plan.channels))
     found = check_encoder(model, network, slices[:depth])
-    of_encoder = partial(make_record, part="encoder", slab_slices=None, outputs=FEATURES)
-    written = {folder / ENCODER_FILE: _write(folder / ENCODER_FILE, model, found, of_encoder)}
+    written = dict([_write(folder, model, found, part="encoder", slab_slices=None, **of_export)])
     for length in sorted({depth, *lengths}):
-        model, outputs, file = slab_onnx(network, length), SlabGraph(network).outputs, folder / slab_file(length)
-        found = check_slab(model, network, slices, length, outputs)
-        written[file] = _write(
-            file, model, found, partial(make_record, part="slab", slab_slices=length, outputs=outputs)
-        )
+        model = slab_onnx(network, length)
+        found = check_slab(model, network, slices, length)
+        written |= [_write(folder, model, found, part="slab", slab_slices=length, **of_export)]
     if folder.resolve() != run.resolve():
-        write_text(folder / CONFIG_FILE, (run / CONFIG_FILE).read_text(encoding="utf-8"))
+        write_text(config, (run / CONFIG_FILE).read_text(encoding="utf-8"))
         remember_codes(folder, remembered_codes(run))
     return written
 
@@ -83,42 +90,15 @@ def _exportable(run: Path) -> Sam2Record:
     return record
 
 
-def _record_maker(
-    run: Path, record: Sam2Record, image_size: int, source: str, tolerance: float
-) -> Callable[..., OnnxRecord]:
-    """The part of the record that all files of an export share."""
-    return partial(
-        OnnxRecord,
-        format=FORMAT,
-        version=version("sam2-3dmed"),
-        model_sha256=checksum([run / MODEL_FILE]),
-        run_sha256=record.sha256(),
-        opset=OPSET,
-        image_size=image_size,
-        classes={str(value): name for value, name in record.plan.labels.items()},
-        checked_on=source,
-        tolerance=tolerance,
+def _write(folder: Path, model: bytes, found: Differences, **fields: Any) -> tuple[Path, float]:
+    """Write a file with its record. Returns: the file and its largest relative difference."""
+    record = OnnxRecord(
+        outputs=tuple(found.absolute), max_abs_difference=found.absolute, max_rel_difference=found.relative, **fields
     )
-
-
-def _prepare_folder(run: Path, folder: Path) -> None:
-    config = folder / CONFIG_FILE
-    if config.is_file() and config.read_bytes() != (run / CONFIG_FILE).read_bytes():
-        raise DataError(f"{folder}: holds another run or its export; choose an empty folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be made: {error.strerror}") from None
-
-
-def _write(path: Path, model: bytes, found: Differences, make_record: Callable[..., OnnxRecord]) -> float:
-    record = make_record(max_abs_difference=dict(found.absolute), max_rel_difference=dict(found.relative))
+    path = folder / record.file_name
     found.require(record.tolerance, path.name)
-    try:
-        with replacing(path) as file:
-            file.write(with_record(model, record))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror or error}") from None
+    with naming(path, "cannot be written"), replacing(path) as file:
+        file.write(with_record(model, record))
     difference = max(found.relative.values())
     logger.info("%s: differs from PyTorch by at most %.1e, relatively, on %s", path.name, difference, record.checked_on)
-    return difference
+    return path, difference

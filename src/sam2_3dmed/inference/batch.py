@@ -30,10 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of one input.
-
-    Without an output folder, the mask (and the auxiliary outputs, if wanted) are here instead of in files.
-    """
+    """The result of one input. Without an output folder, it holds the mask and the auxiliary outputs."""
 
     name: str
     output: Path | None = None
@@ -57,7 +54,6 @@ class Results:
     probabilities: bool = False
     """Also the probabilities of each class, in FOLDER/probabilities."""
     manifest: Manifest | None = None
-    """The record of finished inputs; None keeps no record."""
 
     def mask_file(self, item: Input) -> Path | None:
         return self.folder and self.folder / f"{item.name}{self.mask_format.ending}"
@@ -125,12 +121,8 @@ def predict_batch(
 ) -> list[Outcome]:
     """Predict the inputs that are not finished yet, in this process or by a runner.
 
-    Args:
-        device: for this process.
-        overwrite: predict also what is finished.
-        progress: called with the number of inputs that are done and of all inputs.
-        on_slice: called in this process, not by a runner.
-        cancel: ends the work of this process; a runner has its own.
+    `device`, `on_slice` and `cancel` are for this process. `progress` is called with the number of inputs that are done
+    and of all inputs.
 
     Raises:
         Cancelled: `cancel` was set. UserError: the model cannot be loaded, a folder cannot be made, or an output would

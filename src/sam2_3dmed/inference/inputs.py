@@ -42,11 +42,7 @@ class Input:
         return [*self.files, *filter(None, [self.reference])]
 
     def series(self) -> DicomSeries | None:
-        """The DICOM series, if it is one.
-
-        Raises:
-            VolumeError: as `choose_series`.
-        """
+        """The DICOM series, if it is one. Raises VolumeError as `choose_series`."""
         if not self.files or self.files[0].name.endswith(ENDINGS) or not holds_dicom(self.files[0]):
             return None
         return choose_series(self.files[0], self.series_uid)
@@ -72,12 +68,7 @@ class Input:
 def in_memory(
     number: int, content: Volume | BinaryIO | NDArray[Any], affine: ArrayLike | None, spacing_mm: Sequence[float] | None
 ) -> Input:
-    """A volume that is not a path.
-
-    Args:
-        number: names it input_NUMBER, unless it is an open file that has a name.
-        affine: (4, 4), voxel index -> mm in RAS+, for an array.
-        spacing_mm: three distances of voxels along R, A and S, for an array, instead of an affine.
+    """A volume that is not a path: input_NUMBER, or an open file that has a name. See `PredictRequest`.
 
     Raises:
         ConfigError: an array without affine and spacing, or with both. VolumeError: the array is not a volume.
@@ -97,10 +88,7 @@ def find_inputs(paths: Sequence[Path], num_channels: int, series_uid: str | None
     """The volumes among files and folders.
 
     NAME_0000, NAME_0001, ... are one volume if the model has as many channels. A folder with DICOM files and without
-    NIfTI files is one volume, or one volume for each study below it.
-
-    Args:
-        series_uid: of a DICOM series; only for a single path, which then is one volume.
+    NIfTI files is one volume, or one volume for each study below it. With `series_uid`, a single path is one volume.
 
     Raises:
         DataError: a path is missing, a folder has no volume, or a UID for several paths.
@@ -114,27 +102,28 @@ def find_inputs(paths: Sequence[Path], num_channels: int, series_uid: str | None
         if files == [path] and path.is_dir():
             studies = study_folders(path) if series_uid is None else [path]
             inputs += [Input(study_name(path, study), (study,), series_uid) for study in studies]
-            continue
-        for file in files:
-            grouped.setdefault(case_name(file, channel_suffix=True), []).append(file)
+        else:
+            for file in files:
+                grouped.setdefault(case_name(file, channel_suffix=True), []).append(file)
     for name, group in grouped.items():
-        inputs += [replace(item, series_uid=series_uid) for item in _inputs(name, group, num_channels)]
+        files = sorted(group, key=lambda file: file.name)
+        if [case_name(file) for file in files] == [f"{name}_{channel:04d}" for channel in range(num_channels)]:
+            inputs.append(Input(name, tuple(files), series_uid))
+        else:
+            inputs += [Input(case_name(file), (file,), series_uid) for file in files]
     return inputs
 
 
 def require_unique_names(inputs: Sequence[Input]) -> None:
     """Raise DataError if two inputs have one name."""
-    for name, count in Counter(item.name for item in inputs).items():
-        if count > 1:
-            shared = next(item for item in inputs if item.name == name)
-            raise DataError(f"{shared.source}: {count} inputs have the name {name!r}")
+    counts = Counter(item.name for item in inputs)
+    for item in inputs:
+        if counts[item.name] > 1:
+            raise DataError(f"{item.source}: {counts[item.name]} inputs have the name {item.name!r}")
 
 
 def with_references(inputs: Sequence[Input], source: Path) -> list[Input]:
-    """The inputs with their references.
-
-    Args:
-        source: a folder with NAME.nii.gz or NAME.nii for each input, or the file for a single input.
+    """The inputs with their references: NAME.nii.gz or NAME.nii in a folder, or a file for a single input.
 
     Raises:
         DataError: a mask is missing.
@@ -143,9 +132,8 @@ def with_references(inputs: Sequence[Input], source: Path) -> list[Input]:
         return [replace(inputs[0], reference=source)]
     masks = {case_name(file): file for file in _files(source)}
     if missing := [item.name for item in inputs if item.name not in masks]:
-        raise DataError(
-            f"{source}: has no mask {missing[0]}.nii.gz" + f" and {len(missing) - 1} more" * (len(missing) > 1)
-        )
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise DataError(f"{source}: has no mask {missing[0]}.nii.gz{more}")
     return [replace(item, reference=masks[item.name]) for item in inputs]
 
 
@@ -183,11 +171,3 @@ def _files(path: Path) -> list[Path]:
     if not found and not holds_dicom(path):
         raise DataError(f"{path}: no .nii or .nii.gz file in this folder, and no DICOM file below it")
     return found or [path]
-
-
-def _inputs(name: str, group: Sequence[Path], num_channels: int) -> list[Input]:
-    """The files of one name: one volume if they are exactly its channels, else a volume each."""
-    files = sorted(group, key=lambda file: file.name)
-    if [case_name(file) for file in files] == [f"{name}_{channel:04d}" for channel in range(num_channels)]:
-        return [Input(name, tuple(files))]
-    return [Input(case_name(file), (file,)) for file in files]

@@ -47,7 +47,7 @@ class Segmenter(Protocol):
         """The mask and the outputs of BD and SRPP.
 
         Raises:
-            ConfigError: the model has neither BD nor SRPP. UserError: as for the mask alone.
+            ConfigError: the model has neither. UserError: as for the mask alone.
         """
 
 

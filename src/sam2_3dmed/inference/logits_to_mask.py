@@ -26,38 +26,37 @@ def argmax_mask(logits: Tensor, height: int, width: int, values: Sequence[int] |
     dtype = torch.uint8 if max(values) < 256 else torch.int32
     classes = torch.zeros((height, width), dtype=dtype, device=logits.device)
     highest = torch.zeros((height, width), dtype=logits.dtype, device=logits.device)
-    for k, (rows, columns) in _boxes(logits, height, width):
-        y, x = _resized(rows, len(logits[k]), height), _resized(columns, logits.shape[2], width)
-        resized = resize(logits[k, rows, columns], y.stop - y.start, x.stop - x.start)
-        wins = (resized > highest[y, x]).to(dtype)
-        classes[y, x].bitwise_and_(wins - 1).bitwise_or_(wins * values[k])  # takes a tenth of the time of a masked fill
-        torch.maximum(highest[y, x], resized, out=highest[y, x])
+    for k, small, large in _boxes(logits, height, width):
+        part = highest[large]
+        resized = resize(logits[k][small], *part.shape)
+        wins = (resized > part).to(dtype)
+        classes[large].bitwise_and_(wins - 1).bitwise_or_(wins * values[k])  # a tenth of the time of a masked fill
+        torch.maximum(part, resized, out=part)
     return classes
 
 
-def _boxes(logits: Tensor, height: int, width: int) -> Iterator[tuple[int, tuple[slice, slice]]]:
-    """The classes that are above 0 anywhere, each with the rows and columns to resize.
+Box = tuple[slice, slice]
+
+
+def _boxes(logits: Tensor, height: int, width: int) -> Iterator[tuple[int, Box, Box]]:
+    """The classes that are above 0 anywhere, each with the rows and columns to resize, before and after.
 
     Resizing takes means of neighbours. A class that is nowhere above 0 at stride 4 is nowhere above 0 at native size,
     and at most one pixel beyond the box of its positive pixels counts. Where the size grows by a power of two, the
     resized box is equal to the same part of the resized whole to the last bit; elsewhere the whole is resized.
     """
-    h, w = logits.shape[1:]
-    exact = all(large % small == 0 and (large // small).bit_count() == 1 for large, small in ((height, h), (width, w)))
+    sizes = tuple(zip(logits.shape[1:], (height, width), strict=True))
+    exact = all(large % small == 0 and (large // small).bit_count() == 1 for small, large in sizes)
     positive = logits > 0
     held: list[NDArray[np.bool_]] = [positive.any(dim=dim).cpu().numpy() for dim in (2, 1)]  # rows, columns
     for k in np.flatnonzero(held[0].any(axis=1)).tolist():
-        if not exact:
-            yield k, (slice(0, h), slice(0, w))
-            continue
-        ends = [(line[k].argmax(), len(line[k]) - line[k][::-1].argmax()) for line in held]
-        rows, columns = (slice(max(0, int(first) - 1), int(last) + 1) for first, last in ends)
-        yield k, (slice(rows.start, min(rows.stop, h)), slice(columns.start, min(columns.stop, w)))
-
-
-def _resized(part: slice, small: int, large: int) -> slice:
-    """A part of an axis after `small` pixels have become `large`, a multiple; or the whole axis."""
-    return slice(part.start * large // small, part.stop * large // small)
+        box: list[tuple[slice, slice]] = []
+        for lines, (small, large) in zip(held, sizes, strict=True):
+            places = np.flatnonzero(lines[k])
+            start, stop = (max(0, int(places[0]) - 1), min(small, int(places[-1]) + 2)) if exact else (0, small)
+            box.append((slice(start, stop), slice(start * large // small, stop * large // small)))
+        (rows, large_rows), (columns, large_columns) = box
+        yield k, (rows, columns), (large_rows, large_columns)
 
 
 def boundary_map(logits: Tensor, height: int, width: int) -> Tensor:

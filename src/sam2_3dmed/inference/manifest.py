@@ -15,7 +15,7 @@ from hashlib import file_digest, sha256
 from importlib.metadata import version
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.inference.inputs import Input
@@ -26,10 +26,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Manifest:
-    """The finished inputs of a folder, and everything besides an input that decides its mask.
-
-    All manifest files of the folder are read.
-    """
+    """The finished inputs of a folder, and everything besides an input that decides its mask."""
 
     folder: Path
     model: str
@@ -49,10 +46,10 @@ class Manifest:
         """
         line = {
             "name": item.name,
-            **_identity(item),
+            **self._decisive(item),
             "outputs": {path.relative_to(self.folder).as_posix(): checksum([path]) for path in outputs},
             "seconds": round(seconds, 3),
-            **{key: value for key, value in asdict(self).items() if key in ("model", "model_checksum", "options")},
+            "model": self.model,
             "version": version("sam2-3dmed"),
             "worker": f"{socket.gethostname()}:{os.getpid()}",
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -74,22 +71,33 @@ class Manifest:
         by_name: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
         for line in self.lines():
             by_name[str(line["name"])].append(line)
-        same = {key: value for key, value in asdict(self).items() if key in ("model_checksum", "options")}
-        return [
-            bool(item.files) and any(self._holds(line, _identity(item) | same) for line in reversed(by_name[item.name]))
-            for item in inputs
-        ]
+        return [bool(item.files) and self._is_finished(item, by_name[item.name]) for item in inputs]
+
+    def _is_finished(self, item: Input, lines: Sequence[dict[str, Any]]) -> bool:
+        if not lines:
+            return False
+        expected = self._decisive(item)
+        same = (line for line in reversed(lines) if expected.items() <= line.items())
+        return any(self._are_whole(line.get("outputs")) for line in same)
+
+    def _decisive(self, item: Input) -> dict[str, Any]:
+        """Everything that decides the outputs of an input, as JSON gives it back."""
+        decisive = _identity(item) | {"model_checksum": self.model_checksum, "options": asdict(self)["options"]}
+        return cast(dict[str, Any], json.loads(json.dumps(decisive)))
+
+    def _are_whole(self, outputs: Any) -> bool:
+        """Whether there are outputs, and each still has its checksum."""
+        try:
+            return bool(outputs) and all(checksum([self.folder / name]) == sha for name, sha in outputs.items())
+        except (DataError, AttributeError):
+            return False
 
     def lines(self) -> list[dict[str, Any]]:
         """The whole lines of all manifest files, in the order in which inputs were finished in each file."""
         return [line for path in self._files() for line, _ in _parsed(path)]
 
     def forget(self, inputs: Sequence[Input]) -> None:
-        """Remove the lines of these inputs, so that they are predicted again.
-
-        Raises:
-            DataError: a file cannot be read or written.
-        """
+        """Remove the lines of these inputs, so that they are predicted again."""
         names = {item.name for item in inputs}
         for path in self._files():
             lines = [(str(line["name"]) in names, text) for line, text in _parsed(path)]
@@ -97,26 +105,12 @@ class Manifest:
                 write_text(path, "".join(f"{text}\n" for forgotten, text in lines if not forgotten))
 
     def _files(self) -> list[Path]:
+        """The manifest files of all machines."""
         return sorted(self.folder.glob("manifest*.jsonl"))
-
-    def _holds(self, line: Mapping[str, Any], same: Mapping[str, Any]) -> bool:
-        """Whether a line agrees with all of `same`, and its outputs still have their checksums."""
-        if any(line.get(key) != json.loads(json.dumps(value)) for key, value in same.items()):
-            return False
-        try:
-            return bool(line["outputs"]) and all(
-                checksum([self.folder / name]) == expected for name, expected in line["outputs"].items()
-            )
-        except (DataError, KeyError, AttributeError):
-            return False
 
 
 def checksum(files: Sequence[Path]) -> str:
-    """SHA-256 of the contents of the files.
-
-    Raises:
-        DataError: one cannot be read.
-    """
+    """SHA-256 of the contents of the files. Raises DataError if one cannot be read."""
     digests = []
     for path in files:
         with naming(path, "cannot be read"), path.open("rb") as file:

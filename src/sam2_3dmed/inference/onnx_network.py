@@ -2,13 +2,13 @@
 
 import importlib.util
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from sam2_3dmed.config import InferenceConfig
@@ -77,11 +77,7 @@ class OnnxRecord(BaseModel):
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> Self:
-        """The record in metadata_props.
-
-        Raises:
-            ValueError: `export` has not written them.
-        """
+        """The record in metadata_props. Raises ValueError if `export` has not written them."""
         fields = cls.model_fields
         texts = {"part", *(name for name, field in fields.items() if field.annotation is str)}
         return cls.model_validate(
@@ -112,11 +108,7 @@ def open_session(source: Path | bytes, num_threads: int) -> "InferenceSession":
 
 
 def read_record(session: "InferenceSession", path: Path) -> OnnxRecord:
-    """The record of an open file.
-
-    Raises:
-        WeightsError: there is none, or it has another format.
-    """
+    """The record of an open file. Raises WeightsError if there is none, or it has another format."""
     properties: dict[str, Any] = session.get_modelmeta().custom_metadata_map
     written = properties.get("format")
     if written is not None and written != str(FORMAT):
@@ -127,18 +119,14 @@ def read_record(session: "InferenceSession", path: Path) -> OnnxRecord:
         )
     try:
         return OnnxRecord.from_properties(properties)
-    except (ValidationError, ValueError):
+    except ValueError:
         raise WeightsError(f"{path}: not written by sam2-3dmed export") from None
 
 
 class OnnxNetwork:
     """Stands in for `SAM2For3dMed` in slabs mode. PyTorch resizes slices and blends logits; onnxruntime does the rest.
 
-    Args:
-        folder: holds the files that `export` wrote.
-        run_sha256: the checksum of the run that the files must be exports of.
-        model_sha256: the checksum of its weights, if it is known.
-        slab_slices: D.
+    The checksums of the run and of its weights, if they are known, are those that the files must be exports of.
 
     Raises:
         WeightsError: a file is missing, damaged, or of another model.
@@ -153,7 +141,6 @@ class OnnxNetwork:
         self._model_sha256 = model_sha256
         encoder, record = self._open(ENCODER_FILE)
         self._model_sha256 = record.model_sha256
-        self.num_classes = len(record.classes)
         self.encoder = OnnxEncoder(encoder, record.image_size)
         self._slabs: dict[int, InferenceSession] = {}
         outputs = {output.name for output in self._slab(slab_slices).get_outputs()}
@@ -177,16 +164,9 @@ class OnnxNetwork:
         return DecoderFeatures(*features)
 
     def decode_slabs(self, features: DecoderFeatures) -> Prediction:
-        """Decode slabs, one after the other.
-
-        Raises:
-            DataError: no file is for slabs of this length.
-        """
-        session = self._slab(features.z.shape[1])
-        names = [output.name for output in session.get_outputs()]
-        levels = (features.z, features.stride8, features.stride4)
-        slabs = [_run(session, FEATURES, slab) for slab in zip(*levels, strict=True)]
-        found = {name: torch.stack(parts) for name, *parts in zip(names, *slabs, strict=True)}
+        """Decode slabs, one after the other. Raises DataError if no file is for slabs of this length."""
+        levels = Features(features.z, features.stride8, features.stride4)
+        found = run_slabs(self._slab(features.z.shape[1]), levels)
         return Prediction(found["segmentation"], found.get("boundary"), found.get("relative_position"))
 
     def _slab(self, num_slices: int) -> "InferenceSession":
@@ -223,11 +203,18 @@ class OnnxEncoder:
     def __call__(self, slices: Tensor) -> Features:
         """slices: (B, D, C, H0, W0) in [0, 1], of any size, with the plan's C. Returns: the three feature levels."""
         batch, planes = slices.shape[:2], resize(slices.flatten(0, 1), self.image_size)
-        return Features(*(level.view(*batch, *level.shape[1:]) for level in _run(self._session, ["slices"], [planes])))
+        levels = run_session(self._session, {"slices": planes})
+        return Features(**{name: level.view(*batch, *level.shape[1:]) for name, level in levels.items()})
 
 
-def _run(session: "InferenceSession", names: Sequence[str], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs; what is contiguous is not copied."""
-    arrays = (np.ascontiguousarray(tensor.numpy()) for tensor in tensors)
-    outputs = session.run(None, dict(zip(names, arrays, strict=True)))
-    return [torch.from_numpy(output) for output in outputs]
+def run_slabs(session: "InferenceSession", features: Features) -> dict[str, Tensor]:
+    """The outputs of a slab's file for several slabs, one after the other. Each level is (B, D, C, ., .)."""
+    slabs = [run_session(session, dict(zip(FEATURES, levels, strict=True))) for levels in zip(*features, strict=True)]
+    return {name: torch.stack([slab[name] for slab in slabs]) for name in slabs[0]}
+
+
+def run_session(session: "InferenceSession", inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The outputs by name; inputs that are contiguous are not copied."""
+    arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in inputs.items()}
+    names = [output.name for output in session.get_outputs()]
+    return {name: torch.from_numpy(array) for name, array in zip(names, session.run(names, arrays), strict=True)}

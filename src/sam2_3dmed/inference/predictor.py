@@ -19,7 +19,7 @@ from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
 from sam2_3dmed.inference.probabilities import writing_probabilities
 from sam2_3dmed.inference.slabs import OnPositions, Slab, slab_logits
 from sam2_3dmed.inference.stream import stream_logits
-from sam2_3dmed.inference.tta import Forward, SliceStack, compile_network
+from sam2_3dmed.inference.tta import Forward, Slices, compile_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.prompts import Prompts
 from sam2_3dmed.volume.preprocess import Preprocessing
@@ -78,18 +78,18 @@ class Predictor:
         return mask, Auxiliary(boundary, tuple(positions))
 
     def predict_slices(
-        self, slices: SliceStack, on_positions: OnPositions = _ignore, *, reference: NDArray[np.integer] | None = None
+        self, slices: Slices, on_positions: OnPositions = _ignore, *, reference: NDArray[np.integer] | None = None
     ) -> NDArray[np.integer]:
         """Class indices (N, H0, W0), 0 background, of slices (N, C, H0, W0) in [0, 1].
 
-        Args:
-            reference: the true class indices, (N, H0, W0), for a network that takes boxes.
+        reference: the true class indices, (N, H0, W0), for a network that takes boxes.
         """
         height, width = slices.shape[-2:]
         classes = np.empty((len(slices), height, width), dtype=np.min_scalar_type(len(self.labels)))
         prompts = self._prompts(reference, range(1, len(self.labels) + 1))
-        for index, logits in self._logits(slices, prompts=prompts, on_positions=on_positions):
-            classes[index] = argmax_mask(logits, height, width).cpu().numpy()
+        logits = self._logits(slices, prompts=prompts, on_positions=on_positions)
+        for index, of_slice in logits:
+            classes[index] = argmax_mask(of_slice, height, width).cpu().numpy()
         return classes
 
     def _predict(
@@ -100,14 +100,21 @@ class Predictor:
         on_positions: OnPositions = _ignore,
     ) -> Volume:
         """boundary: a volume to fill with the boundary map."""
-        stack, axis = self.preprocessing.stack(volume), self.preprocessing.slicing_axis
-        prompts = self._prompts_for(volume, options.get("reference"))
-        boundaries = None if boundary is None else volume_to_slices(boundary, axis)
-        how = {"boundary": boundaries is not None, "cancel": options.get("cancel")}
-        logits = self._logits(stack, prompts=prompts, on_positions=on_positions, **how)
-        if boundaries is not None:
-            logits = _take_boundaries(logits, len(self.labels), boundaries)
-        return fill_mask(logits, volume, axis, self.labels, self.config, options)
+        maps = self._logits(
+            self.preprocessing.stack(volume),
+            boundary=boundary is not None,
+            prompts=self._prompts_for(volume, options.get("reference")),
+            on_positions=on_positions,
+            cancel=options.get("cancel"),
+        )
+        return fill_mask(
+            maps, volume, self.preprocessing.slicing_axis, self.labels, self.config, options, boundary=boundary
+        )
+
+    def _logits(self, slices: Slices, **options: Any) -> Iterator[tuple[int, Tensor]]:
+        """options: of `slice_logits`."""
+        self.network.eval()
+        return slice_logits(self.network, slices, self.slab_slices, self.config, **options)
 
     def _prompts_for(self, volume: Volume, reference: Volume | None) -> Prompts | None:
         if not self.network.needs_reference:
@@ -123,42 +130,29 @@ class Predictor:
         return self._prompts(volume_to_slices(on_grid, self.preprocessing.slicing_axis), tuple(self.labels))
 
     def _prompts(self, labels: NDArray[np.integer] | None, values: Sequence[int]) -> Prompts | None:
-        """The prompts of all slices; None for a network without prompts.
-
-        labels: (N, H0, W0); values: the values of class 1..K in it.
-        """
+        """The prompts of all slices, from their labels (N, H0, W0); None for a network without prompts."""
         if not self.network.needs_reference:
             return None
         if labels is None:
             raise ConfigError("this model takes boxes, and there is no reference to draw them around")
         return self.network.prompts_from_stack(labels, values)
 
-    def _logits(self, slices: SliceStack, **options: Any) -> Iterator[tuple[int, Tensor]]:
-        """options: of `slice_logits`."""
-        self.network.eval()
-        return slice_logits(self.network, slices, self.slab_slices, self.config, **options)
-
 
 @torch.inference_mode()
 def slice_logits(
     network: SAM2For3dMed,
-    slices: SliceStack,
+    slices: Slices,
     slab_slices: int,
     config: InferenceConfig,
     *,
+    on_positions: OnPositions = _ignore,
     boundary: bool = False,
     prompts: Prompts | None = None,
-    on_positions: OnPositions = _ignore,
     cancel: Event | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """The index of each slice, once, and its logits (K, H/4, W/4) float32; (K, H/2, W/2) with shifts.
 
-    Args:
-        slices: (N, C, H0, W0) in [0, 1].
-        slab_slices: D.
-        boundary: the K maps of P_bd follow the K maps of P_seg, for a network that has BD.
-        prompts: of all slices, for a network that takes them.
-        on_positions: called with each slab and its P_pos (D, D), for a network that has SRPP.
+    The other arguments are those of `Forward`; with `boundary` there are 2K maps.
 
     Raises:
         Cancelled: `cancel` was set. ConfigError: `config.compile`, and there is no compiler. DataError: there is no
@@ -172,45 +166,44 @@ def slice_logits(
 
 
 def fill_mask(
-    logits: Iterable[tuple[int, Tensor]],
+    maps: Iterable[tuple[int, Tensor]],
     volume: Volume,
     axis: SlicingAxis,
     labels: Mapping[int, str],
     config: InferenceConfig,
     options: PredictOptions,
+    *,
     log_odds: Callable[[Tensor], Tensor] = lambda logits: logits,
+    boundary: Volume | None = None,
 ) -> Volume:
     """The mask of a volume, after post-processing, from the logits of its slices.
 
     Args:
-        logits: each slice's index, once, and its logits (K, h, w); the class of the highest logit above 0 wins.
+        maps: each slice's index, once, and its logits (K, h, w); the class of the highest logit above 0 wins. With
+            `boundary` the K maps of P_bd follow.
         log_odds: turns logits (K, h, w) into logits whose sigmoid is a probability.
+        boundary: a volume to fill with the boundary map.
     """
     mask = empty_like(volume, np.uint8 if max(labels) < 256 else np.uint16)
     values = volume_to_slices(mask, axis)
+    boundaries = None if boundary is None else volume_to_slices(boundary, axis)
     height, width = values.shape[1:]
     prefix, on_slice, cancel = options.get("probabilities"), options.get("on_slice"), options.get("cancel")
     files = writing_probabilities(prefix, labels, volume, axis) if prefix else nullcontext()
     require_not_cancelled(cancel)
     with files as write:
-        for done, (index, of_slice) in enumerate(logits, start=1):
-            values[index] = argmax_mask(of_slice, height, width, tuple(labels)).cpu().numpy()
+        for done, (index, of_slice) in enumerate(maps, start=1):
+            logits = of_slice[: len(labels)]
+            values[index] = argmax_mask(logits, height, width, tuple(labels)).cpu().numpy()
+            if boundaries is not None:
+                boundaries[index] = boundary_map(of_slice[len(labels) :], height, width).cpu().numpy()
             if write is not None:
-                write(index, log_odds(of_slice))
+                write(index, log_odds(logits))
             if on_slice is not None:
                 on_slice(done, len(values))
             require_not_cancelled(cancel)
     postprocess(mask, labels, config)
     return mask
-
-
-def _take_boundaries(
-    maps: Iterable[tuple[int, Tensor]], num_classes: int, boundaries: NDArray[np.uint8]
-) -> Iterator[tuple[int, Tensor]]:
-    """The first K of each slice's maps; the others fill `boundaries` (N, H0, W0)."""
-    for index, both in maps:
-        boundaries[index] = boundary_map(both[num_classes:], *boundaries.shape[1:]).cpu().numpy()
-        yield index, both[:num_classes]
 
 
 def empty_like(volume: Volume, dtype: DTypeLike) -> Volume:

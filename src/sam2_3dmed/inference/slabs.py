@@ -5,7 +5,7 @@ Memory holds a few slabs: the features and logits of a slice are freed as soon a
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -22,8 +22,7 @@ PLACES_AT_ONCE = (1024, 65536)
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Slab:
+class Slab(NamedTuple):
     """One pass of the network: D slices from `start`, fed from the last to the first if `reverse`."""
 
     start: int
@@ -33,8 +32,8 @@ class Slab:
     @property
     def order(self) -> list[int]:
         """The slices in the order in which the network sees them."""
-        indices = list(range(self.start, self.start + self.length))
-        return indices[::-1] if self.reverse else indices
+        indices = range(self.start, self.start + self.length)
+        return list(reversed(indices) if self.reverse else indices)
 
 
 OnPositions = Callable[[Slab, Tensor], None]
@@ -65,11 +64,12 @@ class SliceBlender:
         self._sums: dict[int, Tensor] = {}
         self._weights: dict[int, float] = {}
 
-    def add(self, index: int, logits: Tensor, weight: float) -> None:
-        """logits: (K, h, w) of slice `index`."""
-        weighted = logits.float() * weight
-        self._sums[index] = self._sums[index] + weighted if index in self._sums else weighted
-        self._weights[index] = self._weights.get(index, 0.0) + weight
+    def add(self, slab: Slab, logits: Tensor) -> None:
+        """logits: (K, D, h, w)."""
+        for place, (index, weight) in enumerate(zip(slab.order, blend_weights(slab.length), strict=True)):
+            weighted = logits[:, place].float() * weight
+            self._sums[index] = self._sums[index] + weighted if index in self._sums else weighted
+            self._weights[index] = self._weights.get(index, 0.0) + weight
 
     def take(self, index: int) -> Tensor:
         """Remove a slice. Returns: its weighted mean (K, h, w)."""
@@ -124,10 +124,10 @@ def slab_logits(
             batch_size = 1
             continue
         batch_size = batch_size or slabs_that_fit(forward, gathered[0], maps)
-        _blend(blender, batch, maps)
-        if positions is not None:
-            for slab, found in zip(batch, positions, strict=True):
-                on_positions(slab, found)
+        for row, slab in enumerate(batch):
+            blender.add(slab, maps[row])
+            if positions is not None:
+                on_positions(slab, positions[row])
         done += len(batch)
         complete = slabs[done].start if done < len(slabs) else num_slices
         for index in range(emitted, complete):
@@ -146,9 +146,3 @@ def slabs_that_fit(forward: Forward, slab: list[DecoderFeatures], maps: Tensor) 
     fitting = free_bytes(forward.device) // 2 // (BYTES_A_BYTE * (features + maps.nbytes))
     places = len(slab[0].z) * slab[0].z.shape[-2:].numel()
     return max(1, min(fitting, PLACES_AT_ONCE[forward.device.type != "cpu"] // places))
-
-
-def _blend(blender: SliceBlender, batch: list[Slab], maps: Tensor) -> None:
-    for row, slab in enumerate(batch):
-        for place, (index, weight) in enumerate(zip(slab.order, blend_weights(slab.length), strict=True)):
-            blender.add(index, maps[row, :, place], weight)

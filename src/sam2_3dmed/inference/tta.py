@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from threading import Event
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from sam2_3dmed.inference.interface import require_not_cancelled
 from sam2_3dmed.model.network import DecoderFeatures, DecoderState, SAM2For3dMed
 from sam2_3dmed.model.prompts import Prompts
 from sam2_3dmed.model.upsample import upsample
+from sam2_3dmed.volume.preprocess import SliceStack
 
 PIXELS_AT_ONCE = (2**17, 2**22)
 """Pixels of the slices that are encoded together: on a CPU, elsewhere."""
@@ -31,10 +31,9 @@ _SHIFT = 2
 
 
 class _View(NamedTuple):
-    """One view of a slice: shifted by `_SHIFT` pixels or not at all, then mirrored along W or not."""
+    """One view of a slice: shifted by `_SHIFT` pixels or not at all (-1, 0, 1), then mirrored along W or not."""
 
     down: int
-    """1: the view begins further down; -1: further up; 0: no shift."""
     right: int
     mirrored: bool
 
@@ -46,33 +45,24 @@ def _views(flips: bool, shifts: bool) -> tuple[_View, ...]:
     return tuple(_View(0, 0, mirrored) for mirrored in ((False, True) if flips else (False,)))
 
 
-class SliceStack(Protocol):
-    """Slices (N, C, H0, W0) in [0, 1] of any dtype: an array, a memory map, or slices that are made on demand."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, which: slice, /) -> NDArray[Any]: ...
+Slices = SliceStack | NDArray[Any]
+"""(N, C, H0, W0) in [0, 1] of any dtype: an array, a memory map, or slices that are made on demand."""
 
 
 class Forward:
     """A network over the slices of one stack. The features of a slice have one row for each view.
 
     Args:
-        slices: (N, C, H0, W0) in [0, 1].
         config: with flips, each slice passes plain and mirrored. With shifts, it passes four times, shifted by half a
             logit towards each corner, and the logits are averaged at stride 2; with both, two of the four are mirrored.
         boundary: the K maps of P_bd follow the K maps of P_seg, if the network has BD.
         prompts: of all slices, for a network that takes them.
-        cancel: ends the work before the next slices are encoded.
     """
 
     def __init__(
         self,
         network: SAM2For3dMed,
-        slices: SliceStack,
+        slices: Slices,
         config: InferenceConfig,
         *,
         boundary: bool = False,
@@ -118,8 +108,7 @@ class Forward:
         positions = prediction.relative_position
         if positions is not None:
             positions = positions.view(count, rows, *positions.shape[1:]).mean(dim=1)
-        maps = self._maps(prediction.segmentation, prediction.boundary)
-        return self._mean(maps.view(count, rows, *maps.shape[1:]), dim=1), positions
+        return self._mean(prediction.segmentation, prediction.boundary, rows), positions
 
     def slice_context(self, slices: Sequence[DecoderFeatures]) -> tuple[list[Tensor], Tensor | None]:
         """The SRPP context of each slice among the others, and P_pos (D, D) or None."""
@@ -135,7 +124,7 @@ class Forward:
         """The logits of the next slice, (K or 2K, h, w) float32."""
         with self._autocast():
             logits, boundary = self.network.step(state, features, context)
-        return self._mean(self._maps(logits, boundary), dim=0)
+        return self._mean(logits, boundary, len(logits))[0]
 
     def _seen(self, slices: Tensor) -> Tensor:
         """All views of some slices: (n, C, H0, W0) -> (rows, n, C, ., .)."""
@@ -157,35 +146,28 @@ class Forward:
             rows.append(seen.mirrored() if view.mirrored else seen)
         return Prompts(*(torch.stack(tensors) for tensors in zip(*rows, strict=True)))
 
-    def _maps(self, logits: Tensor, boundary: Tensor | None) -> Tensor:
-        if self._boundary and boundary is not None:
-            logits = torch.cat([logits, boundary], dim=1)
-        return logits.float()
-
-    def _mean(self, maps: Tensor, dim: int) -> Tensor:
-        """The mean over the views along `dim`, after each view is mirrored and shifted back."""
-        total: Tensor | None = None
+    def _mean(self, logits: Tensor, boundary: Tensor | None, rows: int) -> Tensor:
+        """(B x rows, K, ...) -> (B, K or 2K, ...): the mean over the views, each mirrored and shifted back."""
+        maps = logits if boundary is None or not self._boundary else torch.cat([logits, boundary], dim=1)
+        of_views = maps.float().view(-1, rows, *maps.shape[1:]).unbind(1)
         # One view at a time: shifts make each four times as large.
-        for view, row in zip(self._views, maps.unbind(dim), strict=True):
-            turned = _mirrored_if(view, row)
-            back = _shifted_back(view, turned) if self.config.shifts else turned
-            total = back if total is None else total + back
-        assert total is not None
-        return total / len(self._views)
+        turned = map(_turned_back, self._views, of_views)
+        return sum(turned, start=next(turned)) / len(self._views)
 
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
+    def _autocast(self) -> torch.autocast:
         # Only around the network: a generator that holds autocast would leave it on for its reader.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16):
-            yield
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._bf16)
 
 
 def _mirrored_if(view: _View, planes: Tensor) -> Tensor:
     return planes.flip(-1) if view.mirrored else planes
 
 
-def _shifted_back(view: _View, logits: Tensor) -> Tensor:
-    """(..., h, w) at stride 4 -> (..., 2h, 2w) at stride 2, where the shift is one place; edges are repeated."""
+def _turned_back(view: _View, logits: Tensor) -> Tensor:
+    """Mirrored back; and shifted back by a place at stride 2, (..., h, w) -> (..., 2h, 2w). Edges are repeated."""
+    logits = _mirrored_if(view, logits)
+    if not view.down:
+        return logits
     height, width = 2 * logits.shape[-2], 2 * logits.shape[-1]
     fine = upsample(logits, (height, width))
     rows = torch.arange(height, device=fine.device).sub(view.down).clamp(0, height - 1)

@@ -23,11 +23,7 @@ _PRELOAD = ("sam2_3dmed.inference.predictor", "transformers.models.sam2.modeling
 
 
 def assign_devices(device: str | None, workers: int | None) -> list[str | None]:
-    """The device of each worker process.
-
-    Args:
-        device: one, or several with commas between them, which the workers take in turn; None: a GPU if there is one.
-        workers: None: one for each device.
+    """The device of each worker process: they take devices (with commas between them) in turn, by default one each.
 
     Raises:
         ConfigError: fewer workers than devices.
@@ -132,8 +128,7 @@ def ray_cluster(workers: int, *, use_gpus: bool = True) -> Iterator[tuple[int, i
 class RayWorker:
     """An actor of the cluster. Its first input loads the model, so that a model that kills it is not loaded for ever.
 
-    Args:
-        folder: the working folder, from which relative paths count.
+    Relative paths count from `folder`.
     """
 
     def __init__(self, job: Job, folder: Path, device: str | None, threads: int) -> None:
@@ -168,11 +163,8 @@ def on_slurm(
     The tasks write to the same folder. They go on if this process ends; `cancel` ends them. A task passes over what is
     finished, so it can be started again.
 
-    Args:
-        options: see `submit`.
-
     Raises:
-        Cancelled: `cancel` was set. ConfigError: the extra is missing, there is no SLURM here, or an option is unknown.
+        Cancelled: `cancel` was set. ConfigError: see `submit`, also for `options`.
     """
     shares = [range(len(inputs))[first::tasks] for first in range(min(tasks, len(inputs)))]
     parts = [partial(predict_batch, job, [inputs[n] for n in share], device=device) for share in shares]
