@@ -10,7 +10,6 @@ import typer
 
 from sam2_3dmed import __version__
 from sam2_3dmed.cli.evaluate import commands as evaluation
-from sam2_3dmed.cli.export import commands as exporting
 from sam2_3dmed.cli.options import Data, end_with, examples
 from sam2_3dmed.cli.predict import commands as inference
 from sam2_3dmed.cli.train import commands as training
@@ -129,7 +128,7 @@ def _commands_of(entry: EntryPoint) -> typer.Typer:
     return commands
 
 
-for _commands in (training, inference, exporting, evaluation):
+for _commands in (training, inference, evaluation):
     app.add_typer(_commands)
 for _entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
     app.add_typer(_commands_of(_entry))

@@ -1,4 +1,4 @@
-"""The command that segments volumes."""
+"""The commands that use a trained model: `predict` and `export`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer(rich_markup_mode="rich")
 
-# An option a line, so that the command itself stays readable.
+# Options of several lines stand here, so that the command itself stays readable.
 Inputs = Annotated[
     list[Path] | None,
     typer.Argument(help="NIfTI files or folders of them; DICOM folders (one study, or trees of them), zips or files."),
@@ -20,8 +20,6 @@ Inputs = Annotated[
 ListFile = Annotated[
     Path | None, typer.Option("--list", help="Also the paths in this file: one a line, or CSV's column input.")
 ]
-Model = Annotated[Path, typer.Option("--model", "-m", help="Run folder of a trained model.")]
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks, each NAME.nii.gz or as --format.")]
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", help="Change an inference option of the run, inference.key=value; may be repeated."),
@@ -31,7 +29,6 @@ Codes = Annotated[
     Path | None,
     typer.Option(help='dataset.json whose "codes" give classes their DICOM codes; without it the run\'s codes.json.'),
 ]
-Series = Annotated[str | None, typer.Option(help="UID of the DICOM series, where an input has several.")]
 BoxesFrom = Annotated[
     Path | None,
     typer.Option("--boxes-from", help="Masks to draw boxes around, for a model trained with model.box_every."),
@@ -51,7 +48,6 @@ Device = Annotated[
 Backend = Annotated[
     str, typer.Option(help="pytorch, or onnxruntime: it runs what `export` wrote, on the CPU and in slabs.")
 ]
-Workers = Annotated[int | None, typer.Option(help="Processes of this machine, or of --cluster.", min=1)]
 Cluster = Annotated[str | None, typer.Option(help="ray or slurm: other machines, which see the same folders.")]
 Slurm = Annotated[
     list[str] | None,
@@ -71,20 +67,20 @@ Slurm = Annotated[
 def predict(
     *,
     inputs: Inputs = None,
-    model: Model,
-    out: Out,
+    model: Annotated[Path, typer.Option("--model", "-m", help="Run folder of a trained model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks, each NAME.nii.gz or as --format.")],
     list_file: ListFile = None,
     settings: Settings = None,
     mask_format: Format = "nifti",
     codes: Codes = None,
-    series: Series = None,
+    series: Annotated[str | None, typer.Option(help="UID of the DICOM series, where an input has several.")] = None,
     boxes_from: BoxesFrom = None,
     probabilities: Probabilities = False,
     save_auxiliary: SaveAuxiliary = False,
     overwrite: Overwrite = False,
     device: Device = None,
     backend: Backend = "pytorch",
-    workers: Workers = None,
+    workers: Annotated[int | None, typer.Option(help="Processes of this machine, or of --cluster.", min=1)] = None,
     cluster: Cluster = None,
     slurm: Slurm = None,
 ) -> None:
@@ -126,3 +122,33 @@ def _report(outcomes: "list[Outcome]", out: Path) -> None:
     before = f", {earlier} of them by an earlier run" if earlier else ""
     typer.echo(f"{len(outcomes) - len(failures)} of {len(outcomes)} masks written to {out}{before}")
     end_with(failures)
+
+
+@commands.command(
+    epilog=examples(
+        "sam2-3dmed export --model runs/spleen -o spleen-onnx",
+        "sam2-3dmed export --model runs/spleen -o spleen-onnx --check ct.nii.gz --length 3 --length 2",
+        "sam2-3dmed predict ct.nii.gz -o masks --model spleen-onnx --backend onnxruntime",
+    )
+)
+def export(
+    model: Annotated[Path, typer.Option("--model", "-m", help="Run folder of a trained model.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the files, new or empty; the run's own, too.")],
+    check: Annotated[
+        Path | None,
+        typer.Option(help="Volume to compare with PyTorch on; without it one of the run's data set, else a phantom."),
+    ] = None,
+    length: Annotated[
+        list[int] | None,
+        typer.Option(help="Also slabs of so many slices, for volumes shorter than the run's; may be repeated."),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference from PyTorch, as a share of an output's largest value.", min=0)
+    ] = 1e-3,
+) -> None:
+    """Write the encoder and the loop over a slab as ONNX files, each checked against PyTorch on real slices."""
+    from sam2_3dmed.export.run import export_run
+
+    for file, difference in export_run(model, out, check=check, lengths=length or [], tolerance=tolerance).items():
+        size = file.stat().st_size / 1e6
+        typer.echo(f"{file} ({size:.1f} MB): at most {difference:.1e} from PyTorch, relatively")

@@ -21,16 +21,12 @@ Fold = Annotated[str | None, typer.Option(help="i/n: fold i of n is the test set
 Minutes = Annotated[
     float | None, typer.Option(help="As many epochs as fit into this time, measured at the start.", min=0.1)
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, as it began.")]
-Test = Annotated[bool, typer.Option("--test", help="Predict and evaluate the test set when training ends.")]
 GpuMemory = Annotated[
     float | None, typer.Option(help="GB that a GPU has: choose how a step is taken so that it fits.", min=0.1)
 ]
 Devices = Annotated[
     int | None, typer.Option(help="GPUs of a machine (or processes, without GPUs) that share each batch.", min=1)
 ]
-Nodes = Annotated[int | None, typer.Option(help="Machines, on which torchrun or srun starts this.", min=1)]
-SystemName = Annotated[str, typer.Option("--system", help=f"{', '.join(system_names())}.")]
 
 
 @commands.command(
@@ -53,12 +49,12 @@ def train(
     fold: Fold = None,
     settings: Settings = None,
     minutes: Minutes = None,
-    resume: Resume = False,
-    test: Test = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, as it began.")] = False,
+    test: Annotated[bool, typer.Option("--test", help="Predict and evaluate the test set when training ends.")] = False,
     gpu_memory: GpuMemory = None,
     devices: Devices = None,
-    nodes: Nodes = None,
-    system: SystemName = OURS,
+    nodes: Annotated[int | None, typer.Option(help="Machines, on which torchrun or srun starts this.", min=1)] = None,
+    system: Annotated[str, typer.Option("--system", help=f"{', '.join(system_names())}.")] = OURS,
 ) -> None:
     """Fine-tune on a folder of labelled volumes; leaves a run folder that predict, report and compare read."""
     given = {

@@ -29,8 +29,6 @@ def demo(
     typer.echo(run_demo(out, minutes=minutes).last_line())
 
 
-Table = Annotated[int, typer.Argument(help="Of the paper, 1 to 9.", min=1, max=9)]
-Data = Annotated[Path, typer.Option(help="Folder of the Decathlon's tasks, or of other data sets, or one of them.")]
 Tasks = Annotated[
     list[str] | None,
     typer.Option(help="lung, spleen, pancreas, or folders in --data, with commas; without it the table's."),
@@ -38,20 +36,14 @@ Tasks = Annotated[
 Methods = Annotated[
     list[str] | None, typer.Option(help="Rows to run, of the table or others, with commas; without it all.")
 ]
-Seeds = Annotated[int, typer.Option(help="Runs of each row, of which the mean counts.", min=1)]
-Recipe = Annotated[str, typer.Option(help="That the rows with our network are derived from.")]
-Weights = Annotated[str, typer.Option(help="That rows with our network start from, as for train.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Option of that recipe, section.key=value; may be repeated.")
 ]
 PatchSettings = Annotated[
     list[str] | None, typer.Option("--set-patches", help="The same for the systems that learn from patches.")
 ]
-Minutes = Annotated[float | None, typer.Option(help="Of training, for every run.", min=0.1)]
-Epochs = Annotated[int | None, typer.Option(help="Of every run, instead of its recipe's.", min=1)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder for runs and tables; tables share runs.")]
 Cluster = Annotated[str | None, typer.Option(help="ray or slurm: runs are its jobs; without it, one after the other.")]
-Workers = Annotated[int | None, typer.Option(help="With --cluster ray: runs at a time.", min=1)]
 Slurm = Annotated[list[str] | None, typer.Option(help="With --cluster slurm: KEY=VALUE for submitit; may be repeated.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the runs and what they would take; run none.")]
 
@@ -66,20 +58,20 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the runs and what 
     )
 )
 def reproduce(
-    table: Table,
-    data: Data,
+    table: Annotated[int, typer.Argument(help="Of the paper, 1 to 9.", min=1, max=9)],
+    data: Annotated[Path, typer.Option(help="Folder of the Decathlon's tasks, or of other data sets, or one of them.")],
     tasks: Tasks = None,
     methods: Methods = None,
-    seeds: Seeds = 1,
-    recipe: Recipe = "auto",
-    weights: Weights = "auto",
+    seeds: Annotated[int, typer.Option(help="Runs of each row, of which the mean counts.", min=1)] = 1,
+    recipe: Annotated[str, typer.Option(help="That the rows with our network are derived from.")] = "auto",
+    weights: Annotated[str, typer.Option(help="That rows with our network start from, as for train.")] = "auto",
     settings: Settings = None,
     patch_settings: PatchSettings = None,
-    minutes: Minutes = None,
-    epochs: Epochs = None,
+    minutes: Annotated[float | None, typer.Option(help="Of training, for every run.", min=0.1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Of every run, instead of its recipe's.", min=1)] = None,
     out: Out = Path("reproduced"),
     cluster: Cluster = None,
-    workers: Workers = None,
+    workers: Annotated[int | None, typer.Option(help="With --cluster ray: runs at a time.", min=1)] = None,
     slurm: Slurm = None,
     dry_run: DryRun = False,
 ) -> None:
