@@ -1,35 +1,31 @@
 """The recipe of a system that learns from patches, and the record of its runs."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from sam2_3dmed.config import InferenceConfig, SplitConfig, TrainingConfig
+from sam2_3dmed.config.schema import Fraction, Frozen
 from sam2_3dmed.run.run_config import RunRecord
 from sam2_3dmed.run.systems import find_system
 
-# Options of our own method that would have no effect on systems that learn from patches.
-_NOT_FOR_PATCHES = (
+_NOT_IN_TRAINING = (
     *("single_slice_fraction", "slab_rate", "activation_checkpointing", "encoder", "lora_rank"),
     *("encoder_slices", "encoder_rate", "layer_decay"),
 )
-_NOT_FOR_PATCHES_IN_INFERENCE = ("mode", "direction", "shifts", "compile")
+_NOT_IN_INFERENCE = ("mode", "direction", "shifts", "compile")
 
 
-def _require_default(config: BaseModel, kind: type[BaseModel], names: Sequence[str]) -> None:
+def refuse_options(config: BaseModel, kind: type[BaseModel], *names: str, systems: str) -> None:
+    """Raise ValueError for options of `kind` that are set and would have no effect on these systems."""
     changed = [name for name in names if getattr(config, name) != kind.model_fields[name].default]
     if changed:
-        raise ValueError(f"{', '.join(changed)}: not for systems that learn from patches")
+        raise ValueError(f"{', '.join(changed)}: not for {systems}")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class PatchModelConfig(_Frozen):
+class PatchModelConfig(Frozen):
     """The network; what is none is planned from the training cases."""
 
     size: Literal["auto", "full", "small"] = "auto"
@@ -50,19 +46,19 @@ class PatchModelConfig(_Frozen):
         return self
 
 
-class PatchAugmentationConfig(_Frozen):
+class PatchAugmentationConfig(Frozen):
     """Chances, and how far; about nnU-Net's."""
 
-    flip: Annotated[float, Field(ge=0, le=1)] = 0.5
+    flip: Fraction = 0.5
     """Along each axis."""
-    affine: Annotated[float, Field(ge=0, le=1)] = 0.3
+    affine: Fraction = 0.3
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 30.0
     """About each axis; in the plane only where slices lie far apart."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    noise: Annotated[float, Field(ge=0, le=1)] = 0.1
+    noise: Fraction = 0.1
     noise_std: Annotated[float, Field(ge=0)] = 0.3
     """In standard deviations of the intensities, the highest that is drawn."""
-    intensity: Annotated[float, Field(ge=0, le=1)] = 0.15
+    intensity: Fraction = 0.15
     """Chance of each of brightness, contrast and gamma."""
 
 
@@ -74,7 +70,7 @@ class PatchTrainingConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _of_patches(self) -> Self:
-        _require_default(self, TrainingConfig, _NOT_FOR_PATCHES)
+        refuse_options(self, TrainingConfig, *_NOT_IN_TRAINING, systems="systems that learn from patches")
         return self
 
 
@@ -83,11 +79,11 @@ class PatchInferenceConfig(InferenceConfig):
 
     @model_validator(mode="after")
     def _of_patches(self) -> Self:
-        _require_default(self, InferenceConfig, _NOT_FOR_PATCHES_IN_INFERENCE)
+        refuse_options(self, InferenceConfig, *_NOT_IN_INFERENCE, systems="systems that learn from patches")
         return self
 
 
-class PatchConfig(_Frozen):
+class PatchConfig(Frozen):
     """Every option of a run of a patch-based system."""
 
     system: str
@@ -113,27 +109,21 @@ class PatchConfig(_Frozen):
         return "learnt" if self.model.text is None else "embedded by CLIP"
 
 
-class Intensities(BaseModel):
+class Intensities(Frozen):
     """Mean and standard deviation of a channel after `Preprocessing`; none: those of each volume."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     mean: float | None = None
     std: float | None = None
 
 
-class PatchSpec(BaseModel):
+class PatchSpec(Frozen):
     """Everything that builds the network again and brings a volume to its input. Axes are (D, H, W).
 
     Args:
-        size: full or small.
         spacing_mm: of the grid that patches are cut from.
-        patch: in voxels of that grid.
         network: the arguments of its constructor.
         text: how the names of the classes are embedded; none if they are not.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     system: str
     size: str

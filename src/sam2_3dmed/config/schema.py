@@ -17,11 +17,13 @@ Precision = Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda valu
 """`auto`: bf16 autocast where the processor or GPU has fast bf16, else 32."""
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """A section of a recipe or of a record: checked where it is made, and never changed."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class ChannelPlan(_Frozen):
+class ChannelPlan(Frozen):
     """How one channel's intensities reach [0, 1]: `fixed` bounds, or `percentiles` of each volume (reading 9)."""
 
     name: str
@@ -38,7 +40,7 @@ class ChannelPlan(_Frozen):
         return self
 
 
-class Plan(_Frozen):
+class Plan(Frozen):
     """What the data set dictates; `fingerprint` proposes it, a person may edit it, `predict` obeys it."""
 
     dataset: str
@@ -74,7 +76,7 @@ class Plan(_Frozen):
         )
 
 
-class NetworkConfig(_Frozen):
+class NetworkConfig(Frozen):
     """All that `build_network` needs besides the number of classes.
 
     A recipe may leave a field at `auto` or none. `run.build_model` fills these in from the weights, and the config.yaml
@@ -116,7 +118,7 @@ class NetworkConfig(_Frozen):
     scratch."""
 
 
-class LossConfig(_Frozen):
+class LossConfig(Frozen):
     """The training loss, a weighted sum of terms. Eq. 6: L = L_seg + lambda1 * L_srpp + lambda2 * L_bd."""
 
     terms: Annotated[dict[str, Annotated[float, Field(ge=0)]], Field(min_length=1)] = {
@@ -129,7 +131,7 @@ class LossConfig(_Frozen):
     """What the weighted sum of Eq. 5 is divided by: its weights, the number of pixels, or 1 (reading 8)."""
 
 
-class AugmentationConfig(_Frozen):
+class AugmentationConfig(Frozen):
     """Appendix B's augmentation: one draw for all slices of a slab. Angles are in degrees."""
 
     horizontal_flip: Fraction = 0.5
@@ -165,7 +167,7 @@ class AugmentationConfig(_Frozen):
         return sigma
 
 
-class TrainingConfig(_Frozen):
+class TrainingConfig(Frozen):
     """Optimiser, schedule, batches and length of a run. The defaults are appendix B's."""
 
     epochs: Annotated[int, Field(ge=1)] = 500
@@ -240,7 +242,7 @@ class TrainingConfig(_Frozen):
         return int(self.single_slice_fraction * self.epochs)
 
 
-class FeatureCacheConfig(_Frozen):
+class FeatureCacheConfig(Frozen):
     """Features of a frozen encoder, computed once for each augmented view (docs/how_to/feature_cache.md)."""
 
     views: Annotated[int, Field(ge=0)] = 0
@@ -256,7 +258,7 @@ class FeatureCacheConfig(_Frozen):
     ended."""
 
 
-class SplitConfig(_Frozen):
+class SplitConfig(Frozen):
     """The cases that are held out (reading 13)."""
 
     seed: Seed = 0
@@ -267,7 +269,7 @@ class SplitConfig(_Frozen):
     """Share of the other cases in the validation set."""
 
 
-class InferenceConfig(_Frozen):
+class InferenceConfig(Frozen):
     """How a volume passes through the network, and the post-processing of its mask."""
 
     mode: Literal["slabs", "stream"] = "slabs"
@@ -295,7 +297,7 @@ class InferenceConfig(_Frozen):
     """Fill the background that a class encloses, for all classes or for the named ones."""
 
 
-class RunConfig(_Frozen):
+class RunConfig(Frozen):
     """A recipe: everything that a run is given besides its data and its weights."""
 
     model: NetworkConfig = NetworkConfig()

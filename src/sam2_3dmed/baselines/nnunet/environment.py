@@ -17,6 +17,7 @@ VARIABLE = "SAM2_3DMED_NNUNET"
 PACKAGES = ("nnunetv2==2.8.1", "safetensors", "setuptools<81")
 """nnU-Net imports distutils, which newer Pythons have only through setuptools."""
 _READY = "sam2_3dmed.json"
+_PYTHON = "bin/python"
 _SHOWN_LINES = 5
 
 logger = logging.getLogger(__name__)
@@ -40,15 +41,11 @@ def find_python() -> Path:
         raise ConfigError(
             f"nnunet needs an environment of its own, and {folder} has none: sam2-3dmed baselines setup nnunet"
         )
-    return _python(folder)
+    return folder / _PYTHON
 
 
 def installed_versions() -> dict[str, str]:
-    """The versions of nnU-Net and torch.
-
-    Raises:
-        ConfigError: `set_up` has not made the environment.
-    """
+    """The versions of nnU-Net and torch. Raises: as `find_python`."""
     find_python()
     content: dict[str, str] = json.loads((environment_folder() / _READY).read_text(encoding="utf-8"))
     return content
@@ -78,20 +75,17 @@ def set_up() -> Path:
     with TemporaryDirectory() as temporary:
         constraints = Path(temporary) / "constraints.txt"
         constraints.write_text(f"torch=={torch}.*\n", encoding="utf-8")
-        _run(_python(folder), "-m", "pip", "install", "--quiet", "-c", str(constraints), *PACKAGES)
+        _run(folder, "-m", "pip", "install", "--quiet", "-c", str(constraints), *PACKAGES)
     script = "import importlib.metadata as m, json; print(json.dumps({n: m.version(n) for n in ('nnunetv2', 'torch')}))"
-    found = _run(_python(folder), "-c", f"import nnunetv2.training.nnUNetTrainer.nnUNetTrainer; {script}")
+    found = _run(folder, "-c", f"import nnunetv2.training.nnUNetTrainer.nnUNetTrainer; {script}")
     write_text(folder / _READY, found.splitlines()[-1] + "\n")
     return folder
 
 
-def _python(folder: Path) -> Path:
-    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def _run(*command: str | Path) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _run(folder: Path, *arguments: str) -> str:
+    """The output of the environment's Python."""
+    done = subprocess.run([folder / _PYTHON, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         last = " / ".join(line.strip() for line in done.stderr.strip().splitlines()[-_SHOWN_LINES:])
-        raise ConfigError(f"{Path(command[0]).parents[1]}: {' '.join(map(str, command[1:4]))} failed: {last}")
+        raise ConfigError(f"{folder}: {' '.join(arguments[:3])} failed: {last}")
     return done.stdout

@@ -10,15 +10,13 @@ import numpy as np
 import torch
 
 from sam2_3dmed.baselines.nnunet.dataset import ENDING, to_values, write_channels
-from sam2_3dmed.baselines.nnunet.environment import find_python
 from sam2_3dmed.baselines.nnunet.process import Worker
-from sam2_3dmed.baselines.nnunet.recipe import NnunetRecord, NnunetSpec
-from sam2_3dmed.config import InferenceConfig, Plan, changed
+from sam2_3dmed.baselines.nnunet.recipe import NnunetSpec
+from sam2_3dmed.config import InferenceConfig, Plan
 from sam2_3dmed.errors import ProcessError, VolumeError
 from sam2_3dmed.inference.interface import PredictOptions, WithoutAuxiliary, refuse_boxes, require_not_cancelled
 from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
 from sam2_3dmed.inference.probabilities import writing_probabilities
-from sam2_3dmed.run.run_folder import MODEL_FILE
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.slices import volume_to_slices
 from sam2_3dmed.volume.volume import Volume
@@ -28,13 +26,12 @@ class NnunetPredictor(WithoutAuxiliary):
     """A trained nnU-Net; a `Segmenter`. Its process starts with the first volume and ends with this object.
 
     Raises:
-        ConfigError: there is no environment, or `config` names a class that is not among the plan's labels.
+        ConfigError: `config` names a class that is not among the plan's labels.
     """
 
     def __init__(
         self, weights: Path, spec: NnunetSpec, plan: Plan, *, device: torch.device, config: InferenceConfig
     ) -> None:
-        find_python()
         require_known_classes(config, plan.labels.values())
         self.labels = plan.labels
         self.num_channels = len(plan.channels)
@@ -71,6 +68,7 @@ class NnunetPredictor(WithoutAuxiliary):
         return answer["gflop"], answer["peak_mb"], answer["gpu_peak_mb"]
 
     def _worker(self) -> tuple[Worker, Path]:
+        """The process, and the folder of the files for it."""
         if self._started is None:
             folder = TemporaryDirectory(prefix="nnunet-")
             worker = Worker("predict", self._request, device=self._device.type)
@@ -96,10 +94,7 @@ class NnunetPredictor(WithoutAuxiliary):
 
     def _write_probabilities(self, every: "np.ndarray[Any, Any]", volume: Volume, prefix: Path) -> None:
         """every: (K + 1, Z, Y, X), nnU-Net's order of axes."""
-        of_classes = [
-            volume_to_slices(volume.with_array(np.transpose(every[k], (2, 1, 0))), self._axis)
-            for k in range(1, len(self.labels) + 1)
-        ]
+        of_classes = [volume_to_slices(volume.with_array(share.T), self._axis) for share in every[1:]]
         with writing_probabilities(prefix, self.labels, volume, self._axis) as write:
             for index in range(len(of_classes[0])):
                 planes = torch.from_numpy(np.stack([one[index] for one in of_classes]).astype(np.float32))
@@ -109,9 +104,3 @@ class NnunetPredictor(WithoutAuxiliary):
 def _end(worker: Worker, folder: "TemporaryDirectory[str]") -> None:
     worker.close()
     folder.cleanup()
-
-
-def load_run(folder: Path, record: NnunetRecord, device: torch.device, **settings: Any) -> NnunetPredictor:
-    """The trained model of a run folder."""
-    config = changed(record.recipe.inference, settings, "inference")
-    return NnunetPredictor(folder / MODEL_FILE, record.model, record.plan, device=device, config=config)

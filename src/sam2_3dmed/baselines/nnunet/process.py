@@ -4,12 +4,10 @@ import json
 import os
 import signal
 import subprocess
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
-from types import TracebackType
 from typing import IO, Any, Self
 
 from sam2_3dmed.baselines.nnunet.environment import find_python
@@ -18,12 +16,8 @@ from sam2_3dmed.processes.map_cases import num_processors
 
 _PROGRAM = Path(__file__).with_name("worker.py")
 _NOT_INHERITED = (
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "nnUNet_raw",
-    "nnUNet_preprocessed",
-    "nnUNet_results",
-    "nnUNet_extTrainer",
+    *("PYTHONPATH", "PYTHONHOME"),
+    *("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_extTrainer"),
 )
 _SECONDS_TO_END = 10.0
 
@@ -52,7 +46,7 @@ class Worker:
     ) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         environment |= {name: str(folder.resolve()) for name, folder in (folders or {}).items()}
-        environment |= {"nnUNet_def_n_proc": str(most_processes())}
+        environment["nnUNet_def_n_proc"] = str(most_processes())
         if device == "cpu":  # nnU-Net's default of twelve processes leaves no processor for the network
             environment.setdefault("nnUNet_n_proc_DA", str(max(1, num_processors() // 4)))
         self._where = f"; its output is in {log}" if log else ""
@@ -85,7 +79,11 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise ProcessError(f"nnU-Net has ended: {self._last_line()}{self._where}")
+            status = self._process.wait()
+            self._output.seek(0)
+            lines = self._output.read().decode(errors="replace").split("\n")
+            last = next((line.strip() for line in reversed(lines) if line.strip()), "without output")
+            raise ProcessError(f"nnU-Net has ended: {last} (status {status}){self._where}")
         content: dict[str, Any] = json.loads(line)
         if "error" in content:
             raise ProcessError(str(content["error"]))
@@ -93,11 +91,11 @@ class Worker:
 
     def answers(self) -> Iterator[dict[str, Any]]:
         """All lines up to the one with `done`. Raises: as `answer`."""
-        while True:
+        done = False
+        while not done:
             content = self.answer()
+            done = content.get("done", False)
             yield content
-            if content.get("done"):
-                return
 
     def close(self) -> None:
         """End the process and everything that it has started."""
@@ -114,14 +112,8 @@ class Worker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
-
-    def _last_line(self) -> str:
-        status = self._process.wait()
-        self._output.seek(0)
-        lines = deque((line.strip() for line in self._output if line.strip()), maxlen=1)
-        return f"{lines[0].decode(errors='replace') if lines else 'without output'} (status {status})"
 
 
 def most_processes() -> int:

@@ -2,19 +2,18 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from sam2_3dmed.baselines.recipe import refuse_options
 from sam2_3dmed.config import InferenceConfig, SplitConfig
+from sam2_3dmed.config.schema import Frozen, Positive
 from sam2_3dmed.run.run_config import RunRecord
 
 Configuration = Literal["2d", "3d_fullres", "3d_lowres"]
+_NOT_IN_INFERENCE = ("mode", "direction", "batch_size", "shifts", "precision", "compile")
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class NnunetModelConfig(_Frozen):
+class NnunetModelConfig(Frozen):
     """What nnU-Net plans. Its cascade and its ensembles take several runs and are not here."""
 
     planner: Literal["ExperimentPlanner", "nnUNetPlannerResEncM", "nnUNetPlannerResEncL", "nnUNetPlannerResEncXL"] = (
@@ -24,12 +23,12 @@ class NnunetModelConfig(_Frozen):
     configuration: Configuration = "3d_fullres"
 
 
-class NnunetTrainingConfig(_Frozen):
+class NnunetTrainingConfig(Frozen):
     """Budget and seed; all else is nnU-Net's own."""
 
     epochs: Annotated[int, Field(ge=1)] = 1000
     steps_per_epoch: Annotated[int, Field(ge=1)] = 250
-    minutes: Annotated[float, Field(gt=0)] | None = None
+    minutes: Positive | None = None
     """Instead of both: as many as fit into this time, no more than they say; measured when training begins."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the first weights; its loaders draw seeds of their own, so no run can be repeated to the digit."""
@@ -43,14 +42,11 @@ class NnunetInferenceConfig(InferenceConfig):
 
     @model_validator(mode="after")
     def _of_nnunet(self) -> Self:
-        names = ("mode", "direction", "batch_size", "shifts", "precision", "compile")
-        changed = [name for name in names if getattr(self, name) != InferenceConfig.model_fields[name].default]
-        if changed:
-            raise ValueError(f"{', '.join(changed)}: not for nnU-Net")
+        refuse_options(self, InferenceConfig, *_NOT_IN_INFERENCE, systems="nnU-Net")
         return self
 
 
-class NnunetConfig(_Frozen):
+class NnunetConfig(Frozen):
     """Every option of a run of nnU-Net."""
 
     system: Literal["nnunet"] = "nnunet"
@@ -60,7 +56,7 @@ class NnunetConfig(_Frozen):
     inference: NnunetInferenceConfig = NnunetInferenceConfig()
 
 
-class NnunetSpec(_Frozen):
+class NnunetSpec(Frozen):
     """Everything that builds its network again: nnU-Net's plans.json and dataset.json, and which of its plans."""
 
     configuration: Configuration

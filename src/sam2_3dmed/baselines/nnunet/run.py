@@ -15,13 +15,14 @@ import torch
 
 from sam2_3dmed.baselines.nnunet.dataset import write_dataset, write_split
 from sam2_3dmed.baselines.nnunet.environment import installed_versions
-from sam2_3dmed.baselines.nnunet.process import Worker, most_processes
+from sam2_3dmed.baselines.nnunet.process import Worker
 from sam2_3dmed.baselines.nnunet.recipe import NnunetRecord, NnunetSpec
 from sam2_3dmed.errors import ConfigError, DataError
-from sam2_3dmed.processes.atomic import write_csv, write_text
+from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.run.run_folder import MODEL_FILE
 from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.fit import FitResult
+from sam2_3dmed.training.monitoring import append_curves
 
 FOLDER = "nnunet"
 """nnU-Net's own folder in a run folder: its log, its results, its memory, and until training has ended its data."""
@@ -56,19 +57,42 @@ class NnunetRun(TrainingRun):
             "device": device,
             "weights": str((root / MODEL_FILE).resolve()),
         }
-        curves = _Curves(self.folder / "curves.csv", list(self.record.plan.labels.values()))
         with Worker("train", request, root / LOG_FILE, folders=variables, device=device) as worker:
             for answer in worker.answers():
                 _note_peaks(self.folder, answer)
                 if "epoch" in answer:
-                    curves.add(answer)
+                    self._add_to_curves(answer)
         (root / MODEL_FILE).replace(self.folder / MODEL_FILE)
         for part in ("nnUNet_raw", "nnUNet_preprocessed"):
             shutil.rmtree(variables[part], ignore_errors=True)
-        return curves.result()
+        return self._result()
 
     def save(self) -> None:
         """Nothing: `fit` has written the weights."""
+
+    def _add_to_curves(self, answer: Mapping[str, Any]) -> None:
+        """An epoch's row of curves.csv and line of the log. The Dice is nnU-Net's, of patches."""
+        mean = float(np.nanmean(answer["dice"])) if np.isfinite(answer["dice"]).any() else float("nan")
+        per_class = zip(self.record.plan.labels.values(), answer["dice"], strict=True)
+        row = {
+            "epoch": answer["epoch"] - 1,
+            "step": answer["steps"],
+            "loss/train": answer["train_losses"],
+            "loss/validation": answer["val_losses"],
+            "learning_rate": answer["lrs"],
+            "validation/patch_dice": mean,
+            **{f"validation/patch_dice_{name}": value for name, value in per_class},
+        }
+        append_curves(self.folder / "curves.csv", row)
+        done, every, loss = answer["epoch"], answer["epochs"], answer["train_losses"]
+        logger.info("epoch %d of %d: loss %.4f, Dice of patches %.4f", done, every, loss, mean)
+
+    def _result(self) -> FitResult:
+        """The best Dice of patches, epochs and steps, from curves.csv."""
+        with (self.folder / "curves.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        best = max(float(row["validation/patch_dice"]) for row in rows)
+        return FitResult(best, int(rows[-1]["epoch"]) + 1, int(rows[-1]["step"]))
 
 
 def start_run(preparation: Preparation) -> NnunetRun:
@@ -96,8 +120,7 @@ def _variables(folder: Path) -> dict[str, Path]:
 
 
 def _plan(preparation: Preparation) -> NnunetSpec:
-    root, variables = preparation.folder / FOLDER, _variables(preparation.folder)
-    model = preparation.recipe.model
+    root, variables, model = preparation.folder / FOLDER, _variables(preparation.folder), preparation.recipe.model
     try:
         for path in variables.values():
             shutil.rmtree(path, ignore_errors=True)
@@ -105,8 +128,7 @@ def _plan(preparation: Preparation) -> NnunetSpec:
         with preparation.progress("Writing cases for nnU-Net") as bar:
             write_dataset(preparation.dataset, preparation.plan, variables["nnUNet_raw"], bar)
         logger.info("nnU-Net plans and preprocesses; its output is in %s", root / LOG_FILE)
-        request = {**model.model_dump(), "processes": most_processes()}
-        with Worker("plan", request, root / LOG_FILE, folders=variables) as worker:
+        with Worker("plan", model.model_dump(), root / LOG_FILE, folders=variables) as worker:
             answer = worker.answer()
         write_split(preparation.split, variables["nnUNet_preprocessed"])
     except OSError as error:
@@ -133,39 +155,3 @@ def _note_peaks(folder: Path, answer: Mapping[str, Any]) -> None:
     highest = tuple(max((mb for mb in pair if mb is not None), default=None) for pair in both)
     if highest != before:
         write_text(folder / FOLDER / _MEMORY_FILE, json.dumps(dict(zip(_PEAKS, highest, strict=True))) + "\n")
-
-
-class _Curves:
-    """curves.csv, a row an epoch; a resumed run goes on in it. The Dice is nnU-Net's, of patches."""
-
-    def __init__(self, path: Path, class_names: list[str]) -> None:
-        self._path = path
-        self._class_names = class_names
-        self._rows: list[dict[str, Any]] = []
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                self._rows = [dict(row) for row in csv.DictReader(file)]
-
-    def add(self, answer: Mapping[str, Any]) -> None:
-        """Write a row, and a line of the log."""
-        mean = float(np.nanmean(answer["dice"])) if np.isfinite(answer["dice"]).any() else float("nan")
-        per_class = zip(self._class_names, answer["dice"], strict=True)
-        row = {
-            "epoch": answer["epoch"] - 1,
-            "step": answer["steps"],
-            "loss/train": answer["train_losses"],
-            "loss/validation": answer["val_losses"],
-            "learning_rate": answer["lrs"],
-            "validation/patch_dice": mean,
-            **{f"validation/patch_dice_{name}": value for name, value in per_class},
-        }
-        self._rows = [old for old in self._rows if int(old["epoch"]) < row["epoch"]] + [row]
-        write_csv(self._path, self._rows)
-        done, every, loss = answer["epoch"], answer["epochs"], answer["train_losses"]
-        logger.info("epoch %d of %d: loss %.4f, Dice of patches %.4f", done, every, loss, mean)
-
-    def result(self) -> FitResult:
-        """The best Dice of patches, epochs, steps."""
-        best = max((float(row["validation/patch_dice"]) for row in self._rows), default=float("nan"))
-        last = self._rows[-1] if self._rows else {"epoch": -1, "step": 0}
-        return FitResult(best, int(last["epoch"]) + 1, int(last["step"]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sam2_3dmed.baselines.nnunet.environment import find_python
 from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetRecord
 from sam2_3dmed.baselines.systems import Baseline
+from sam2_3dmed.config import changed
 from sam2_3dmed.run.systems import Backend, Preparation, TrainingRun
 
 if TYPE_CHECKING:
@@ -35,15 +36,16 @@ class NnunetSystem(Baseline):
     def start(self, preparation: Preparation) -> TrainingRun:
         from sam2_3dmed.baselines.nnunet.run import start_run
 
-        self.require()
         return start_run(preparation)
 
     def load(
         self, folder: Path, record: NnunetRecord, *, device: torch.device, backend: Backend, **settings: Any
     ) -> NnunetPredictor:
-        from sam2_3dmed.baselines.nnunet.predictor import load_run
+        from sam2_3dmed.baselines.nnunet.predictor import NnunetPredictor
+        from sam2_3dmed.run.run_folder import MODEL_FILE
 
-        return load_run(folder, record, device, **settings)
+        config = changed(record.recipe.inference, settings, "inference")
+        return NnunetPredictor(folder / MODEL_FILE, record.model, record.plan, device=device, config=config)
 
     def training_peaks(self, folder: Path) -> tuple[float | None, float | None]:
         from sam2_3dmed.baselines.nnunet.run import training_peaks

@@ -1,8 +1,7 @@
 """Runs inside nnU-Net's environment, which does not have our package: plans, trains, predicts.
 
 `python worker.py plan | train | predict` reads requests as lines of JSON on standard input and answers each with lines
-of JSON on standard output; `process.Worker` is the other side. nnU-Net's own output goes to standard error. Its folders
-are in its variables nnUNet_raw, nnUNet_preprocessed and nnUNet_results.
+of JSON on standard output; `process.Worker` is the other side. nnU-Net's own output goes to standard error.
 """
 
 import json
@@ -10,7 +9,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,11 +40,11 @@ _CHECKPOINTS = 50
 
 
 def plan(request: dict[str, Any], say: Say) -> None:
-    """Fingerprint, plans, and cases on their grid. request: planner, configuration, processes."""
-    processes = request["processes"]
+    """Fingerprint, plans, and cases on their grid. request: planner, configuration."""
+    processes = int(os.environ["nnUNet_def_n_proc"])  # noqa: SIM112
     planning.extract_fingerprint_dataset(_DATASET, num_processes=processes, verbose=False, show_progress_bar=False)
     identifier = planning.plan_experiments([_DATASET], request["planner"])
-    folder = _preprocessed()
+    folder = next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{_DATASET:03d}_*"))  # noqa: SIM112
     plans = json.loads((folder / f"{identifier}.json").read_text(encoding="utf-8"))
     if request["configuration"] not in plans["configurations"]:
         say(error=f"nnU-Net plans no {request['configuration']} for these cases: {', '.join(plans['configurations'])}")
@@ -148,8 +147,8 @@ def train(request: dict[str, Any], say: Say) -> None:
 def predict(request: dict[str, Any], say: Say) -> None:
     """Masks, one for each line that comes.
 
-    request: plans, dataset, configuration, weights, device, flips, overlap. A line: images; mask; probabilities, a file
-    for (K + 1, D, H, W) float32, or null; count, whether operations are.
+    request: plans, dataset, configuration, weights, device, flips, overlap. A line has images, mask, probabilities (a
+    file for (K + 1, D, H, W) float32, or null) and count (whether to count operations).
     """
     manager = PlansManager(request["plans"])
     configuration = manager.get_configuration(request["configuration"])
@@ -175,7 +174,7 @@ def predict(request: dict[str, Any], say: Say) -> None:
     )
     files = manager.image_reader_writer_class()
     say(ready=True)
-    for job in _lines():
+    for job in map(json.loads, sys.stdin):
         images, properties = files.read_images(job["images"])
         wanted = job["probabilities"] is not None
         with FlopCounterMode(display=False) if job["count"] else nullcontext() as counter:
@@ -193,28 +192,16 @@ def first_names(network: torch.nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(value), name) for name, value in network.state_dict(keep_vars=True).items()}
 
 
-def _preprocessed() -> Path:
-    return next(Path(os.environ["nnUNet_preprocessed"]).glob(f"Dataset{_DATASET:03d}_*"))  # noqa: SIM112
-
-
 def _peaks(device: torch.device) -> dict[str, float | None]:
-    """The most memory of this process so far, and of torch on its GPU, in MB; None where unknown."""
+    """The most memory of this process so far, and of torch on its GPU, in MB; None where unknown.
+
+    Not from getrusage, where a process begins with the peak of its parent.
+    """
+    status = Path("/proc/self/status")
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    peak_mb = next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:")), None)
     gpu_peak_mb = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else None
-    return {"peak_mb": _peak_mb(), "gpu_peak_mb": gpu_peak_mb}
-
-
-def _peak_mb() -> float | None:
-    """Not from getrusage, where a process begins with the peak of its parent."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM:")), None)
-
-
-def _lines() -> Iterator[Any]:
-    for line in sys.stdin:
-        yield json.loads(line)
+    return {"peak_mb": peak_mb, "gpu_peak_mb": gpu_peak_mb}
 
 
 def main() -> None:
@@ -226,7 +213,7 @@ def main() -> None:
         answers.write(json.dumps(content) + "\n")
         answers.flush()
 
-    {"plan": plan, "train": train, "predict": predict}[sys.argv[1]](next(_lines()), say)
+    {"plan": plan, "train": train, "predict": predict}[sys.argv[1]](json.loads(sys.stdin.readline()), say)
 
 
 if __name__ == "__main__":
