@@ -57,8 +57,8 @@ def count(case: str) -> None:
     step = make_step(size, image_size, num_classes, checkpointing)
     weights = sum(tensor.nbytes for tensor in (*step.parameters(), *step.buffers()))
     trained = sum(parameter.nbytes for parameter in step.parameters() if parameter.requires_grad)
-    peak = counted_bytes(step, make_slabs(slices, image_size), copies=2)
-    print(json.dumps({"peak": peak, "fixed": weights + 3 * trained, "grown": peak - weights - 2 * trained}))
+    counted = counted_bytes(step, make_slabs(slices, image_size))
+    print(json.dumps({"peak": counted + 2 * trained, "fixed": weights + 3 * trained, "grown": counted - weights}))
 
 
 def measure(case: str) -> None:

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from sam2_3dmed.processes.signals import Terminated, raising_terminated, take_sigterm
+from sam2_3dmed.processes.signals import Terminated, on_sigterm, raising_terminated
 
 
 def test_sigterm_raises_in_the_body_and_not_after() -> None:
@@ -18,8 +18,7 @@ def test_sigterm_raises_in_the_body_and_not_after() -> None:
 
 def test_whoever_takes_it_decides() -> None:
     came: list[bool] = []
-    with raising_terminated():
-        take_sigterm(lambda: came.append(True))
+    with raising_terminated(), on_sigterm(lambda: came.append(True)):
         os.kill(os.getpid(), signal.SIGTERM)
     assert came == [True]
 

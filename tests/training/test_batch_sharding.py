@@ -9,7 +9,7 @@ from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.training.loader import Division, Part, shares
 from sam2_3dmed.training.losses import TotalLoss
-from sam2_3dmed.training.step import training_step
+from sam2_3dmed.training.slab_training import training_step
 
 
 def test_known_parts() -> None:

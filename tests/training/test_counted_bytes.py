@@ -56,15 +56,13 @@ def real_peak(step: Step, example: Slabs) -> int:
 def test_counted_is_what_a_real_step_takes(step: Step, checkpointing: bool) -> None:
     step.network.save_memory(activation_checkpointing=checkpointing, slices_at_once=None)
     example = slabs(2, 2)
-    assert counted_bytes(step, example, copies=0) == real_peak(step, example)
+    assert counted_bytes(step, example) == real_peak(step, example)
 
 
 def test_counting_leaves_no_trace(step: Step) -> None:
     before = [parameter.clone() for parameter in step.parameters()]
     attention = torch.nn.functional.scaled_dot_product_attention
-    adam = 2 * sum(parameter.nbytes for parameter in step.parameters())
-    with_adam, without = (counted_bytes(step, slabs(1, 1), copies=copies) for copies in (2, 0))
-    assert with_adam == without + adam
+    counted_bytes(step, slabs(1, 1))
     assert all(torch.equal(a, b) for a, b in zip(before, step.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in step.parameters())
     assert torch.nn.functional.scaled_dot_product_attention is attention

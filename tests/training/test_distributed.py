@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from sam2_3dmed.config import scratch, with_settings
+from sam2_3dmed.encoders.precision import use_bf16
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.run.run_folder import MODEL_FILE, read_weights
 from sam2_3dmed.run.train import TrainRequest
 from sam2_3dmed.run.train import train as train_run
 from sam2_3dmed.training import distributed as parallel
-from sam2_3dmed.training.distributed import DistributedContext, gather, use_bf16
+from sam2_3dmed.training.distributed import DistributedContext, gather
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "RANK": "3", "LOCAL_RANK": "1"}
 SLURM = {

@@ -36,12 +36,12 @@ SETTINGS = [
 EVERY_STEP = "training.checkpoint_minutes=1e-9"
 AT_STEP = """
 from sam2_3dmed.training.slab_training import SlabTraining
-before_it = SlabTraining.training_step
-def training_step(self, *arguments):
+before_it = SlabTraining.losses
+def losses(self, *arguments):
     if self.progress.step == {step}:
         {action}
     return before_it(self, *arguments)
-SlabTraining.training_step = training_step
+SlabTraining.losses = losses
 """
 STAYS = "what is there stays, and --resume goes on from it"
 CommandLine = Callable[..., tuple[int, str]]

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sam2_3dmed.training.image_logger import draw_slice
-from sam2_3dmed.training.trainable import Slice
+from sam2_3dmed.training.loggers import Slice, draw_slice
 
 
 def drawn(truth: NDArray[np.integer], predicted: NDArray[np.integer]) -> NDArray[np.int64]:

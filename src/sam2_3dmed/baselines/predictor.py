@@ -15,7 +15,7 @@ from sam2_3dmed.baselines.grid import resample_image, resampled_shape, thick_axi
 from sam2_3dmed.baselines.networks import build
 from sam2_3dmed.baselines.recipe import PatchRecord, PatchSpec
 from sam2_3dmed.config import InferenceConfig, Plan, changed
-from sam2_3dmed.encoders.precision import bf16_is_fast
+from sam2_3dmed.encoders.precision import use_bf16
 from sam2_3dmed.inference.interface import PredictOptions, WithoutAuxiliary, refuse_boxes, require_not_cancelled
 from sam2_3dmed.inference.logits_to_mask import argmax_mask
 from sam2_3dmed.inference.postprocess import require_known_classes
@@ -99,8 +99,8 @@ class PatchPredictor(WithoutAuxiliary):
     def _pass(self, volume: Tensor, cancel: Event | None) -> Tensor:
         from monai.inferers import sliding_window_inference
 
-        device, precision = next(self.network.parameters()).device, self.config.precision
-        bf16 = precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
+        device = next(self.network.parameters()).device
+        bf16 = use_bf16(self.config.precision, device)
 
         def network(patches: Tensor) -> Tensor:
             require_not_cancelled(cancel)

@@ -16,6 +16,11 @@ def bf16_is_fast(device: torch.device | str) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
+def use_bf16(precision: str, device: torch.device | str) -> bool:
+    """Whether a recipe asks for autocast to bf16; with `auto`, whether bf16 is fast on the device."""
+    return precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
+
+
 def in_float32(part: Callable[..., Result], *tensors: Tensor) -> Result:
     """What a part gives for some tensors; in a prediction in bf16, of float32 and in float32.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.encoders.image_encoder import resize
-from sam2_3dmed.encoders.precision import bf16_is_fast
+from sam2_3dmed.encoders.precision import use_bf16
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.interface import require_not_cancelled
 from sam2_3dmed.model.network import DecoderFeatures, DecoderState, SAM2For3dMed
@@ -73,7 +73,7 @@ class Forward:
         self.slices = slices
         self.config = config
         self.device = network.device
-        self._bf16 = config.precision == "bf16" or (config.precision == "auto" and bf16_is_fast(self.device))
+        self._bf16 = use_bf16(config.precision, self.device)
         self._views = _views(config.flips, config.shifts)
         self._boundary = boundary
         self._prompts = prompts

@@ -6,7 +6,7 @@ Code that must finish something first, as training finishes a step, takes the si
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 EXIT_STATUS = 75
 """EX_TEMPFAIL of sysexits.h: nothing is wrong, and the same command with --resume goes on."""
@@ -17,21 +17,21 @@ class Terminated(BaseException):
 
 
 @contextmanager
-def raising_terminated() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in the body. Outside the main thread, which alone gets signals, it has no effect."""
-    before = take_sigterm(_raise)
+def on_sigterm(handle: Callable[[], None]) -> Iterator[None]:
+    """Call `handle` when SIGTERM comes in the body. Only the main thread gets signals; elsewhere it has no effect."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: handle()) or signal.SIG_DFL
     try:
         yield
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)
 
 
-def take_sigterm(handle: Callable[[], None]) -> Callable[..., object] | int | None:
-    """Call `handle` when SIGTERM comes. Returns: the handler before; None outside the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        return None
-    return signal.signal(signal.SIGTERM, lambda *_: handle()) or signal.SIG_DFL
+def raising_terminated() -> AbstractContextManager[None]:
+    """SIGTERM raises `Terminated` in the body."""
+    return on_sigterm(_raise)
 
 
 def _raise() -> None:

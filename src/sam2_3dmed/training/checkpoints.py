@@ -15,19 +15,15 @@ from sam2_3dmed.errors import DataError
 from sam2_3dmed.processes.atomic import replacing
 
 BEST_CHECKPOINT = "best.ckpt"
-_NAME = "step-{:08d}.ckpt"
 _STEP = re.compile(r"step-(\d+)\.ckpt")
 
 logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The checkpoints of a run.
+    """The checkpoints of a run, of which the latest `keep` stay, besides the best.
 
-    Args:
-        folder: of the checkpoints.
-        keep: how many states stay.
-        minutes: between states within an epoch; None for none.
+    minutes: between states within an epoch; None for none.
     """
 
     def __init__(self, folder: Path, *, keep: int, minutes: float | None) -> None:
@@ -42,27 +38,19 @@ class Checkpoints:
         return self.minutes is not None and time.monotonic() - self._saved_at >= 60 * self.minutes
 
     def save(self, state: Mapping[str, Any], step: int) -> None:
-        """Save the state after a step, and remove old ones.
-
-        Raises:
-            OSError: the disk is full, or may not be written to; what was there stays.
-        """
-        write_checkpoint(state, self.folder / _NAME.format(step))
+        """Save the state after a step, and remove old ones. Raises: as `write_checkpoint`."""
+        write_checkpoint(state, self.folder / f"step-{step:08d}.ckpt")
         self._saved_at = time.monotonic()
         for old in saved_states(self.folder)[self.keep :]:
             old.unlink(missing_ok=True)
 
     def save_best(self, weights: Mapping[str, Any], score: float) -> None:
-        """Save the best weights so far. Raises: OSError as `save`."""
+        """Save the best weights so far. Raises: as `write_checkpoint`."""
         write_checkpoint({"state_dict": weights, "best_score": score}, self.folder / BEST_CHECKPOINT)
 
 
 def write_checkpoint(checkpoint: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all.
-
-    Raises:
-        OSError: the disk is full, or may not be written to; what was there stays.
-    """
+    """Write a checkpoint whole, or leave what was there. Raises: OSError if the disk is full or not writable."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with replacing(path) as file:
@@ -85,12 +73,6 @@ def forget_states(folder: Path) -> None:
         path.unlink()
 
 
-def remove_partial_files(folder: Path) -> None:
-    """Remove what a killed run was writing."""
-    for left in folder.glob(".*.partial"):
-        left.unlink(missing_ok=True)
-
-
 def saved_states(folder: Path) -> list[Path]:
     """The states in a folder, the newest first."""
     return sorted((path for path in folder.glob("*") if _STEP.fullmatch(path.name)), key=step_of, reverse=True)
@@ -98,9 +80,7 @@ def saved_states(folder: Path) -> list[Path]:
 
 def step_of(path: Path) -> int:
     """The step after which a state was saved."""
-    match = _STEP.fullmatch(path.name)
-    assert match
-    return int(match[1])
+    return int(_STEP.sub(r"\1", path.name))
 
 
 def newest_whole_state(folder: Path) -> Path | None:
@@ -116,11 +96,7 @@ def newest_whole_state(folder: Path) -> Path | None:
 
 
 def best_state(folder: Path) -> dict[str, Any]:
-    """The content of the best checkpoint of a folder: `state_dict` and `best_score`.
-
-    Raises:
-        DataError: there is none, or it is broken.
-    """
+    """`state_dict` and `best_score` of a folder's best checkpoint. Raises: DataError if it is missing or broken."""
     path = folder / BEST_CHECKPOINT
     if not is_whole(path):
         raise DataError(f"{path}: missing or broken; without it the best weights are lost")

@@ -14,7 +14,6 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, SLURMEnvir
 from lightning.fabric.strategies import DDPStrategy, Strategy
 from torch import distributed
 
-from sam2_3dmed.encoders.precision import bf16_is_fast
 from sam2_3dmed.errors import ConfigError
 
 T = TypeVar("T")
@@ -26,20 +25,16 @@ _PATIENCE = timedelta(hours=12)
 
 @dataclass
 class DistributedContext:
-    """The processes of a run, one for each device, and the place of this one among them.
-
-    Args:
-        devices: on each machine.
-        nodes: machines.
-        rank: 0 for the first process, which alone prepares and writes.
-        waiting: torchrun or SLURM has started all processes, and the others wait for the first one. Otherwise the first
-            one starts the others when training begins.
-    """
+    """The processes of a run, one for each device, and the place of this one among them."""
 
     devices: int = 1
+    """On each machine."""
     nodes: int = 1
+    """Machines."""
     rank: int = 0
     waiting: bool = False
+    """Torchrun or SLURM has started all processes, and the others wait for the first one. Otherwise the first one
+    starts the others when training begins."""
 
     @property
     def size(self) -> int:
@@ -66,16 +61,20 @@ class DistributedContext:
             raise ConfigError(" ".join(str(error).split())) from None
         if environment is None:
             return cls._of_one_machine(devices or 1, nodes or 1)
-        name, started, machines = _started(environment)
-        if (devices or started // machines, nodes or machines) != (started // machines, machines):
+        started = environment.world_size()
+        if isinstance(environment, SLURMEnvironment):
+            name, machines = "SLURM", int(os.environ.get("SLURM_NNODES", 1))
+        else:
+            name, machines = "torchrun", max(1, started // int(os.environ.get("LOCAL_WORLD_SIZE", started)))
+        here = started // machines
+        if (devices or here, nodes or machines) != (here, machines):
             raise ConfigError(
                 f"{name} has started {started} processes on {machines} machines, which is not "
-                f"--devices {devices or started // machines} --nodes {nodes or machines}; leave both out, "
-                f"or have it start as many"
+                f"--devices {devices or here} --nodes {nodes or machines}; leave both out, or have it start as many"
             )
         if started > 1:
             _connect(environment)
-        return cls(started // machines, machines, environment.global_rank(), waiting=started > 1)
+        return cls(here, machines, environment.global_rank(), waiting=started > 1)
 
     @classmethod
     def _of_one_machine(cls, devices: int, nodes: int) -> "DistributedContext":
@@ -145,19 +144,6 @@ def seed_all(seed: int) -> None:
     seed_everything(seed, workers=True, verbose=False)
 
 
-def use_bf16(precision: str, device: str) -> bool:
-    """Whether a recipe asks for autocast to bf16; with `auto`, whether bf16 is fast on the device."""
-    return precision == "bf16" or (precision == "auto" and bf16_is_fast(device))
-
-
-def _started(environment: ClusterEnvironment) -> tuple[str, int, int]:
-    """Who has started this process, how many beside it, and on how many machines."""
-    size = environment.world_size()
-    if isinstance(environment, SLURMEnvironment):
-        return "SLURM", size, int(os.environ.get("SLURM_NNODES", 1))
-    return "torchrun", size, max(1, size // int(os.environ.get("LOCAL_WORLD_SIZE", size)))
-
-
 def _connect(environment: ClusterEnvironment) -> None:
     """Join the others before training, since they wait for what the first one prepares; `launch` uses this."""
     if distributed.is_initialized():
@@ -167,9 +153,8 @@ def _connect(environment: ClusterEnvironment) -> None:
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(environment.local_rank())
-    distributed.init_process_group(
-        backend, rank=environment.global_rank(), world_size=environment.world_size(), timeout=_PATIENCE
-    )
+    rank, size = environment.global_rank(), environment.world_size()
+    distributed.init_process_group(backend, rank=rank, world_size=size, timeout=_PATIENCE)
     atexit.register(_disconnect)
 
 
@@ -180,7 +165,7 @@ def _disconnect() -> None:
 
 def gather(part: T) -> list[T]:
     """The values of all processes, in the order of their ranks; all must call this."""
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not distributed.is_initialized():
         return [part]
     parts: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(parts, part)

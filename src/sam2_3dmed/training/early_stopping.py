@@ -19,10 +19,7 @@ class EarlyStopping:
     and there the run ends. If no more epochs than that are left, the cosine goes on as it is. Epochs of single slices
     do not count, since the epochs of slabs come in any case.
 
-    Args:
-        config: the recipe.
-        cooldown: of the schedule; is set when patience is exhausted.
-        steps_per_epoch: of the optimiser.
+    cooldown: of the schedule; is set when patience is exhausted.
     """
 
     def __init__(self, config: TrainingConfig, cooldown: Cooldown, steps_per_epoch: int) -> None:
@@ -51,13 +48,9 @@ class EarlyStopping:
             self.best, self.waited = score, 0
             return
         self.waited += 1
-        if self.waited >= self.config.patience:
-            self._end(progress)
-
-    def _end(self, progress: Progress) -> None:
         done = progress.epoch + 1
         more = math.ceil(self.config.cooldown * done)
-        if done + more >= self.config.epochs:
+        if self.waited < self.config.patience or done + more >= self.config.epochs:
             return
         self.last_epoch = done + more
         self.cooldown.start, self.cooldown.steps = progress.step, more * self.steps_per_epoch
@@ -67,4 +60,4 @@ class EarlyStopping:
         return {"best": self.best, "waited": self.waited, "last_epoch": self.last_epoch}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best, self.waited, self.last_epoch = (state[key] for key in ("best", "waited", "last_epoch"))
+        vars(self).update(state)

@@ -64,8 +64,7 @@ class FeatureCache:
         self._dtype = _DTYPES[config.dtype]
         self._shapes = encoder.pre_fpn_shapes
         self._sizes = [math.prod(shape) for shape in self._shapes]
-        self._memory: dict[View, dict[int, Tensor]] = {}
-        self._bytes_in_memory = 0
+        self._memory: dict[_Place, Tensor] = {}
         self._newest: dict[int, int] = {}
         self._num_asked = self._num_made = 0
 
@@ -75,6 +74,10 @@ class FeatureCache:
         return sum(self._sizes) * self._dtype.itemsize
 
     @property
+    def _bytes_in_memory(self) -> int:
+        return len(self._memory) * self.bytes_per_slice
+
+    @property
     def num_slices(self) -> int:
         """In all views that there are at a time."""
         return self.config.views * sum(case.num_slices for case in self.views.cases)
@@ -82,11 +85,8 @@ class FeatureCache:
     def __call__(self, slabs: ViewSlabs) -> Features:
         """The `ImageEncoder.pre_fpn_features` of these slabs, rounded to the type of the cache."""
         rows = [View(*row) for row in slabs.views.tolist()]
-        places = [
-            _Place(view, index)
-            for view, indices in zip(rows, slabs.positions.tolist(), strict=True)
-            for index in indices
-        ]
+        positions = zip(rows, slabs.positions.tolist(), strict=True)
+        places = [_Place(view, index) for view, indices in positions for index in indices]
         self._forget_what_was_before(rows)
         kept = {place: self._look_up(place) for place in dict.fromkeys(places)}
         missing = [place for place, found in kept.items() if found is None]
@@ -120,7 +120,7 @@ class FeatureCache:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _look_up(self, place: _Place) -> Tensor | None:
-        found = self._memory.get(place.view, {}).get(place.slice)
+        found = self._memory.get(place)
         if found is not None or not self.folder.is_dir():
             return found
         file = self._file(place)
@@ -145,18 +145,18 @@ class FeatureCache:
             if self._dtype is torch.float16 and not rounded.isfinite().all():
                 raise ConfigError("feature_cache.dtype: these features exceed what fp16 can hold; set it to bf16")
             for place, row in zip(batch, rounded, strict=True):
-                yield place, self._keep(place, row.clone())
+                found = row.clone()
+                self._keep(place, found)
+                yield place, found
 
-    def _keep(self, place: _Place, flat: Tensor) -> Tensor:
+    def _keep(self, place: _Place, flat: Tensor) -> None:
         if self._bytes_in_memory + self.bytes_per_slice <= self.config.budget_gb * 1e9:
-            self._memory.setdefault(place.view, {})[place.slice] = flat
-            self._bytes_in_memory += self.bytes_per_slice
-        else:
-            file = self._file(place)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as stream:
-                stream.write(flat.view(torch.uint8).numpy().data)
-        return flat
+            self._memory[place] = flat
+            return
+        file = self._file(place)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as stream:
+            stream.write(flat.view(torch.uint8).numpy().data)
 
     def _features(self, flat: Sequence[Tensor], batch: torch.Size) -> Features:
         device = self.encoder.mean.device
@@ -174,8 +174,9 @@ class FeatureCache:
             if generation <= self._newest.get(slot, -1):
                 continue
             self._newest[slot] = generation
-            for view in [v for v in self._memory if v.slot == slot and v.generation < generation]:
-                self._bytes_in_memory -= len(self._memory.pop(view)) * self.bytes_per_slice
+            for view, index in list(self._memory):
+                if view.slot == slot and view.generation < generation:
+                    del self._memory[_Place(view, index)]
             if self.config.folder is None:
                 for old in range(generation):
                     shutil.rmtree(self.folder / f"{slot}-{old}", ignore_errors=True)

@@ -1,4 +1,7 @@
-"""Loggers besides curves.csv: TensorBoard, MLflow, Weights & Biases. A resumed run goes on with its entry."""
+"""Loggers besides curves.csv: TensorBoard, MLflow, Weights & Biases; and the picture that comes with a validation.
+
+A resumed run goes on with its entry.
+"""
 
 import json
 import os
@@ -9,21 +12,40 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.volume.label import class_colour
 
 PROJECT = "sam2-3dmed"
 ENTRIES_FILE = "loggers.json"
 _MLFLOW_REFUSES = re.compile(r"[^\w/. -]+", re.ASCII)
+_HEIGHT = 3.6
+"""Of a picture, in inches."""
+_WHITEST = 0.8
+"""The grey of the brightest tissue: the truth's outline is white."""
+_TRUTH = {"colors": "white", "linestyles": "dashed", "linewidths": 1}
+
+
+class Slice(NamedTuple):
+    """One slice of a validated volume."""
+
+    image: NDArray[np.floating]
+    """(C, H0, W0) in [0, 1]."""
+    truth: NDArray[np.integer]
+    """(H0, W0) class indices, as is the next."""
+    predicted: NDArray[np.integer]
 
 
 class RunLogger(ABC):
-    """Where the metrics of a run go."""
+    """Where the metrics of a run go. resumed_step: where a resumed run goes on."""
+
+    @abstractmethod
+    def __init__(self, folder: Path, resumed_step: int | None) -> None: ...
 
     @abstractmethod
     def log(self, metrics: Mapping[str, float], step: int) -> None:
@@ -38,10 +60,7 @@ class RunLogger(ABC):
 
 
 class TensorBoardLogger(RunLogger):
-    """Event files in `tensorboard/` of the run folder.
-
-    resumed_step: where a resumed run goes on; TensorBoard hides what was written beyond it.
-    """
+    """Event files in `tensorboard/` of the run folder. TensorBoard hides what was written beyond the resumed step."""
 
     def __init__(self, folder: Path, resumed_step: int | None) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -62,7 +81,7 @@ class TensorBoardLogger(RunLogger):
 class MLflowLogger(RunLogger):
     """To the server that MLFLOW_TRACKING_URI names, or else to files in the run folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, resumed_step: int | None) -> None:
         from mlflow.tracking import MlflowClient
 
         uri = os.environ.get("MLFLOW_TRACKING_URI")
@@ -92,7 +111,7 @@ class MLflowLogger(RunLogger):
 class WandbLogger(RunLogger):
     """To Weights & Biases, whose own variables apply (WANDB_MODE, WANDB_API_KEY)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, resumed_step: int | None) -> None:
         import wandb
 
         entry = _entry(folder, "wandb", lambda: uuid.uuid4().hex[:12])
@@ -106,6 +125,13 @@ class WandbLogger(RunLogger):
         self.run.finish(exit_code=0 if finished else 1)
 
 
+_LOGGERS: Mapping[str, type[RunLogger]] = {
+    "tensorboard": TensorBoardLogger,
+    "mlflow": MLflowLogger,
+    "wandb": WandbLogger,
+}
+
+
 def require_loggers(names: Sequence[str]) -> None:
     """Raise ConfigError if the package of a logger is not installed; early, since preparing data can take minutes."""
     for name in names:
@@ -114,19 +140,9 @@ def require_loggers(names: Sequence[str]) -> None:
 
 
 def make_loggers(names: Sequence[str], folder: Path, resumed_step: int | None = None) -> list[RunLogger]:
-    """The loggers of a run, by name: `tensorboard`, `mlflow`, `wandb`.
-
-    Raises:
-        ConfigError: the package that a logger needs is not installed.
-        DataError: a broken loggers.json.
-    """
+    """The loggers of a run. Raises: ConfigError as `require_loggers`; DataError for a broken loggers.json."""
     require_loggers(names)
-    makers: dict[str, Callable[[], RunLogger]] = {
-        "tensorboard": lambda: TensorBoardLogger(folder, resumed_step),
-        "mlflow": lambda: MLflowLogger(folder),
-        "wandb": lambda: WandbLogger(folder),
-    }
-    return [makers[name]() for name in names]
+    return [_LOGGERS[name](folder, resumed_step) for name in names]
 
 
 def _entry(folder: Path, name: str, new: Callable[[], str]) -> str:
@@ -141,3 +157,30 @@ def _entry(folder: Path, name: str, new: Callable[[], str]) -> str:
     entry = new()
     write_text(path, json.dumps({**entries, name: entry}) + "\n")
     return entry
+
+
+def draw_slice(shown: Slice, names: Sequence[str], title: str) -> NDArray[np.uint8]:
+    """The slice alone, and with outlines, the prediction's in colour and the truth's dashed in white; (H, W, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height, width = shown.truth.shape
+    figure = Figure(figsize=(2 * _HEIGHT * width / height, _HEIGHT + 0.6), layout="constrained", facecolor="0.5")
+    canvas = FigureCanvasAgg(figure)
+    plain, outlined = figure.subplots(1, 2)
+    for axes in (plain, outlined):
+        axes.imshow(shown.image[0] * _WHITEST, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_axis_off()
+    plain.set_title(title, fontsize=9, loc="left")
+    for k, name in enumerate(names, start=1):
+        colour = np.array(class_colour(k)) / 255
+        for classes, look in ((shown.predicted, {"colors": [colour]}), (shown.truth, _TRUTH)):
+            inside = np.pad(classes == k, 1).astype(float)  # so that an outline closes at the border
+            if inside.any():
+                outlined.contour(np.arange(-1, width + 1), np.arange(-1, height + 1), inside, [0.5], **look)
+        outlined.plot([], color=colour, label=name)
+    outlined.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+    outlined.plot([], color="white", linestyle="dashed", label="truth")
+    figure.legend(loc="outside lower center", ncols=len(names) + 1, fontsize=8, frameon=False)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

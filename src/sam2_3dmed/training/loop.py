@@ -5,7 +5,6 @@
 
 import logging
 import math
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
@@ -15,15 +14,16 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from sam2_3dmed.encoders.precision import use_bf16
 from sam2_3dmed.errors import TrainingError
-from sam2_3dmed.processes.signals import Terminated, take_sigterm
-from sam2_3dmed.training.checkpoints import Checkpoints, read_checkpoint, remove_partial_files
-from sam2_3dmed.training.distributed import any_of, use_bf16
+from sam2_3dmed.processes.atomic import replacing
+from sam2_3dmed.processes.signals import Terminated, on_sigterm
+from sam2_3dmed.training.checkpoints import Checkpoints, read_checkpoint
+from sam2_3dmed.training.distributed import any_of
 from sam2_3dmed.training.early_stopping import EarlyStopping
-from sam2_3dmed.training.image_logger import draw_slice, write_picture
-from sam2_3dmed.training.loggers import RunLogger, make_loggers
+from sam2_3dmed.training.loggers import RunLogger, draw_slice, make_loggers
 from sam2_3dmed.training.monitoring import DataWait, append_curves, gradient_norms
-from sam2_3dmed.training.optimizer import EMA
+from sam2_3dmed.training.optimizer import EMA, trained_weights
 from sam2_3dmed.training.trainable import MONITORED, Trainable
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 class Learner:
     """A trainable with its optimiser, on the device of this process.
-
-    Each pass takes a part of a batch through the network and adds up gradients. The optimiser steps after every
-    `grad_accum_steps` passes.
 
     before_step: called when the gradients of a step are complete, before they are clipped.
     """
@@ -57,9 +54,9 @@ class Learner:
         """Learn from this process's part of a batch. Returns: whether the optimiser has stepped."""
         trainable, progress = self.trainable, self.trainable.progress
         passes_a_step = self.config.grad_accum_steps
-        first, last = (number % passes_a_step == 0 for number in (progress.passes, progress.passes + 1))
+        last = (progress.passes + 1) % passes_a_step == 0
         batch = self.fabric.to_device(batch)
-        if first:
+        if progress.passes % passes_a_step == 0:
             self.optimizer.zero_grad()
         with self.fabric.no_backward_sync(self.module, enabled=not last):
             with self.autocast():
@@ -171,7 +168,8 @@ class TrainingLoop:
         self._validating = True
         network = self.trainable.network
         network.eval()
-        with self._averaged(), torch.inference_mode(), self.learner.autocast():
+        averaged = self.ema.in_place() if self.ema else nullcontext()
+        with averaged, torch.inference_mode(), self.learner.autocast():
             metrics = self.trainable.validate(self.cases)
         network.train()
         self._validating = False
@@ -187,18 +185,19 @@ class TrainingLoop:
 
     def _show(self, metrics: dict[str, float]) -> None:
         """A log line and a picture of a validation."""
-        of_class = ", ".join(
-            f"{name.removeprefix('validation/dice_')} {value:.3f}"
-            for name, value in metrics.items()
-            if name.startswith("validation/dice_")
-        )
+        of_class = ", ".join(f"{name} {metrics[f'{MONITORED}_{name}']:.3f}" for name in self.trainable.class_names)
         epoch, step = self.progress.epoch + 1, self.progress.step
         message = "epoch %d of %s, step %d: validation Dice %.4f (%s)"
         logger.info(message, epoch, self.stopping.epochs, step, metrics[MONITORED], of_class)
         if not self.fabric.is_global_zero or self.trainable.shown is None:
             return
+        from matplotlib.image import imsave
+
         pixels = draw_slice(self.trainable.shown, self.trainable.class_names, f"epoch {epoch}")
-        write_picture(pixels, self.folder / "pictures" / f"epoch_{epoch:04d}.png")
+        path = self.folder / "pictures" / f"epoch_{epoch:04d}.png"
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as file:
+            imsave(file, pixels, format="png")
         for to in self.loggers:
             to.log_image("validation/slice", pixels, step)
 
@@ -223,7 +222,7 @@ class TrainingLoop:
         trainable = self.trainable
         state = {
             "state_dict": self._averaged_weights(),
-            "weights_in_training": None if self.ema is None else trainable.trained_weights(),
+            "weights_in_training": None if self.ema is None else trained_weights(trainable),
             "optimizer": self.learner.optimizer.state_dict(),
             "schedule": self.learner.schedule.state_dict(),
             "progress": asdict(self.progress),
@@ -239,7 +238,7 @@ class TrainingLoop:
         trainable = self.trainable
         trainable.load_state_dict(state["state_dict"])
         if self.ema is not None:
-            EMA.load(trainable.trained_weights(), self.ema.weights)
+            self.ema.weights = trained_weights(trainable)
             trainable.load_state_dict(state["weights_in_training"], strict=False)
         self.learner.optimizer.load_state_dict(state["optimizer"])
         self.learner.schedule.load_state_dict(state["schedule"])
@@ -250,22 +249,18 @@ class TrainingLoop:
         self.stopping.load_state_dict(state["early_stopping"])
         self.best_score = state["best_score"]
 
-    def _averaged(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.ema is None else self.ema.in_place()
-
     def _averaged_weights(self) -> dict[str, torch.Tensor]:
         """All weights; of those that train the average, if there is one."""
-        return {**self.trainable.state_dict(), **({} if self.ema is None else self.ema.weights)}
+        return {**self.trainable.state_dict(), **(self.ema.weights if self.ema else {})}
 
     @contextmanager
     def _outputs(self, *, resumed: bool) -> Iterator[None]:
         """Loggers, open for the time of the run; in the first process."""
-        if not self.fabric.is_global_zero:
-            yield
-            return
-        remove_partial_files(self.checkpoints.folder)
-        resumed_step = self.progress.step if resumed else None
-        self.loggers = make_loggers(self.trainable.config.loggers, self.folder, resumed_step)
+        if self.fabric.is_global_zero:
+            for left in self.checkpoints.folder.glob(".*.partial"):  # that a killed run was writing
+                left.unlink(missing_ok=True)
+            resumed_step = self.progress.step if resumed else None
+            self.loggers = make_loggers(self.trainable.config.loggers, self.folder, resumed_step)
         finished = False
         try:
             yield
@@ -277,16 +272,13 @@ class TrainingLoop:
     @contextmanager
     def _sigterm(self) -> Iterator[None]:
         """SIGTERM ends the run after the step that is being taken, or breaks off a validation."""
-        before = take_sigterm(self._on_sigterm)
         try:
-            yield
+            with on_sigterm(self._on_sigterm):
+                yield
         except RuntimeError as error:
             if not self.terminating:
                 raise
             raise Terminated from error  # the loader's: SIGTERM may reach its workers, too
-        finally:
-            if before is not None:
-                signal.signal(signal.SIGTERM, before)
 
     def _on_sigterm(self) -> None:
         self.terminating = True
@@ -301,18 +293,17 @@ def progress_bar(loop: TrainingLoop) -> Iterator[Callable[[], None]]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    shown = console.is_terminal and loop.fabric.is_global_zero
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+    disable = not (console.is_terminal and loop.fabric.is_global_zero)
+    with Progress(*columns, console=console, transient=True, disable=disable) as bar:
         task = bar.add_task("training", total=len(loop.trainable.division))
 
         def show() -> None:
-            if not bar.disable:
-                epoch = f"epoch {loop.progress.epoch + 1} of {loop.stopping.epochs}"
-                loss = float(loop.trainable.latest["total"])
-                bar.update(task, completed=loop.progress.passes, description=f"{epoch}, loss {loss:.3f}")
+            loss = float(loop.trainable.latest["total"])
+            text = f"epoch {loop.progress.epoch + 1} of {loop.stopping.epochs}, loss {loss:.3f}"
+            bar.update(task, completed=loop.progress.passes, description=text)
 
-        yield show
+        yield (lambda: None) if disable else show
 
 
 @contextmanager
@@ -322,7 +313,7 @@ def trial(trainable: Trainable, fabric: Fabric, before_step: Callable[[Learner],
     Yields:
         An iterator without end, of which each item is a pass.
     """
-    before = trainable.trained_weights()
+    before = trained_weights(trainable)
     try:
         yield _passes(Learner(trainable, fabric, before_step))
     finally:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from lightning.fabric import Fabric
 
@@ -54,7 +54,7 @@ class RateTest:
         with replacing(folder / "learning_rates.png") as file:
             self._draw(file)
 
-    def _draw(self, file: IO[bytes]) -> None:
+    def _draw(self, file: BinaryIO) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 

@@ -20,13 +20,13 @@ from torch.utils._pytree import tree_leaves
 
 from sam2_3dmed.config import Plan, RunConfig
 from sam2_3dmed.data.slabs import Slabs
+from sam2_3dmed.encoders.precision import use_bf16
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.free_memory import free_bytes, is_out_of_memory
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.training.distributed import use_bf16
 from sam2_3dmed.training.losses import TotalLoss
-from sam2_3dmed.training.step import training_step
+from sam2_3dmed.training.slab_training import training_step
 
 GB = 10**9
 OVERHEAD = 0.7 * GB
@@ -94,17 +94,16 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
     else:
         budget *= 1 - MARGIN
     step = Step(network, TotalLoss(config.loss), plan.num_classes)
-    copies = 2 if training.ema_decay is None else 3
+    averages = 2 if training.ema_decay is None else 3  # Adam's two, and that of the weights
+    kept = averages * sum(p.nbytes for p in step.parameters() if p.requires_grad)
+    bf16 = gpu and use_bf16(training.precision, "cuda")
 
     @cache
     def bytes_of(way: MemoryStrategy, slices: int = slab_slices) -> float:
         network.save_memory(activation_checkpointing=way.checkpointing, slices_at_once=way.encoder_slices)
         slabs = empty_slabs(way.slabs, slices, len(plan.channels), network.encoder.image_size)
         kinds = [slabs, slabs.single_slices()] if training.single_slice_fraction > 0 else [slabs]
-        if gpu:
-            bf16 = use_bf16(training.precision, "cuda")
-            return max(seen_bytes(step, kind, copies=copies, bf16=bf16) for kind in kinds)
-        return max(counted_bytes(step, kind, copies=copies) for kind in kinds)
+        return kept + max(seen_bytes(step, kind, bf16=bf16) if gpu else counted_bytes(step, kind) for kind in kinds)
 
     way = fastest_strategy(bytes_of, share, budget)
     if way is None:
@@ -157,18 +156,15 @@ class Step(nn.Module):
         training_step(self.network, self.loss, [slabs], self.num_classes)["total"].backward()
 
 
-def seen_bytes(step: Step, slabs: Slabs, *, copies: int, bf16: bool) -> float:
-    """The measured peak bytes of a step on the GPU of its weights; infinite if the GPU has less.
-
-    copies: of each weight that trains, beside itself and its gradient: two for Adam, one for an average.
-    """
+def seen_bytes(step: Step, slabs: Slabs, *, bf16: bool) -> float:
+    """The measured peak bytes of a step on the GPU of its weights; infinite if the GPU has less."""
     device = step.network.device
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     try:
         with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
             step(Slabs(*(part.to(device) for part in slabs)))
-        peak = torch.cuda.max_memory_reserved(device)
+        return torch.cuda.max_memory_reserved(device)
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
@@ -176,17 +172,14 @@ def seen_bytes(step: Step, slabs: Slabs, *, copies: int, bf16: bool) -> float:
     finally:
         step.zero_grad(set_to_none=True)
         torch.cuda.empty_cache()
-    return float(peak + copies * sum(p.nbytes for p in step.parameters() if p.requires_grad))
 
 
-def counted_bytes(step: Step, slabs: Slabs, *, copies: int) -> int:
+def counted_bytes(step: Step, slabs: Slabs) -> int:
     """The peak bytes of a step in 32 bit, without the work space within operations; nothing is computed.
 
-    slabs: only their shapes matter. copies: as for `seen_bytes`.
+    slabs: only their shapes matter.
     """
     state = {**dict(step.named_parameters()), **dict(step.named_buffers())}
-    static = sum(tensor.nbytes for tensor in state.values())
-    static += copies * sum(tensor.nbytes for tensor in state.values() if tensor.requires_grad)
     stand_ins = {
         name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
         for name, tensor in state.items()
@@ -197,7 +190,7 @@ def counted_bytes(step: Step, slabs: Slabs, *, copies: int) -> int:
                 tensor.grad = torch.empty_like(tensor)
         empty = Slabs(*(torch.empty_like(part, device="meta") for part in slabs))
         functional_call(step, stand_ins, (empty,))
-    return static + live.peak
+    return live.peak + sum(tensor.nbytes for tensor in state.values())
 
 
 @contextmanager

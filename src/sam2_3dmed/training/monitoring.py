@@ -31,8 +31,9 @@ class EpochMeans:
     def add(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
         """Count a value."""
         value = torch.as_tensor(value).detach().double() * weight
-        before = self._sums.get(name)
-        self._sums[name] = value if before is None else before.to(value.device) + value
+        if name in self._sums:
+            value = self._sums[name].to(value.device) + value
+        self._sums[name] = value
         self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def compute(self) -> dict[str, float]:
@@ -73,38 +74,34 @@ class DataWait:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self._clock = clock
-        self._came = 0.0
-        self._epoch = [0.0, 0.0]
-        self._run = [0.0, 0.0]
+        self._came = self._waiting = self._working = 0.0
+        self._before = (0.0, 0.0)
+        """What had been waited and worked before this epoch."""
 
     def batches(self, loader: Iterable[T]) -> Iterator[T]:
         """The batches of a loader, of which each is waited for. Call `done` after the pass of each."""
         asked = self._clock()
         for batch in loader:
             self._came = self._clock()
-            self._count(0, self._came - asked)
+            self._waiting += self._came - asked
             yield batch
             asked = self._clock()
 
     def done(self) -> None:
         """Count the time since the batch came as work."""
-        self._count(1, self._clock() - self._came)
+        self._working += self._clock() - self._came
 
     def end_epoch(self) -> float:
         """The share in this epoch."""
-        share = _share(*self._epoch)
-        self._epoch = [0.0, 0.0]
-        return share
+        waited, worked = self._before
+        self._before = self._waiting, self._working
+        return _share(self._waiting - waited, self._working - worked)
 
     def log(self) -> None:
         """Log the share in the run."""
-        share = _share(*self._run)
+        share = _share(self._waiting, self._working)
         advice = "; more training.workers may help" if share > _MUCH_WAITING else ""
         logger.info("waiting for slabs took %.1f%% of training%s", 100 * share, advice)
-
-    def _count(self, kind: int, seconds: float) -> None:
-        self._epoch[kind] += seconds
-        self._run[kind] += seconds
 
 
 def _share(waiting: float, working: float) -> float:

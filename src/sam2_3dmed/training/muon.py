@@ -49,10 +49,10 @@ class Muon(AdamW):
         return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-        by_shape: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)
-        for parameter in parameters:
-            by_shape[tuple(parameter.flatten(1).shape)].append(parameter)
+        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                by_shape[parameter.flatten(1).shape].append(parameter)
         for (rows, columns), alike in by_shape.items():
             directions = orthogonalised(torch.stack([self._momentum(parameter).flatten(1) for parameter in alike]))
             length = group["lr"] * _RMS * max(rows, columns) ** 0.5

@@ -1,11 +1,11 @@
 """The optimiser, the schedule of its rate (appendix B), and the moving average of the weights."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, AdamW, Optimizer
@@ -23,16 +23,16 @@ def make_optimizer(
 ) -> Optimizer:
     """What the recipe names, over the parameters that train, a group for each learning rate and kind of update.
 
-    encoder_layers: the encoder's parameters layer by layer, from the pixels up.
+    encoder_layers: from the pixels up.
     """
     factors: dict[nn.Parameter, float] = {}
     for depth, layer in enumerate(reversed(encoder_layers)):
         factors |= dict.fromkeys(layer, config.encoder_rate * config.layer_decay**depth)
-    matrices = set(weight_matrices(network)) if config.optimizer == "muon" else set()
-    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    matrices = _weight_matrices(network) if config.optimizer == "muon" else set()
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = defaultdict(list)
     for parameter in network.parameters():
         if parameter.requires_grad:
-            groups.setdefault((factors.get(parameter, 1.0), parameter in matrices), []).append(parameter)
+            groups[factors.get(parameter, 1.0), parameter in matrices].append(parameter)
     # The first group's rate is the one in the curves: that of what is not in the encoder.
     described = [
         {"params": parameters, "lr": config.learning_rate * factor, "matrices": of_matrices}
@@ -44,7 +44,7 @@ def make_optimizer(
     return kind(described, weight_decay=config.weight_decay, fused=True)
 
 
-def weight_matrices(network: nn.Module) -> list[nn.Parameter]:
+def _weight_matrices(network: nn.Module) -> set[nn.Parameter]:
     """The weights of linear layers and convolutions between many channels: what Muon is for.
 
     Fewer than 16 channels on a side, as in depthwise kernels and where pixels come in, leave few directions, and a step
@@ -52,7 +52,12 @@ def weight_matrices(network: nn.Module) -> list[nn.Parameter]:
     """
     layers = (module for module in network.modules() if isinstance(module, nn.Linear | _ConvNd))
     weights = (layer.get_parameter("weight") for layer in layers)
-    return [weight for weight in weights if min(weight.shape[:2]) >= _FEWEST_CHANNELS]
+    return {weight for weight in weights if min(weight.shape[:2]) >= _FEWEST_CHANNELS}
+
+
+def falling_cosine(progress: float) -> float:
+    """From 1 at progress 0 to 0 at 1, where it stays."""
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 @dataclass
@@ -69,12 +74,18 @@ def make_schedule(
     single_slice_steps: int,
     slab_steps: int,
     cooldown: Cooldown | None = None,
-    falling: Callable[[float], float] | None = None,
+    falling: Callable[[float], float] = falling_cosine,
 ) -> LambdaLR:
-    """The rate rises linearly, then falls as a cosine; the steps of single slices and those of slabs each do so.
+    """The rate rises linearly, then falls; the steps of single slices and those of slabs each do so.
 
-    cooldown: may be begun while the schedule is in use. falling: from 1 at progress 0 to 0 at 1, none for a cosine.
+    cooldown: may be begun while the schedule is in use. falling: from 1 at progress 0 to 0 at 1.
     """
+    shape = config.warmup_fraction, config.final_learning_rate_fraction, falling
+
+    def planned(step: int) -> float:
+        if step < single_slice_steps:
+            return learning_rate_factor(step, single_slice_steps, *shape)
+        return config.slab_rate * learning_rate_factor(step - single_slice_steps, slab_steps, *shape)
 
     def factor(step: int) -> float:
         if cooldown is None or not cooldown.steps or step < cooldown.start:
@@ -82,20 +93,7 @@ def make_schedule(
         final = config.slab_rate * config.final_learning_rate_fraction
         return final + (planned(cooldown.start) - final) * falling_cosine((step - cooldown.start) / cooldown.steps)
 
-    def planned(step: int) -> float:
-        if step < single_slice_steps:
-            scale, total = 1.0, single_slice_steps
-        else:
-            scale, total, step = config.slab_rate, slab_steps, step - single_slice_steps
-        shape = config.warmup_fraction, config.final_learning_rate_fraction
-        return scale * learning_rate_factor(step, total, *shape, falling or falling_cosine)
-
     return LambdaLR(optimizer, factor)
-
-
-def falling_cosine(progress: float) -> float:
-    """From 1 at progress 0 to 0 at 1, where it stays."""
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
 def learning_rate_factor(
@@ -119,29 +117,28 @@ class EMA:
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
+        self.module = module
         self.decay = decay
-        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.weights: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._trained.items()}
+        self.weights = trained_weights(module)
         """The average."""
+        self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
 
     def update(self, step: int) -> None:
         """Take in the weights after a step of the optimiser, the first being 1."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        get_ema_multi_avg_fn(decay)(list(self.weights.values()), list(self._trained.values()), step)
+        get_ema_multi_avg_fn(decay)(list(self.weights.values()), self._trained, step)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The average is in the module, and afterwards the weights in training again."""
-        in_training = {name: p.detach().clone() for name, p in self._trained.items()}
-        self.load(self.weights, self._trained)
+        in_training = trained_weights(self.module)
+        self.module.load_state_dict(self.weights, strict=False)
         try:
             yield
         finally:
-            self.load(in_training, self._trained)
+            self.module.load_state_dict(in_training, strict=False)
 
-    @staticmethod
-    @torch.no_grad()
-    def load(source: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
-        """Copy weights by name."""
-        for name, tensor in target.items():
-            tensor.copy_(source[name])
+
+def trained_weights(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights that train."""
+    return {name: p.detach().clone() for name, p in module.named_parameters() if p.requires_grad}

@@ -1,8 +1,8 @@
-"""How SAM2-3dMed trains: steps on slabs, its optimiser, and the validation of whole volumes by the real predictor."""
+"""How SAM2-3dMed trains: the step on slabs, the optimiser, and the validation of volumes by the real predictor."""
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,54 @@ from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.feature_cache import FeatureCache
 from sam2_3dmed.training.loader import Part, slab_loader
-from sam2_3dmed.training.losses import TotalLoss
+from sam2_3dmed.training.losses import TotalLoss, class_masks
 from sam2_3dmed.training.losses.relative_position import position_error, relative_positions
 from sam2_3dmed.training.optimizer import make_optimizer, make_schedule
-from sam2_3dmed.training.step import training_step
 from sam2_3dmed.training.trainable import Trainable
+
+
+def training_step(
+    network: SAM2For3dMed,
+    loss: TotalLoss,
+    batch: Sequence[Slabs] | Sequence[ViewSlabs],
+    num_classes: int,
+    *,
+    single_slices: bool = False,
+    features: FeatureCache | None = None,
+    on_position_error: Callable[[Tensor, int], None] | None = None,
+) -> dict[str, Tensor]:
+    """The total loss and its terms over a batch, of which every slab weighs the same. The caller computes gradients.
+
+    Args:
+        network: in training mode.
+        batch: groups of slabs of equal length.
+        single_slices: every slice becomes a slab of its own.
+        features: gives the features of slabs of views.
+        on_position_error: called for each group of slabs with SRPP's mean error in slices, and the number of slabs.
+    """
+    total = sum(len(slabs.labels) for slabs in batch)
+    shares = [len(slabs.labels) / total for slabs in batch]
+    losses = []
+    for slabs in batch:
+        if single_slices:
+            slabs = slabs.single_slices()
+        masks = class_masks(slabs.labels, num_classes)
+        prompts = network.prompts_from_labels(slabs.labels, range(1, num_classes + 1), slabs.positions)
+        if isinstance(slabs, Slabs):
+            prediction = network(slabs.slices, prompts)
+        else:
+            assert features is not None
+            prediction = network.decode(features(slabs), prompts, pre_fpn=True)
+        losses.append(loss(prediction, masks, slabs.positions))
+        predicted = prediction.relative_position
+        if on_position_error is not None and predicted is not None and slabs.positions.shape[1] > 1:
+            error = position_error(predicted.detach(), relative_positions(slabs.positions))
+            on_position_error(error, len(slabs.labels))
+
+    def mean(values: Sequence[Tensor]) -> Tensor:
+        return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum()
+
+    return {name: mean([group[name] for group in losses]) for name in losses[0]}
 
 
 class SlabTraining(Trainable):
@@ -52,8 +95,7 @@ class SlabTraining(Trainable):
         self.predictor = predictor
         self.loss = TotalLoss(config.loss)
         self.features = features
-        self.single_slice_steps = training.single_slice_epochs * self.steps_per_epoch
-        self.slab_steps = (training.epochs - training.single_slice_epochs) * self.steps_per_epoch
+        self.single_slice_steps = training.single_slice_epochs * self.division.steps
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The parts of the paper, as far as the network has them."""
@@ -109,8 +151,8 @@ class SlabTraining(Trainable):
     def configure_optimizers(self) -> tuple[Optimizer, LambdaLR]:
         """The recipe's optimiser over all that trains, with the schedule of each part of the run (appendix B)."""
         optimizer = make_optimizer(self.network, self.config, self.network.encoder.vision_encoder.layers())
-        schedule = make_schedule(optimizer, self.config, self.single_slice_steps, self.slab_steps, self.cooldown)
-        return optimizer, schedule
+        slab_steps = self.config.epochs * self.division.steps - self.single_slice_steps
+        return optimizer, make_schedule(optimizer, self.config, self.single_slice_steps, slab_steps, self.cooldown)
 
 
 def assemble_slabs(
@@ -121,23 +163,16 @@ def assemble_slabs(
     folder: Path,
     distributed: DistributedContext,
 ) -> SlabTraining:
-    """A predictor's network with the slabs that it learns from.
-
-    folder: of the run. distributed: of whose batches this process has its share.
+    """A predictor's network with the slabs that it learns from. folder: of the run.
 
     Raises:
         ConfigError: a feature cache for an encoder that trains.
     """
-    network = predictor.network
-    network.save_memory(
-        activation_checkpointing=config.training.activation_checkpointing, slices_at_once=config.training.encoder_slices
-    )
+    network, recipe = predictor.network, config.training
+    network.save_memory(activation_checkpointing=recipe.activation_checkpointing, slices_at_once=recipe.encoder_slices)
+    size = network.encoder.image_size
     loader: Any = slab_loader(
-        training,
-        config,
-        slab_slices=predictor.slab_slices,
-        image_size=network.encoder.image_size,
-        distributed=distributed,
+        training, config, slab_slices=predictor.slab_slices, image_size=size, distributed=distributed
     )
     features = None
     if config.feature_cache.views > 0:

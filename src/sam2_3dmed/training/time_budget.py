@@ -69,12 +69,8 @@ def fitting_schedule(training: TrainingConfig, batches: int, costs: Costs) -> Sc
 
 def _most_epochs(training: TrainingConfig, epochs: int, batches: int, costs: Costs) -> int:
     """How many of so many batches fit, but not fewer than `epochs`."""
-    more = 1
-    while _batches_that_fit(training, epochs + more, costs) >= batches:
-        epochs, more = epochs + more, 2 * more
-    while more := more // 2:
-        if _batches_that_fit(training, epochs + more, costs) >= batches:
-            epochs += more
+    while _batches_that_fit(training, epochs + 1, costs) >= batches:
+        epochs += 1
     return epochs
 
 
@@ -131,16 +127,13 @@ def _measure(trainable: Trainable, fabric: Fabric) -> Costs:
         with trial(trainable, fabric, check_gradients) as passes:
             first = seconds_a_pass(passes, limit, fabric)
     single_slice_steps = trainable.single_slice_steps
-    try:
-        with trial(trainable, fabric, check_gradients) as passes:
-            trainable.single_slice_steps = 0
-            slabs = single = seconds_a_pass(passes, limit, fabric)
-            if single_slice_steps:
-                trainable.single_slice_steps = sys.maxsize
-                single = seconds_a_pass(passes, limit, fabric)
-            validation = fabric.broadcast(trainable.validation_seconds() / fabric.world_size)
-    finally:
-        trainable.single_slice_steps = single_slice_steps
+    with trial(trainable, fabric, check_gradients) as passes:
+        trainable.single_slice_steps = 0
+        slabs = single = seconds_a_pass(passes, limit, fabric)
+        if single_slice_steps:
+            trainable.single_slice_steps = sys.maxsize
+            single = seconds_a_pass(passes, limit, fabric)
+        validation = fabric.broadcast(trainable.validation_seconds() / fabric.world_size)
     costs = Costs(single, slabs, validation, spent=time.monotonic() - started)
     if features is None:
         return costs

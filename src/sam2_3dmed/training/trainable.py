@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +18,12 @@ from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.training.distributed import gather
 from sam2_3dmed.training.feature_cache import FeatureCache
 from sam2_3dmed.training.loader import Division, Part
+from sam2_3dmed.training.loggers import Slice
 from sam2_3dmed.training.monitoring import EpochMeans
 from sam2_3dmed.training.optimizer import Cooldown
 
 MONITORED = "validation/dice"
 """What early stopping and the best checkpoint go by: the mean over classes and cases of whole volumes."""
-
-
-class Slice(NamedTuple):
-    """One slice of a validated volume."""
-
-    image: NDArray[np.floating]
-    """(C, H0, W0) in [0, 1]."""
-    truth: NDArray[np.integer]
-    """(H0, W0) class indices, as is the next."""
-    predicted: NDArray[np.integer]
 
 
 @dataclass
@@ -127,9 +118,8 @@ class Trainable(nn.Module, ABC):
         mine = {number: self._scores(number) for number in numbers}
         scores = {number: case for part in gather(mine) for number, case in part.items()}
         *per_class, error = np.mean([scores[number] for number in sorted(scores)], axis=0)
-        metrics = {
-            f"validation/dice_{name}": float(value) for name, value in zip(self.class_names, per_class, strict=True)
-        }
+        named = zip(self.class_names, per_class, strict=True)
+        metrics = {f"{MONITORED}_{name}": float(value) for name, value in named}
         metrics[MONITORED] = float(np.mean(per_class))
         if not math.isnan(error):
             metrics["position_error/validation"] = float(error)
@@ -151,7 +141,3 @@ class Trainable(nn.Module, ABC):
         self.zero_grad()
         self.progress = Progress()
         self.means.clear()
-
-    def trained_weights(self) -> dict[str, Tensor]:
-        """A copy of all weights that train."""
-        return {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
