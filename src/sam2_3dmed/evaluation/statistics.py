@@ -245,5 +245,5 @@ def _case_draws(num_cases: int, resamples: int, seed: int) -> Iterator[NDArray[n
 
 
 def _percentiles(values: Floats, level: float, method: Literal["linear", "inverted_cdf"] = "linear") -> Interval:
-    low, high = np.percentile(values, (50 - 50 * level, 50 + 50 * level), method=method).tolist()
+    low, high = np.percentile(values, (50 * (1 - level), 50 * (1 + level)), method=method).tolist()
     return low, high

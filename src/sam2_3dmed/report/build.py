@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from sam2_3dmed.errors import UserError
@@ -11,7 +12,8 @@ from sam2_3dmed.inference.auxiliary import Auxiliary
 from sam2_3dmed.inference.interface import Segmenter
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.report import charts
-from sam2_3dmed.report.case_report import CaseReport, Chart, case_report, distance_limit_mm, still
+from sam2_3dmed.report.case_report import CaseReport, case_report, distance_limit_mm, still
+from sam2_3dmed.report.charts import Chart
 from sam2_3dmed.report.contents import CaseEntry, RunContents, chosen_cases, read_run
 from sam2_3dmed.report.page import page_html
 from sam2_3dmed.run.run_folder import load_model
@@ -84,17 +86,18 @@ def _cases(contents: RunContents, ranked_by: str, figures: Path) -> list[CaseRep
 def _auxiliary_source(contents: RunContents) -> Callable[[CaseEntry, Volume], Auxiliary | None]:
     """A function for a case's auxiliary outputs: kept ones, or computed by the model, which is loaded once."""
     folder = contents.folder / "auxiliary"
-    models: list[Segmenter] = []
+
+    @cache
+    def model() -> Segmenter:
+        return load_model(contents.folder)
 
     def auxiliary(entry: CaseEntry, image: Volume) -> Auxiliary | None:
         try:
             kept = Auxiliary.read(folder, entry.name)
             if kept is not None or not contents.record.has_auxiliary:
                 return kept
-            if not models:
-                models.append(load_model(contents.folder))
             reference = read_label(entry.truth) if contents.record.needs_reference and entry.truth else None
-            _, computed = models[0].with_auxiliary(image, reference=reference)
+            _, computed = model().with_auxiliary(image, reference=reference)
             computed.write(folder, entry.name)
             return Auxiliary.read(folder, entry.name)  # the same as for every later report
         except UserError as error:

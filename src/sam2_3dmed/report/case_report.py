@@ -1,11 +1,11 @@
 """The pictures of one case: slices, Dice along the axis, relative positions, surfaces."""
 
-import base64
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import to_rgb
 
 from sam2_3dmed.config import Plan
 from sam2_3dmed.data.dataset import Case, read_case
@@ -13,6 +13,7 @@ from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.evaluation.masks import Floats
 from sam2_3dmed.inference.auxiliary import Auxiliary
 from sam2_3dmed.report import charts
+from sam2_3dmed.report.charts import Chart
 from sam2_3dmed.report.contents import CaseEntry
 from sam2_3dmed.report.panels import Panel, class_colour, panel_rows
 from sam2_3dmed.report.planes import ERROR_COLOURS, case_panels, case_volumes, class_numbers, largest_error, slice_dice
@@ -23,25 +24,6 @@ from sam2_3dmed.volume.slices import WORLD_AXES
 from sam2_3dmed.volume.volume import Volume
 
 _STILL_PIXELS = 360
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure for the page.
-
-    Attributes:
-        text: The caption and alternative text.
-        wide: Too wide for a phone, which scrolls it.
-    """
-
-    text: str
-    svg: str
-    wide: bool = False
-
-    @property
-    def address(self) -> str:
-        """The SVG as a data: address."""
-        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode("utf-8")).decode("ascii")
 
 
 @dataclass(frozen=True)
@@ -71,6 +53,11 @@ class CaseReport:
     surfaces: Sequence[Surfaces]
     score: float | None = None
     still: Chart | None = None
+
+    @property
+    def meshes(self) -> list[Mesh]:
+        """Those of all classes, of truth and prediction."""
+        return [mesh for surfaces in self.surfaces for mesh in (surfaces.truth, surfaces.prediction) if mesh]
 
 
 def case_report(
@@ -150,8 +137,8 @@ def distance_limit_mm(reports: Sequence[CaseReport]) -> float:
 
     Rounded up to 1, 2 or 5 times a power of 10, and at least 1.
     """
-    meshes = [m for report in reports for surfaces in report.surfaces for m in (surfaces.truth, surfaces.prediction)]
-    reached = [np.percentile(m.distances_mm, 90) for m in meshes if m and np.isfinite(m.distances_mm).all()]
+    meshes = [mesh.distances_mm for report in reports for mesh in report.meshes]
+    reached = [np.percentile(distances_mm, 90) for distances_mm in meshes if np.isfinite(distances_mm).all()]
     middle = max(1.0, float(np.median(reached)) if reached else 0.0)
     power = 10 ** np.floor(np.log10(middle))
     return float(next(step * power for step in (1, 2, 5, 10) if step * power >= middle * 0.999))
@@ -165,19 +152,14 @@ def distance_colours(distances_mm: Floats, limit_mm: float) -> Floats:
 
 def still(report: CaseReport, limit_mm: float, figures: Path) -> Chart | None:
     """Truth, prediction, and the prediction coloured by its distance to the truth. Paper: Figures 3 and 8."""
-    truth = [(s.truth, _rgb(s.colour)) for s in report.surfaces if s.truth]
-    prediction = [(s.prediction, _rgb(s.colour)) for s in report.surfaces if s.prediction]
-    coloured = [(mesh, distance_colours(mesh.distances_mm, limit_mm)) for mesh, _ in prediction]
-    meshes = [mesh for mesh, _ in (*truth, *prediction)]
-    if not meshes:
+    if not report.meshes:
         return None
-    view = bounds(meshes)
+    view = bounds(report.meshes)
+    truth = [(s.truth, np.array(to_rgb(s.colour))) for s in report.surfaces if s.truth]
+    prediction = [(s.prediction, np.array(to_rgb(s.colour))) for s in report.surfaces if s.prediction]
+    coloured = [(mesh, distance_colours(mesh.distances_mm, limit_mm)) for mesh, _ in prediction]
     groups = {"truth": truth, "prediction": prediction, "prediction: mm to the truth": coloured}
     pictures = {title: render(group, _STILL_PIXELS, *view) for title, group in groups.items()}
     figure = charts.pictures_chart(report.name, pictures, limit_mm)
     text = f"Surfaces of {report.name}: truth, prediction, and the prediction coloured by its distance to the truth"
     return Chart(text, charts.save_figure(figure, figures, f"surfaces_{report.rank}"), wide=True)
-
-
-def _rgb(colour: str) -> Floats:
-    return np.frombuffer(bytes.fromhex(colour[1:]), dtype=np.uint8) / 255

@@ -1,12 +1,20 @@
 """Charts for the page, drawn with matplotlib small enough for a phone."""
 
+import base64
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps, rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
 from sam2_3dmed.errors import DataError
@@ -28,28 +36,40 @@ _STYLE = {
 _STRIP_WIDTH = 0.25
 _MARKERS = "os^D"  # when the colours begin anew
 
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure for the page.
+
+    Attributes:
+        text: The caption and alternative text.
+        wide: Too wide for a phone, which scrolls it.
+    """
+
+    text: str
+    svg: str
+    wide: bool = False
+
+    @property
+    def address(self) -> str:
+        """The SVG as a data: address."""
+        return "data:image/svg+xml;base64," + base64.b64encode(self.svg.encode("utf-8")).decode("ascii")
+
+
 Slabs = Sequence[tuple[Sequence[int], NDArray[np.floating]]]
 """For each slab its slices in the order of the network's input, and the predicted relative positions P_pos, (D, D)."""
 
 
 def save_figure(figure: Any, folder: Path, name: str) -> str:
-    """Write NAME.svg and NAME.png into `folder`, which is made if it is missing.
-
-    Returns:
-        The text of the SVG.
-
-    Raises:
-        DataError: A file cannot be written.
-    """
-    with _style():
-        figure.get_layout_engine().execute(figure)  # once for both files
-    figure.set_layout_engine(None)
+    """Write NAME.svg and NAME.png into `folder`, which is made if it is missing; return the text of the SVG."""
     contents = {}
-    for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-        buffer = io.BytesIO()
-        with _style():
+    with rc_context(_STYLE):
+        figure.get_layout_engine().execute(figure)  # once for both files
+        figure.set_layout_engine(None)
+        for ending, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
+            buffer = io.BytesIO()
             figure.savefig(buffer, format=ending, dpi=200, metadata=metadata)
-        contents[ending] = buffer.getvalue()
+            contents[ending] = buffer.getvalue()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for ending, content in contents.items():
@@ -64,8 +84,6 @@ def lines_chart(
     title: str, steps: Sequence[float], series: Mapping[str, Sequence[float | None]], *, logarithmic: bool = False
 ) -> Any:
     """A line for each series over epochs; missing values are bridged."""
-    from matplotlib.ticker import LogLocator
-
     with _chart(title) as (figure, axes):
         for number, (name, values) in enumerate(series.items()):
             known = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
@@ -107,9 +125,7 @@ def cost_chart(
 ) -> Any:
     """A dot for each system, with an area that grows with its parameters; the best is at the top left.
 
-    Args:
-        points: Name -> cost, accuracy, its interval, parameters.
-        cost, accuracy: Labels of the axes.
+    points: name -> cost, accuracy, its interval, parameters. cost, accuracy: labels of the axes.
     """
     largest = max((parameters or 0.0 for *_, parameters in points.values()), default=0.0) or 1.0
     with _chart(title, width=6.4) as (figure, axes):
@@ -164,13 +180,10 @@ def positions_chart(title: str, slabs: Slabs) -> Any:
 
 def position_errors(slabs: Slabs) -> tuple[float, float]:
     """The mean absolute error over pairs of slices, and the error of predicting 0; in slices."""
-    errors, nothing = [], []
-    for slices, matrix in slabs:
-        truth = _offsets(slices)
-        pairs = ~np.eye(len(slices), dtype=bool)
-        errors.append(np.abs(matrix - truth)[pairs])
-        nothing.append(np.abs(truth)[pairs])
-    return float(np.concatenate(errors).mean()), float(np.concatenate(nothing).mean())
+    others = ~np.eye(len(slabs[0][0]), dtype=bool)
+    truth = [_offsets(slices)[others] for slices, _ in slabs]
+    predicted = [matrix[others] for _, matrix in slabs]
+    return float(np.abs(np.subtract(predicted, truth)).mean()), float(np.abs(truth).mean())
 
 
 def _offsets(slices: Sequence[int]) -> NDArray[np.int64]:
@@ -180,9 +193,6 @@ def _offsets(slices: Sequence[int]) -> NDArray[np.int64]:
 
 def pictures_chart(title: str, pictures: Mapping[str, NDArray[np.uint8]], limit_mm: float) -> Any:
     """Pictures of surfaces, (H, W, 3) uint8, side by side, with the colour scale of distances."""
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
     with _chart(title, width=7.2, columns=len(pictures)) as (figure, axes):
         for place, (name, picture) in zip(axes, pictures.items(), strict=True):
             place.imshow(picture, interpolation="none")
@@ -193,11 +203,8 @@ def pictures_chart(title: str, pictures: Mapping[str, NDArray[np.uint8]], limit_
     return figure
 
 
-def distance_map() -> Any:
+def distance_map() -> Colormap:
     """The colour map of distances: cividis without its darkest part, in which shading is invisible."""
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap
-
     return ListedColormap(colormaps["cividis"](np.linspace(0.25, 1, 256)))
 
 
@@ -210,10 +217,7 @@ def _line_colour(number: int) -> str:
 @contextmanager
 def _chart(title: str, width: float = 3.6, columns: int = 1) -> Iterator[tuple[Any, Any]]:
     """A figure with axes to fill in the report's style."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with _style():
+    with rc_context(_STYLE):
         figure = Figure(figsize=(width, 2.6), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, columns)
@@ -222,11 +226,3 @@ def _chart(title: str, width: float = 3.6, columns: int = 1) -> Iterator[tuple[A
         else:
             figure.suptitle(title, fontsize=9, x=0.01, ha="left")
         yield figure, axes
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context(_STYLE):
-        yield

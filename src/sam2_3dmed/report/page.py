@@ -1,17 +1,19 @@
 """The report as one HTML file that loads nothing from elsewhere, rendered from `templates/` with Jinja2."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib import colormaps
+from matplotlib.colors import Colormap
 
 from sam2_3dmed.evaluation.masks import Floats
-from sam2_3dmed.report.case_report import CaseReport, Chart
-from sam2_3dmed.report.charts import distance_map
+from sam2_3dmed.report.case_report import CaseReport
+from sam2_3dmed.report.charts import Chart, distance_map
 from sam2_3dmed.report.contents import RunContents
 from sam2_3dmed.report.panels import class_colour
 from sam2_3dmed.report.planes import ERROR_COLOURS
@@ -36,33 +38,34 @@ def page_html(
         ranked_by: The metric that ranks the cases.
         limit_mm: The end of the scale of distances.
     """
-    has_surfaces = any(surfaces.truth or surfaces.prediction for case in cases for surfaces in case.surfaces)
     sections = {
         "results": ("Results", contents.summary),
         "curves": ("Training and validation", curves),
         "distributions": ("Distribution over the test cases", distributions),
         "table": ("Every case", contents.cases),
         "examples": ("Best, median and worst case", cases),
-        "surfaces": ("Surfaces in 3D", has_surfaces),
+        "surfaces": ("Surfaces in 3D", any(case.meshes for case in cases)),
         "definitions": ("What was measured, and how", contents.summary),
     }
-    return (
-        environment()
-        .get_template("page.html")
-        .render(
-            contents=contents,
-            plan=contents.record.plan,
-            metrics=contents.metrics,
-            sections={name: title for name, (title, content) in sections.items() if content},
-            curves=curves,
-            distributions=distributions,
-            cases=cases,
-            ranks={case.name: case.rank for case in cases},
-            ranked_by=ranked_by,
-            limit_mm=limit_mm,
-            meshes=_meshes(cases, limit_mm),
-            has_boundary=any("P_bd" in panel.title for case in cases for panel in case.panels),
-        )
+    scale = distance_map()(np.arange(256), bytes=True)[:, :3]
+    meshes = {
+        "scale": base64.b64encode(scale.tobytes()).decode("ascii"),
+        "cases": {case.rank: _case_meshes(case, limit_mm) for case in cases},
+    }
+    template = environment().get_template("page.html")
+    return template.render(
+        contents=contents,
+        plan=contents.record.plan,
+        metrics=contents.metrics,
+        sections={name: title for name, (title, content) in sections.items() if content},
+        curves=curves,
+        distributions=distributions,
+        cases=cases,
+        ranks={case.name: case.rank for case in cases},
+        ranked_by=ranked_by,
+        limit_mm=limit_mm,
+        meshes=meshes,
+        has_boundary=any("P_bd" in panel.title for case in cases for panel in case.panels),
     )
 
 
@@ -95,27 +98,15 @@ def _number(value: float | None, unit: str | None = None) -> str:
     return f"{value:.2f}" if unit else f"{value:.3f}"
 
 
-def gradient(colour_map: Any) -> str:
+def gradient(colour_map: Colormap | str) -> str:
     """A matplotlib colour map, given by itself or by name, as a CSS gradient."""
-    from matplotlib import colormaps
-
     colours = colormaps.get_cmap(colour_map)(np.linspace(0, 1, 5), bytes=True)[:, :3].tolist()
     return f"linear-gradient(90deg,{','.join(f'rgb({r} {g} {b})' for r, g, b in colours)})"
 
 
-def _meshes(cases: Sequence[CaseReport], limit_mm: float) -> Mapping[str, Any]:
-    """The data of the viewer's script. scale: 256 colours of 3 bytes each, in base64."""
-    scale = distance_map()(np.arange(256), bytes=True)[:, :3]
-    return {
-        "scale": base64.b64encode(scale.tobytes()).decode("ascii"),
-        "cases": {case.rank: _case_meshes(case, limit_mm) for case in cases},
-    }
-
-
 def _case_meshes(case: CaseReport, limit_mm: float) -> list[dict[str, Any]]:
     """For each class its label, its colour and its packed meshes, around the middle of all meshes of the case."""
-    meshes = [mesh for surfaces in case.surfaces for mesh in (surfaces.truth, surfaces.prediction) if mesh]
-    points = np.concatenate([mesh.vertices for mesh in meshes] or [np.zeros((1, 3))])
+    points = np.concatenate([mesh.vertices for mesh in case.meshes] or [np.zeros((1, 3))])
     centre: Floats = (points.min(axis=0) + points.max(axis=0)) / 2
     found = []
     for surfaces in case.surfaces:

@@ -8,6 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish; the truth is always white and dashed.
@@ -56,8 +62,6 @@ class Panel:
     @property
     def png_address(self) -> str:
         """The pixels as a PNG in a data: address."""
-        from matplotlib.image import imsave
-
         buffer = io.BytesIO()
         imsave(buffer, self.pixels, format="png", metadata={"Software": "sam2-3dmed"})
         return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
@@ -89,11 +93,6 @@ def panel_rows(
     areas: Mapping[str, str] | None = None,
 ) -> Any:
     """A figure with a row of panels for each title, and a legend below. areas: name -> colour of filled areas."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-
     columns = max(map(len, rows))
     figure = Figure(figsize=(2.4 * columns, 2.6 * len(rows) + 0.5), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -110,8 +109,6 @@ def panel_rows(
 
 def draw_panel(axes: Any, panel: Panel) -> None:
     """Draw the panel on matplotlib's axes, with lines of one point."""
-    from matplotlib.collections import LineCollection
-
     width, height = panel.size_mm
     axes.imshow(panel.pixels, extent=(0, width, height, 0), interpolation="nearest")
     for outline in panel.outlines:

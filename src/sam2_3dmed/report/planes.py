@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 
 from sam2_3dmed.evaluation.masks import Box, Floats, bounding_box
 from sam2_3dmed.report.panels import (
@@ -26,7 +28,6 @@ from sam2_3dmed.volume.volume import Volume
 ERROR_COLOURS = {"false positive": "#D55E00", "false negative": "#56B4E9", "wrong class": "#F0E442"}
 _MARGIN_MM = 15.0
 _EMPTY_GREY = 0.25
-_EVERYTHING: Box = (slice(None), slice(None), slice(None))
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class CaseVolumes:
         image: In [0, 1]; None if there is none.
         truth, prediction: Class numbers 1..K, 0 is background.
         boundary: The boundary map P_bd as uint8; None if there is none.
+        shown: The part that panels show.
     """
 
     axis: SlicingAxis
@@ -46,6 +48,13 @@ class CaseVolumes:
     truth: NDArray[np.uint8]
     prediction: NDArray[np.uint8]
     boundary: NDArray[np.uint8] | None = None
+    shown: Box = (slice(None), slice(None), slice(None))
+
+    def plane(self, array: NDArray[Any], axis: SlicingAxis, index: int) -> NDArray[Any]:
+        """(H, W) of the shown part of a slice: the patient's right is on the left, front or head are up."""
+        along, rows, columns = WORLD_AXES[axis]
+        plane: NDArray[Any] = array.transpose(along, rows, columns)[index]
+        return plane[self.shown[rows], self.shown[columns]][::-1, ::-1]
 
 
 @dataclass(frozen=True)
@@ -96,8 +105,6 @@ def largest_error(case: CaseVolumes) -> tuple[int, int, int]:
 
     Without an error: of the widest patch of truth. Without truth: the middle of the volume.
     """
-    from scipy.ndimage import distance_transform_edt
-
     along, *within = WORLD_AXES[case.axis]
     for wrong in (case.truth != case.prediction, case.truth > 0):
         if wrong.any():
@@ -114,24 +121,19 @@ def largest_error(case: CaseVolumes) -> tuple[int, int, int]:
 
 def case_panels(case: CaseVolumes) -> list[Panel]:
     """The slice with the most wrong pixels (outlines, errors, boundary map) and two planes that cross it."""
-    position, box = largest_error(case), _box_around(case)
-    main = _overlay(case, case.axis, position, box)
-    panels = [main, _error_panel(case, main, position, box)]
-    if case.boundary is not None:
-        panels.append(_boundary_panel(case, main, position, box))
-    others: list[SlicingAxis] = [axis for axis in ("axial", "coronal", "sagittal") if axis != case.axis]
-    return [*panels, *(_overlay(case, axis, position, box) for axis in others)]
+    position, case = largest_error(case), replace(case, shown=_box_around(case))
+    axes: list[SlicingAxis] = [case.axis, *(axis for axis in ("axial", "coronal", "sagittal") if axis != case.axis)]
+    main, *others = (overlay(case, position[WORLD_AXES[axis][0]], axis) for axis in axes)
+    index = position[WORLD_AXES[case.axis][0]]
+    boundary = [] if case.boundary is None else [_boundary_panel(case, case.boundary, main, index)]
+    return [main, _error_panel(case, main, index), *boundary, *others]
 
 
-def overlay(case: CaseVolumes, index: int) -> Panel:
-    """A whole slice along the slicing axis: the prediction's outlines in colour, the truth's dashed in white."""
-    return _overlay(case, case.axis, (index, index, index), _EVERYTHING)
-
-
-def _overlay(case: CaseVolumes, axis: SlicingAxis, position: tuple[int, int, int], box: Box) -> Panel:
-    index = position[WORLD_AXES[axis][0]]
-    truth, prediction = (_plane(array, axis, position, box) for array in (case.truth, case.prediction))
-    image = np.full(truth.shape, _EMPTY_GREY) if case.image is None else _plane(case.image, axis, position, box)
+def overlay(case: CaseVolumes, index: int, axis: SlicingAxis | None = None) -> Panel:
+    """A slice along an axis, if none is given the slicing axis, with outlines: the truth's are dashed in white."""
+    axis = axis or case.axis
+    truth, prediction = (case.plane(array, axis, index) for array in (case.truth, case.prediction))
+    image = np.full(truth.shape, _EMPTY_GREY) if case.image is None else case.plane(case.image, axis, index)
     height_mm, width_mm = (case.spacing_mm[world] for world in WORLD_AXES[axis][1:])
     drawn = class_outlines(prediction, len(case.labels))
     outlines = [Outline(lines, class_colour(number)) for number, lines in enumerate(drawn)]
@@ -140,9 +142,9 @@ def _overlay(case: CaseVolumes, axis: SlicingAxis, position: tuple[int, int, int
     return Panel(f"{axis}, slice {index}", description, grey(image), height_mm, width_mm, outlines)
 
 
-def _error_panel(case: CaseVolumes, main: Panel, position: tuple[int, int, int], box: Box) -> Panel:
+def _error_panel(case: CaseVolumes, main: Panel, index: int) -> Panel:
     """The same slice with wrong pixels in colour: false positive, false negative, one class for another."""
-    truth, prediction = (_plane(array, case.axis, position, box) for array in (case.truth, case.prediction))
+    truth, prediction = (case.plane(array, case.axis, index) for array in (case.truth, case.prediction))
     pixels = main.pixels // 2  # darker, so that the colours stand out
     kinds = ((truth == 0) & (prediction > 0), (truth > 0) & (prediction == 0), (truth > 0) & (prediction > 0))
     areas = []
@@ -154,32 +156,21 @@ def _error_panel(case: CaseVolumes, main: Panel, position: tuple[int, int, int],
     return replace(main, title=f"errors, {main.title}", description=description, pixels=pixels, outlines=())
 
 
-def _boundary_panel(case: CaseVolumes, main: Panel, position: tuple[int, int, int], box: Box) -> Panel:
-    from matplotlib import colormaps
-
-    assert case.boundary is not None
-    pixels = colormaps["cividis"](_plane(case.boundary, case.axis, position, box), bytes=True)[..., :3]
+def _boundary_panel(case: CaseVolumes, boundary: NDArray[np.uint8], main: Panel, index: int) -> Panel:
+    pixels = colormaps["cividis"](case.plane(boundary, case.axis, index), bytes=True)[..., :3]
     description = f"boundary probability of {main.title}, the truth's outlines dashed in white"
     title = f"P_bd, {main.title}"
     return replace(main, title=title, description=description, pixels=pixels, outlines=main.outlines[-1:])
 
 
-def _plane(array: NDArray[Any], axis: SlicingAxis, position: tuple[int, int, int], box: Box) -> NDArray[Any]:
-    """(H, W) of a slice inside the box: the patient's right is on the left, front or head are up."""
-    along, rows, columns = WORLD_AXES[axis]
-    plane: NDArray[Any] = array.transpose(along, rows, columns)[position[along]]
-    return plane[box[rows], box[columns]][::-1, ::-1]
-
-
 def _box_around(case: CaseVolumes) -> Box:
     """Truth and prediction with a margin; the whole volume if there is neither."""
-    box = []
     found = bounding_box(case.truth, case.prediction)
-    for side, size, spacing in zip(found, case.truth.shape, case.spacing_mm, strict=True):
-        margin = int(np.ceil(_MARGIN_MM / spacing))
-        low, high = (side.start - margin, side.stop + margin) if side.stop else (0, size)
-        box.append(slice(max(0, low), min(size, high)))
-    return box[0], box[1], box[2]
+    if not found[0].stop:
+        return case.shown
+    margins = [int(np.ceil(_MARGIN_MM / spacing)) for spacing in case.spacing_mm]
+    r, a, s = (slice(max(0, side.start - n), side.stop + n) for side, n in zip(found, margins, strict=True))
+    return r, a, s
 
 
 def slice_dice(case: CaseVolumes) -> Floats:

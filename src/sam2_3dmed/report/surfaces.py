@@ -6,7 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from matplotlib.backends.backend_agg import RendererAgg
+from matplotlib.transforms import Affine2D
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from skimage import measure
 
 from sam2_3dmed.evaluation.masks import Floats, Mask, bounding_box
 
@@ -16,7 +20,6 @@ _AZIMUTH, _ELEVATION = np.radians(-35), np.radians(20)
 _OVERSAMPLING = 2
 _MARGIN = 0.06
 _AMBIENT = 0.35
-_SAMPLES_A_PIXEL = 1.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,16 +42,18 @@ def surface_meshes(first: Mask, second: Mask, affine: Floats, max_triangles: int
 
     Distances are measured before the meshes are simplified to `max_triangles`.
     """
-    surfaces = [_surface(mask, affine) for mask in (first, second)]
-    measured = [_measured(*pair) for pair in (surfaces, surfaces[::-1])]
-    one, two = (mesh and simplified(mesh, max_triangles) for mesh in measured)
-    return one, two
+    one, two = _surface(first, affine), _surface(second, affine)
+    if one and two:
+        vertices = one.vertices, two.vertices
+        one, two = (
+            replace(mesh, distances_mm=np.asarray(cKDTree(other).query(mesh.vertices)[0]))
+            for mesh, other in zip((one, two), reversed(vertices), strict=True)
+        )
+    return one and simplified(one, max_triangles), two and simplified(two, max_triangles)
 
 
 def _surface(mask: Mask, affine: Floats) -> Mesh | None:
     """The marching-cubes surface half way between voxels; it is closed where the mask touches the border."""
-    from skimage import measure
-
     marching_cubes: Any = measure.marching_cubes  # it has no types
     box = bounding_box(mask)
     if box[0].stop == 0:
@@ -56,41 +61,27 @@ def _surface(mask: Mask, affine: Floats) -> Mesh | None:
     padded = np.pad(mask[box], 1).astype(np.float32)
     # Ascent: outside is low, so that triangles are counter-clockwise from there.
     voxels, triangles, _, _ = marching_cubes(padded, 0.5, gradient_direction="ascent")
-    voxels = voxels.astype(np.float64) + [side.start - 1 for side in box]
     if np.linalg.det(affine[:3, :3]) < 0:
         triangles = triangles[:, ::-1]
+    voxels = voxels.astype(np.float64) + [side.start - 1 for side in box]
     vertices = voxels @ affine[:3, :3].T + affine[:3, 3]
-    return Mesh(vertices, triangles.astype(np.int64), np.zeros(len(vertices)))
-
-
-def _measured(mesh: Mesh | None, other: Mesh | None) -> Mesh | None:
-    from scipy.spatial import cKDTree
-
-    if mesh is None:
-        return None
-    if other is None:
-        return replace(mesh, distances_mm=np.full(len(mesh.vertices), np.inf))
-    return replace(mesh, distances_mm=np.asarray(cKDTree(other.vertices).query(mesh.vertices)[0]))
+    return Mesh(vertices, triangles.astype(np.int64), np.full(len(vertices), np.inf))
 
 
 def simplified(mesh: Mesh, max_triangles: int) -> Mesh:
     """The mesh with at most `max_triangles`: the vertices in a cube of some mm become their mean."""
-    edge_mm = np.linalg.norm(mesh.vertices[mesh.triangles[:, 0]] - mesh.vertices[mesh.triangles[:, 1]], axis=1).mean()
-    size_mm, result = float(edge_mm), mesh
+    edges = mesh.vertices[mesh.triangles[:, 0]] - mesh.vertices[mesh.triangles[:, 1]]
+    size_mm, result = float(np.linalg.norm(edges, axis=1).mean()), mesh
     while len(result.triangles) > max_triangles:
         size_mm *= _SHRINK
-        result = _merged(mesh, size_mm)
+        cells = np.floor((mesh.vertices - mesh.vertices.min(axis=0)) / size_mm).astype(np.int64)
+        _, new, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
+        new = new.ravel()
+        x, y, z, distances_mm = (np.bincount(new, given) / counts for given in (*mesh.vertices.T, mesh.distances_mm))
+        triangles = new[mesh.triangles]
+        flat = (triangles == np.roll(triangles, 1, axis=1)).any(axis=1)
+        result = Mesh(np.stack([x, y, z], axis=1), triangles[~flat], distances_mm)
     return result
-
-
-def _merged(mesh: Mesh, size_mm: float) -> Mesh:
-    cells = np.floor((mesh.vertices - mesh.vertices.min(axis=0)) / size_mm).astype(np.int64)
-    _, new, counts = np.unique(cells, axis=0, return_inverse=True, return_counts=True)
-    new = new.ravel()
-    columns = [np.bincount(new, values) / counts for values in (*mesh.vertices.T, mesh.distances_mm)]
-    triangles = new[mesh.triangles]
-    flat = (triangles == np.roll(triangles, 1, axis=1)).any(axis=1)
-    return Mesh(np.stack(columns[:3], axis=1), triangles[~flat], columns[3])
 
 
 def packed(mesh: Mesh, origin_mm: Floats, limit_mm: float) -> dict[str, Any]:
@@ -131,7 +122,7 @@ def bounds(meshes: Sequence[Mesh]) -> tuple[Floats, float]:
 def render(
     meshes: Sequence[tuple[Mesh, NDArray[np.floating]]], size: int, centre: Floats, half_width_mm: float
 ) -> NDArray[np.uint8]:
-    """Draw meshes in orthographic projection, shaded, with a depth buffer.
+    """Draw meshes in orthographic projection, shaded, the nearest in front.
 
     Args:
         meshes: Each with the colours of its vertices, (n, 3) in [0, 1], or with one colour (3,).
@@ -140,48 +131,26 @@ def render(
     Returns:
         (size, size, 3) uint8 on white.
     """
+    axes = view_axes()
+    corners, colours = [np.empty((0, 3, 3))], [np.empty((0, 3, 4))]
+    for mesh, colour in meshes:
+        light = _AMBIENT + (1 - _AMBIENT) * np.abs(_normals(mesh) @ axes[2])
+        shaded = np.ones((len(light), 4))
+        shaded[:, :3] = colour * light[:, None]
+        corners.append((mesh.vertices @ axes.T - centre)[mesh.triangles])
+        colours.append(shaded[mesh.triangles])
+    points, shades = np.concatenate(corners), np.concatenate(colours)
+    # Only triangles that show their outside: the others are behind them, since surfaces are closed.
+    shown = np.flatnonzero(np.cross(points[:, 1] - points[:, 0], points[:, 2] - points[:, 0])[:, 2] > 0)
+    shown = shown[np.argsort(points[shown, :, 2].mean(axis=1), kind="stable")]  # the nearest is drawn last
     wide = size * _OVERSAMPLING
-    pixels_per_mm = wide / (2 * half_width_mm)
-    canvas = np.ones((wide * wide, 3))
-    samples = [_samples(mesh, colours, centre, pixels_per_mm, wide) for mesh, colours in meshes]
-    if samples:
-        pixels, depths, colours = (np.concatenate(parts) for parts in zip(*samples, strict=True))
-        order = np.argsort(depths, kind="stable")  # the nearest is written last and stays
-        canvas[pixels[order]] = colours[order]
-    mean: Floats = canvas.reshape(size, _OVERSAMPLING, size, _OVERSAMPLING, 3).mean(axis=(1, 3))
-    return (mean * 255).round().astype(np.uint8)
-
-
-def _samples(
-    mesh: Mesh, colours: NDArray[np.floating], centre: Floats, pixels_per_mm: float, wide: int
-) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]:
-    """Points all over the mesh, closer than pixels: the pixel of each, its depth and its shaded colour."""
-    seen = (mesh.vertices @ view_axes().T - centre) * [pixels_per_mm, -pixels_per_mm, pixels_per_mm]
-    seen[:, :2] += wide / 2
-    light = _AMBIENT + (1 - _AMBIENT) * np.abs(_normals(mesh) @ view_axes()[2])
-    shaded = np.broadcast_to(colours, (len(seen), 3)) * light[:, None]
-    values = np.concatenate([seen, shaded], axis=1).astype(np.float32)[mesh.triangles]  # (m, 3 corners, 6)
-    # Only triangles that show their outside: the others are behind them, since surfaces are closed. Rows run down, so
-    # that counter-clockwise is negative.
-    first, second = values[:, 1, :2] - values[:, 0, :2], values[:, 2, :2] - values[:, 0, :2]
-    values = values[first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0] < 0]
-    edges = np.abs(values[:, :, :2] - np.roll(values[:, :, :2], 1, axis=1)).max(axis=(1, 2))
-    steps = np.maximum(1, np.ceil(edges * _SAMPLES_A_PIXEL)).astype(int)
-    points = [np.empty((0, 6), dtype=np.float32)]
-    for count in np.unique(steps).tolist():
-        points.append((_barycentric(count) @ values[steps == count]).reshape(-1, 6))
-    samples = np.concatenate(points)
-    columns, rows = np.floor(samples[:, :2]).astype(np.int64).T
-    inside = (columns >= 0) & (columns < wide) & (rows >= 0) & (rows < wide)
-    return (rows * wide + columns)[inside], samples[inside, 2], samples[inside, 3:]
-
-
-def _barycentric(steps: int) -> NDArray[np.float32]:
-    """(s, 3) weights of the corners at all points of a triangle whose edges are cut into `steps`."""
-    i, j = np.meshgrid(np.arange(steps + 1), np.arange(steps + 1), indexing="ij")
-    inside = i + j <= steps
-    i, j = i[inside], j[inside]
-    return (np.stack([i, j, steps - i - j], axis=1) / steps).astype(np.float32)
+    canvas = RendererAgg(wide, wide, 72)
+    to_pixels = Affine2D().translate(half_width_mm, half_width_mm).scale(wide / (2 * half_width_mm))
+    canvas.draw_gouraud_triangles(canvas.new_gc(), points[shown, :, :2], shades[shown], to_pixels)
+    pixels = np.asarray(canvas.buffer_rgba())
+    on_white = np.where(pixels[..., 3:] > 128, pixels[..., :3], 255)  # not what is covered by half or less
+    picture: Floats = on_white.reshape(size, _OVERSAMPLING, size, _OVERSAMPLING, 3).mean(axis=(1, 3))
+    return picture.round().astype(np.uint8)
 
 
 def _normals(mesh: Mesh) -> Floats:
@@ -189,8 +158,6 @@ def _normals(mesh: Mesh) -> Floats:
     corners = mesh.vertices[mesh.triangles]
     faces = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     normals = np.zeros_like(mesh.vertices)
-    for corner in range(3):
-        for axis in range(3):
-            normals[:, axis] += np.bincount(mesh.triangles[:, corner], faces[:, axis], minlength=len(normals))
+    np.add.at(normals, mesh.triangles.ravel(), np.repeat(faces, 3, axis=0))
     unit: Floats = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
     return unit
