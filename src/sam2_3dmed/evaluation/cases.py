@@ -56,10 +56,7 @@ class Evaluation:
         """Write cases.csv, cases.json (a row per case and class) and summary.json, each completely or not at all.
 
         Rows of `paper_style` go to paper_style.csv. Without them, a paper_style.csv of an earlier evaluation is
-        removed. The folder is made if it is missing.
-
-        Raises:
-            DataError: A file cannot be written.
+        removed. The folder is made. A file that cannot be written raises DataError.
         """
         folder = Path(folder)
         policy = {"empty_policy": self.scoring.empty}

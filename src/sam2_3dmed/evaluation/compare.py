@@ -71,11 +71,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The significance ranks of the runs by a metric in a class; or by their mean ranks over all, both None then.
+    """The ranks of the runs from 1, by significance for a metric in a class, or over all (None) by their mean ranks.
 
-    Attributes:
-        scores: The ranked values: mean ranks for the ranking over all, else the ranks themselves.
-        ranks: Of each run, from 1.
+    scores: the ranked values, which are the mean ranks, or for a metric and class the ranks themselves.
     """
 
     metric: str | None
@@ -177,11 +175,7 @@ def _ranking(metric: str | None, name: str | None, scores: Floats, ranks: Floats
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> None:
-    """Write comparison.md, comparison.csv, ranking.csv and comparison.tex, each completely or not at all.
-
-    Raises:
-        DataError: A file cannot be written.
-    """
+    """Write comparison.md, comparison.csv, ranking.csv and comparison.tex, each completely or not at all."""
     write_text(Path(folder) / "comparison.md", markdown(comparison))
     write_text(Path(folder) / "comparison.csv", comparison_csv(comparison))
     write_text(Path(folder) / "ranking.csv", ranking_csv(comparison))

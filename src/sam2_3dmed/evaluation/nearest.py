@@ -23,11 +23,7 @@ _MAX_VISITS_PER_VOXEL = 60
 
 
 def nearest_mm(voxels: Mask, targets: Mask, spacing_mm: tuple[float, float, float]) -> Floats:
-    """Measure from each voxel of one (X, Y, Z) set to the nearest of another.
-
-    Returns:
-        (n,) distances in mm, in the array's order; infinite if there are no targets.
-    """
+    """(n,) mm from each voxel of one (X, Y, Z) set, in its order, to the nearest target; infinite if there is none."""
     count = int(np.count_nonzero(voxels))
     if count == 0 or not targets.any():
         return np.full(count, np.inf)

@@ -119,9 +119,8 @@ def paired_difference(values: ArrayLike, baseline: ArrayLike, better: Better = "
 def wilcoxon_p_value(differences: ArrayLike) -> float | None:
     """The two-sided p value of Wilcoxon's signed-rank test on (pairs,) finite differences, zeros dropped.
 
-    Returns:
-        Exact up to 50 differences of distinct size, or up to 13 with ties; else from the normal approximation,
-        corrected for ties. 1.0 if every difference is zero, None if there is no difference.
+    It is exact up to 50 differences of distinct size, or up to 13 with ties; else from the normal approximation,
+    corrected for ties. It is 1.0 if every difference is zero, None if there is no difference.
     """
     from scipy.stats import wilcoxon
 

@@ -76,13 +76,12 @@ def _presence(names: Sequence[str], rows: Sequence[ClassMetrics]) -> dict[str, A
         for presence in ("missed", "false_positive", "absent")
     }
     lesions = [row.lesions for row in rows if row.lesions]
+    totals = {kind: sum(getattr(counts, kind) for counts in lesions) for kind in ("truth", "found", "false_positive")}
     return result | {
         **{presence: len(cases) for presence, cases in found.items()},
         "missed_cases": found["missed"],
         "false_positive_cases": found["false_positive"],
-        "lesions": {
-            kind: sum(getattr(counts, kind) for counts in lesions) for kind in ("truth", "found", "false_positive")
-        },
+        "lesions": totals,
     }
 
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def write_report(run: Path, data: Path | None = None, out: Path | None = None) -> Path:
-    """Make the report of a run: one HTML file, and its figures as PNG and SVG in RUN/figures.
+    """Make the report of a run: one HTML file, which is returned, and its figures as PNG and SVG in RUN/figures.
 
     The page notes what is missing: the evaluation, images, a case that cannot be read. Boundary maps and relative
     positions come from RUN/auxiliary. For a case without them the model computes them once and they are kept there.
@@ -38,9 +38,6 @@ def write_report(run: Path, data: Path | None = None, out: Path | None = None) -
     Args:
         data: The folder of the data set; None takes the folder of the training.
         out: The file; None takes RUN/report.html.
-
-    Returns:
-        The file.
 
     Raises:
         UserError: The folder is no run, a file in it is broken, `data` is no data set, or a file cannot be written.
@@ -108,13 +105,12 @@ def _auxiliary_source(contents: RunContents) -> Callable[[CaseEntry, Volume], Au
 
 
 def _curves(contents: RunContents, figures: Path) -> list[Chart]:
-    curves = {name: column for name, column in contents.curves.items() if any(v is not None for v in column)}
-    epochs = [epoch or 0.0 for epoch in curves.pop("epoch", ())]
-    curves.pop("step", None)
-    groups: defaultdict[str, dict[str, list[float | None]]] = defaultdict(dict)
-    for name, column in curves.items():
-        group, _, short = name.rpartition("/")
-        groups[group or name][short.replace("_", " ")] = list(column)
+    epochs = [epoch or 0.0 for epoch in contents.curves.get("epoch", ())]
+    groups: defaultdict[str, dict[str, Sequence[float | None]]] = defaultdict(dict)
+    for name, column in contents.curves.items():
+        if name not in ("epoch", "step") and any(value is not None for value in column):
+            group, _, short = name.rpartition("/")
+            groups[group or name][short.replace("_", " ")] = column
     found = []
     for group, series in groups.items():
         text = group.replace("_", " ")
@@ -128,7 +124,7 @@ def _curves(contents: RunContents, figures: Path) -> list[Chart]:
 def _distributions(contents: RunContents, figures: Path) -> list[Chart]:
     found = []
     for metric, definition in contents.metrics.items():
-        values: Mapping[str, list[float | None]] = defaultdict(list)
+        values: defaultdict[str, list[float | None]] = defaultdict(list)
         for case in contents.cases:
             for row in case.rows:
                 values[row["class"]].append(row.get(metric))

@@ -5,12 +5,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from sam2_3dmed.data.dataset import Case, read_dataset
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.evaluation.metrics import MEAN_NAME
+from sam2_3dmed.evaluation.metrics import MEAN_NAME, Better
+from sam2_3dmed.evaluation.statistics import goodness
 from sam2_3dmed.run.run_config import RunRecord
 from sam2_3dmed.run.run_folder import read_record, remembered_data
 
@@ -55,10 +57,7 @@ class RunContents:
 
 
 def read_run(folder: Path, data: Path | None = None) -> RunContents:
-    """Read a run folder.
-
-    Args:
-        data: The folder of the data set; None takes the folder of the training.
+    """Read a run folder. data: the folder of the data set; None takes the folder of the training.
 
     Raises:
         UserError: The folder is no run, a file in it is broken, or `data` is no data set.
@@ -80,17 +79,14 @@ def read_run(folder: Path, data: Path | None = None) -> RunContents:
     return RunContents(folder, record, curves, summary, cases, notes)
 
 
-def chosen_cases(cases: Sequence[CaseEntry], metric: str, better: str) -> dict[str, CaseEntry]:
+def chosen_cases(cases: Sequence[CaseEntry], metric: str, better: Better) -> dict[str, CaseEntry]:
     """The best, median and worst case by a metric's mean over the classes; fewer if there are fewer.
 
     Cases without a value or without their masks are left out.
     """
-    ranked = []
-    for case in cases:
-        value = case.score(metric)
-        if value is not None and case.prediction and case.truth:
-            ranked.append(({"higher": -value, "lower": value, "zero": abs(value)}[better], case.name, case))
-    found = [case for _, _, case in sorted(ranked, key=lambda item: item[:2])]
+    usable = [(case.score(metric), case) for case in cases if case.prediction and case.truth]
+    ranked = [(-goodness(score, better), case.name, case) for score, case in usable if score is not None]
+    found = [case for _, _, case in sorted(ranked, key=itemgetter(0, 1))]
     if len(found) < 2:
         return {"only": found[0]} if found else {}
     middle = {"median": found[len(found) // 2]} if len(found) > 2 else {}
@@ -98,15 +94,15 @@ def chosen_cases(cases: Sequence[CaseEntry], metric: str, better: str) -> dict[s
 
 
 def _dataset_cases(folder: Path, data: Path | None, notes: list[str]) -> Mapping[str, Case]:
-    if data is not None:
-        return {case.name: case for case in read_dataset(data).cases}
-    remembered = remembered_data(folder)
-    if remembered is None:
+    root = data or remembered_data(folder)
+    if root is None:
         notes.append(f"{folder}: the run does not say where its data set is; report --data DATA shows the images")
         return {}
     try:
-        return {case.name: case for case in read_dataset(remembered).cases}
+        return {case.name: case for case in read_dataset(root).cases}
     except DataError as error:
+        if data is not None:
+            raise
         notes.append(f"{error}; report --data DATA shows the images")
         return {}
 

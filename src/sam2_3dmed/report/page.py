@@ -31,13 +31,7 @@ def page_html(
     ranked_by: str = "",
     limit_mm: float = 1.0,
 ) -> str:
-    """Render the whole file.
-
-    Args:
-        cases: The best, median and worst case.
-        ranked_by: The metric that ranks the cases.
-        limit_mm: The end of the scale of distances.
-    """
+    """Render the whole file. ranked_by: the metric that ranks the cases. limit_mm: the end of the colour scale."""
     sections = {
         "results": ("Results", contents.summary),
         "curves": ("Training and validation", curves),

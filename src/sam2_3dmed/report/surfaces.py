@@ -122,14 +122,11 @@ def bounds(meshes: Sequence[Mesh]) -> tuple[Floats, float]:
 def render(
     meshes: Sequence[tuple[Mesh, NDArray[np.floating]]], size: int, centre: Floats, half_width_mm: float
 ) -> NDArray[np.uint8]:
-    """Draw meshes in orthographic projection, shaded, the nearest in front.
+    """Draw meshes in orthographic projection, shaded, the nearest in front, as (size, size, 3) uint8 on white.
 
     Args:
         meshes: Each with the colours of its vertices, (n, 3) in [0, 1], or with one colour (3,).
         centre, half_width_mm: See `bounds`.
-
-    Returns:
-        (size, size, 3) uint8 on white.
     """
     axes = view_axes()
     corners, colours = [np.empty((0, 3, 3))], [np.empty((0, 3, 4))]
