@@ -32,9 +32,8 @@ def make_views(folder: Path, pixels: int, depth: int) -> Any:
     """One case of D slices with the paper's augmentation: every slab is the whole case."""
     from sam2_3dmed.config import AugmentationConfig
     from sam2_3dmed.data.augment import SlabAugmentation
-    from sam2_3dmed.data.cache import CachedCase, CaseCache
-    from sam2_3dmed.data.slabs import SlabDataset
-    from sam2_3dmed.data.views import ViewDataset
+    from sam2_3dmed.data.cache import CachedCase
+    from sam2_3dmed.data.slabs import SlabDataset, ViewDataset
 
     rng = np.random.default_rng(0)
     coarse = rng.random((depth, 1, pixels // 16, pixels // 16)).repeat(16, -1).repeat(16, -2).astype(np.float16)
@@ -43,7 +42,7 @@ def make_views(folder: Path, pixels: int, depth: int) -> Any:
     (folder / "case.json").write_text('{"key": ""}')
     case = CachedCase("case", folder, depth, {1: np.arange(depth)})
     slabs = SlabDataset(
-        CaseCache((case,)),
+        [case],
         slab_slices=depth,
         augmentation=SlabAugmentation(AugmentationConfig(), pixels),
         foreground_fraction=0,
@@ -109,8 +108,7 @@ def measure(size: str, boundary: bool, arguments: argparse.Namespace, folder: Pa
     import torch
 
     from sam2_3dmed.config import FeatureCacheConfig, NetworkConfig
-    from sam2_3dmed.data.slabs import SampleKey, ViewSlabs, collate
-    from sam2_3dmed.data.views import View
+    from sam2_3dmed.data.slabs import SampleKey, View, ViewSlabs, collate
     from sam2_3dmed.experiments.resource_meter import count_flops
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.training.feature_cache import FeatureCache

@@ -9,7 +9,7 @@ import pytest
 from sam2_3dmed.baselines.cache import GriddedCase, with_grids
 from sam2_3dmed.baselines.recipe import PatchSpec
 from sam2_3dmed.config import Plan
-from sam2_3dmed.data.cache import CaseCache
+from sam2_3dmed.data.cache import CachedCase
 from sam2_3dmed.data.dataset import MedicalDataset
 from sam2_3dmed.run.systems import find_system
 
@@ -19,7 +19,7 @@ class Balls(NamedTuple):
 
     plan: Plan
     catalog: MedicalDataset
-    cache: CaseCache
+    cache: list[CachedCase]
     cases: list[GriddedCase]
 
 

@@ -56,7 +56,7 @@ def test_a_case_is_what_preprocessing_makes_of_it(dataset: MedicalDataset, tmp_p
     assert [case.name for case in cache] == ["a", "b", "c"]
     image, label = read_case(dataset.cases[0])
     assert label is not None
-    case = cache["a"]
+    case = cache[0]
     assert isinstance(case.image, np.memmap)
     assert case.image.dtype == np.float16
     assert case.image.shape == (6, 1, 4, 5)
@@ -74,7 +74,7 @@ def test_slices_that_hold_a_class_are_listed(dataset: MedicalDataset, tmp_path: 
     found = {case.name: {k: v.tolist() for k, v in case.class_slices.items()} for case in cache}
     assert found == {"a": {1: [2, 3, 4], 2: [4]}, "b": {1: [2, 3, 4], 2: [4]}, "c": {1: [2, 3, 4], 2: []}}
     sagittal = PLAN.model_copy(update={"slicing_axis": "sagittal"})
-    case = build_cache(dataset, sagittal, tmp_path / "sagittal")["a"]
+    case = build_cache(dataset, sagittal, tmp_path / "sagittal")[0]
     assert {k: v.tolist() for k, v in case.class_slices.items()} == {1: [4], 2: [0]}
     assert case.image.shape == (5, 1, 6, 4)
 
@@ -86,7 +86,7 @@ def test_two_channels_stay_two(tmp_path: Path, write) -> None:
     channels = (ChannelPlan(name="T1", normalisation="percentiles", low=0, high=100),) * 2
     plan = PLAN.model_copy(update={"channels": channels})
     dataset = read_dataset(tmp_path)
-    case = build_cache(dataset, plan, tmp_path / "cache")["a"]
+    case = build_cache(dataset, plan, tmp_path / "cache")[0]
     assert case.image.shape == (6, 2, 4, 5)
     assert np.asarray(case.image).min(axis=(0, 2, 3)).tolist() == [0, 0]
     assert np.asarray(case.image).max(axis=(0, 2, 3)).tolist() == [1, 1]
@@ -114,8 +114,8 @@ class TestReuse:
         again = build_cache(dataset, plan, tmp_path / "cache", progress=lambda done, _: seen.append(done))
         assert read == []
         assert seen == [1, 2, 3]
-        np.testing.assert_array_equal(again["b"].image, first["b"].image)
-        assert again["b"].class_slices.keys() == first["b"].class_slices.keys()
+        np.testing.assert_array_equal(again[1].image, first[1].image)
+        assert again[1].class_slices.keys() == first[1].class_slices.keys()
 
     @pytest.mark.parametrize(
         "change",
@@ -135,8 +135,8 @@ class TestReuse:
         changed = build_cache(dataset, plan, tmp_path / "cache")
         assert read == ["a", "b", "c"]
         fresh = build_cache(dataset, plan, tmp_path / "fresh")
-        np.testing.assert_array_equal(changed["a"].image, fresh["a"].image)
-        np.testing.assert_array_equal(changed["a"].label, fresh["a"].label)
+        np.testing.assert_array_equal(changed[0].image, fresh[0].image)
+        np.testing.assert_array_equal(changed[0].label, fresh[0].label)
 
     def test_another_version_makes_it_anew(
         self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -165,7 +165,7 @@ class TestReuse:
     def test_a_damaged_case_is_made_anew(
         self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, damage: str
     ) -> None:
-        first = np.array(build_cache(dataset, PLAN, tmp_path / "cache")["b"].image)
+        first = np.array(build_cache(dataset, PLAN, tmp_path / "cache")[1].image)
         file = tmp_path / "cache" / f"b.{ending}"
         content = file.read_bytes()
         file.unlink()
@@ -174,23 +174,23 @@ class TestReuse:
         read = _count_reads(monkeypatch)
         again = build_cache(dataset, PLAN, tmp_path / "cache")
         assert read == ["b"]
-        np.testing.assert_array_equal(again["b"].image, first)
+        np.testing.assert_array_equal(again[1].image, first)
 
     def test_an_interrupted_build_never_leaves_a_case_half_new(
         self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        first = np.array(build_cache(dataset, PLAN, tmp_path / "cache")["a"].image)
+        first = np.array(build_cache(dataset, PLAN, tmp_path / "cache")[0].image)
 
         def interrupted(*_: object) -> None:
             raise KeyboardInterrupt
 
         darker = PLAN.model_copy(update={"channels": (ChannelPlan(name="CT", normalisation="fixed", low=0, high=500),)})
         with monkeypatch.context() as patched:
-            patched.setattr(cache_module, "_write_array", _only_the_first(cache_module._write_array, interrupted))
+            patched.setattr(cache_module, "write_array", _only_the_first(cache_module.write_array, interrupted))
             with pytest.raises(KeyboardInterrupt):
                 build_cache(dataset, darker, tmp_path / "cache")
         read = _count_reads(monkeypatch)
-        case = build_cache(dataset, PLAN, tmp_path / "cache")["a"]
+        case = build_cache(dataset, PLAN, tmp_path / "cache")[0]
         assert read == ["a"]
         np.testing.assert_array_equal(case.image, first)
 
@@ -240,16 +240,8 @@ class TestErrors:
             build_cache(bare, PLAN, tmp_path / "cache")
 
 
-def test_a_subset_is_by_name(dataset: MedicalDataset, tmp_path: Path) -> None:
-    cache = build_cache(dataset, PLAN, tmp_path / "cache")
-    assert [case.name for case in cache.subset(["c", "a"])] == ["a", "c"]
-    assert len(cache.subset(["c", "a"])) == 2
-    with pytest.raises(DataError, match="no case 'x'"):
-        cache.subset(["x"])
-
-
 def test_a_case_travels_light(dataset: MedicalDataset, tmp_path: Path) -> None:
-    case = build_cache(dataset, PLAN, tmp_path / "cache")["a"]
+    case = build_cache(dataset, PLAN, tmp_path / "cache")[0]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(case)).image, case.image)
     assert len(pickle.dumps(case)) < 1500
 
@@ -259,7 +251,7 @@ def test_more_than_255_classes_need_two_bytes(tmp_path: Path, write) -> None:
     write(tmp_path / "images/a.nii.gz", np.zeros(label.shape, np.int16))
     write(tmp_path / "labels/a.nii.gz", label)
     plan = PLAN.model_copy(update={"labels": {i: f"class {i}" for i in range(1, 300)}})
-    case = build_cache(read_dataset(tmp_path), plan, tmp_path / "cache")["a"]
+    case = build_cache(read_dataset(tmp_path), plan, tmp_path / "cache")[0]
     np.testing.assert_array_equal(case.label, label.transpose(2, 1, 0))
 
 

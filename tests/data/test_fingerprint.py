@@ -29,7 +29,6 @@ def test_a_case_is_measured_along_r_a_and_s(write_msd) -> None:
     assert (case.name, case.orientation, case.num_channels) == ("a", "SLP", 1)
     assert case.shape == (8, 10, 6)
     assert case.spacing_mm == pytest.approx((0.5, 1, 2))
-    assert case.num_slices("axial") == 6
     assert case.classes[1].volume_ml == pytest.approx(24 / 1000)
     assert case.classes[1].num_slices == (3, 4, 2)
     assert case.classes[2].num_slices == (1, 1, 1)
@@ -143,17 +142,6 @@ class TestForegroundPercentiles:
         found = fingerprint(read_dataset(write_msd({"a": (image, label), "b": (image, label * 0)})))
         with pytest.raises(DataError, match="no foreground"):
             foreground_percentiles(found.cases[1:], 0, [50])
-
-
-def test_a_subset_keeps_what_describes_the_data_set(write_msd) -> None:
-    found = fingerprint(read_dataset(write_msd({name: _case() for name in "abc"})))
-    chosen = found.subset(["c", "a"])
-    assert [case.name for case in chosen.cases] == ["a", "c"]
-    assert (chosen.labels, chosen.channels) == (found.labels, found.channels)
-    with pytest.raises(DataError, match="no case 'x'"):
-        found.subset(["a", "x"])
-    with pytest.raises(DataError, match="no cases are named"):
-        found.subset([])
 
 
 def test_the_description_fits_a_terminal(write_msd) -> None:

@@ -9,8 +9,8 @@ import torch
 
 from sam2_3dmed.config import AugmentationConfig
 from sam2_3dmed.data.augment import SlabAugmentation
-from sam2_3dmed.data.cache import CachedCase, CaseCache
-from sam2_3dmed.data.slabs import EpochSampler, SampleKey, SlabDataset, Slabs, collate
+from sam2_3dmed.data.cache import CachedCase
+from sam2_3dmed.data.slabs import SampleKey, SlabDataset, Slabs, collate
 
 SIZE = 8
 PLAIN = AugmentationConfig(horizontal_flip=0, affine=0, noise=0, blur=0, mosaic=0, reverse=0)
@@ -31,7 +31,7 @@ def cached_case(folder: Path, number: int, depth: int, foreground: dict[int, lis
 
 def build(cases, *, slab_slices=4, foreground_fraction=0.5, seed=0, config=PLAIN, single_slice_epochs=0) -> SlabDataset:
     return SlabDataset(
-        CaseCache(tuple(cases)),
+        cases,
         slab_slices=slab_slices,
         augmentation=SlabAugmentation(config, SIZE),
         foreground_fraction=foreground_fraction,
@@ -117,12 +117,12 @@ class TestEpoch:
     @pytest.mark.parametrize("epoch", [0, 1, 7])
     def test_an_epoch_has_every_case_once(self, twenty, epoch):
         dataset = build(twenty, foreground_fraction=0)
-        keys = list(_epoch(EpochSampler(20), epoch))
+        keys = [SampleKey(epoch, number) for number in range(20)]
         assert sorted(drawn(dataset[key])[0] for key in keys) == list(range(20))
 
     def test_a_longer_epoch_goes_round_again_in_another_order(self, twenty):
         dataset = build(twenty, foreground_fraction=0)
-        order = [drawn(dataset[key])[0] for key in _epoch(EpochSampler(50), 0)]
+        order = [drawn(dataset[SampleKey(0, number)])[0] for number in range(50)]
         assert sorted(order[:20]) == sorted(order[20:40]) == list(range(20))
         assert order[:20] != order[20:40]
         assert len(set(order[40:])) == 10
@@ -130,21 +130,9 @@ class TestEpoch:
     def test_epochs_and_seeds_differ(self, twenty):
         def orders(seed, epoch):
             dataset = build(twenty, foreground_fraction=0, seed=seed)
-            return [drawn(dataset[key]) for key in _epoch(EpochSampler(20), epoch)]
+            return [drawn(dataset[SampleKey(epoch, number)]) for number in range(20)]
 
         assert len({str(orders(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
-
-    def test_the_sampler_counts_its_keys(self):
-        sampler = EpochSampler(3)
-        sampler.set_epoch(5)
-        assert len(sampler) == 3
-        assert list(sampler) == [SampleKey(5, 0), SampleKey(5, 1), SampleKey(5, 2)]
-        assert list(sampler) == list(sampler)
-
-
-def _epoch(sampler: EpochSampler, epoch: int):
-    sampler.set_epoch(epoch)
-    return iter(sampler)
 
 
 class TestKeys:

@@ -11,9 +11,8 @@ import torch
 
 from sam2_3dmed.config import AugmentationConfig
 from sam2_3dmed.data.augment import SlabAugmentation
-from sam2_3dmed.data.cache import CachedCase, CaseCache
-from sam2_3dmed.data.slabs import SampleKey, SlabDataset, ViewSlabs, collate
-from sam2_3dmed.data.views import View, ViewDataset
+from sam2_3dmed.data.cache import CachedCase
+from sam2_3dmed.data.slabs import SampleKey, SlabDataset, View, ViewDataset, ViewSlabs, collate
 
 SIZE = 16
 DEPTH = 9
@@ -22,7 +21,7 @@ EVERYTHING = AugmentationConfig(scale=0.2, noise=1, blur=1, mosaic=0.5, intensit
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> CaseCache:
+def cases(tmp_path_factory: pytest.TempPathFactory) -> list[CachedCase]:
     """Three cases whose labels are where the image is bright."""
     folder = tmp_path_factory.mktemp("cases")
     rng = np.random.default_rng(0)
@@ -32,10 +31,10 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> CaseCache:
         np.save(folder / f"case{number}.image.npy", image)
         np.save(folder / f"case{number}.label.npy", (image[:, 0] > 0.5).astype(np.uint8))
         made.append(CachedCase(f"case{number}", folder, DEPTH, {1: np.arange(DEPTH)}))
-    return CaseCache(tuple(made))
+    return made
 
 
-def build(cases: CaseCache, config=PLAIN, *, num_views=2, refresh=None, seed=0) -> ViewDataset:
+def build(cases: list[CachedCase], config=PLAIN, *, num_views=2, refresh=None, seed=0) -> ViewDataset:
     slabs = SlabDataset(
         cases,
         slab_slices=4,
@@ -55,7 +54,7 @@ def slices_of(dataset: ViewDataset, slabs: ViewSlabs) -> torch.Tensor:
     return torch.stack([dataset.slice(view_of(slabs), index) for index in slabs.positions[0].tolist()])
 
 
-def test_without_augmentation_a_view_is_the_case(cases: CaseCache) -> None:
+def test_without_augmentation_a_view_is_the_case(cases: list[CachedCase]) -> None:
     plain, dataset = build(cases)._slabs, build(cases)
     key = SampleKey(0, 0)
     ours, theirs = dataset[key], plain[key]
@@ -65,7 +64,7 @@ def test_without_augmentation_a_view_is_the_case(cases: CaseCache) -> None:
 
 
 @pytest.mark.parametrize("epoch", [0, 3])
-def test_case_slices_and_direction_are_drawn_as_without_views(cases: CaseCache, epoch: int) -> None:
+def test_case_slices_and_direction_are_drawn_as_without_views(cases: list[CachedCase], epoch: int) -> None:
     dataset = build(cases, EVERYTHING)
     for number in range(10):
         key = SampleKey(epoch, number)
@@ -78,7 +77,7 @@ def test_case_slices_and_direction_are_drawn_as_without_views(cases: CaseCache, 
     assert min(directions.values()) > 30
 
 
-def test_labels_move_with_the_slices(cases: CaseCache) -> None:
+def test_labels_move_with_the_slices(cases: list[CachedCase]) -> None:
     dataset = build(cases, AugmentationConfig(noise=0, blur=0, scale=0.2))
     agreement = []
     for number in range(20):
@@ -87,12 +86,12 @@ def test_labels_move_with_the_slices(cases: CaseCache) -> None:
     assert np.mean(agreement) > 0.93
 
 
-def test_every_slice_of_a_view_has_the_same_parameters_and_noise_of_its_own(cases: CaseCache) -> None:
+def test_every_slice_of_a_view_has_the_same_parameters_and_noise_of_its_own(cases: list[CachedCase]) -> None:
     """Two slices of equal voxels differ by their noise alone, which has the drawn deviation."""
-    case = cases.cases[0]
+    case = cases[0]
     np.save(case.folder / "flat.image.npy", np.full((DEPTH, 1, 64, 64), 0.5, dtype=np.float16))
     np.save(case.folder / "flat.label.npy", np.zeros((DEPTH, 64, 64), dtype=np.uint8))
-    flat = CaseCache((CachedCase("flat", case.folder, DEPTH, {1: np.arange(0)}),))
+    flat = [CachedCase("flat", case.folder, DEPTH, {1: np.arange(0)})]
     dataset = build(flat, PLAIN.model_copy(update={"noise": 1.0}), num_views=20)
     deviations = []
     for slot in range(20):
@@ -104,7 +103,7 @@ def test_every_slice_of_a_view_has_the_same_parameters_and_noise_of_its_own(case
     assert 0.07 < max(deviations) < 0.12
 
 
-def test_a_slice_is_the_same_in_every_slab_and_dataset(cases: CaseCache) -> None:
+def test_a_slice_is_the_same_in_every_slab_and_dataset(cases: list[CachedCase]) -> None:
     one, other = build(cases, EVERYTHING), build(cases, EVERYTHING)
     view = View(1, 0, 0)
     assert torch.equal(one.slice(view, 4), other.slice(view, 4))
@@ -114,7 +113,7 @@ def test_a_slice_is_the_same_in_every_slab_and_dataset(cases: CaseCache) -> None
 
 
 @pytest.mark.gpu
-def test_a_gpu_makes_the_same_slice(cases: CaseCache) -> None:
+def test_a_gpu_makes_the_same_slice(cases: list[CachedCase]) -> None:
     dataset = build(cases, EVERYTHING)
     for number in range(3):
         here, there = (dataset.slice(View(number, 0, 0), 4, device) for device in ("cpu", "cuda"))
@@ -122,20 +121,20 @@ def test_a_gpu_makes_the_same_slice(cases: CaseCache) -> None:
         torch.testing.assert_close(here, there.cpu(), atol=1e-4, rtol=1e-4)
 
 
-def test_a_view_goes_by_the_cases_name(cases: CaseCache) -> None:
+def test_a_view_goes_by_the_cases_name(cases: list[CachedCase]) -> None:
     """In another fold a case has another number, and the same views."""
-    fold = CaseCache(cases.cases[1:])
+    fold = cases[1:]
     ours, theirs = build(cases, EVERYTHING), build(fold, EVERYTHING)
     assert torch.equal(ours.slice(View(2, 1, 0), 0), theirs.slice(View(1, 1, 0), 0))
 
 
-def test_the_same_key_is_the_same_slab_in_another_process(cases: CaseCache, tmp_path: Path) -> None:
+def test_the_same_key_is_the_same_slab_in_another_process(cases: list[CachedCase], tmp_path: Path) -> None:
     """A worker shares only the files with this process, and hashes strings in its own way."""
     dataset = build(cases, EVERYTHING, refresh=2)
     torch.save(dataset, tmp_path / "dataset.pt")
     script = (
         "import sys, torch\n"
-        "from sam2_3dmed.data.views import View\n"
+        "from sam2_3dmed.data.slabs import View\n"
         "from sam2_3dmed.data.slabs import SampleKey\n"
         "dataset = torch.load(sys.argv[1], weights_only=False)\n"
         "slab = dataset[SampleKey(3, 1)]\n"
@@ -155,12 +154,12 @@ class TestSwaps:
         slots = {view.slot for views in drawn for view in views}
         return {s: [{view.generation for view in views if view.slot == s} for views in drawn] for s in sorted(slots)}
 
-    def test_never(self, cases: CaseCache) -> None:
+    def test_never(self, cases: list[CachedCase]) -> None:
         dataset = build(cases, num_views=3)
         assert self.generations(dataset, 3) == {slot: [{0}] * 3 for slot in range(3)}
         assert dataset.num_generations(100) == 3
 
-    def test_slots_take_turns(self, cases: CaseCache) -> None:
+    def test_slots_take_turns(self, cases: list[CachedCase]) -> None:
         """Two views that live for four epochs: one is swapped every second epoch."""
         dataset = build(cases, num_views=2, refresh=4)
         first, second = self.generations(dataset, 8).values()
@@ -169,7 +168,7 @@ class TestSwaps:
         assert [dataset.num_generations(epochs) for epochs in (1, 2, 3, 5, 8)] == [2, 2, 3, 4, 5]
 
 
-def test_slabs_of_views_as_a_batch_and_as_single_slices(cases: CaseCache) -> None:
+def test_slabs_of_views_as_a_batch_and_as_single_slices(cases: list[CachedCase]) -> None:
     dataset = build(cases)
     (batch,) = collate([dataset[SampleKey(0, n)] for n in range(3)])
     assert isinstance(batch, ViewSlabs)

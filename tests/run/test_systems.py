@@ -64,7 +64,7 @@ class Run(TrainingRun):
         p = preparation
         self.record = Record(plan=p.plan, recipe=p.recipe, weights="none", versions={"stranger": "3"})
         self.folder, self.network = p.folder, Network()
-        self.cases = p.cases().subset(p.split.train)
+        self.cases = p.cases()[0]
 
     def fit(self, *, resume):
         inside = [np.asarray(c.image, float)[:, 0][np.asarray(c.label) == 1].mean() for c in self.cases]

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from sam2_3dmed.baselines.train import PatchRun
 from sam2_3dmed.cli import main as cli
-from sam2_3dmed.config import RunConfig, scratch, with_settings
+from sam2_3dmed.config import RunConfig, SplitConfig, scratch, with_settings
 from sam2_3dmed.data.splits import Split, split_cases
 from sam2_3dmed.dicom.codes import UNKNOWN, Code
 from sam2_3dmed.dicom.segmentation import segment_codes
@@ -52,9 +52,8 @@ def data(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(data: Path) -> Path:
     """A finished run, trained while the test cases' files could not be read."""
     names = [f"blob_{number:02d}" for number in range(12)]
-    from sam2_3dmed.data.splits import make_split
 
-    hidden = make_split(names, seed=0).test
+    hidden = split_cases(names, SplitConfig()).test
     originals = {file: file.read_bytes() for name in hidden for file in data.glob(f"*Tr/{name}.nii.gz")}
     assert len(originals) == 2 * len(hidden)
     for file in originals:

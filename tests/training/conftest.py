@@ -57,7 +57,6 @@ def prepared(blobs: Path, cache_folder: Path) -> tuple:
 @pytest.fixture(scope="session")
 def fit_on_balls(prepared: tuple) -> Callable[..., tuple]:
     """Trains on six of the balls as a recipe says, and validates on two; gives the network and the result."""
-    from sam2_3dmed.data.cache import CaseCache
     from sam2_3dmed.run.build_model import make_model
     from sam2_3dmed.run.sam2_model import make_predictor
     from sam2_3dmed.run.sam2_run import Sam2Run
@@ -67,7 +66,7 @@ def fit_on_balls(prepared: tuple) -> Callable[..., tuple]:
         plan, cache = prepared
         seed_all(config.training.seed)
         network, record = make_model(config, plan, "none")
-        cases = CaseCache(cache.cases[:6]), CaseCache(cache.cases[6:8])
+        cases = cache[:6], cache[6:8]
         predictor = make_predictor(network, record)
         return network, Sam2Run(record, network, predictor, *cases, folder, DistributedContext()).fit(resume=resume)
 

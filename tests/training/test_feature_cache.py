@@ -12,9 +12,8 @@ from torch import Tensor
 
 from sam2_3dmed.config import AugmentationConfig, FeatureCacheConfig, LossConfig, NetworkConfig, TrainingConfig
 from sam2_3dmed.data.augment import SlabAugmentation
-from sam2_3dmed.data.cache import CachedCase, CaseCache
-from sam2_3dmed.data.slabs import SampleKey, SlabDataset, ViewSlabs, collate
-from sam2_3dmed.data.views import View, ViewDataset
+from sam2_3dmed.data.cache import CachedCase
+from sam2_3dmed.data.slabs import SampleKey, SlabDataset, View, ViewDataset, ViewSlabs, collate
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
@@ -36,7 +35,7 @@ def network() -> SAM2For3dMed:
 
 
 @pytest.fixture
-def cases(tmp_path: Path) -> CaseCache:
+def cases(tmp_path: Path) -> list[CachedCase]:
     rng = np.random.default_rng(0)
     made = []
     for number in range(2):
@@ -45,10 +44,12 @@ def cases(tmp_path: Path) -> CaseCache:
         np.save(tmp_path / f"case{number}.label.npy", (image[:, 0] > 0.5).astype(np.uint8))
         (tmp_path / f"case{number}.json").write_text(json.dumps({"key": f"key{number}"}))
         made.append(CachedCase(f"case{number}", tmp_path, DEPTH, {1: np.arange(DEPTH)}))
-    return CaseCache(tuple(made))
+    return made
 
 
-def build_views(cases: CaseCache, *, refresh: int | None = None, seed: int = 0, **augmentation: float) -> ViewDataset:
+def build_views(
+    cases: list[CachedCase], *, refresh: int | None = None, seed: int = 0, **augmentation: float
+) -> ViewDataset:
     slabs = SlabDataset(
         cases,
         slab_slices=3,
@@ -92,7 +93,7 @@ class TestGradients:
     @pytest.mark.parametrize(("dtype", "rounding"), [("fp32", 2**-24), ("fp16", 2**-11), ("bf16", 2**-8)])
     @pytest.mark.parametrize("single", [False, True])
     def test_are_those_of_the_encoder_at_work_but_for_rounding(
-        self, network: SAM2For3dMed, cases: CaseCache, tmp_path: Path, dtype: str, rounding: float, single: bool
+        self, network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path, dtype: str, rounding: float, single: bool
     ) -> None:
         views = build_views(cases)
         batch = batch_of(views)
@@ -108,7 +109,7 @@ class TestGradients:
             assert difference(found, expected) > rounding / 100, "was anything rounded at all?"
 
     def test_the_second_time_they_are_the_same_to_the_last_digit(
-        self, network: SAM2For3dMed, cases: CaseCache, tmp_path: Path
+        self, network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path
     ) -> None:
         views = build_views(cases)
         batch = batch_of(views)
@@ -121,7 +122,7 @@ class TestGradients:
 
 
 class TestKeeping:
-    def test_a_slice_is_computed_once(self, network: SAM2For3dMed, cases: CaseCache, tmp_path: Path) -> None:
+    def test_a_slice_is_computed_once(self, network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path) -> None:
         views = build_views(cases)
         features = build_cache_of(network, views, tmp_path / "features")
         drawn = set()
@@ -133,7 +134,7 @@ class TestKeeping:
         assert features._num_made == len(drawn) < 6 * 2 * 3
 
     def test_memory_files_and_any_order_give_the_same(
-        self, network: SAM2For3dMed, cases: CaseCache, tmp_path: Path
+        self, network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path
     ) -> None:
         """In memory, on disk, half and half; computed alone or among others; read by another process's cache."""
         views = build_views(cases)
@@ -153,14 +154,14 @@ class TestKeeping:
             assert second._num_made == kept
             assert {file.stat().st_size for file in folder.rglob("*") if file.is_file()} == {PER_SLICE * 2}
 
-    def test_bytes_per_slice(self, network: SAM2For3dMed, cases: CaseCache, tmp_path: Path) -> None:
+    def test_bytes_per_slice(self, network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path) -> None:
         views = build_views(cases)
         assert build_cache_of(network, views, tmp_path).bytes_per_slice == 2 * PER_SLICE
         assert build_cache_of(network, views, tmp_path, dtype="fp32").bytes_per_slice == 4 * PER_SLICE
 
     @pytest.mark.parametrize("gigabytes", [0, 1])
     def test_swapped_views_make_room(
-        self, network: SAM2For3dMed, cases: CaseCache, tmp_path: Path, gigabytes: int
+        self, network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path, gigabytes: int
     ) -> None:
         folder = tmp_path / "features"
         views = build_views(cases, refresh=1)  # both slots change with every epoch but the first
@@ -176,7 +177,7 @@ class TestKeeping:
         features.close()
         assert not folder.exists()
 
-    def test_a_shared_folder_stays(self, network: SAM2For3dMed, cases: CaseCache, tmp_path: Path) -> None:
+    def test_a_shared_folder_stays(self, network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path) -> None:
         views = build_views(cases)
         options = {"budget_gb": 0, "folder": str(tmp_path / "shared")}
         batch = batch_of(views)
@@ -196,7 +197,7 @@ class TestNeverOutOfDate:
         return cache._num_made
 
     def test_whatever_a_feature_depends_on_is_in_the_name_of_its_file(
-        self, network: SAM2For3dMed, cases: CaseCache, tmp_path: Path
+        self, network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path
     ) -> None:
         folder = tmp_path / "features"
         assert self.made_by(network, build_views(cases), folder) > 0
@@ -209,7 +210,7 @@ class TestNeverOutOfDate:
             assert self.made_by(network, build_views(cases), folder) > 0
 
     def test_other_weights_and_another_case_of_the_same_name(
-        self, network: SAM2For3dMed, cases: CaseCache, tmp_path: Path
+        self, network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path
     ) -> None:
         folder = tmp_path / "features"
         self.made_by(network, build_views(cases), folder)
@@ -222,11 +223,11 @@ class TestNeverOutOfDate:
             other.encoder.vision_encoder.neck.convs[0].bias[3] += 1e-6
         assert self.made_by(other, build_views(cases), folder) > 0
         for number in range(2):
-            (cases.cases[number].folder / f"case{number}.json").write_text(json.dumps({"key": "prepared anew"}))
+            (cases[number].folder / f"case{number}.json").write_text(json.dumps({"key": "prepared anew"}))
         assert self.made_by(network, build_views(cases), folder) > 0
 
     def test_a_file_that_is_not_whole_is_made_anew(
-        self, network: SAM2For3dMed, cases: CaseCache, tmp_path: Path
+        self, network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path
     ) -> None:
         views = build_views(cases)
         made = self.made_by(network, views, tmp_path / "features")
@@ -236,7 +237,7 @@ class TestNeverOutOfDate:
         assert self.made_by(network, views, tmp_path / "features") == 0
 
 
-def test_an_encoder_that_trains_is_refused(network: SAM2For3dMed, cases: CaseCache, tmp_path: Path) -> None:
+def test_an_encoder_that_trains_is_refused(network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path) -> None:
     trained = build_network(NetworkConfig(size="nano", image_size=SIZE), 1)
     with pytest.raises(ConfigError, match=r"^feature_cache.views: .*frozen encoder.*training.encoder=frozen.*$"):
         build_cache_of(trained, build_views(cases), tmp_path)
@@ -247,7 +248,7 @@ def test_an_encoder_that_trains_is_refused(network: SAM2For3dMed, cases: CaseCac
         require_frozen(trained.encoder)
 
 
-def test_what_fp16_cannot_hold(network: SAM2For3dMed, cases: CaseCache, tmp_path: Path) -> None:
+def test_what_fp16_cannot_hold(network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path) -> None:
     views = build_views(cases)
     torch.manual_seed(0)
     loud = build_network(NetworkConfig(size="nano", image_size=SIZE), 1)
@@ -259,7 +260,7 @@ def test_what_fp16_cannot_hold(network: SAM2For3dMed, cases: CaseCache, tmp_path
 
 
 def test_what_to_expect_is_said(
-    network: SAM2For3dMed, cases: CaseCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """14 slices, two views: 28 to compute. 7 epochs of 2 slabs of 3 slices: 42 drawn; of 20 slabs: 420."""
     features = build_cache_of(network, build_views(cases), tmp_path)

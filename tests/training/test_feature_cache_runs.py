@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sam2_3dmed.config import RunConfig
-from sam2_3dmed.data.cache import CaseCache, build_cache
+from sam2_3dmed.data.cache import build_cache
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.fingerprint import fingerprint
 from sam2_3dmed.data.plan import propose_plan
@@ -36,11 +36,10 @@ class TestRuns:
     CACHED = ("training.encoder=frozen", "feature_cache.views=2", "feature_cache.refresh=2")
 
     def run(self, prepared: tuple, config: RunConfig, folder: Path, resume: bool = False) -> SAM2For3dMed:
-        plan, cache = prepared
+        plan, cases = prepared
         seed_all(0)
         network, record = make_model(config, plan, "none")
-        cases = cache.cases
-        parts = network, make_predictor(network, record), CaseCache(cases[:6]), CaseCache(cases[6:7])
+        parts = network, make_predictor(network, record), cases[:6], cases[6:7]
         Sam2Run(record, *parts, folder, DistributedContext()).fit(resume=resume)
         return network
 

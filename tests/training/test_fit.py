@@ -157,7 +157,7 @@ def test_the_last_epochs_are_validated_too(prepared: tuple, fit_on_balls: Fit, s
     assert len(validated) == 2
     plan, cache = prepared
     predictor = make_predictor(network, make_model(config, plan, "none")[1])
-    for case in cache.cases[6:8]:
+    for case in cache[6:8]:
         classes = predictor.predict_slices(case.image)
         scores += [dice(classes == k, np.asarray(case.label) == k) for k in (1, 2)]
     assert result.best_dice == max(validated)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sam2_3dmed.config import RunConfig
-from sam2_3dmed.data.cache import CaseCache, build_cache
+from sam2_3dmed.data.cache import CachedCase, build_cache
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.fingerprint import fingerprint
 from sam2_3dmed.data.plan import propose_plan
@@ -17,25 +17,25 @@ from sam2_3dmed.training.loader import slab_loader
 
 
 @pytest.fixture(scope="module")
-def cases(blobs: Path, cache_folder: Path) -> CaseCache:
+def cases(blobs: Path, cache_folder: Path) -> list[CachedCase]:
     catalog = read_dataset(blobs)
     return build_cache(catalog, propose_plan(fingerprint(catalog)), cache_folder)
 
 
-def epoch(cases: CaseCache, config: RunConfig, number: int) -> list[torch.Tensor]:
+def epoch(cases: list[CachedCase], config: RunConfig, number: int) -> list[torch.Tensor]:
     loader = slab_loader(cases, config, slab_slices=3, image_size=64, distributed=DistributedContext())
     loader.batch_sampler.move_to(number)
     return [slabs.slices for batch in loader for slabs in batch]
 
 
-def test_processes_make_the_same_slabs(cases: CaseCache, quick: Callable[..., RunConfig]) -> None:
+def test_processes_make_the_same_slabs(cases: list[CachedCase], quick: Callable[..., RunConfig]) -> None:
     here, there = (epoch(cases, quick(f"training.workers={count}"), 0) for count in (0, 2))
     assert [tuple(slices.shape) for slices in here] == [(2, 3, 1, 64, 64)] * 2
     assert all(torch.equal(a, b) for a, b in zip(here, there, strict=True))
     assert not torch.equal(here[0], epoch(cases, quick(), 1)[0])
 
 
-def test_processes_share_a_batch(cases: CaseCache, quick: Callable[..., RunConfig]) -> None:
+def test_processes_share_a_batch(cases: list[CachedCase], quick: Callable[..., RunConfig]) -> None:
     """Two processes, two passes a step: each slab once, as one process has it."""
     config = quick("training.batch_size=4", "training.grad_accum_steps=2")
     loaders = [
@@ -47,7 +47,7 @@ def test_processes_share_a_batch(cases: CaseCache, quick: Callable[..., RunConfi
     assert torch.equal(shared, torch.cat(epoch(cases, quick("training.batch_size=4"), 0)))
 
 
-def test_with_a_feature_cache_they_are_slabs_of_views(cases: CaseCache, quick: Callable[..., RunConfig]) -> None:
+def test_with_a_feature_cache_they_are_slabs_of_views(cases: list[CachedCase], quick: Callable[..., RunConfig]) -> None:
     config = quick("feature_cache.views=2", "feature_cache.refresh=1", "training.samples_per_epoch=8")
     loader = slab_loader(cases, config, slab_slices=3, image_size=64, distributed=DistributedContext())
     loader.batch_sampler.move_to(5)

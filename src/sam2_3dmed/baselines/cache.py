@@ -1,6 +1,5 @@
 """Cases on the grid that patches are cut from, as memory maps beside the cache of prepared cases."""
 
-import io
 import json
 import zlib
 from collections.abc import Iterable
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from sam2_3dmed.baselines.grid import Grid, resample_image, resample_labels, resampled_shape, thick_axis
 from sam2_3dmed.baselines.recipe import PatchSpec
-from sam2_3dmed.data.cache import CachedCase
+from sam2_3dmed.data.cache import CachedCase, open_array, write_array
 from sam2_3dmed.data.dataset import MedicalDataset
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.processes.atomic import replacing
@@ -69,17 +68,17 @@ class PatchCase:
     @property
     def image(self) -> "np.memmap[Any, np.dtype[np.float16]]":
         """(C, D, H, W), normalised."""
-        return _open(self.folder / f"{self.name}.image.npy")
+        return open_array(self.folder / f"{self.name}.image.npy")
 
     @property
     def label(self) -> "np.memmap[Any, np.dtype[np.uint8]]":
         """(D, H, W) class indices."""
-        return _open(self.folder / f"{self.name}.label.npy")
+        return open_array(self.folder / f"{self.name}.label.npy")
 
     def random_voxel(self, k: int, rng: np.random.Generator) -> NDArray[np.integer]:
         """A random voxel of a class, (3,)."""
         before = sum(count for other, count in self.counts.items() if other < k)
-        centres = _open(self.folder / f"{self.name}.centres.npy")
+        centres = open_array(self.folder / f"{self.name}.centres.npy")
         return np.array(centres[before + rng.integers(self.counts[k])])
 
 
@@ -123,7 +122,7 @@ def _prepare(case: GriddedCase, *, spec: PatchSpec, folder: Path) -> PatchCase:
     centres = {k: _centres(label == k, rng) for k in range(1, spec.num_classes + 1)}
     counts = {k: len(found) for k, found in centres.items()}
     for part, array in (("image", image), ("label", label), ("centres", np.concatenate(list(centres.values())))):
-        _write_array(array, folder / f"{name}.{part}.npy")
+        write_array(array, folder / f"{name}.{part}.npy")
     with replacing(index_file) as file:
         file.write(json.dumps({"key": case.cached.key, "counts": counts}).encode())
     return PatchCase(name, folder, counts)
@@ -133,17 +132,3 @@ def _centres(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.in
     """The voxels (N, 3) of a mask; a random part of them if there are many."""
     found = np.argwhere(mask).astype(np.int32)
     return found if len(found) <= _MOST_CENTRES else found[rng.choice(len(found), _MOST_CENTRES, replace=False)]
-
-
-def _open(file: Path) -> "np.memmap[Any, Any]":
-    array: np.memmap[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-    return array
-
-
-def _write_array(array: NDArray[Any], file: Path) -> None:
-    array = np.ascontiguousarray(array)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    with replacing(file) as stream:
-        stream.write(header.getvalue())
-        stream.write(array.data)

@@ -131,9 +131,8 @@ def start_run(preparation: Preparation) -> PatchRun:
         UserError: no CLIP model at `model.text`, or the cache cannot be written.
     """
     recipe: PatchConfig = preparation.recipe
-    plan, split, dataset = preparation.plan, preparation.split, preparation.dataset
-    cache = preparation.cases()
-    cases = with_grids(cache.subset(split.train), dataset, plan.slicing_axis)
+    plan = preparation.plan
+    cases, validation = (with_grids(part, preparation.dataset, plan.slicing_axis) for part in preparation.cases())
     record = cast(PatchRecord | None, preparation.resumed) or PatchRecord(
         system=recipe.system,
         model=plan_spec(recipe, plan, cases),
@@ -149,7 +148,6 @@ def start_run(preparation: Preparation) -> PatchRun:
         patches = build_patch_cache(cases, record.model, preparation.cache_folder, progress=bar)
     config = changed(recipe.inference, {"precision": recipe.training.precision}, "inference")
     predictor = PatchPredictor(network, record.model, plan, config)
-    validation = with_grids(cache.subset(split.validation), dataset, plan.slicing_axis)
     return PatchRun(record, predictor, patches, validation, preparation.folder, preparation.distributed)
 
 

@@ -55,18 +55,19 @@ def fingerprint(
     """Read and check every case once; show spacing, sizes, intensities and labels; propose the plan."""
     from rich.console import Console
 
+    from sam2_3dmed.config import SplitConfig
     from sam2_3dmed.data.dataset import read_dataset
     from sam2_3dmed.data.fingerprint import describe
     from sam2_3dmed.data.fingerprint import fingerprint as take
     from sam2_3dmed.data.plan import plan_yaml, propose_plan, write_plan_yaml
-    from sam2_3dmed.data.splits import make_split
+    from sam2_3dmed.data.splits import split_cases
     from sam2_3dmed.processes.map_cases import progress_bar
 
     dataset = read_dataset(data)
     with progress_bar("Reading cases") as progress:
         found = take(dataset, workers=workers, progress=progress)
     try:  # the plan comes from the cases that `train` would train on, so that nothing leaks from the others
-        names = make_split(dataset.names, seed=0).train
+        names = split_cases(dataset.names, SplitConfig()).train
     except DataError:  # too few cases for a split
         names = dataset.names
     plan = propose_plan(found, names)

@@ -2,7 +2,6 @@
 
 import errno
 import json
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -40,45 +39,18 @@ class CachedCase:
     @property
     def image(self) -> "np.memmap[Any, np.dtype[np.float16]]":
         """(D, C, H, W) float16 in [0, 1] at native in-plane size; read-only, opened anew each time."""
-        return _open(_files(self.folder, self.name)[0])
+        return open_array(self.folder / f"{self.name}.image.npy")
 
     @property
     def label(self) -> "np.memmap[Any, np.dtype[np.uint8]]":
         """(D, H, W) class index, 0 is background, uint8, or uint16 if K > 255; read-only, opened anew each time."""
-        return _open(_files(self.folder, self.name)[1])
+        return open_array(self.folder / f"{self.name}.label.npy")
 
     @property
     def key(self) -> str:
         """A hash of everything that the prepared arrays depend on."""
-        key: str = json.loads(_files(self.folder, self.name)[2].read_text(encoding="utf-8"))["key"]
+        key: str = _read_index(self.folder, self.name)["key"]
         return key
-
-
-@dataclass(frozen=True, eq=False)
-class CaseCache:
-    """The prepared cases of a data set, sorted by name."""
-
-    cases: tuple[CachedCase, ...]
-
-    def __len__(self) -> int:
-        return len(self.cases)
-
-    def __iter__(self) -> Iterator[CachedCase]:
-        return iter(self.cases)
-
-    def __getitem__(self, name: str) -> CachedCase:
-        for case in self.cases:
-            if case.name == name:
-                return case
-        raise DataError(f"the cache has no case {name!r}")
-
-    def subset(self, names: Collection[str]) -> "CaseCache":
-        """The cases of these names, such as a part of a split.
-
-        Raises:
-            DataError: a name that the cache does not have.
-        """
-        return CaseCache(tuple(self[name] for name in sorted(set(names))))
 
 
 def build_cache(
@@ -88,7 +60,7 @@ def build_cache(
     *,
     workers: int | None = None,
     progress: Progress | None = None,
-) -> CaseCache:
+) -> list[CachedCase]:
     """Prepare every case of `dataset` by `plan`, below `folder`; complete and current cases are kept.
 
     A case is current if neither its files (size, time of change) nor the plan's intensities, labels and axis have
@@ -98,10 +70,9 @@ def build_cache(
         DataError: unusable cases (all are listed), or no space left; finished cases stay.
     """
     folder = Path(folder)
-    prepare = partial(_prepare, plan=plan, folder=folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return CaseCache(tuple(map_cases(prepare, dataset.cases, workers=workers, progress=progress)))
+        return map_cases(partial(_prepare, plan=plan, folder=folder), dataset.cases, workers=workers, progress=progress)
     except OSError as error:
         reason = "no space left on the device" if error.errno in _NO_SPACE else error.strerror or str(error)
         raise DataError(f"{folder}: the cache cannot be written: {reason}") from None
@@ -123,26 +94,20 @@ def _prepare(case: Case, *, plan: Plan, folder: Path) -> CachedCase:
     classes = np.zeros(max(plan.label_values) + 1, dtype=np.min_scalar_type(plan.num_classes))
     classes[list(plan.label_values)] = np.arange(1, plan.num_classes + 1)
     indices = classes[volume_to_slices(label, plan.slicing_axis)]  # (D, H, W), 0..K
-    index = {
-        "key": key,
-        "num_slices": len(slices),
-        "class_slices": {
-            str(k): np.flatnonzero((indices == k).any(axis=(1, 2))).tolist() for k in range(1, plan.num_classes + 1)
-        },
-    }
-    image_file, label_file, index_file = _files(folder, case.name)
+    held = {k: np.flatnonzero((indices == k).any(axis=(1, 2))) for k in range(1, plan.num_classes + 1)}
+    index = {"key": key, "num_slices": len(slices), "class_slices": {str(k): held[k].tolist() for k in held}}
+    index_file = folder / f"{case.name}.json"
     index_file.unlink(missing_ok=True)
-    _write_array(slices, image_file)
-    _write_array(indices, label_file)
+    write_array(slices, folder / f"{case.name}.image.npy")
+    write_array(indices, folder / f"{case.name}.label.npy")
     with replacing(index_file) as stream:
         stream.write(json.dumps(index).encode())
-    return _cached_case(case.name, folder, index)
+    return CachedCase(case.name, folder, len(slices), held)
 
 
 def _key(case: Case, plan: Plan) -> str:
-    files = (*case.images, *((case.label,) if case.label else ()))
     try:
-        status = [(file.name, file.stat()) for file in files]
+        status = [(file.name, file.stat()) for file in case.files]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
     depends_on = {
@@ -155,36 +120,32 @@ def _key(case: Case, plan: Plan) -> str:
     return sha256(json.dumps(depends_on).encode()).hexdigest()
 
 
-def _files(folder: Path, name: str) -> tuple[Path, Path, Path]:
-    return folder / f"{name}.image.npy", folder / f"{name}.label.npy", folder / f"{name}.json"
-
-
 def _load(name: str, key: str, folder: Path) -> CachedCase | None:
     """The case, if its index has this key and both arrays are complete."""
-    image_file, label_file, index_file = _files(folder, name)
     try:
-        index = json.loads(index_file.read_text(encoding="utf-8"))
-        if index["key"] != key:
-            return None
-        case = _cached_case(name, folder, index)
-        image, label = _open(image_file), _open(label_file)
+        index = _read_index(folder, name)
+        held = {int(k): np.array(slices, dtype=np.int64) for k, slices in index["class_slices"].items()}
+        case = CachedCase(name, folder, int(index["num_slices"]), held)
+        image, label = case.image.shape, case.label.shape
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    complete = image.ndim == 4 and label.shape == (image.shape[0], *image.shape[2:]) and len(image) == case.num_slices
-    return case if complete else None
+    complete = len(image) == 4 and label == (image[0], *image[2:]) and image[0] == case.num_slices
+    return case if complete and index.get("key") == key else None
 
 
-def _cached_case(name: str, folder: Path, index: dict[str, Any]) -> CachedCase:
-    class_slices = {int(k): np.array(slices, dtype=np.int64) for k, slices in index["class_slices"].items()}
-    return CachedCase(name, folder, int(index["num_slices"]), class_slices)
+def _read_index(folder: Path, name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+    return content
 
 
-def _open(file: Path) -> "np.memmap[Any, Any]":
-    array: np.memmap[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-    return array
-
-
-def _write_array(array: NDArray[Any], file: Path) -> None:
+def write_array(array: NDArray[Any], file: Path) -> None:
+    """Write `.npy`, whole or not at all. Raises OSError."""
     with replacing(file) as stream:
         # NumPy gets `write` alone: from a real file, on a full disk, it raises an OSError without errno.
         np.lib.format.write_array(SimpleNamespace(write=stream.write), np.ascontiguousarray(array), allow_pickle=False)
+
+
+def open_array(file: Path) -> "np.memmap[Any, Any]":
+    """A `.npy` file as a read-only memory map."""
+    array: np.memmap[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    return array

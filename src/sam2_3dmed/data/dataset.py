@@ -26,10 +26,14 @@ class Case:
     label: Path | None
 
     @property
+    def files(self) -> list[Path]:
+        """The images, and the label if there is one."""
+        return [*self.images, *filter(None, [self.label])]
+
+    @property
     def num_bytes(self) -> int:
         """The size of its files on disk; a missing file counts nothing."""
-        files = [*self.images, *([self.label] if self.label else [])]
-        return sum(file.stat().st_size for file in files if file.is_file())
+        return sum(file.stat().st_size for file in self.files if file.is_file())
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ def _checked(
     most = max(len(channels), *(len(case.images) for case in labelled))
     if most > MAX_CHANNELS:
         raise DataError(f"{source}: {most} channels, but at most {MAX_CHANNELS} can be used")
-    missing = [f for case in labelled for f in (*case.images, case.label) if f is not None and not f.is_file()]
+    missing = [file for case in labelled for file in case.files if not file.is_file()]
     if missing:
         more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
         raise DataError(f"{missing[0]}: no such file, but {source} asks for it{more}")

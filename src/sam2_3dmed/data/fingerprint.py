@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,13 +15,13 @@ from sam2_3dmed.data.dataset import Case, MedicalDataset, read_case
 from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.affine import canonical_axes
-from sam2_3dmed.volume.slices import SlicingAxis
+from sam2_3dmed.volume.slices import WORLD_AXES, SlicingAxis
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 Three = tuple[float, float, float]
-AXES: tuple[SlicingAxis, ...] = ("sagittal", "coronal", "axial")
+AXES: tuple[SlicingAxis, ...] = tuple(WORLD_AXES)
 """The slicing axes in the order of R, A and S."""
 
 # Of a case with more foreground voxels than this, so many evenly spaced quantiles stand for all.
@@ -56,9 +56,6 @@ class CaseFingerprint:
     num_foreground: int
     foreground_sample: NDArray[np.float64]
 
-    def num_slices(self, axis: SlicingAxis) -> int:
-        return self.shape[AXES.index(axis)]
-
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
@@ -68,18 +65,6 @@ class Fingerprint:
     channels: tuple[str, ...]
     labels: dict[int, str]
     cases: tuple[CaseFingerprint, ...]
-
-    def subset(self, names: Sequence[str]) -> "Fingerprint":
-        """Only the named cases, such as the training set, from which a plan is made.
-
-        Raises:
-            DataError: a name that is not among the cases, or no names.
-        """
-        known = {case.name: case for case in self.cases}
-        missing = sorted(set(names) - set(known))
-        if missing or not names:
-            raise DataError(f"{self.dataset}: " + (f"no case {missing[0]!r}" if missing else "no cases are named"))
-        return Fingerprint(self.dataset, self.channels, self.labels, tuple(known[n] for n in sorted(set(names))))
 
 
 def fingerprint(
@@ -116,56 +101,31 @@ def _fingerprint_case(case: Case, *, labels: tuple[int, ...], num_channels: int)
         raise VolumeError(f"{case.images[0]}: {image.num_channels} channels, but the data set names {num_channels}")
     if label is None:
         raise DataError(f"{case.images[0]}: has no label")
-    box = _foreground_box(label.array)
-    labels_inside = np.ascontiguousarray(label.array[box])
-    inside = image.array[box].reshape(*labels_inside.shape, image.num_channels)
-    ordered = np.sort(inside[labels_inside > 0].T.astype(np.float64), axis=1)
+    # In the order of the files, in which the first axis runs fastest.
+    labelled = label.array.T
+    channels = image.array.T.reshape(image.num_channels, *labelled.shape)
+    ordered = np.sort(channels[:, labelled > 0].astype(np.float64), axis=1)
     count = ordered.shape[1]
+    ranks = (np.arange(_SAMPLE_SIZE) + 0.5) * (count / _SAMPLE_SIZE)
     axes = [axis for axis, _ in canonical_axes(image.affine)]
+    classes = {}
+    for value, box in enumerate(ndimage.find_objects(label.array), start=1):
+        if box is not None:  # some voxel has this value
+            mask = label.array[box] == value
+            r, a, s = (int(mask.any(axis=tuple({0, 1, 2} - {axis})).sum()) for axis in axes)
+            volume_ml = float(mask.sum()) * (float(np.prod(image.spacing_mm)) / 1000)
+            classes[value] = ClassFingerprint(volume_ml, (r, a, s))
     return CaseFingerprint(
         name=case.name,
         shape=(image.shape[axes[0]], image.shape[axes[1]], image.shape[axes[2]]),
         spacing_mm=image.canonical_spacing_mm,
         orientation=image.orientation,
         num_channels=image.num_channels,
-        classes=_measure_classes(labels_inside, float(np.prod(image.spacing_mm)) / 1000, axes),
-        intensities=tuple(_percentiles(channel) for channel in ordered) if count else (),
+        classes=classes,
+        intensities=tuple(zip(*np.percentile(ordered, [0.5, 50, 99.5], axis=1).tolist(), strict=True)) if count else (),
         num_foreground=count,
-        foreground_sample=_sample(ordered),
+        foreground_sample=ordered[:, ranks.astype(np.int64)] if count > _SAMPLE_SIZE else ordered,
     )
-
-
-def _foreground_box(labels: NDArray[Any]) -> tuple[slice, ...]:
-    """The smallest box that holds every voxel above 0; empty if there is none."""
-    planes = (np.flatnonzero(labels.any(axis=axes)) for axes in ((1, 2), (0, 2), (0, 1)))
-    return tuple(slice(held[0], held[-1] + 1) if held.size else slice(0, 0) for held in planes)
-
-
-def _measure_classes(labels: NDArray[Any], voxel_ml: float, axes: Sequence[int]) -> dict[int, ClassFingerprint]:
-    """The classes in `labels` (X, Y, Z), at least all of its foreground; `axes`: its axes along R, A and S."""
-    classes = {}
-    boxes: Sequence[tuple[slice, ...] | None] = ndimage.find_objects(labels) if labels.size else []
-    for value, box in enumerate(boxes, start=1):
-        if box is None:  # no voxel has this value
-            continue
-        mask = labels[box] == value
-        slices = [int(mask.any(axis=tuple({0, 1, 2} - {axis})).sum()) for axis in axes]
-        classes[value] = ClassFingerprint(float(mask.sum()) * voxel_ml, (slices[0], slices[1], slices[2]))
-    return classes
-
-
-def _percentiles(values: NDArray[np.float64]) -> Three:
-    low, middle, high = np.percentile(values, [0.5, 50, 99.5]).tolist()
-    return low, middle, high
-
-
-def _sample(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(C, N) ascending -> (C, n), n at most _SAMPLE_SIZE."""
-    count = ordered.shape[1]
-    if count <= _SAMPLE_SIZE:
-        return ordered
-    ranks = (np.arange(_SAMPLE_SIZE) + 0.5) * (count / _SAMPLE_SIZE)
-    return ordered[:, ranks.astype(np.int64)]
 
 
 def foreground_percentiles(cases: Sequence[CaseFingerprint], channel: int, percentiles: Sequence[float]) -> list[float]:

@@ -1,16 +1,17 @@
 """The plan of a data set: proposed from its fingerprint, and a file that a person can edit."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
+from textwrap import indent
 from typing import Any
 
 import numpy as np
 import yaml
 
 from sam2_3dmed.config import ChannelPlan, Plan, parse, read_yaml
-from sam2_3dmed.data.fingerprint import AXES, Fingerprint, foreground_percentiles
+from sam2_3dmed.data.fingerprint import AXES, CaseFingerprint, Fingerprint, foreground_percentiles
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.volume.slices import SlicingAxis
@@ -33,17 +34,17 @@ def propose_plan(fingerprint: Fingerprint, names: Sequence[str] | None = None) -
     from 6 on, else 3; never more than the median volume has.
 
     Raises:
-        DataError: a name that is not among the cases, or a CT without foreground or with a constant one.
+        DataError: a CT without foreground or with a constant one.
     """
-    chosen = fingerprint if names is None else fingerprint.subset(names)
-    axis = choose_slicing_axis([case.spacing_mm for case in chosen.cases])
+    cases = [case for case in fingerprint.cases if names is None or case.name in names]
+    axis = choose_slicing_axis([case.spacing_mm for case in cases])
     words = " ".join([fingerprint.dataset, *fingerprint.labels.values()]).lower()
     return Plan(
         dataset=fingerprint.dataset,
-        channels=tuple(_channel(chosen, i, name) for i, name in enumerate(chosen.channels)),
+        channels=tuple(_channel(fingerprint.dataset, cases, i, name) for i, name in enumerate(fingerprint.channels)),
         labels=fingerprint.labels,
         slicing_axis=axis,
-        slab_slices=_slab(chosen, axis),
+        slab_slices=_slab(cases, fingerprint.labels, axis),
         nsd_tolerance_mm=next((mm for organ, mm in _TOLERANCES_MM.items() if organ in words), 2.0),
     )
 
@@ -62,43 +63,34 @@ def choose_slicing_axis(spacings_mm: Sequence[tuple[float, float, float]]) -> Sl
     return "sagittal" if along_r > along_a else "coronal"
 
 
-def _channel(fingerprint: Fingerprint, index: int, name: str) -> ChannelPlan:
+def _channel(dataset: str, cases: Sequence[CaseFingerprint], index: int, name: str) -> ChannelPlan:
     if _CT_NAMES.isdisjoint(re.split(r"[^a-z]+", name.lower())):
         return ChannelPlan(name=name, normalisation="percentiles", low=_LOW, high=_HIGH)
     try:
-        low, high = foreground_percentiles(fingerprint.cases, index, (_LOW, _HIGH))
+        low, high = foreground_percentiles(cases, index, (_LOW, _HIGH))
     except DataError as error:
-        raise DataError(f"{fingerprint.dataset}: {error}") from None
+        raise DataError(f"{dataset}: {error}") from None
     if low >= high:
-        raise DataError(f"{fingerprint.dataset}: the foreground of channel {name!r} is constant ({low:g})")
+        raise DataError(f"{dataset}: the foreground of channel {name!r} is constant ({low:g})")
     return ChannelPlan(name=name, normalisation="fixed", low=low, high=high)
 
 
-def _slab(fingerprint: Fingerprint, axis: SlicingAxis) -> int:
+def _slab(cases: Sequence[CaseFingerprint], labels: Iterable[int], axis: SlicingAxis) -> int:
     along = AXES.index(axis)
     spans = [
-        median([case.classes[value].num_slices[along] for case in fingerprint.cases if value in case.classes] or [0])
-        for value in fingerprint.labels
+        median([case.classes[value].num_slices[along] for case in cases if value in case.classes] or [0])
+        for value in labels
     ]
     slab = next(slices for slices, fewest in _SLABS.items() if max(spans) >= fewest)
-    return min(slab, int(median(case.num_slices(axis) for case in fingerprint.cases)))
+    return min(slab, int(median(case.shape[along] for case in cases)))
 
 
 def plan_yaml(plan: Plan) -> str:
     """A plan as YAML with a comment on every key."""
-    channels = "\n".join(
-        f"  - name: {_scalar(c.name)}\n    normalisation: {c.normalisation}\n"
-        f"    low: {_scalar(c.low)}\n    high: {_scalar(c.high)}"
-        for c in plan.channels
-    )
-    return _TEMPLATE.format(
-        dataset=_scalar(plan.dataset),
-        channels=channels,
-        labels="\n".join(f"  {value}: {_scalar(name)}" for value, name in plan.labels.items()),
-        slicing_axis=plan.slicing_axis,
-        slab_slices=plan.slab_slices,
-        nsd_tolerance_mm=_scalar(plan.nsd_tolerance_mm),
-    )
+    content = plan.model_dump()
+    blocks = {"channels": _yaml(content["channels"]), "labels": _yaml(content["labels"])}
+    lines = {key: _yaml(value) for key, value in content.items() if key not in blocks}
+    return _TEMPLATE.format(**lines, **{key: indent(text, "  ") for key, text in blocks.items()})
 
 
 def write_plan_yaml(plan: Plan, path: Path) -> None:
@@ -116,9 +108,10 @@ def read_plan_yaml(path: Path) -> Plan:
     return plan
 
 
-def _scalar(value: Any) -> str:
-    """A name or number as YAML, quoted where it must be."""
-    return yaml.safe_dump(value, allow_unicode=True, width=float("inf")).removesuffix("\n").removesuffix("\n...")
+def _yaml(value: Any) -> str:
+    """A value as YAML, quoted where it must be."""
+    text = yaml.safe_dump(value, allow_unicode=True, width=float("inf"), sort_keys=False)
+    return text.removesuffix("\n").removesuffix("\n...")
 
 
 _TEMPLATE = """\

@@ -67,74 +67,43 @@ class Split:
 
 
 def split_cases(names: Sequence[str], options: SplitConfig, fold: tuple[int, int] | None = None) -> Split:
-    """The split that a recipe asks for; fold: (i, n), fold i of n is the test set, 1 <= i <= n."""
-    if fold is None:
-        return make_split(
-            names,
-            seed=options.seed,
-            test_fraction=options.test_fraction,
-            validation_fraction=options.validation_fraction,
-        )
-    number, count = fold
-    return make_folds(names, count, options.seed, validation_fraction=options.validation_fraction)[number - 1]
+    """The split that a recipe asks for. It depends on the names and the seed, not on the order of the names.
 
-
-def make_split(
-    names: Sequence[str], *, seed: int, test_fraction: float = 0.2, validation_fraction: float = 0.1
-) -> Split:
-    """A random split that depends on the names and the seed, not on the order of the names.
+    The test set is a random part of all cases; in cross-validation every case is in the test set of exactly one fold,
+    and these sets differ in size by at most one. Validation is a part of the other cases (reading 13). Parts are
+    rounded to whole cases, at least one.
 
     Args:
-        test_fraction: of all cases, rounded to whole cases, at least one.
-        validation_fraction: of the cases that are not test (reading 13), rounded alike.
+        fold: (i, n), fold i of n, 1 <= i <= n.
 
     Raises:
-        DataError: a name occurs twice, a fraction is not between 0 and 1, or no case is left to train on.
+        DataError: a name occurs twice, fewer than 2 folds, or too few cases to train, select and test.
     """
     _require_distinct(names)
-    num_test = _share(len(names), test_fraction, "test_fraction")
-    num_validation = _share(len(names) - num_test, validation_fraction, "validation_fraction")
-    if len(names) - num_test - num_validation < 1:
-        raise DataError(
-            f"{len(names)} labelled cases are too few to split: {num_test} for test and {num_validation} for "
-            "validation leave none to train on"
-        )
-    ranked = _shuffled(names, str(seed))
-    return _split(names, ranked[:num_test], ranked[num_test:][:num_validation])
-
-
-def make_folds(
-    names: Sequence[str], num_folds: int, seed: int, *, validation_fraction: float = 0.1
-) -> tuple[Split, ...]:
-    """Splits for cross-validation: every case is in the test set of exactly one of them.
-
-    Test sets differ in size by at most one case; validation is drawn anew from the rest of each fold.
-
-    Raises:
-        DataError: a name occurs twice, fewer than 2 folds, or too few cases for every fold to train, select
-            and test.
-    """
-    _require_distinct(names)
-    if num_folds < 2:
-        raise DataError(f"cross-validation needs at least 2 folds, not {num_folds}")
-    num_rest = len(names) - math.ceil(len(names) / num_folds)
-    if len(names) < num_folds or num_rest <= _share(num_rest, validation_fraction, "validation_fraction"):
-        raise DataError(
-            f"{len(names)} labelled cases are too few for {num_folds} folds: each needs at least one case to "
-            "train on, one for validation and one for test"
-        )
-    ranked = _shuffled(names, str(seed))
-    folds = []
-    for fold in range(num_folds):
-        test = ranked[fold::num_folds]
-        rest = _shuffled(set(names) - set(test), f"{seed}/fold {fold}")
-        folds.append(_split(names, test, rest[: _share(len(rest), validation_fraction, "validation_fraction")]))
-    return tuple(folds)
-
-
-def _split(names: Sequence[str], test: Sequence[str], validation: Sequence[str]) -> Split:
-    train = set(names) - set(test) - set(validation)
-    return Split(*(tuple(sorted(part)) for part in (train, validation, test)))
+    ranked = _shuffled(names, str(options.seed))
+    if fold is None:
+        num_test = _share(len(names), options.test_fraction)
+        num_validation = _share(len(names) - num_test, options.validation_fraction)
+        if len(names) - num_test - num_validation < 1:
+            raise DataError(
+                f"{len(names)} labelled cases are too few to split: {num_test} for test and {num_validation} for "
+                "validation leave none to train on"
+            )
+        test, rest = ranked[:num_test], ranked[num_test:]
+    else:
+        number, count = fold
+        if count < 2:
+            raise DataError(f"cross-validation needs at least 2 folds, not {count}")
+        num_rest = len(names) - math.ceil(len(names) / count)
+        if len(names) < count or num_rest <= _share(num_rest, options.validation_fraction):
+            raise DataError(
+                f"{len(names)} labelled cases are too few for {count} folds: each needs at least one case to "
+                "train on, one for validation and one for test"
+            )
+        test = ranked[number - 1 :: count]
+        rest = _shuffled(set(names) - set(test), f"{options.seed}/fold {number - 1}")
+    validation = rest[: _share(len(rest), options.validation_fraction)]
+    return Split(*(tuple(sorted(part)) for part in (set(rest) - set(validation), validation, test)))
 
 
 def _shuffled(names: Collection[str], salt: str) -> list[str]:
@@ -142,10 +111,8 @@ def _shuffled(names: Collection[str], salt: str) -> list[str]:
     return sorted(names, key=lambda name: sha256(f"{salt}/{name}".encode()).digest())
 
 
-def _share(count: int, fraction: float, name: str) -> int:
+def _share(count: int, fraction: float) -> int:
     """`fraction` of `count`, halves rounded up, at least 1."""
-    if not 0 < fraction < 1:
-        raise DataError(f"{name} must lie between 0 and 1, not {fraction}")
     return max(1, math.floor(round(count * fraction, 6) + 0.5))
 
 

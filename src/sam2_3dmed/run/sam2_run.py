@@ -1,12 +1,13 @@
 """Training runs of SAM2-3dMed: how one starts, trains and is saved."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from sam2_3dmed.config import TrainingConfig
-from sam2_3dmed.data.cache import CaseCache
+from sam2_3dmed.data.cache import CachedCase
 from sam2_3dmed.encoders.peft_adapters import merge_lora
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.network import SAM2For3dMed
@@ -33,8 +34,8 @@ class Sam2Run(TrainingRun):
     record: Sam2Record
     network: SAM2For3dMed
     predictor: Predictor
-    training: CaseCache
-    validation: CaseCache
+    training: Sequence[CachedCase]
+    validation: Sequence[CachedCase]
     folder: Path
     distributed: DistributedContext
 
@@ -68,12 +69,11 @@ def start_run(preparation: Preparation) -> Sam2Run:
     )
     if recipe.feature_cache.views > 0:
         require_frozen(network.encoder)
-    cache, split = preparation.cases(), preparation.split
+    training, validation = preparation.cases()
     predictor = make_predictor(network, record, precision=recipe.training.precision)
     if preparation.gpu_memory is not None:
         fitting = fit_to_memory(record.recipe, plan, predictor, preparation.gpu_memory, preparation.distributed.size)
         record = record.model_copy(update={"recipe": fitting})
-    training, validation = cache.subset(split.train), cache.subset(split.validation)
     return Sam2Run(record, network, predictor, training, validation, preparation.folder, preparation.distributed)
 
 

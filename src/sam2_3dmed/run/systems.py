@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from sam2_3dmed.config import Plan
-    from sam2_3dmed.data.cache import CaseCache
+    from sam2_3dmed.data.cache import CachedCase
     from sam2_3dmed.data.dataset import MedicalDataset
     from sam2_3dmed.data.splits import Split
     from sam2_3dmed.inference.interface import Segmenter
@@ -62,12 +62,15 @@ class Preparation:
     gpu_memory: float | None = None
     resumed: RunRecord | None = None
 
-    def cases(self) -> CaseCache:
-        """The cases, prepared as the plan says."""
+    def cases(self) -> tuple[list[CachedCase], list[CachedCase]]:
+        """The training and the validation cases, prepared as the plan says."""
         from sam2_3dmed.data.cache import build_cache
 
         with self.progress("Preparing cases") as progress:
-            return build_cache(self.dataset, self.plan, self.cache_folder, progress=progress)
+            prepared = build_cache(self.dataset, self.plan, self.cache_folder, progress=progress)
+        parts = self.split.train, self.split.validation
+        training, validation = ([case for case in prepared if case.name in names] for names in parts)
+        return training, validation
 
     def progress(self, title: str) -> AbstractContextManager[Progress | None]:
         """A progress bar; only the first process shows one."""

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from sam2_3dmed.config import FeatureCacheConfig, TrainingConfig
-from sam2_3dmed.data.slabs import ViewSlabs
-from sam2_3dmed.data.views import View, ViewDataset
+from sam2_3dmed.data.slabs import View, ViewDataset, ViewSlabs
 from sam2_3dmed.encoders.image_encoder import Features, ImageEncoder
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.processes.atomic import replacing

@@ -14,9 +14,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sam2_3dmed.config import RunConfig, TrainingConfig
 from sam2_3dmed.data.augment import SlabAugmentation
-from sam2_3dmed.data.cache import CaseCache
-from sam2_3dmed.data.slabs import SampleKey, SlabDataset, collate
-from sam2_3dmed.data.views import ViewDataset
+from sam2_3dmed.data.cache import CachedCase
+from sam2_3dmed.data.slabs import SampleKey, SlabDataset, ViewDataset, collate
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.training.distributed import DistributedContext
 
@@ -96,7 +95,12 @@ class Division(Sampler[list[SampleKey]]):
 
 
 def slab_loader(
-    cases: CaseCache, config: RunConfig, *, slab_slices: int, image_size: int, distributed: DistributedContext
+    cases: Sequence[CachedCase],
+    config: RunConfig,
+    *,
+    slab_slices: int,
+    image_size: int,
+    distributed: DistributedContext,
 ) -> DataLoader[Any]:
     """An epoch of augmented slabs in batches, drawn anew for every epoch; with a feature cache, of slabs of views.
 

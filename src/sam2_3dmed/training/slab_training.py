@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from sam2_3dmed.config import RunConfig
-from sam2_3dmed.data.cache import CachedCase, CaseCache
+from sam2_3dmed.data.cache import CachedCase
 from sam2_3dmed.data.slabs import Slabs, ViewSlabs
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.inference.slabs import Slab
@@ -157,8 +157,8 @@ class SlabTraining(Trainable):
 
 def assemble_slabs(
     predictor: Predictor,
-    training: CaseCache,
-    validation: CaseCache,
+    training: Sequence[CachedCase],
+    validation: Sequence[CachedCase],
     config: RunConfig,
     folder: Path,
     distributed: DistributedContext,
