@@ -48,10 +48,10 @@ def label_of(folder, name):
 
 
 def test_a_data_set_that_the_catalogue_reads(studies, tmp_path, stored_voxels):
-    made = prepare(studies, tmp_path / "set")
-    assert made.failures == {}
-    assert made.cases == ("patient0", "patient1")
-    assert made.failures == {}
+    cases, failures = prepare(studies, tmp_path / "set")
+    assert failures == {}
+    assert cases == ["patient0", "patient1"]
+    assert failures == {}
     dataset = read_dataset(tmp_path / "set")
     assert dataset.labels == {1: "body", 2: "spleen", 3: "tumour"}
     assert dataset.channels == ("CT",)
@@ -93,21 +93,21 @@ def test_a_zip(studies, tmp_path):
     path = shutil.make_archive(str(tmp_path / "all"), "zip", studies)
     assert zipfile.is_zipfile(path)
     assert [study.name for study in find_studies(tmp_path / "all.zip")] == ["patient0", "patient1"]
-    assert prepare(tmp_path / "all.zip", tmp_path / "set").cases == ("patient0", "patient1")
+    assert prepare(tmp_path / "all.zip", tmp_path / "set")[0] == ["patient0", "patient1"]
 
 
 def test_a_broken_study_costs_only_itself(studies, tmp_path):
     sorted((studies / "patient0" / "ct").iterdir())[1].unlink()
-    made = prepare(studies, tmp_path / "set")
-    assert made.cases == ("patient1",)
-    assert "1 missing slices" in made.failures["patient0"]
+    cases, failures = prepare(studies, tmp_path / "set")
+    assert cases == ["patient1"]
+    assert "1 missing slices" in failures["patient0"]
     assert read_dataset(tmp_path / "set").names == ("patient1",)
 
 
 def test_a_case_without_the_wanted_label(studies, tmp_path):
-    made = prepare(studies, tmp_path / "set", [("spleen", 1)])
-    assert made.cases == ("patient0",)
-    assert "none of the labels spleen in this case" in made.failures["patient1"]
+    cases, failures = prepare(studies, tmp_path / "set", [("spleen", 1)])
+    assert cases == ["patient0"]
+    assert "none of the labels spleen in this case" in failures["patient1"]
 
 
 def test_unknown_label(studies, tmp_path):
@@ -148,7 +148,7 @@ def test_labels_of_another_form(text):
 @pytest.mark.parametrize("case", ["CT", "MR_T1"])
 def test_a_real_study_gives_the_supplied_mask(shared_data, tmp_path, case):
     source = shared_data / "dicom" / "sarcoma_019" / case
-    (name,) = prepare(source, tmp_path / "set").cases
+    (name,), _ = prepare(source, tmp_path / "set")
     image, label = read_case(read_dataset(tmp_path / "set").cases[0])
     assert name == case
     assert np.array_equal(image.array, Volume.read(source / "image.nii.gz").array)

@@ -118,7 +118,7 @@ def test_of_another_grid(tmp_path, write_series, stored_voxels, file):
 
 
 def test_of_a_larger_series(tmp_path, write_series, stored_voxels, mask, series, labels, file):
-    smaller = choose_series(series.path)
+    smaller = choose_series(tmp_path / "series")
     object.__setattr__(smaller, "planes", series.planes[:3])
     with pytest.raises(VolumeError, match="it reaches beyond series"):
         list(read_segments(DicomFile(file), dcmread(file), smaller))

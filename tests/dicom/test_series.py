@@ -3,6 +3,7 @@
 import shutil
 import sys
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,11 +18,15 @@ from pydicom.uid import (
     generate_uid,
 )
 
-from sam2_3dmed.dicom.series import choose_series, read_dicom
+from sam2_3dmed.dicom.series import choose_series
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.volume.volume import Volume, same_grid
 
 OBLIQUE = np.linalg.qr(np.array([[2.0, 1, 0.3], [-0.4, 1, 0.5], [0.1, 0.7, 1]]))[0][:2]
+
+
+def read_dicom(path, series_uid=None):
+    return choose_series(Path(path), series_uid).read()
 
 
 class TestVoxelsAndPlace:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sam2_3dmed.errors import ConfigError, VolumeError
+from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.volume import Volume
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.slices import volume_to_slices
@@ -163,28 +163,6 @@ def test_the_volume_is_left_alone():
 def test_a_volume_with_other_channels_than_the_plan(shape, num_channels, message):
     with pytest.raises(VolumeError, match=f"^{message}$"):
         preprocessed(np.zeros(shape), *[HU] * num_channels)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("fixed", 2, 1), "low <= high"),
-        (("fixed", float("nan"), 1), "low <= high, both finite"),
-        (("fixed", 0, float("inf")), "both finite"),
-        (("percentiles", -1, 99), "between 0 and 100"),
-        (("percentiles", 1, 100.5), "between 0 and 100"),
-        (("zscore", 0, 1), "fixed or percentiles, not 'zscore'"),
-    ],
-)
-def test_unusable_normalisation(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        Normalisation(*arguments)
-
-
-@pytest.mark.parametrize("count", [0, 4])
-def test_a_plan_has_one_to_three_channels(count):
-    with pytest.raises(ConfigError, match=f"1 to 3 channels, not {count}"):
-        Preprocessing("axial", (HU,) * count)
 
 
 def test_real_ct(shared_data):

@@ -102,9 +102,9 @@ def prepare(
 
     chosen = parse_labels(labels or [])
     with progress_bar("Preparing") as progress:
-        made = make(studies, out, chosen, progress)
-    typer.echo(f"{len(made.cases)} cases in {out}")
-    end_with(made.failures)
+        cases, failures = make(studies, out, chosen, progress)
+    typer.echo(f"{len(cases)} cases in {out}")
+    end_with(failures)
 
 
 def _commands_of(entry: EntryPoint) -> typer.Typer:

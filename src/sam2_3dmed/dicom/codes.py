@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.processes.atomic import write_text
 
 
-@dataclass(frozen=True)
-class Code:
+class Code(NamedTuple):
     """A coded concept: `Code("78961009", "SCT", "Spleen")`."""
 
     value: str
@@ -55,8 +54,7 @@ def read_codes(path: Path) -> dict[str, Code]:
 
 def write_codes(path: Path, codes: Mapping[str, Code]) -> None:
     """Write codes as `read_codes` reads them. Raises DataError if the file cannot be written."""
-    content = {"codes": {name: astuple(code) for name, code in codes.items()}}
-    write_text(path, json.dumps(content, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps({"codes": codes}, ensure_ascii=False) + "\n")
 
 
 def code_of(name: str, given: Mapping[str, Code]) -> Code:

@@ -19,6 +19,7 @@ from sam2_3dmed.errors import VolumeError
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 NEEDS_THE_EXTRA = "DICOM needs the extra: pip install 'sam2-3dmed[dicom]'"
 _HEADER_TAGS = """
@@ -31,7 +32,7 @@ _HEADER_TAGS = """
 HEADER_TAGS = tuple(_HEADER_TAGS.split())
 _MAGIC = b"DICM"
 _MAGIC_AT = 128
-_DIRECTORY_CLASS = "1.2.840.10008.1.3.10"
+_DIRECTORY_CLASS = "1.2.840.10008.1.3.10"  # a DICOMDIR, which lists other files
 
 
 @dataclass(frozen=True, order=True)
@@ -67,6 +68,17 @@ def quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+@contextmanager
+def reading(file: DicomFile, what: str) -> Iterator[None]:
+    """Any error of pydicom, whose parsers and codecs raise many types, as a VolumeError: `what` "... damaged"."""
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise VolumeError(f"{file}: {what} truncated or damaged: {reason}") from None
+
+
 def holds_dicom(path: Path) -> bool:
     """Whether a file, a tree or a zip has a DICOM file in it; stops at the first."""
     return any(_is_dicom(stream) for _, stream in opened(_list_files(path)))
@@ -77,7 +89,6 @@ def read_headers(path: Path, tags: Sequence[str] = HEADER_TAGS) -> list[tuple[Di
 
     Args:
         path: a file, a folder (with its subfolders) or a zip.
-        tags: the elements that are kept.
 
     Raises:
         VolumeError: nothing is there, no file is DICOM, one is damaged, or the extra is missing.
@@ -85,24 +96,20 @@ def read_headers(path: Path, tags: Sequence[str] = HEADER_TAGS) -> list[tuple[Di
     require_dicom()
     if not path.exists():
         raise VolumeError(f"{path}: no such file or folder")
-    found = [
+    read = (
         (file, read_elements(file, stream, tags)) for file, stream in opened(_list_files(path)) if _is_dicom(stream)
-    ]
-    found = [(file, header) for file, header in found if not _is_directory(header)]
+    )
+    found = [(file, header) for file, header in read if _kind(header) != _DIRECTORY_CLASS]
     if not found:
         raise VolumeError(f"{path}: no DICOM file here")
     for file, header in found:
-        if "SeriesInstanceUID" not in header or ("Rows" not in header and _is_image(header)):
+        if "SeriesInstanceUID" not in header or ("Rows" not in header and "Image Storage" in _kind(header).name):
             raise VolumeError(f"{file}: the file is truncated or damaged: it ends inside its header")
     return found
 
 
 def read_elements(file: DicomFile, stream: BinaryIO, tags: Sequence[str] | None = None, **options: Any) -> Dataset:
-    """A file's elements up to its pixels.
-
-    Args:
-        tags: the elements that are kept; None: all.
-        options: of `pydicom.dcmread`.
+    """A file's elements up to its pixels, or those of `tags`; `options` as for `pydicom.dcmread`.
 
     Raises:
         VolumeError: the file is truncated or damaged.
@@ -110,11 +117,8 @@ def read_elements(file: DicomFile, stream: BinaryIO, tags: Sequence[str] | None 
     import pydicom
 
     kept = None if tags is None else list(tags)
-    try:
-        with quiet():
-            return pydicom.dcmread(stream, **{"stop_before_pixels": True, "specific_tags": kept} | options)
-    except Exception as error:  # the parsers of pydicom raise many types
-        raise VolumeError(f"{file}: the file is truncated or damaged: {error}") from None
+    with reading(file, "the file is"):
+        return pydicom.dcmread(stream, **{"stop_before_pixels": True, "specific_tags": kept} | options)
 
 
 def opened(files: Iterable[DicomFile]) -> Iterator[tuple[DicomFile, BinaryIO]]:
@@ -183,7 +187,7 @@ def _study_of(files: Iterable[Path]) -> str | None:
     for file, stream in opened(map(DicomFile, files)):
         if _is_dicom(stream):
             header = read_elements(file, stream, ["StudyInstanceUID"])
-            if not _is_directory(header):
+            if _kind(header) != _DIRECTORY_CLASS:
                 return str(header.get("StudyInstanceUID") or "")
     return None
 
@@ -195,15 +199,10 @@ def _is_dicom(stream: BinaryIO) -> bool:
     return answer
 
 
-def _is_directory(header: Dataset) -> bool:
-    """Whether this is a DICOMDIR, which lists other files."""
-    return str(header.file_meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY_CLASS
-
-
-def _is_image(header: Dataset) -> bool:
+def _kind(header: Dataset) -> UID:
     from pydicom.uid import UID
 
-    return "Image Storage" in UID(str(header.file_meta.get("MediaStorageSOPClassUID", ""))).name
+    return UID(str(header.file_meta.get("MediaStorageSOPClassUID", "")))
 
 
 def _list_files(path: Path) -> list[DicomFile]:

@@ -42,22 +42,17 @@ class Study:
     annotations: Group
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The result of `prepare`: the names of the cases, and the reason for each that failed."""
-
-    cases: tuple[str, ...]
-    failures: dict[str, str]
-
-
 def prepare(
     studies: Path, folder: Path, labels: Labels = (), progress: Callable[[int, int], None] = lambda done, total: None
-) -> Prepared:
+) -> tuple[list[str], dict[str, str]]:
     """Make `folder`, a data set with imagesTr, labelsTr and dataset.json, of all annotated series in `studies`.
 
     Args:
         studies: a folder of any depth, or a zip.
         labels: empty takes every name that occurs, with the values 1, 2, ... by name.
+
+    Returns:
+        The names of the cases, and the reason for each that failed.
 
     Raises:
         DataError: no annotated series, several modalities, no such label, no case that works; or `folder` is
@@ -88,7 +83,7 @@ def prepare(
         for _, header in study.annotations:
             codes |= segment_codes(header)
     _write_dataset_json(studies, folder, cases, next(iter(modalities)), chosen, codes)
-    return Prepared(tuple(cases), failures)
+    return cases, failures
 
 
 def parse_labels(texts: Sequence[str]) -> Labels:
@@ -194,12 +189,11 @@ def _write_dataset_json(
     names: dict[int, str] = {}
     for name, value in labels:
         names.setdefault(value, name)
-    given = [(name, codes[name]) for name, _ in labels if name in codes]
     content = {
         "name": studies.resolve().name.removesuffix(".zip"),
         "modality": {"0": {"MR": "MRI"}.get(modality, modality)},
         "labels": {"0": "background", **{str(value): name for value, name in sorted(names.items())}},
-        "codes": {name: [code.value, code.scheme, code.meaning] for name, code in given},
+        "codes": {name: codes[name] for name, _ in labels if name in codes},
         "numTraining": len(cases),
         "training": [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in cases],
         "test": [],

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.dicom.codes import Code, category_of, code_of
-from sam2_3dmed.dicom.files import NEEDS_THE_EXTRA, DicomFile, quiet
+from sam2_3dmed.dicom.files import NEEDS_THE_EXTRA, DicomFile, quiet, reading
 from sam2_3dmed.dicom.series import LPS_TO_RAS, DicomSeries, Plane, planes_of
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.processes.atomic import replacing
@@ -28,14 +28,9 @@ _OFF_THE_GRID = 0.05  # of a voxel
 def read_segments(
     file: DicomFile, dataset: Dataset, series: DicomSeries, wanted: Collection[str] | None = None
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """The segments of a DICOM-SEG on a series' grid, one at a time; slices that it leaves out are empty.
+    """The segments of a DICOM-SEG as masks (X, Y, Z) on a series' grid, one at a time; None for `wanted` takes all.
 
-    Args:
-        dataset: with its pixels.
-        wanted: labels of segments; None: all.
-
-    Yields:
-        Label, and mask (X, Y, Z).
+    Slices that it leaves out are empty.
 
     Raises:
         VolumeError: damaged, or its voxels are not voxels of the series.
@@ -120,12 +115,11 @@ def _description(number: int, name: str, codes: Mapping[str, Code]) -> Any:
     from highdicom.seg import SegmentDescription
     from highdicom.sr import CodedConcept
 
-    category, kind = category_of(name), code_of(name, codes)
     return SegmentDescription(
         segment_number=number,
         segment_label=name[:64],
-        segmented_property_category=CodedConcept(category.value, category.scheme, category.meaning),
-        segmented_property_type=CodedConcept(kind.value, kind.scheme, kind.meaning),
+        segmented_property_category=CodedConcept(*category_of(name)),
+        segmented_property_type=CodedConcept(*code_of(name, codes)),
         algorithm_type="AUTOMATIC",
         algorithm_identification=AlgorithmIdentificationSequence(
             name=MAKER, family=CodedConcept("123109", "DCM", "Artificial Intelligence"), version=version("sam2-3dmed")
@@ -152,28 +146,25 @@ def _pixels(file: DicomFile, dataset: Dataset, places: list[int]) -> Iterator[ND
     """The stored slices at these places, (rows, columns), one at a time."""
     from pydicom.pixels.utils import iter_pixels
 
-    size = dataset.Rows * dataset.Columns
-    try:
+    with reading(file, "its pixels are"):
+        size = dataset.Rows * dataset.Columns
         if dataset.BitsAllocated != 1 or dataset.file_meta.TransferSyntaxUID.is_compressed:
-            with quiet():
-                yield from iter_pixels(dataset, indices=places, raw=True) if places else []  # pydicom takes [] for all
+            yield from iter_pixels(dataset, indices=places, raw=True) if places else []  # pydicom takes [] for all
             return
         # pydicom reads a byte too few where a slice starts within a byte.
         packed = np.frombuffer(dataset.PixelData, np.uint8)
         for first in (place * size for place in places):
             bits = np.unpackbits(packed[first // 8 : (first + size + 7) // 8], bitorder="little")
             yield bits[first % 8 :][:size].reshape(dataset.Rows, dataset.Columns)
-    except Exception as error:  # codecs raise many types
-        raise VolumeError(f"{file}: its pixels are truncated or damaged: {error}") from None
 
 
 def _inside(pixels: NDArray[Any], number: int, dataset: Dataset) -> NDArray[np.bool_]:
     kind = dataset.get("SegmentationType")
     if kind == "LABELMAP":
         return np.asarray(pixels == number)
-    if kind == "FRACTIONAL":  # at least half of the value that stands for certainty
-        return np.asarray(2 * pixels.astype(np.int64) >= int(dataset.get("MaximumFractionalValue", 255)))
-    return np.asarray(pixels > 0)
+    # Of fractions, at least half of the value that stands for certainty.
+    least = int(dataset.get("MaximumFractionalValue", 255)) if kind == "FRACTIONAL" else 1
+    return np.asarray(2 * pixels.astype(np.int64) >= least)
 
 
 def _voxels(

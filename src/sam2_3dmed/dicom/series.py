@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.dicom.files import NEEDS_THE_EXTRA, DicomFile, opened, quiet, read_elements, read_headers
+from sam2_3dmed.dicom.files import NEEDS_THE_EXTRA, DicomFile, opened, quiet, read_elements, read_headers, reading
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.volume.volume import Volume
 
@@ -39,27 +39,17 @@ _NO_IMAGES = {"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "PR", "SR", "KO", "REG", "D
 
 @dataclass(frozen=True, eq=False)
 class Plane:
-    """One slice: its file, its place in the world, and the meaning of its stored values.
-
-    Args:
-        index: its number inside a multi-frame file, 0 in any other.
-        position_mm: the centre of the first pixel, LPS.
-        directions: (2, 3), unit vectors along increasing column and row numbers, LPS.
-        spacing_mm: between columns, between rows.
-        size: columns, rows.
-        stored: bits and sign of the stored values.
-        slope: with `intercept`, from stored to real values.
-    """
+    """One slice: its file, its place in the world, and the meaning of its stored values."""
 
     file: DicomFile
-    index: int
-    position_mm: NDArray[np.float64]
-    directions: NDArray[np.float64]
-    spacing_mm: tuple[float, float]
+    index: int  # inside a multi-frame file, 0 in any other
+    position_mm: NDArray[np.float64]  # of the centre of the first pixel, LPS
+    directions: NDArray[np.float64]  # (2, 3), unit vectors along increasing column and row numbers, LPS
+    spacing_mm: tuple[float, float]  # between columns, between rows
     thickness_mm: float
-    size: tuple[int, int]
-    stored: tuple[int, bool]
-    slope: float
+    size: tuple[int, int]  # columns, rows
+    stored: tuple[int, bool]  # bits and sign of the stored values
+    slope: float  # with the intercept, from stored to real values
     intercept: float
 
     @property
@@ -75,17 +65,9 @@ class Plane:
 
 @dataclass(frozen=True, eq=False)
 class DicomSeries:
-    """A series that makes a volume.
+    """A series that makes a volume: its slices in order, and the affine from (column, row, slice) to mm in RAS+."""
 
-    Args:
-        planes: its slices in order.
-        affine: (4, 4), from (column, row, slice) to mm in RAS+.
-    """
-
-    path: Path
     uid: str
-    modality: str
-    description: str
     planes: tuple[Plane, ...]
     affine: NDArray[np.float64]
 
@@ -102,25 +84,15 @@ class DicomSeries:
         """
         dtype = _dtype(self.planes)
         stack = np.empty((len(self.planes), *reversed(self.planes[0].size)), dtype)
+        kind = int if dtype.kind == "i" else float
         for place, plane, pixels in _decoded(self.planes):
-            scale = int if dtype.kind == "i" else float
-            values = pixels.astype(np.int64 if dtype.kind == "i" else np.float64)
-            stack[place] = values * scale(plane.slope) + scale(plane.intercept)
+            stack[place] = pixels.astype(kind) * kind(plane.slope) + kind(plane.intercept)
         return Volume(stack.T, self.affine)
 
     def headers(self) -> list[Dataset]:
         """Everything but the pixels, of each file, in the order of the slices."""
         files = dict.fromkeys(plane.file for plane in self.planes)
         return [read_elements(file, stream) for file, stream in opened(files)]
-
-
-def read_dicom(path: str | Path, series_uid: str | None = None) -> Volume:
-    """The volume of a series; see `choose_series` and `DicomSeries.read`.
-
-    Raises:
-        VolumeError: in one line that names the path and the series.
-    """
-    return choose_series(Path(path), series_uid).read()
 
 
 def choose_series(path: Path, uid: str | None = None) -> DicomSeries:
@@ -130,8 +102,8 @@ def choose_series(path: Path, uid: str | None = None) -> DicomSeries:
         path: a folder with its subfolders, a zip, or a file.
 
     Raises:
-        VolumeError: there is no image series; none or several fit (all are listed); the slices of the series make no
-            regular grid; or the extra `dicom` is missing.
+        VolumeError: no image series; none or several fit (all are listed); slices that make no regular grid; or the
+            extra `dicom` is missing.
     """
     groups = image_groups(read_headers(path))
     if not groups:
@@ -177,7 +149,7 @@ def make_series(path: Path, group: Group) -> DicomSeries:
         planes, affine = arrange([plane for file, header in group for plane in planes_of(file, header)])
     except VolumeError as error:
         raise VolumeError(f"{path}: series {uid} ({modality}, {description or 'no description'}): {error}") from None
-    return DicomSeries(path, uid, modality, description, tuple(planes), affine)
+    return DicomSeries(uid, tuple(planes), affine)
 
 
 def _listed(groups: dict[str, Group]) -> str:
@@ -215,10 +187,7 @@ def planes_of(file: DicomFile, header: Dataset) -> list[Plane]:
 
 
 def arrange(planes: Sequence[Plane]) -> tuple[list[Plane], NDArray[np.float64]]:
-    """The slices in order along their normal, and the affine of the volume they make.
-
-    Returns:
-        The slices; and the affine (4, 4), from (column, row, slice) to mm in RAS+.
+    """The slices in order along their normal, and the affine from (column, row, slice) to mm in RAS+.
 
     Raises:
         VolumeError: mixed sizes, orientations or pixel spacings; doubled or missing slices, uneven gaps, gantry tilt.
@@ -246,10 +215,9 @@ def _plane(file: DicomFile, index: int, header: Dataset, groups: Sequence[Datase
         return found
 
     directions = np.array(value("ImageOrientationPatient", "PlaneOrientationSequence"), float).reshape(2, 3)
-    rows_mm, columns_mm = np.array(value("PixelSpacing", "PixelMeasuresSequence"), float)
-    thickness = value("SpacingBetweenSlices", "PixelMeasuresSequence", 0) or value(
-        "SliceThickness", "PixelMeasuresSequence", 1
-    )
+    measures = "PixelMeasuresSequence"
+    rows_mm, columns_mm = np.array(value("PixelSpacing", measures), float)
+    thickness = value("SpacingBetweenSlices", measures, 0) or value("SliceThickness", measures, 1)
     position = np.array(value("ImagePositionPatient", "PlanePositionSequence"), float).reshape(3)
     numbers = [*directions.flat, rows_mm, columns_mm, *position]
     is_orthonormal = np.allclose(directions @ directions.T, np.eye(2), atol=1e-2)
@@ -365,11 +333,5 @@ def _pixels(file: DicomFile, stream: BinaryIO, indices: list[int]) -> Iterator[N
             f"{file}: pixels stored as {syntax.name!r} need a codec that is not installed; {NEEDS_THE_EXTRA}"
         )
     stream.seek(0)
-    several = iter_pixels(stream, indices=indices, raw=True)
-    for _ in indices:
-        try:
-            with quiet():
-                yield next(several)
-        except Exception as error:  # codecs raise many types
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise VolumeError(f"{file}: its pixels are truncated or damaged: {reason}") from None
+    with reading(file, "its pixels are"):
+        yield from iter_pixels(stream, indices=indices, raw=True)

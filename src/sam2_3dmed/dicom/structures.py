@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,13 +45,7 @@ _OF_THE_STUDY = """
 def read_structures(
     file: DicomFile, dataset: Dataset, series: DicomSeries, wanted: Collection[str] | None = None
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    """The regions of an RTSTRUCT on a series' grid, one at a time: pixel centres inside contours, even-odd.
-
-    Args:
-        wanted: names of regions; None: all.
-
-    Yields:
-        Name, and mask (X, Y, Z); a region without contours is empty.
+    """The regions of an RTSTRUCT as masks (X, Y, Z) on a series' grid, one at a time; None for `wanted` takes all.
 
     Raises:
         VolumeError: broken contours, or contours that lie on no slice of the series.
@@ -91,29 +85,25 @@ def write_structures(mask: Volume, series: DicomSeries, path: Path, labels: Mapp
     from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
     sources = series.headers()
-    now = datetime.now()
     with quiet():  # for values of the source that its scanner wrote loosely
-        structures = _dataset(**{keyword: sources[0].get(keyword, "") for keyword in _OF_THE_STUDY.split()})
-    _set(
-        structures,
-        SOPClassUID=RTStructureSetStorage,
-        SOPInstanceUID=generate_uid(),
-        SeriesInstanceUID=generate_uid(),
-        SeriesNumber=None,
-        Modality="RTSTRUCT",
-        SeriesDescription=f"{MAKER} segmentation",
-        Manufacturer=MAKER,
-        ManufacturerModelName=MAKER,
-        SoftwareVersions=version("sam2-3dmed"),
-        OperatorsName="",
-        InstanceNumber=1,
-        StructureSetLabel=MAKER,
-        StructureSetDate=now.strftime("%Y%m%d"),
-        StructureSetTime=now.strftime("%H%M%S"),
-        ApprovalStatus="UNAPPROVED",
-        **_source_elements(sources, series.uid),
-        **_region_elements(sources, series, mask, labels),
-    )
+        structures = _dataset(
+            {keyword: sources[0].get(keyword, "") for keyword in _OF_THE_STUDY.split()}
+            | dict.fromkeys(["Manufacturer", "ManufacturerModelName", "StructureSetLabel"], MAKER)
+            | _source_elements(sources, series.uid)
+            | _region_elements(sources, series, mask, labels),
+            SOPClassUID=RTStructureSetStorage,
+            SOPInstanceUID=generate_uid(),
+            SeriesInstanceUID=generate_uid(),
+            SeriesNumber=None,
+            Modality="RTSTRUCT",
+            SeriesDescription=f"{MAKER} segmentation",
+            SoftwareVersions=version("sam2-3dmed"),
+            OperatorsName="",
+            InstanceNumber=1,
+            StructureSetDate=f"{datetime.now():%Y%m%d}",
+            StructureSetTime=f"{datetime.now():%H%M%S}",
+            ApprovalStatus="UNAPPROVED",
+        )
     structures.ensure_file_meta()
     structures.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     try:
@@ -124,11 +114,7 @@ def write_structures(mask: Volume, series: DicomSeries, path: Path, labels: Mapp
 
 
 def rasterise(polygons: Sequence[Polygon], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The pixels, (columns, rows), whose centres lie inside an odd number of polygons. A polygon in another is a hole.
-
-    Args:
-        size: columns, rows.
-    """
+    """The pixels, (columns, rows), whose centres lie inside an odd number of polygons; one in another is a hole."""
     columns, rows = size
     # Each edge that crosses the centre line of a row swaps inside and outside for all pixels to its right.
     swaps = np.zeros((rows, columns + 1), np.int32)
@@ -185,74 +171,64 @@ def _on_slice(where: str, contour: Dataset, series: DicomSeries) -> tuple[int, P
     return place, voxels[:, :2]
 
 
-def _set(dataset: Dataset, **elements: object) -> Dataset:
-    for keyword, value in elements.items():
-        setattr(dataset, keyword, value)
+def _dataset(elements: dict[str, Any], **more: Any) -> Dataset:
+    """Elements by keyword; a sequence is a list of mappings."""
+    from pydicom import Dataset
+
+    dataset = Dataset()
+    for keyword, value in (elements | more).items():
+        setattr(dataset, keyword, list(map(_dataset, value)) if keyword.endswith("Sequence") else value)
     return dataset
 
 
-def _dataset(**elements: object) -> Dataset:
-    from pydicom import Dataset
-
-    return _set(Dataset(), **elements)
+def _reference(source: Dataset) -> dict[str, Any]:
+    return {"ReferencedSOPClassUID": source.SOPClassUID, "ReferencedSOPInstanceUID": source.SOPInstanceUID}
 
 
-def _source_elements(sources: list[Dataset], series_uid: str) -> dict[str, object]:
+def _source_elements(sources: list[Dataset], series_uid: str) -> dict[str, Any]:
     """The references to the series and its images, which the standard nests four deep."""
-    images = [_reference(source) for source in sources]
-    study = _dataset(
-        ReferencedSOPClassUID=_STUDY_CLASS,
-        ReferencedSOPInstanceUID=sources[0].StudyInstanceUID,
-        RTReferencedSeriesSequence=[_dataset(SeriesInstanceUID=series_uid, ContourImageSequence=images)],
-    )
-    space = sources[0].get("FrameOfReferenceUID", "")
-    of_reference = _dataset(FrameOfReferenceUID=space, RTReferencedStudySequence=[study])
-    return {"FrameOfReferenceUID": space, "ReferencedFrameOfReferenceSequence": [of_reference]}
-
-
-def _reference(source: Dataset, **more: object) -> Dataset:
-    return _dataset(ReferencedSOPClassUID=source.SOPClassUID, ReferencedSOPInstanceUID=source.SOPInstanceUID, **more)
+    referred = {"SeriesInstanceUID": series_uid, "ContourImageSequence": [_reference(source) for source in sources]}
+    study = {"ReferencedSOPClassUID": _STUDY_CLASS, "ReferencedSOPInstanceUID": sources[0].StudyInstanceUID}
+    study["RTReferencedSeriesSequence"] = [referred]
+    space = {"FrameOfReferenceUID": sources[0].get("FrameOfReferenceUID", "")}
+    return {**space, "ReferencedFrameOfReferenceSequence": [{**space, "RTReferencedStudySequence": [study]}]}
 
 
 def _region_elements(
     sources: list[Dataset], series: DicomSeries, mask: Volume, labels: Mapping[int, str]
-) -> dict[str, object]:
+) -> dict[str, Any]:
     """The regions, their contours, and the observations that the standard demands for each."""
     from pydicom.uid import generate_uid
 
-    space = sources[0].get("FrameOfReferenceUID", "")
+    shared = {
+        "ROIGenerationAlgorithm": "AUTOMATIC",
+        "ReferencedFrameOfReferenceUID": sources[0].get("FrameOfReferenceUID", ""),
+    }
     regions, contoured, observed = [], [], []
     for number, (value, name) in enumerate(labels.items(), start=1):
-        region = {"ROIName": name[:64], "ROIGenerationAlgorithm": "AUTOMATIC", "ReferencedFrameOfReferenceUID": space}
-        regions.append(_dataset(ROINumber=number, **region))
-        contours = [c for place in range(series.shape[2]) for c in _contours(mask, value, place, series, sources)]
+        regions.append({"ROINumber": number, "ROIName": name[:64], **shared})
+        contours = list(_contours(mask.array == value, series, sources))
         colour = list(class_colour(number))
-        contoured.append(_dataset(ReferencedROINumber=number, ROIDisplayColor=colour, ContourSequence=contours))
+        contoured.append({"ReferencedROINumber": number, "ROIDisplayColor": colour, "ContourSequence": contours})
         observation = {"RTROIInterpretedType": "", "ROIInterpreter": "", "ObservationUID": generate_uid()}
-        observed.append(_dataset(ObservationNumber=number, ReferencedROINumber=number, **observation))
+        observed.append({"ObservationNumber": number, "ReferencedROINumber": number, **observation})
     return {"StructureSetROISequence": regions, "ROIContourSequence": contoured, "RTROIObservationsSequence": observed}
 
 
-def _contours(mask: Volume, value: int, place: int, series: DicomSeries, sources: list[Dataset]) -> list[Dataset]:
-    """The closed outlines of a class on one slice, in mm."""
-    inside = mask.array[:, :, place] == value
-    if not inside.any():
-        return []
-    plane = series.planes[place]
-    if len(sources) == 1 < len(series.planes):
-        source, within = sources[0], {"ReferencedFrameNumber": plane.index + 1}
-    else:
-        source, within = sources[[other.file for other in series.planes].index(plane.file)], {}
-    made = []
-    for polygon in trace(inside):
-        voxels = np.column_stack([polygon, np.full(len(polygon), place), np.ones(len(polygon))])
-        points = (voxels @ (LPS_TO_RAS @ series.affine).T)[:, :3]
-        made.append(
-            _dataset(
-                ContourGeometricType="CLOSED_PLANAR",
-                NumberOfContourPoints=len(points),
-                ContourImageSequence=[_reference(source, **within)],
-                ContourData=[f"{number:.{_DECIMALS}f}" for number in points.ravel()],
-            )
-        )
-    return made
+def _contours(mask: NDArray[np.bool_], series: DicomSeries, sources: list[Dataset]) -> Iterator[dict[str, Any]]:
+    """The closed outlines of a class, slice by slice, in mm."""
+    files = list(dict.fromkeys(plane.file for plane in series.planes))
+    for place in np.flatnonzero(mask.any(axis=(0, 1))).tolist():
+        plane = series.planes[place]
+        image = _reference(sources[files.index(plane.file)])
+        if len(files) == 1 < len(series.planes):
+            image["ReferencedFrameNumber"] = plane.index + 1
+        for polygon in trace(mask[:, :, place]):
+            voxels = np.column_stack([polygon, np.full(len(polygon), place), np.ones(len(polygon))])
+            points = (voxels @ (LPS_TO_RAS @ series.affine).T)[:, :3]
+            yield {
+                "ContourGeometricType": "CLOSED_PLANAR",
+                "NumberOfContourPoints": len(points),
+                "ContourImageSequence": [image],
+                "ContourData": [f"{number:.{_DECIMALS}f}" for number in points.ravel()],
+            }

@@ -33,11 +33,7 @@ def checked_affine(affine: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def canonical_axes(affine: NDArray[np.float64]) -> tuple[tuple[int, bool], ...]:
-    """The array axis closest to each of R, A and S, and whether it runs against it.
-
-    Returns:
-        Three (array axis, flipped), for R, A and S. Every array axis occurs once, also where the affine is oblique.
-    """
+    """For each of R, A and S the closest array axis, each of them once, and whether it runs against R, A or S."""
     directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     cosines = np.abs(directions)
     # Rounded, so that at 45 degrees the order of the axes decides and not the last bit.

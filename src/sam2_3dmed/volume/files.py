@@ -19,11 +19,7 @@ def case_name(file: Path, *, channel_suffix: bool = False) -> str:
 
 
 def list_volumes(folder: Path, endings: Sequence[str] = ENDINGS) -> list[Path]:
-    """The image files of a folder, sorted, without hidden ones and macOS's `._` copies.
-
-    Raises:
-        VolumeError: no such folder.
-    """
+    """The image files of a folder, sorted, without hidden ones and macOS's `._` copies. VolumeError: no such folder."""
     if not folder.is_dir():
         raise VolumeError(f"{folder}: no such folder")
     return sorted(f for f in folder.iterdir() if f.name.endswith(tuple(endings)) and not f.name.startswith("."))
@@ -51,11 +47,7 @@ def read_channels(files: Sequence[Path]) -> Volume:
 
 
 def require_same_grid(a: Volume, file_a: Path, b: Volume, file_b: Path) -> None:
-    """Check that two volumes lie on the same grid.
-
-    Raises:
-        VolumeError: they do not; the message names both files and the difference.
-    """
+    """Raise a VolumeError that names both files and the difference unless two volumes lie on one grid."""
     difference = describe_difference(a, b)
     if difference:
         raise VolumeError(f"{file_b}: not on the grid of {file_a}: {difference}")

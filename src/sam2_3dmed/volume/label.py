@@ -15,13 +15,10 @@ _MAX_LABEL = int(np.iinfo(np.uint16).max)
 
 
 def read_label(path: str | Path, allowed: Collection[int] | None = None) -> Volume:
-    """Read a label map, of any stored dtype.
+    """Read a label map, of any stored dtype, as (X, Y, Z) uint8, or uint16 if a value exceeds 255.
 
     Args:
         allowed: the foreground values that may occur, besides 0, the background. None: any up to 65535.
-
-    Returns:
-        A volume whose array is (X, Y, Z) uint8, or uint16 if a value exceeds 255.
 
     Raises:
         VolumeError: as `Volume.read`; or the label has channels, or values that are not integers, are negative, exceed

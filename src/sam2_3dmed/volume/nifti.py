@@ -3,10 +3,10 @@
 import errno
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from io import SEEK_END, BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 from isal import igzip, igzip_lib
@@ -37,30 +37,24 @@ def read_nifti(path: Path | BinaryIO) -> tuple[NDArray[Any], NDArray[np.float64]
 
     An array that is a memory map may be written to: that changes memory only. Its file must stay as long as it is.
     """
-    if not isinstance(path, Path):
-        return _read_open_file(path)
-    with _naming(path):
+    with _naming(path if isinstance(path, Path) else getattr(path, "name", "open file")):
         header_path = _with_ending(path, ".img", ".hdr")
-        if header_path != path and not header_path.is_file():
+        if isinstance(header_path, Path) and header_path != path and not header_path.is_file():
             raise VolumeError(f"its header {header_path.name} is missing")
-        with _open(header_path) as file:
+        with _opened(header_path) as (file, size):
             header = _read_header(file)
             if header.is_single:
-                return _read_voxels(file, header, header_path.stat().st_size), _affine(header)
+                return _read_voxels(file, header, size), _affine(header)
         data_path = _with_ending(header_path, ".hdr", ".img")
-        if data_path == header_path or not data_path.is_file():
+        if not isinstance(data_path, Path) or data_path == header_path or not data_path.is_file():
             raise VolumeError("this is a header whose .img file is missing")
-        with _open(data_path) as file:
-            return _read_voxels(file, header, data_path.stat().st_size), _affine(header)
+        with _opened(data_path) as (file, size):
+            return _read_voxels(file, header, size), _affine(header)
 
 
 def read_affine(path: Path) -> NDArray[np.float64]:
-    """The affine of a file, (4, 4), without reading its voxels.
-
-    Raises:
-        VolumeError: the header cannot be used.
-    """
-    with _naming(path), _open(_with_ending(path, ".img", ".hdr")) as file:
+    """The affine of a file, without reading its voxels. Raises VolumeError if the header cannot be used."""
+    with _naming(path), _opened(_with_ending(path, ".img", ".hdr")) as (file, _):
         return _affine(_read_header(file))
 
 
@@ -97,16 +91,16 @@ def writing_nifti(
         raise VolumeError(f"{path}: NIfTI has no room for the shape {shape}")
     header = _make_header(shape, dtype, affine, slope)
     try:
-        with replacing(path) as file:
-            if path.suffix != ".gz":
-                header.write_to(file)
-                yield file
-                return
-            with igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as stream:
-                header.write_to(stream)
-                yield stream
+        with replacing(path) as file, compressing(file) if path.suffix == ".gz" else nullcontext(file) as stream:
+            header.write_to(stream)
+            yield stream
     except OSError as error:
         raise VolumeError(f"{path}: cannot be written: {_reason(error)}") from error
+
+
+def compressing(file: IO[bytes]) -> Any:
+    """A stream that writes gzip to `file`, the same bytes for the same content."""
+    return igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0)
 
 
 @contextmanager
@@ -114,59 +108,43 @@ def _naming(path: Path | str) -> Iterator[None]:
     """Errors as a VolumeError whose message names the file."""
     try:
         yield
-    except VolumeError as error:
-        raise VolumeError(f"{path}: {error}") from error
-    except EOFError as error:
-        raise VolumeError(f"{path}: the file is truncated") from error
-    except _DAMAGED as error:
-        raise VolumeError(f"{path}: the compressed data is damaged") from error
-    except OSError as error:
+    except (VolumeError, EOFError, OSError, MemoryError, *_DAMAGED) as error:
         raise VolumeError(f"{path}: {_reason(error)}") from error
-    except MemoryError as error:
-        raise VolumeError(f"{path}: the image does not fit in memory") from error
 
 
-def _reason(error: OSError) -> str:
-    return _REASONS.get(error.errno or 0) or error.strerror or str(error) or "the file cannot be used"
+def _reason(error: Exception) -> str:
+    if isinstance(error, EOFError):
+        return "the file is truncated"
+    if isinstance(error, _DAMAGED):
+        return "the compressed data is damaged"
+    if isinstance(error, MemoryError):
+        return "the image does not fit in memory"
+    if isinstance(error, OSError):
+        return _REASONS.get(error.errno or 0) or error.strerror or str(error) or "the file cannot be used"
+    return str(error)
 
 
-def _with_ending(path: Path, ending: str, other: str) -> Path:
-    """The path with `other` in place of `ending`, before a `.gz` if there is one; else the path itself."""
-    for gz in ("", ".gz"):
-        if path.name.endswith(ending + gz):
-            return path.with_name(path.name.removesuffix(ending + gz) + other + gz)
+def _with_ending(path: Path | BinaryIO, ending: str, other: str) -> Path | BinaryIO:
+    """The path with `other` in place of `ending`, before a `.gz` if there is one; anything else as it is."""
+    if isinstance(path, Path):
+        for gz in ("", ".gz"):
+            if path.name.endswith(ending + gz):
+                return path.with_name(path.name.removesuffix(ending + gz) + other + gz)
     return path
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Any]:
-    """The file's content, decompressed if it is gzipped."""
-    with path.open("rb") as file, _decompressed(file) as content:
-        yield content
-
-
-def _read_open_file(file: BinaryIO) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    with _naming(getattr(file, "name", "open file")):
+def _opened(path: Path | BinaryIO) -> Iterator[tuple[Any, int]]:
+    """The content of a file, decompressed if it is gzipped, and the bytes it takes as stored."""
+    with path.open("rb") if isinstance(path, Path) else nullcontext(path) as file:
         size = file.seek(0, SEEK_END)
-        with _decompressed(file) as content:
-            header = _read_header(content)
-            if not header.is_single:
-                raise VolumeError("this is a header whose .img file is missing")
-            return _read_voxels(content, header, size), _affine(header)
-
-
-@contextmanager
-def _decompressed(file: BinaryIO) -> Iterator[Any]:
-    file.seek(0)
-    magic = file.read(2)
-    file.seek(0)
-    if not magic:
-        raise VolumeError("the file is empty")
-    if magic != _GZIP_MAGIC:
-        yield file
-        return
-    with igzip.IGzipFile(fileobj=file, mode="rb") as decompressed:
-        yield decompressed
+        file.seek(0)
+        magic = file.read(2)
+        file.seek(0)
+        if not magic:
+            raise VolumeError("the file is empty")
+        with igzip.IGzipFile(fileobj=file, mode="rb") if magic == _GZIP_MAGIC else nullcontext(file) as content:
+            yield content, size
 
 
 def _read_header(file: Any) -> Any:
@@ -224,14 +202,7 @@ def _make_header(shape: tuple[int, ...], dtype: np.dtype[Any], affine: NDArray[n
 
 
 def _read_voxels(file: Any, header: Any, file_size: int) -> NDArray[Any]:
-    """The array in native byte order, scaled if the header asks for it, as small as it is stored.
-
-    Args:
-        file_size: in bytes, as stored.
-
-    Raises:
-        VolumeError: voxels are missing, are no numbers, or are NaN or infinite.
-    """
+    """The array in native byte order, scaled if the header asks for it, as small as it is stored."""
     stored = _stored_dtype(header)
     stored_shape = tuple(int(n) for n in header["dim"][1 : 1 + int(header["dim"][0])])
     if min(stored_shape) < 1:
@@ -253,7 +224,7 @@ def _read_voxels(file: Any, header: Any, file_size: int) -> NDArray[Any]:
     if is_scaled:
         array = _scaled(array, slope, intercept)
     if array.dtype.kind == "f":
-        num_bad = sum(len(chunk) - int(np.count_nonzero(np.isfinite(chunk))) for _, chunk in _chunks(array))
+        num_bad = sum(len(chunk) - int(np.count_nonzero(np.isfinite(chunk))) for chunk in _chunks(array))
         if num_bad:
             raise VolumeError(f"{num_bad} of {array.size} voxels are NaN or infinite")
     return array
@@ -262,7 +233,7 @@ def _read_voxels(file: Any, header: Any, file_size: int) -> NDArray[Any]:
 def _load(file: Any, offset: int, stored: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     file.seek(offset)
     array = np.empty(shape, stored, order="F")
-    buffer, done = _flat(array).view(np.uint8).data, 0
+    buffer, done = array.reshape(-1, order="F").view(np.uint8).data, 0
     while done < len(buffer) and (count := file.readinto(buffer[done : done + (1 << 24)])):
         done += count
     if done < array.nbytes:
@@ -299,13 +270,12 @@ def _scaled(array: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]
     dtype = _integer_dtype(array, slope, intercept) or np.result_type(array.dtype, np.float32)
     scaled = array if dtype.itemsize == array.itemsize else np.empty(array.shape, dtype, order="F")
     wide = np.dtype(np.int64) if dtype.kind in "iu" else dtype
-    target = _flat(scaled.view(dtype))
     with np.errstate(over="ignore"):  # infinite voxels are reported later
-        for start, chunk in _chunks(array):
+        for chunk, target in zip(_chunks(array), _chunks(scaled.view(dtype)), strict=True):
             values = chunk.astype(wide)
             values *= wide.type(slope)
             values += wide.type(intercept)
-            target[start : start + len(chunk)] = values
+            target[:] = values
     return scaled.view(dtype)
 
 
@@ -318,13 +288,8 @@ def _integer_dtype(array: NDArray[Any], slope: float, intercept: float) -> np.dt
     return array.dtype if array.dtype in fitting else next(iter(fitting), None)
 
 
-def _chunks(array: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-    """The start of each piece of a few MiB, and the piece, a view; in the order of the file."""
-    flat = _flat(array)
+def _chunks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Views of a few MiB each, in the order of the file."""
+    flat = array.reshape(-1, order="F")
     for start in range(0, flat.size, _CHUNK):
-        yield start, flat[start : start + _CHUNK]
-
-
-def _flat(array: NDArray[Any]) -> NDArray[Any]:
-    """The array, whose first axis runs fastest, as a view of one axis."""
-    return array.reshape(-1, order="F")
+        yield flat[start : start + _CHUNK]

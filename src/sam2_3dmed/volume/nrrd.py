@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from isal import igzip
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.volume.label import class_colour
+from sam2_3dmed.volume.nifti import compressing
 from sam2_3dmed.volume.volume import Volume
 
 _TYPES = {"uint8": "unsigned char", "uint16": "unsigned short"}
@@ -18,10 +18,9 @@ _EMPTY = "0 -1 0 -1 0 -1"
 
 
 def write_segmentation_nrrd(mask: Volume, path: Path, labels: Mapping[int, str]) -> None:
-    """Write a mask as `.seg.nrrd`, compressed, whole or not at all.
+    """Write a mask, uint8 or uint16, as `.seg.nrrd`, compressed, whole or not at all.
 
     Args:
-        mask: (X, Y, Z) uint8 or uint16.
         labels: the name of each value above 0.
 
     Raises:
@@ -30,7 +29,7 @@ def write_segmentation_nrrd(mask: Volume, path: Path, labels: Mapping[int, str])
     try:
         with replacing(path) as file:
             file.write(_header(mask, labels).encode("utf-8"))
-            with igzip.IGzipFile(filename="", mode="wb", compresslevel=1, fileobj=file, mtime=0) as stream:
+            with compressing(file) as stream:
                 for plane in mask.array.T:  # the first axis runs fastest in the file
                     stream.write(plane.astype(mask.array.dtype.newbyteorder("<"), copy=False).tobytes())
     except OSError as error:

@@ -11,20 +11,12 @@ _PIECE = 1 << 18
 
 
 def percentiles(values: NDArray[Any], low: float, high: float) -> tuple[float, float]:
-    """Two percentiles (0 to 100), interpolated linearly as NumPy does.
-
-    Args:
-        values: any shape and memory order; bool, integers, or floats without NaN. Neither copied nor sorted.
-    """
+    """Two percentiles (0 to 100) of bool, integers, or floats without NaN, interpolated linearly as NumPy does."""
     last = values.size - 1
-    ranks = [low / 100 * last, high / 100 * last]
-    below = [int(np.floor(rank)) for rank in ranks]
-    above = [min(index + 1, last) for index in below]
-    found = values_at(values, [*below, *above])
-    # In float64: the difference of two int16 may not fit int16.
-    first, second = (
-        a + (rank - index) * (b - a) for rank, index, a, b in zip(ranks, below, found[:2], found[2:], strict=True)
-    )
+    ranks = np.array([low / 100 * last, high / 100 * last])
+    below = np.floor(ranks).astype(int)
+    a, b = np.reshape(values_at(values, [*below, *np.minimum(below + 1, last)]), (2, 2))
+    first, second = (a + (ranks - below) * (b - a)).tolist()
     return first, second
 
 

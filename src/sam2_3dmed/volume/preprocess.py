@@ -7,12 +7,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.errors import ConfigError, VolumeError
+from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.volume.percentiles import percentiles
 from sam2_3dmed.volume.slices import SlicingAxis, volume_to_slices
 from sam2_3dmed.volume.volume import Volume
 
-_MAX_CHANNELS = 3
 _SMALL = 2  # bytes
 
 
@@ -21,22 +20,11 @@ class Normalisation:
     """How one channel's intensities are brought to [0, 1].
 
     `low` becomes 0 and `high` becomes 1. They are intensities (fixed), or percentiles (0 to 100) of each volume.
-
-    Raises:
-        ConfigError: low > high, a bound is not finite, or a percentile is outside 0 to 100.
     """
 
     kind: Literal["fixed", "percentiles"]
     low: float
     high: float
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("fixed", "percentiles"):
-            raise ConfigError(f"normalisation must be fixed or percentiles, not {self.kind!r}")
-        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low <= self.high):
-            raise ConfigError(f"normalisation needs low <= high, both finite, not {self.low} and {self.high}")
-        if self.kind == "percentiles" and (self.low < 0 or self.high > 100):
-            raise ConfigError(f"percentiles lie between 0 and 100, not {self.low} and {self.high}")
 
     def bounds(self, intensities: NDArray[Any]) -> tuple[float, float]:
         """The intensities that become 0 and 1, for a channel with these `intensities` (any shape)."""
@@ -52,17 +40,10 @@ class Preprocessing:
     slicing_axis: SlicingAxis
     normalisation: tuple[Normalisation, ...]
 
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.normalisation) <= _MAX_CHANNELS:
-            raise ConfigError(f"a volume has 1 to 3 channels, not {len(self.normalisation)}")
-
     def stack(self, volume: Volume) -> "SliceStack":
         """The volume's slices in canonical RAS order, each channel clipped and scaled to [0, 1] on demand.
 
-        A channel whose bounds coincide (a constant one) becomes zeros.
-
-        Raises:
-            VolumeError: the volume has another number of channels than this plan.
+        A constant channel becomes zeros. Raises VolumeError if the volume has another number of channels than the plan.
         """
         if volume.num_channels != len(self.normalisation):
             raise VolumeError(

@@ -23,14 +23,7 @@ _BLOCK_BYTES = 1 << 26
 
 @contextmanager
 def writing_slices(path: Path, grid: Volume, axis: SlicingAxis, slope: float = 1.0) -> Iterator[SliceWriter]:
-    """A writer of uint8 slices into a file on the grid of a volume; the file appears whole or not at all.
-
-    Args:
-        slope: the real value of a stored 1.
-
-    Raises:
-        VolumeError: the file cannot be written.
-    """
+    """A writer of uint8 slices into a file on the grid of a volume, as `writing_nifti`."""
     with (
         writing_nifti(path, grid.shape, np.dtype(np.uint8), grid.affine, slope) as stream,
         SpooledTemporaryFile(_KEPT_IN_MEMORY, dir=str(path.parent)) as waiting,
@@ -56,11 +49,7 @@ class SliceWriter:
         self._done = 0  # planes of the array's last axis
 
     def write(self, index: int, plane: NDArray[np.uint8]) -> None:
-        """Slice `index`; each once.
-
-        Raises:
-            VolumeError: there is no room for it.
-        """
+        """Write slice `index`; each once. Raises VolumeError if there is no room for it."""
         try:
             if self._axes[0] == 2 and index == self._orders[0][self._done]:
                 block, slices = self._block(1)
@@ -73,11 +62,7 @@ class SliceWriter:
             raise VolumeError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
     def finish(self) -> None:
-        """Write the slices that wait.
-
-        Raises:
-            VolumeError: not every slice was written.
-        """
+        """Write the slices that wait. Raises VolumeError if one is missing."""
         if self._done + len(self._kept) < len(self._orders[0]):
             raise VolumeError(f"{self._path}: not every slice was written")
         last = self._axes.index(2)  # the array's last axis is D, H or W

@@ -32,8 +32,16 @@ class Volume:
     affine: NDArray[np.float64]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "array", np.asarray(self.array))
-        _check_array(self.array)
+        array = np.asarray(self.array)
+        if array.ndim not in (3, 4):
+            raise VolumeError(f"a volume has 3 axes, or 4 with channels, not {array.ndim} (shape {array.shape})")
+        if array.ndim == 4 and array.shape[3] not in (2, 3):
+            raise VolumeError(f"the fourth axis holds 2 or 3 channels, not {array.shape[3]} (shape {array.shape})")
+        if array.size == 0:
+            raise VolumeError(f"there are no voxels (shape {array.shape})")
+        if array.dtype.kind not in "buif":
+            raise VolumeError(f"voxels must be integers or real numbers, not {array.dtype}")
+        object.__setattr__(self, "array", array)
         object.__setattr__(self, "affine", checked_affine(self.affine))
 
     @classmethod
@@ -100,14 +108,7 @@ class Volume:
         return "".join(codes)
 
     def with_array(self, array: NDArray[Any]) -> Volume:
-        """Another array on the same grid.
-
-        Args:
-            array: (X, Y, Z) or (X, Y, Z, C) with this volume's X, Y, Z.
-
-        Raises:
-            VolumeError: X, Y, Z differ.
-        """
+        """Another array on the same grid. Raises VolumeError if X, Y, Z differ."""
         if array.shape[:3] != self.shape:
             raise VolumeError(f"an array of shape {array.shape} does not fit the grid {self.shape}")
         return Volume(array, self.affine)
@@ -119,11 +120,7 @@ def same_grid(a: Volume, b: Volume, tolerance_mm: float = 0.05) -> bool:
 
 
 def describe_difference(a: Volume, b: Volume, tolerance_mm: float = 0.05) -> str | None:
-    """How the grids of two volumes differ, in one line; None if they are the same.
-
-    Args:
-        tolerance_mm: how far apart, in world space, the same voxel of both may lie.
-    """
+    """How the grids of two volumes differ, in one line; None if no voxel lies further apart than `tolerance_mm`."""
     if a.shape != b.shape:
         return f"shapes differ: {a.shape} and {b.shape}"
     distance = largest_distance_mm(a.shape, a.affine, b.affine)
@@ -134,14 +131,3 @@ def describe_difference(a: Volume, b: Volume, tolerance_mm: float = 0.05) -> str
     if not np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3):
         return f"affines differ: spacings {in_mm(a.spacing_mm)} and {in_mm(b.spacing_mm)}"
     return f"affines differ: the same voxel lies up to {distance:.3g} mm apart"
-
-
-def _check_array(array: NDArray[Any]) -> None:
-    if array.ndim not in (3, 4):
-        raise VolumeError(f"a volume has 3 axes, or 4 with channels, not {array.ndim} (shape {array.shape})")
-    if array.ndim == 4 and array.shape[3] not in (2, 3):
-        raise VolumeError(f"the fourth axis holds 2 or 3 channels, not {array.shape[3]} (shape {array.shape})")
-    if array.size == 0:
-        raise VolumeError(f"there are no voxels (shape {array.shape})")
-    if array.dtype.kind not in "buif":
-        raise VolumeError(f"voxels must be integers or real numbers, not {array.dtype}")
