@@ -5,7 +5,7 @@ import pytest
 
 from sam2_3dmed.evaluation.statistics import bootstrap_interval_of_mean
 from sam2_3dmed.experiments.planning import plan_experiment
-from sam2_3dmed.experiments.results import task_table
+from sam2_3dmed.experiments.tables import task_table
 
 FULL = [0.8, 0.7, 0.9, 0.6, 0.8, 0.7, 0.9]
 WORSE = [0.7, 0.6, 0.8, 0.5, 0.7, 0.6, 0.8]  # each by 0.1: Wilcoxon's exact p for 7 pairs with ties is 2 / 2**7

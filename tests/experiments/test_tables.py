@@ -9,8 +9,7 @@ import pytest
 from sam2_3dmed.evaluation.statistics import paired_difference
 from sam2_3dmed.experiments.paper import METRICS, paper_table
 from sam2_3dmed.experiments.planning import Task
-from sam2_3dmed.experiments.results import Cell, TaskRow, TaskTable
-from sam2_3dmed.experiments.tables import latex, markdown, table_csv
+from sam2_3dmed.experiments.tables import Cell, TaskRow, TaskTable, latex, markdown, table_csv
 
 COST = dict.fromkeys(
     ["prediction_memory_mb", "training_memory_mb", "prediction_gpu_memory_mb", "training_gpu_memory_mb"]

@@ -21,11 +21,7 @@ _PACKAGES = ("sam2-3dmed", "torch", "transformers", "lightning", "monai", "numpy
 
 
 def write_manifest(experiment: Experiment, folder: Path) -> None:
-    """Write manifest.json.
-
-    Raises:
-        DataError: it cannot be written.
-    """
+    """Write manifest.json."""
     write_text(folder / "manifest.json", json.dumps(manifest(experiment), indent=1, ensure_ascii=False) + "\n")
 
 

@@ -149,9 +149,6 @@ def shared_plan(out: Path, task: Task, split: SplitConfig) -> Path:
     """The plan file that all runs on a data set share, so that no run reads the whole data set again.
 
     It is made from the training cases alone, as in training, and only if the file does not exist.
-
-    Raises:
-        DataError: data that cannot be used.
     """
     path = out / "plans" / f"{task.folder.name}-{_hash([task.checksum, split.model_dump()])}.yaml"
     if not path.is_file():

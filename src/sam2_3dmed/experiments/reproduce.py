@@ -12,9 +12,8 @@ import numpy as np
 from sam2_3dmed.errors import UserError
 from sam2_3dmed.experiments.manifest import write_manifest
 from sam2_3dmed.experiments.planning import Experiment, ReproduceRequest, Run, plan_experiment, shared_plan
-from sam2_3dmed.experiments.results import TaskTable, task_table
 from sam2_3dmed.experiments.run_executor import RUNS, Executor, RunStatus, run_sequentially
-from sam2_3dmed.experiments.tables import latex, markdown, table_csv
+from sam2_3dmed.experiments.tables import TaskTable, latex, markdown, table_csv, task_table
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.report.charts import cost_chart, save_figure
 from sam2_3dmed.run.run_folder import read_record
@@ -32,11 +31,10 @@ class Reproduction:
 
 
 def reproduce(request: ReproduceRequest, execute: Executor = run_sequentially) -> Reproduction:
-    """Execute the unfinished runs of a table, and write the table after each.
+    """Execute the unfinished runs of a table, and write the table after each. The next call continues a stopped one.
 
     Raises:
         UserError: unknown table, task, method or setting, or no data.
-        Terminated, KeyboardInterrupt: stopped. The next call continues.
     """
     experiment = plan_experiment(request)
     folder = request.out / f"table_{request.table}"

@@ -35,9 +35,8 @@ RUNS = "runs"
 _COST_FILE = "cost.json"
 _FAILURE_FILE = "failure.txt"
 OnFinished = Callable[[Run], None]
-"""Called with each run that has ended, successfully or not."""
 Executor = Callable[[Sequence[Run], Path, OnFinished], None]
-"""Executes runs below a folder."""
+"""Executes runs below a folder, and calls `OnFinished` with each that has ended, successfully or not."""
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ class RunStatus:
 
     @property
     def state(self) -> Literal["missing", "begun", "trained", "done"]:
-        """How far the run is."""
+        """How far the run is: `trained` lacks the test or its measurement."""
         if not (self.folder / MODEL_FILE).is_file():
             return "begun" if (self.folder / CONFIG_FILE).is_file() else "missing"
         return "done" if self.is_scored and "prediction" in self.cost else "trained"
@@ -98,11 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def execute_run(run: Run, out: Path) -> RunStatus:
-    """Do what is missing of a run: training, test, measurements.
-
-    Raises:
-        Terminated, KeyboardInterrupt: stopped. The next call continues.
-    """
+    """Do what is missing of a run: training, test, measurements. A run that was stopped is continued."""
     status = RunStatus.find(run, out)
     logger.info("%s, %s, seed %d", run.method, run.task.name, run.seed)
     (status.folder / _FAILURE_FILE).unlink(missing_ok=True)
@@ -161,9 +156,6 @@ def measure_prediction(folder: Path, data: Path) -> dict[str, Any]:
 
     Returns:
         `case`, its number of `voxels`, `parameters`, `gflop`, and seconds, memory and energy of a second pass.
-
-    Raises:
-        UserError: a run that cannot be loaded, or data that cannot be read.
     """
     (case,) = read_dataset(data).subset(Split.read(folder / SPLIT_FILE).test[:1]).cases
     volume, label = read_case(case)
@@ -196,22 +188,14 @@ def num_parameters(model: Path) -> int:
 
 
 def run_sequentially(runs: Sequence[Run], out: Path, on_finished: OnFinished) -> None:
-    """Execute runs in this process.
-
-    Raises:
-        Terminated, KeyboardInterrupt: stopped.
-    """
+    """Execute runs in this process."""
     for run in runs:
         execute_run(run, out)
         on_finished(run)
 
 
 def run_on_slurm(runs: Sequence[Run], out: Path, on_finished: OnFinished, *, options: Mapping[str, Any]) -> None:
-    """Execute each run as a SLURM task and wait. Interrupting the wait does not stop the tasks.
-
-    Raises:
-        ConfigError: see `slurm.submit`, also for `options`.
-    """
+    """Execute each run as a SLURM task and wait. Interrupting the wait does not stop the tasks. See `submit`."""
     out = out.resolve()
     tasks = submit([partial(execute_run, run, out) for run in runs], out, options)
     from submitit.helpers import as_completed
@@ -224,11 +208,7 @@ def run_on_slurm(runs: Sequence[Run], out: Path, on_finished: OnFinished, *, opt
 
 
 def run_on_ray(runs: Sequence[Run], out: Path, on_finished: OnFinished, *, workers: int) -> None:
-    """Execute `workers` runs at a time on a Ray cluster, each on a GPU if there is any.
-
-    Raises:
-        ConfigError: see `ray_cluster`.
-    """
+    """Execute `workers` runs at a time on a Ray cluster, each on a GPU if there is any. See `ray_cluster`."""
     out = out.resolve()
     with ray_cluster(workers) as (threads, gpus):
         import ray
