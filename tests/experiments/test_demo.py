@@ -33,9 +33,9 @@ def test_the_demo_leaves_data_masks_scores_and_pictures(tmp_path: Path, monkeypa
     earlier.mkdir(parents=True)
     for name in ("config.yaml", "earlier"):
         (earlier / name).touch()
-    result = demo.run_demo(tmp_path / "demo", num_cases=5)
+    line = demo.run_demo(tmp_path / "demo", num_cases=5)
     assert not (earlier / "earlier").exists(), "the run of an earlier demo is replaced"
-    match = LINE.match(result.last_line())
+    match = LINE.match(line)
     assert match
     assert 0 <= float(match[2]) <= float(match[1]) <= 1
     assert 0 < float(match[3]) <= 0.5

@@ -26,7 +26,7 @@ def demo(
     """Make a phantom data set, train the nano model from scratch on it, predict, evaluate, draw; no download."""
     from sam2_3dmed.experiments.demo import run_demo
 
-    typer.echo(run_demo(out, minutes=minutes).last_line())
+    typer.echo(run_demo(out, minutes=minutes))
 
 
 Tasks = Annotated[

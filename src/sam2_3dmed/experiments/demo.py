@@ -5,7 +5,6 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from sam2_3dmed.config import RunConfig, scratch, with_settings
@@ -30,23 +29,6 @@ _SEED = 0
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class DemoResult:
-    """Scores on the held-out phantoms."""
-
-    mean_dice: float
-    min_class_dice: float
-    threshold_dice: float
-    seconds: float
-
-    def last_line(self) -> str:
-        """The machine-readable last line of the command."""
-        return (
-            f"demo: mean_dice={self.mean_dice:.4f} min_class_dice={self.min_class_dice:.4f} "
-            f"threshold_dice={self.threshold_dice:.4f} seconds={self.seconds:.0f}"
-        )
-
-
 def demo_recipe(minutes: float | None = None) -> RunConfig:
     """`scratch` with the nano model and a short training."""
     settings = ["model.size=nano", "model.image_size=128"]  # 96 pixels are too few for thin organs
@@ -56,10 +38,13 @@ def demo_recipe(minutes: float | None = None) -> RunConfig:
     return with_settings(scratch(), settings)
 
 
-def run_demo(out: Path, *, num_cases: int = 40, minutes: float | None = None) -> DemoResult:
+def run_demo(out: Path, *, num_cases: int = 40, minutes: float | None = None) -> str:
     """Run the demo below `out`: data/, run/ (with report.html), pictures/.
 
     It replaces the run of an earlier demo in the same folder.
+
+    Returns:
+        A line for machines with the scores on the held-out phantoms.
 
     Raises:
         DataError: `out` holds something else, or cannot be written.
@@ -87,7 +72,10 @@ def run_demo(out: Path, *, num_cases: int = 40, minutes: float | None = None) ->
     logger.info("report, opens in any browser: %s", write_report(folder, data))
     dice = {row["class"]: row["dice"]["mean"] for row in evaluation.summary()["results"]}
     lowest = min(dice[name] for name in evaluation.labels.values())
-    return DemoResult(dice[MEAN_NAME], lowest, threshold, time.monotonic() - started)
+    return (
+        f"demo: mean_dice={dice[MEAN_NAME]:.4f} min_class_dice={lowest:.4f} "
+        f"threshold_dice={threshold:.4f} seconds={time.monotonic() - started:.0f}"
+    )
 
 
 def _read_pair(case: Case) -> Pair:

@@ -59,12 +59,10 @@ def measure_resources(rapl: Path = _RAPL) -> Iterator[ResourceUsage]:
         usage.energy_kj = sum(joules) / 1e3 if joules else None
 
 
-@contextmanager
-def count_flops() -> Iterator[FlopCounterMode]:
-    """Count the operations of matrix products, convolutions and attention. A multiplication and an addition are two."""
+def count_flops() -> FlopCounterMode:
+    """The context counts matrix products, convolutions and attention. A multiplication and an addition are two."""
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # torch's counter lacks it
-    with FlopCounterMode(display=False, custom_mapping={fused: _attention_flops}) as counter:
-        yield counter
+    return FlopCounterMode(display=False, custom_mapping={fused: _attention_flops})
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:

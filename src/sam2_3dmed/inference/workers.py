@@ -180,7 +180,7 @@ def on_slurm(
     _report_finished(job, waiting, report)
     for task, share in zip(submitted, shares, strict=True):
         try:
-            outcomes = task.result()
+            (outcomes,) = task.result()
         except Exception:  # it raised, or was killed
             reason = how_it_ended(task)
             outcomes = [Outcome(inputs[n].name, error=f"{inputs[n].source}: {reason}") for n in share]

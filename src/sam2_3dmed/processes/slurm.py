@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sam2_3dmed.errors import ConfigError
 
 if TYPE_CHECKING:
     from submitit import Job as Task
-    from submitit.helpers import DelayedSubmission
 
 LOGS = "slurm"
 """The folder of the logs, below the output folder."""
@@ -20,24 +18,11 @@ SECONDS_BETWEEN_LOOKS = 2.0
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Requeued(Generic[Result]):
-    """A part of the work that is queued again when its time is up or its machine is taken away."""
+def submit(parts: Sequence[Callable[[], Result]], folder: Path, options: Mapping[str, Any]) -> list[Task[list[Result]]]:
+    """A task for each part, in one array, with a list of the part's result.
 
-    part: Callable[[], Result]
-
-    def __call__(self) -> Result:
-        return self.part()
-
-    def checkpoint(self) -> DelayedSubmission:
-        """Called by submitit. Returns: the task to queue."""
-        from submitit.helpers import DelayedSubmission
-
-        return DelayedSubmission(self)
-
-
-def submit(parts: Sequence[Callable[[], Result]], folder: Path, options: Mapping[str, Any]) -> list[Task[Result]]:
-    """A task for each part, in one array. A part must be able to start again where it was stopped.
+    A task is queued again when its time is up or its machine is taken away. Its part begins anew, and must pass over
+    what is done.
 
     Args:
         folder: below it are the logs.
@@ -49,13 +34,17 @@ def submit(parts: Sequence[Callable[[], Result]], folder: Path, options: Mapping
     """
     try:
         from submitit import AutoExecutor
+        from submitit.helpers import FunctionSequence
     except ImportError:
         raise ConfigError("--cluster slurm needs the extra: pip install 'sam2-3dmed[slurm]'") from None
     parameters = {"cluster": "slurm", "name": "sam2-3dmed", **options}
     try:
         executor = AutoExecutor(folder=folder / LOGS, cluster=parameters.pop("cluster"))
         executor.update_parameters(**parameters)
-        submitted: list[Task[Result]] = executor.submit_array([Requeued(part) for part in parts])
+        sequences = [FunctionSequence() for _ in parts]  # submitit requeues these, but not plain functions
+        for sequence, part in zip(sequences, parts, strict=True):
+            sequence.add(part)
+        submitted: list[Task[list[Result]]] = executor.submit_array(sequences)
     except Exception as error:  # submitit raises NameError, RuntimeError, and its own errors
         raise ConfigError(f"--cluster slurm: {' '.join(str(error).split())[:500]}") from None
     return submitted
