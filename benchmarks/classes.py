@@ -39,6 +39,7 @@ def main() -> None:
     from sam2_3dmed.config import InferenceConfig, NetworkConfig
     from sam2_3dmed.inference.logits_to_mask import argmax_mask
     from sam2_3dmed.inference.predictor import slice_logits
+    from sam2_3dmed.inference.tta import Forward
     from sam2_3dmed.model.build import build_network
     from sam2_3dmed.model.sizes import SIZES
 
@@ -54,11 +55,11 @@ def main() -> None:
         deciding: dict[int, list[float]] = {k: [] for k in COUNTS}
         apart: dict[int, list[float]] = {k: [] for k in COUNTS}
         for network in networks.values():
-            list(slice_logits(network, slices[:2], 6, config))
+            list(slice_logits(Forward(network, slices[:2], config), 6))
         for _ in range(arguments.repeats):
             for k, network in networks.items():
                 started = clock()
-                logits = [one for _, one in slice_logits(network, slices, 6, config)]
+                logits = [one for _, one in slice_logits(Forward(network, slices, config), 6)]
                 passed = clock()
                 for one in logits:
                     argmax_mask(one, 512, 512)

@@ -20,6 +20,7 @@ import torch
 from sam2_3dmed.config import ChannelPlan, InferenceConfig, Plan, paper, with_settings
 from sam2_3dmed.export.run import export_run
 from sam2_3dmed.inference.predictor import slice_logits
+from sam2_3dmed.inference.tta import Forward
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.run_folder import load_model, save_model
 
@@ -36,7 +37,7 @@ def make_run(folder: Path, args: argparse.Namespace) -> None:
 def timed_pass(network, slices, slab: int) -> tuple[float, torch.Tensor]:
     config = InferenceConfig(direction="forward", precision="32")
     started = time.perf_counter()
-    logits = dict(slice_logits(network, slices, slab, config))
+    logits = dict(slice_logits(Forward(network, slices, config), slab))
     return time.perf_counter() - started, torch.stack([logits[index] for index in range(len(slices))])
 
 

@@ -108,9 +108,10 @@ def memories_in_float32(model: Any) -> Iterator[None]:
 def our_side(network: Any, slices: np.ndarray, **changes: Any) -> Iterator[torch.Tensor]:
     from sam2_3dmed.config import InferenceConfig
     from sam2_3dmed.inference.predictor import slice_logits
+    from sam2_3dmed.inference.tta import Forward
 
     config = InferenceConfig(**{"mode": "stream", "direction": "forward", "precision": "32", **changes})
-    for _, logits in slice_logits(network, slices, 6, config):
+    for _, logits in slice_logits(Forward(network, slices, config), 6):
         yield logits[0]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sam2_3dmed.errors import DataError, WeightsError
-from sam2_3dmed.export.check import Differences, check_slices
+from sam2_3dmed.export.run import Differences, check_slices
 from sam2_3dmed.run.run_folder import remember_data
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.volume import Volume

@@ -39,7 +39,7 @@ def shapes(values) -> dict[str, list[str | int]]:
 
 
 def test_the_encoder_is_equal_for_any_number_of_slices(network, encoder: bytes) -> None:
-    session = open_session(encoder, 1)
+    session = open_session(encoder)
     for num_slices in (1, 3):
         slices = torch.rand(num_slices, 2, 64, 64)
         with torch.no_grad():
@@ -49,7 +49,7 @@ def test_the_encoder_is_equal_for_any_number_of_slices(network, encoder: bytes) 
 
 
 def test_the_loop_is_equal(network, slab: bytes) -> None:
-    session = open_session(slab, 1)
+    session = open_session(slab)
     for _ in range(2):
         with torch.no_grad():
             features = network.encoder(torch.rand(1, 2, 1, 64, 64))

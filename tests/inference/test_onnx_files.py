@@ -59,10 +59,10 @@ def test_files_that_are_not_ours_or_of_another_format() -> None:
 def test_a_damaged_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / slab_file(3)
     with pytest.raises(WeightsError, match=r"slab_3\.onnx: no such file; sam2-3dmed export writes it"):
-        open_session(path, 1)
+        open_session(path)
     path.write_bytes(content)
     with pytest.raises(WeightsError, match=r"slab_3\.onnx: cannot be read: ") as caught:
-        open_session(path, 1)
+        open_session(path)
     assert "\n" not in str(caught.value)
 
 
@@ -70,4 +70,4 @@ def test_without_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     require_onnx("onnx", "onnxruntime")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"^ONNX needs the extra: pip install 'sam2-3dmed\[export\]'$"):
-        open_session(tmp_path / "encoder.onnx", 1)
+        open_session(tmp_path / "encoder.onnx")

@@ -76,7 +76,6 @@ def test_it_has_what_prediction_needs_of_a_network(make_exported) -> None:
     made = network(exported)
     assert made.device == torch.device("cpu")
     assert made.eval() is made
-    assert made.num_classes == 2
     assert made.srpp is not None
     assert made.boundary is not None
     features = made.encoder(torch.rand(2, 3, 1, 50, 70))

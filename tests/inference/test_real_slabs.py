@@ -48,7 +48,7 @@ network = build_network(NetworkConfig(size="nano", image_size=64, srpp=False, bo
 slices = np.random.default_rng(0).random((60, 1, 20, 30), dtype=np.float32)
 def run(batch_size):
     config = InferenceConfig(direction="both", overlap=0.7, batch_size=batch_size, precision="32")
-    return torch.stack([logits for _, logits in slice_logits(network, slices, 6, config)])
+    return torch.stack([logits for _, logits in slice_logits(Forward(network, slices, config), 6)])
 def of_address_space(name):
     (line,) = [line for line in open("/proc/self/status") if line.startswith(name)]
     return int(line.split()[1]) * 1024

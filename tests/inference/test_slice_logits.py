@@ -23,7 +23,7 @@ def stack(depth, seed=0):
 @pytest.mark.parametrize("depth", [1, 7])
 def test_every_slice_comes_once_without_a_graph(network, mode, direction, depth):
     config = InferenceConfig(mode=mode, direction=direction)
-    found = dict(slice_logits(network, stack(depth), 3, config))
+    found = dict(slice_logits(Forward(network, stack(depth), config), 3))
     assert sorted(found) == list(range(depth))
     for logits in found.values():
         assert logits.shape == (2, 16, 16)
@@ -32,7 +32,7 @@ def test_every_slice_comes_once_without_a_graph(network, mode, direction, depth)
 
 
 def test_the_readers_mode_is_left_alone(network):
-    for _ in slice_logits(network, stack(3), 3, InferenceConfig()):
+    for _ in slice_logits(Forward(network, stack(3), InferenceConfig()), 3):
         assert not torch.is_inference_mode_enabled()
         assert torch.is_grad_enabled()
 
@@ -40,8 +40,8 @@ def test_the_readers_mode_is_left_alone(network):
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_a_stack_of_one_slab_is_the_same_in_both_modes(network, direction):
     one, other = (
-        dict(slice_logits(network, stack(4), 6, InferenceConfig(mode=mode, direction=direction, precision="32")))
-        for mode in ("slabs", "stream")
+        dict(slice_logits(Forward(network, stack(4), config), 6))
+        for config in (InferenceConfig(mode=m, direction=direction, precision="32") for m in ("slabs", "stream"))
     )
     for index in range(4):
         torch.testing.assert_close(one[index], other[index], atol=1e-4, rtol=1e-4)
@@ -68,9 +68,9 @@ class OnDemand:
 def test_slices_may_be_made_on_demand(network, mode, direction):
     config = InferenceConfig(mode=mode, direction=direction)
     slices = OnDemand(stack(12))
-    found = dict(slice_logits(network, slices, 3, config))
+    found = dict(slice_logits(Forward(network, slices, config), 3))
     assert slices.most <= 3 if mode == "stream" else slices.most < 12
-    expected = dict(slice_logits(network, slices.array, 3, config))
+    expected = dict(slice_logits(Forward(network, slices.array, config), 3))
     assert all(torch.equal(found[index], expected[index]) for index in range(12))
 
 
@@ -88,5 +88,5 @@ def test_cancelled_while_no_slice_is_finished_yet(network, monkeypatch, mode):
             return super().__getitem__(which)
 
     with pytest.raises(Cancelled):
-        next(slice_logits(network, Asked(stack(12)), 6, InferenceConfig(mode=mode), cancel=cancel))
+        next(slice_logits(Forward(network, Asked(stack(12)), InferenceConfig(mode=mode), cancel=cancel), 6))
     assert asked == [0, 1, 2]

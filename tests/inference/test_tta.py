@@ -26,7 +26,7 @@ def logits_of(network, slices, **options):
     """(N, K or 2K, h, w)."""
     boundary, slab_slices = options.pop("boundary", False), options.pop("slab_slices", 3)
     config = InferenceConfig(**{"precision": "32"} | options)
-    found = dict(slice_logits(network, slices, slab_slices, config, boundary=boundary))
+    found = dict(slice_logits(Forward(network, slices, config, boundary=boundary), slab_slices))
     return torch.stack([found[i] for i in range(len(slices))])
 
 
@@ -132,7 +132,7 @@ def test_positions_of_flips_are_their_mean(network, mode):
     def positions_of(slices, flips):
         told = []
         config = InferenceConfig(mode=mode, direction="forward", flips=flips, precision="32")
-        list(slice_logits(network, slices, 8, config, on_positions=lambda slab, positions: told.append(positions)))
+        list(slice_logits(Forward(network, slices, config), 8, lambda slab, positions: told.append(positions)))
         return told[0]
 
     own, other = positions_of(stack(), flips=False), positions_of(mirrored(stack()), flips=False)
@@ -143,7 +143,7 @@ def test_positions_of_flips_are_their_mean(network, mode):
 def test_bf16_is_for_the_network_alone(network, mode):
     """The reader of the logits has autocast off and float32 in hand, whatever happens inside."""
     exact = logits_of(network, stack(), mode=mode)
-    for _, logits in slice_logits(network, stack(), 3, InferenceConfig(mode=mode, precision="bf16")):
+    for _, logits in slice_logits(Forward(network, stack(), InferenceConfig(mode=mode, precision="bf16")), 3):
         assert not torch.is_autocast_enabled("cpu")
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
         assert logits.dtype == torch.float32
@@ -162,7 +162,7 @@ def test_more_small_slices_are_encoded_at_once(network, monkeypatch):
 def test_compiling_without_a_compiler_is_one_line(network: SAM2For3dMed, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match=r"^compile: torch\.compile needs a C\+\+ compiler here"):
-        next(slice_logits(network, stack(), 3, InferenceConfig(compile=True)))
+        next(slice_logits(Forward(network, stack(), InferenceConfig(compile=True)), 3))
     assert network.encoder.vision_encoder._compiled_call_impl is None
 
 
@@ -174,10 +174,11 @@ def test_what_is_compiled_gives_the_same(monkeypatch, precision):
     torch.manual_seed(0)
     network = build_network(NetworkConfig(size="nano", image_size=64, boundary=False), 2).eval()
     config = InferenceConfig(direction="forward", mode="stream", precision=precision)
-    eager = [logits for _, logits in slice_logits(network, stack(), 4, config)]
+    eager = [logits for _, logits in slice_logits(Forward(network, stack(), config), 4)]
     compile_part = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_part(self, backend="eager", fullgraph=True))
-    compiled = [logits for _, logits in slice_logits(network, stack(), 4, config.model_copy(update={"compile": True}))]
+    compiling = config.model_copy(update={"compile": True})
+    compiled = [logits for _, logits in slice_logits(Forward(network, stack(), compiling), 4)]
     assert network.encoder.vision_encoder._compiled_call_impl is not None
     for one, other in zip(compiled, eager, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)

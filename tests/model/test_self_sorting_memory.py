@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.inference.predictor import slice_logits
+from sam2_3dmed.inference.tta import Forward
 from sam2_3dmed.model.memory_attention import KeyValues
 from sam2_3dmed.model.memory_bank import CAPACITY, Memory, SelfSortingBank, embedding_of
 from sam2_3dmed.model.weights import load_sam2, read_sam2
@@ -199,7 +200,7 @@ def test_predictions_of_a_long_stack_repeat(network, mode) -> None:
     made = network().eval()
     slices = torch.rand(20, 1, 40, 40, generator=torch.Generator().manual_seed(3)).numpy()  # more than the bank holds
     config = InferenceConfig(mode=mode, flips=True)
-    first, again = (dict(slice_logits(made, slices, 4, config)) for _ in range(2))
+    first, again = (dict(slice_logits(Forward(made, slices, config), 4)) for _ in range(2))
     assert sorted(first) == list(range(20))
     assert all(torch.equal(first[index], again[index]) for index in first)
 

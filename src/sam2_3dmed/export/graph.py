@@ -107,8 +107,7 @@ def _traceable() -> Iterator[None]:
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about values that become constants, as intended
+        with warnings.catch_warnings(action="ignore"):  # about values that become constants, as intended
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

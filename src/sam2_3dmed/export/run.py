@@ -1,20 +1,44 @@
 """Export of a run folder as ONNX files that are checked against PyTorch."""
 
+from __future__ import annotations
+
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from sam2_3dmed.errors import ConfigError, DataError
-from sam2_3dmed.export.check import TOLERANCE, Differences, check_encoder, check_slab, check_slices
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sam2_3dmed.data.dataset import read_dataset
+from sam2_3dmed.data.phantom import PHANTOM_SHAPE, make_phantom_case
+from sam2_3dmed.encoders.image_encoder import Features, resize
+from sam2_3dmed.errors import ConfigError, DataError, UserError, WeightsError
 from sam2_3dmed.export.graph import OPSET, encoder_onnx, slab_onnx, with_record
+from sam2_3dmed.inference.inputs import find_inputs
 from sam2_3dmed.inference.manifest import checksum
-from sam2_3dmed.inference.onnx_network import FORMAT, OnnxRecord, require_onnx
+from sam2_3dmed.inference.onnx_network import FORMAT, OnnxRecord, open_session, require_onnx, run_session, run_slabs
 from sam2_3dmed.inference.predictor import Predictor
+from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.processes.atomic import make_folder, naming, replacing, write_text
 from sam2_3dmed.run.run_config import CONFIG_FILE, Sam2Record
-from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, read_sam2_record, remember_codes, remembered_codes
+from sam2_3dmed.run.run_folder import (
+    MODEL_FILE,
+    load_model,
+    read_sam2_record,
+    remember_codes,
+    remembered_codes,
+    remembered_data,
+)
+from sam2_3dmed.volume.files import read_channels
+from sam2_3dmed.volume.preprocess import Preprocessing, SliceStack
+
+TOLERANCE = 1e-3  # far above rounding, far below what changes a mask
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +57,9 @@ def export_run(
         folder: New, empty, of an earlier export, or the run's own.
         check: Volume to check on, instead of a case of the run's data set or a phantom.
         lengths: Lengths of further slabs, one file each, for volumes shorter than D.
-        tolerance: Largest relative difference from PyTorch.
 
     Returns:
-        ONNX file -> its largest relative difference from PyTorch.
+        ONNX file -> its largest relative difference from PyTorch, which may be `tolerance`.
 
     Raises:
         UserError: the run is not finished, the extra is missing, the folder holds another run, or a file differs too
@@ -102,3 +125,91 @@ def _write(folder: Path, model: bytes, found: Differences, **fields: Any) -> tup
     difference = max(found.relative.values())
     logger.info("%s: differs from PyTorch by at most %.1e, relatively, on %s", path.name, difference, record.checked_on)
     return path, difference
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Largest absolute difference of each output, and its ratio to the output's largest absolute value."""
+
+    absolute: dict[str, float]
+    relative: dict[str, float]
+
+    @classmethod
+    def between(cls, onnx: Mapping[str, Tensor], pytorch: Iterable[Tensor]) -> Differences:
+        absolute, relative = {}, {}
+        for (name, ours), theirs in zip(onnx.items(), pytorch, strict=True):
+            difference, scale = float((ours - theirs).abs().max()), float(theirs.abs().max())
+            absolute[name] = difference
+            if scale:
+                relative[name] = difference / scale
+            else:
+                relative[name] = math.inf if difference else 0.0
+        return cls(absolute, relative)
+
+    def require(self, tolerance: float, file: str) -> None:
+        """Raise WeightsError if a relative difference is above the tolerance, or NaN."""
+        for name, difference in self.relative.items():
+            if not difference <= tolerance:
+                raise WeightsError(
+                    f"{file}: {name} differs from PyTorch's by {difference:.2g} of its largest value, "
+                    f"and {tolerance:g} is allowed; nothing was written for it"
+                )
+
+
+def check_slices(
+    run: Path, file: Path | None, preprocessing: Preprocessing, at_least: int
+) -> tuple[str, NDArray[np.float32]]:
+    """Take slices from the middle of `file`, else of the run's first case with enough slices, else of a phantom.
+
+    Returns: the source without file names, and (N, C, H0, W0) in [0, 1].
+    Raises: UserError if `file` cannot be used, or has fewer slices than `at_least`.
+    """
+    if file is not None:
+        volume = find_inputs([file], len(preprocessing.normalisation))[0].read()
+        stack = preprocessing.stack(volume)
+        if len(stack) < at_least:
+            raise DataError(f"{file}: has {len(stack)} slices, and the check needs a slab of {at_least}")
+        return "a given volume", _middle(stack, 2 * at_least)
+    data = remembered_data(run)
+    try:
+        for case in read_dataset(data).cases if data is not None else ():
+            stack = preprocessing.stack(read_channels(case.images))
+            if len(stack) >= at_least:
+                return "the run's data set", _middle(stack, 2 * at_least)
+    except UserError as error:
+        logger.warning("The check uses a phantom, since the run's data set cannot be read: %s", error)
+    return "a phantom", _phantom_slices(len(preprocessing.normalisation), at_least)
+
+
+def check_encoder(model: bytes, network: SAM2For3dMed, slices: NDArray[np.float32]) -> Differences:
+    """Compare the encoder's feature levels. slices: (N, C, H0, W0)."""
+    planes = resize(torch.from_numpy(slices), network.encoder.image_size)
+    with torch.inference_mode():
+        expected = network.encoder(planes.unsqueeze(0))
+    found = run_session(open_session(model), {"slices": planes})
+    return Differences.between(found, (level.squeeze(0) for level in expected))
+
+
+def check_slab(model: bytes, network: SAM2For3dMed, slices: NDArray[np.float32], length: int) -> Differences:
+    """Compare all outputs on three slabs: the first slices, the middle ones, and these reversed."""
+    middle = (len(slices) - length) // 2
+    slabs = np.stack([slices[:length], slices[middle : middle + length], slices[middle : middle + length][::-1]])
+    with torch.inference_mode():
+        features: Features = network.encoder(torch.from_numpy(slabs))
+        expected = [part for part in network.decode(features) if part is not None]
+    return Differences.between(run_slabs(open_session(model), features), expected)
+
+
+def _middle(stack: SliceStack, count: int) -> NDArray[np.float32]:
+    """At most `count` slices, so that a long volume need not fit into memory as float32."""
+    start = max(0, (len(stack) - count) // 2)
+    return stack[start : start + count]
+
+
+def _phantom_slices(num_channels: int, at_least: int) -> NDArray[np.float32]:
+    """A phantom scaled to [0, 1], the same in every channel."""
+    shape = (*PHANTOM_SHAPE[:2], max(PHANTOM_SHAPE[2], at_least))
+    image, _ = make_phantom_case(np.random.default_rng(0), shape=shape, orientation="RAS")
+    planes = image.array.T.astype(np.float32)
+    planes = (planes - planes.min()) / (planes.max() - planes.min())
+    return np.repeat(planes[:, None], num_channels, axis=1)

@@ -33,11 +33,7 @@ class Auxiliary:
     """One for each slab; none without SRPP."""
 
     def write(self, folder: Path, name: str) -> None:
-        """Write NAME_positions.json and, with BD, NAME_boundary.nii.gz. The folder is made.
-
-        Raises:
-            UserError: they cannot be written.
-        """
+        """Write NAME_positions.json and, with BD, NAME_boundary.nii.gz. The folder is made."""
         slabs = [
             {"slices": list(slab.slices), "relative_position": slab.relative_position.astype(float).round(4).tolist()}
             for slab in self.positions
@@ -50,11 +46,7 @@ class Auxiliary:
 
     @classmethod
     def read(cls, folder: Path, name: str) -> "Auxiliary | None":
-        """The outputs that `write` has written; None if there are none.
-
-        Raises:
-            UserError: broken files.
-        """
+        """The outputs that `write` has written; None if there are none. Raises UserError for broken files."""
         path = positions_file(folder, name)
         if not path.is_file():
             return None

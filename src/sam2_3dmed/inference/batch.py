@@ -75,18 +75,14 @@ class Results:
         return [file for file in files if file is not None]
 
     def make_folders(self, inputs: Sequence[Input]) -> None:
-        """Make the folders.
-
-        Raises:
-            DataError: a folder cannot be made, or an output would replace an input.
-        """
-        outputs = {file.resolve() for item in inputs for file in self.files(item)}
+        """Make the folders. Raises DataError if one cannot be made, or an output would replace an input."""
+        outputs = [file for item in inputs for file in self.files(item)]
+        places = {file.resolve() for file in outputs}
         for file in (file for item in inputs for file in item.sources):
-            if file.resolve() in outputs:
+            if file.resolve() in places:
                 raise DataError(f"{file}: a mask would replace this input; choose another folder for the masks")
-        for folder in {file.parent for item in inputs for file in self.files(item)} | {self.folder}:
-            if folder is not None:
-                make_folder(folder)
+        for folder in filter(None, {self.folder, *(file.parent for file in outputs)}):
+            make_folder(folder)
 
 
 Report = Callable[[int, Outcome], None]
@@ -128,25 +124,24 @@ def predict_batch(
         Cancelled: `cancel` was set. UserError: the model cannot be loaded, a folder cannot be made, or an output would
             replace an input.
     """
-    results = job.results
+    results, outcomes = job.results, {}
     results.make_folders(inputs)
-    outcomes: dict[int, Outcome] = {}
     if results.manifest is not None:
         if overwrite:
             results.manifest.forget(inputs)
-        for index, finished in enumerate(results.manifest.finished(inputs)):
+        for index, (item, finished) in enumerate(zip(inputs, results.manifest.finished(inputs), strict=True)):
             if finished:
-                outcomes[index] = Outcome(inputs[index].name, results.mask_file(inputs[index]), earlier=True)
+                outcomes[index] = Outcome(item.name, results.mask_file(item), earlier=True)
     if outcomes:
         logger.info("%d of %d are finished and whole already", len(outcomes), len(inputs))
         progress(len(outcomes), len(inputs))
     missing = [index for index in range(len(inputs)) if index not in outcomes]
+    todo = [inputs[index] for index in missing]
 
     def report(number: int, outcome: Outcome) -> None:
         outcomes[missing[number]] = outcome
         progress(len(outcomes), len(inputs))
 
-    todo = [inputs[index] for index in missing]
     if todo and runner is not None:
         runner(job, todo, report)
     elif todo:
@@ -163,32 +158,37 @@ def predict_each(
     on_slice: OnSliceOf | None = None,
     cancel: Event | None = None,
 ) -> None:
-    """Predict numbered inputs as they come.
+    """Predict numbered inputs as they come, and report them from another thread.
 
     Memory holds at most three volumes: one that is read, one that is computed, and one that is written.
-
-    Args:
-        report: called from another thread.
     """
-    supply = iter(inputs)
+    cases = _read(inputs, results)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        upcoming = reader.submit(_read_next, supply, results)
+        upcoming = reader.submit(next, cases, None)
         written: Future[None] | None = None
         while (case := upcoming.result()) is not None:
             require_not_cancelled(cancel)
-            upcoming = reader.submit(_read_next, supply, results)
-            case.compute(segmenter, results, on_slice, cancel)
+            upcoming = reader.submit(next, cases, None)
+            case.compute(segmenter, on_slice, cancel)
             if written is not None:
                 written.result()
-            written = writer.submit(case.finish, results, report)
+            written = writer.submit(case.finish, report)
         if written is not None:
             written.result()
+
+
+def _read(inputs: Iterable[tuple[int, Input]], results: Results) -> Iterator["_Case"]:
+    for index, item in inputs:
+        case = _Case(results, index, item)
+        case.read()
+        yield case
 
 
 @dataclass
 class _Case:
     """An input on its way. After a step that fails, the later steps do nothing."""
 
+    results: Results
     index: int
     item: Input
     error: str | None = None
@@ -211,36 +211,35 @@ class _Case:
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             named = any(str(file) in text for file in self.item.sources)
             self.error = text if named else f"{self.item.source}: {text}"
-            self.volume = self.reference = self.mask = self.auxiliary = None
+            self.volume = self.mask = self.auxiliary = None
         self.seconds += perf_counter() - started
 
-    def read(self, results: Results) -> None:
+    def read(self) -> None:
         with self._step():
             self.series = self.item.series()
-            results.mask_format.require(self.series)
+            self.results.mask_format.require(self.series)
             self.volume = self.item.read() if self.series is None else self.series.read()
             if self.item.reference is not None:
                 self.reference = read_label(self.item.reference)
 
-    def compute(self, segmenter: Segmenter, results: Results, on_slice: OnSliceOf | None, cancel: Event | None) -> None:
-        volume, reference = self.volume, self.reference
-        self.volume = self.reference = None
-        if volume is None:
-            return
+    def compute(self, segmenter: Segmenter, on_slice: OnSliceOf | None, cancel: Event | None) -> None:
         with self._step():
-            predict = segmenter.with_auxiliary if results.auxiliary else segmenter
-            found = predict(
-                volume,
-                reference=reference,
-                probabilities=results.probability_prefix(self.item),
-                on_slice=on_slice and partial(on_slice, self.item.name),
-                cancel=cancel,
-            )
-            self.mask, self.auxiliary = found if isinstance(found, tuple) else (found, None)
+            if self.volume is not None:
+                predict = segmenter.with_auxiliary if self.results.auxiliary else segmenter
+                found = predict(
+                    self.volume,
+                    reference=self.reference,
+                    probabilities=self.results.probability_prefix(self.item),
+                    on_slice=on_slice and partial(on_slice, self.item.name),
+                    cancel=cancel,
+                )
+                self.mask, self.auxiliary = found if isinstance(found, tuple) else (found, None)
+        self.volume = self.reference = None
 
-    def finish(self, results: Results, report: Report) -> None:
+    def finish(self, report: Report) -> None:
         """Write the files, note the input in the manifest, and report it."""
-        path, started = results.mask_file(self.item), perf_counter()
+        results, started = self.results, perf_counter()
+        path = results.mask_file(self.item)
         with self._step():
             if path is not None and self.mask is not None:
                 if self.auxiliary is not None and results.auxiliary_folder is not None:
@@ -252,11 +251,3 @@ class _Case:
                 self.mask = self.auxiliary = None
         done = None if self.error else path
         report(self.index, Outcome(self.item.name, done, self.error, mask=self.mask, auxiliary=self.auxiliary))
-
-
-def _read_next(supply: Iterator[tuple[int, Input]], results: Results) -> _Case | None:
-    for numbered in supply:
-        case = _Case(*numbered)
-        case.read(results)
-        return case
-    return None

@@ -52,11 +52,7 @@ class Input:
         return [file for path in self.sources for file in (files_below(path) if path.is_dir() else [path])]
 
     def read(self) -> Volume:
-        """The volume; several files become channels.
-
-        Raises:
-            VolumeError: a file is unusable, or the files lie on different grids.
-        """
+        """The volume. Several files, which must lie on one grid, become channels."""
         if isinstance(self.content, Volume):
             return self.content
         if self.content is not None:
@@ -123,11 +119,7 @@ def require_unique_names(inputs: Sequence[Input]) -> None:
 
 
 def with_references(inputs: Sequence[Input], source: Path) -> list[Input]:
-    """The inputs with their references: NAME.nii.gz or NAME.nii in a folder, or a file for a single input.
-
-    Raises:
-        DataError: a mask is missing.
-    """
+    """The inputs with their references: NAME.nii.gz or NAME.nii in a folder, or a file for a single input."""
     if source.is_file() and len(inputs) == 1:
         return [replace(inputs[0], reference=source)]
     masks = {case_name(file): file for file in _files(source)}

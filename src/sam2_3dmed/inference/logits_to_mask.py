@@ -15,12 +15,8 @@ from torch import Tensor
 def argmax_mask(logits: Tensor, height: int, width: int, values: Sequence[int] | None = None) -> Tensor:
     """The classes of a slice: in each pixel the class of the highest logit if that is above 0, else background.
 
-    Args:
-        logits: (K, h, w).
-        values: the values of class 1..K in the result; None for 1..K.
-
-    Returns:
-        (height, width) uint8, or int32 if a value exceeds 255; 0 is background.
+    Logits are (K, h, w), and `values` the values of class 1..K in the result, which is (height, width) uint8, or int32
+    if a value exceeds 255.
     """
     values = values or range(1, len(logits) + 1)
     dtype = torch.uint8 if max(values) < 256 else torch.int32

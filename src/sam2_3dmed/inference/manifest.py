@@ -39,11 +39,7 @@ class Manifest:
     """Append to a file of this machine's own: on a network file system, machines may not append to the same one."""
 
     def note(self, item: Input, outputs: Sequence[Path], seconds: float) -> None:
-        """Append the line of a finished input, after removing a torn line that a killed process has left.
-
-        Raises:
-            DataError: it cannot be written, or the input is gone.
-        """
+        """Append the line of a finished input, after removing a torn line that a killed process has left."""
         line = {
             "name": item.name,
             **self._decisive(item),

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -45,26 +46,18 @@ class OnnxRecord(BaseModel):
 
     part: Literal["encoder", "slab"]
     format: int
-    version: str
-    """The version of sam2-3dmed."""
-    model_sha256: str
-    """The checksum of model.safetensors."""
-    run_sha256: str
-    """The checksum of the run's record, `RunRecord.sha256`."""
+    version: str  # of sam2-3dmed
+    model_sha256: str  # of model.safetensors
+    run_sha256: str  # of the run's record, `RunRecord.sha256`
     opset: int
     image_size: int
-    slab_slices: int | None
-    """D; none for the encoder."""
-    classes: dict[str, str]
-    """The name of each value in a mask."""
+    slab_slices: int | None  # D; none for the encoder
+    classes: dict[str, str]  # the name of each value in a mask
     outputs: tuple[str, ...]
     checked_on: str
-    max_abs_difference: dict[str, float]
-    """Per output, to PyTorch's."""
-    max_rel_difference: dict[str, float]
-    """The same as a share of the largest absolute value of that output."""
-    tolerance: float
-    """The highest relative difference that was allowed."""
+    max_abs_difference: dict[str, float]  # per output, to PyTorch's
+    max_rel_difference: dict[str, float]  # as a share of the largest absolute value of that output
+    tolerance: float  # the highest relative difference that was allowed
 
     @property
     def file_name(self) -> str:
@@ -85,8 +78,8 @@ class OnnxRecord(BaseModel):
         )
 
 
-def open_session(source: Path | bytes, num_threads: int) -> "InferenceSession":
-    """A model, or a file of one, ready to run on the CPU.
+def open_session(source: Path | bytes) -> "InferenceSession":
+    """A model, or a file of one, ready to run on the CPU with the threads that torch has.
 
     Raises:
         ConfigError: the extra is missing. WeightsError: no such file, or damaged.
@@ -97,7 +90,7 @@ def open_session(source: Path | bytes, num_threads: int) -> "InferenceSession":
     if isinstance(source, Path) and not source.is_file():
         raise WeightsError(f"{source}: no such file; sam2-3dmed export writes it")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = num_threads
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors: they come as exceptions, too
     given = str(source) if isinstance(source, Path) else source
     try:
@@ -126,10 +119,8 @@ def read_record(session: "InferenceSession", path: Path) -> OnnxRecord:
 class OnnxNetwork:
     """Stands in for `SAM2For3dMed` in slabs mode. PyTorch resizes slices and blends logits; onnxruntime does the rest.
 
-    The checksums of the run and of its weights, if they are known, are those that the files must be exports of.
-
     Raises:
-        WeightsError: a file is missing, damaged, or of another model.
+        WeightsError: a file is missing, damaged, or of another run or other weights than these checksums.
     """
 
     device = torch.device("cpu")
@@ -182,7 +173,7 @@ class OnnxNetwork:
 
     def _open(self, name: str) -> "tuple[InferenceSession, OnnxRecord]":
         path = self._folder / name
-        session = open_session(path, torch.get_num_threads())
+        session = open_session(path)
         record = read_record(session, path)
         if record.file_name != name:
             raise WeightsError(f"{path}: holds what belongs in {record.file_name}")
@@ -193,17 +184,17 @@ class OnnxNetwork:
         return session, record
 
 
+@dataclass(frozen=True)
 class OnnxEncoder:
     """Stands in for `ImageEncoder`."""
 
-    def __init__(self, session: "InferenceSession", image_size: int) -> None:
-        self.image_size = image_size
-        self._session = session
+    session: "InferenceSession"
+    image_size: int
 
     def __call__(self, slices: Tensor) -> Features:
         """slices: (B, D, C, H0, W0) in [0, 1], of any size, with the plan's C. Returns: the three feature levels."""
         batch, planes = slices.shape[:2], resize(slices.flatten(0, 1), self.image_size)
-        levels = run_session(self._session, {"slices": planes})
+        levels = run_session(self.session, {"slices": planes})
         return Features(**{name: level.view(*batch, *level.shape[1:]) for name, level in levels.items()})
 
 

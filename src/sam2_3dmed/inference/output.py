@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import NamedTuple
 
 from sam2_3dmed.dicom.codes import Code
 from sam2_3dmed.dicom.series import DicomSeries
@@ -13,19 +14,14 @@ from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.volume.volume import Volume
 
 
-@dataclass(frozen=True)
-class Writer:
-    """How masks of a format are written.
-
-    Attributes:
-        ending: Of the file's name.
-        function: `module:name` of a function of a mask and a path, imported when it is needed.
-        arguments: Names of its further arguments: `labels`, `codes`, `series`.
-    """
+class Writer(NamedTuple):
+    """How masks of a format are written."""
 
     ending: str
     function: str
+    """`module:name` of a function of a mask and a path, imported when it is needed."""
     arguments: tuple[str, ...] = ()
+    """Its further arguments, of `labels`, `codes` and `series`."""
 
 
 FORMATS: Mapping[str, Writer] = {
@@ -39,11 +35,7 @@ FORMATS: Mapping[str, Writer] = {
 
 @dataclass(frozen=True)
 class MaskFormat:
-    """How masks are written. labels: the name of each value above 0; codes: DICOM codes by name.
-
-    Raises:
-        ConfigError: there is no such format.
-    """
+    """A format, checked, and what it takes. labels: the name of each value above 0; codes: DICOM codes by name."""
 
     name: str = "nifti"
     labels: Mapping[int, str] = field(default_factory=dict)
@@ -55,7 +47,6 @@ class MaskFormat:
 
     @property
     def ending(self) -> str:
-        """The ending of a file's name."""
         return FORMATS[self.name].ending
 
     def require(self, series: DicomSeries | None) -> None:
@@ -64,11 +55,7 @@ class MaskFormat:
             raise DataError(f"--format {self.name} refers to a DICOM series, which this input is not")
 
     def write(self, mask: Volume, path: Path, series: DicomSeries | None = None) -> None:
-        """Write a mask, whole or not at all. series: the DICOM input that the mask was made from.
-
-        Raises:
-            DataError: a DICOM format without a series. VolumeError: it cannot be written.
-        """
+        """Write a mask, whole or not at all. series: the DICOM input that the mask was made from."""
         self.require(series)
         writer = FORMATS[self.name]
         values = {"labels": self.labels, "codes": self.codes, "series": series}

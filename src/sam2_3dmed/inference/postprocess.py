@@ -98,8 +98,7 @@ def find_components(
         diagonal: voxels connect by edges and corners, too.
 
     Returns:
-        The sizes in voxels; and a function that gives, slice by slice, the mask of the components for which its
-        argument is true.
+        The sizes in voxels; and a function that gives the slices of the components for which its argument is true.
     """
     structure = ndimage.generate_binary_structure(2, 2 if diagonal else 1)
     piece_sizes, contacts = [], [np.zeros((2, 0), dtype=np.int64)]

@@ -1,8 +1,8 @@
 """A volume in, its mask out, on the same grid (readings 5, 6 and 10)."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
-from threading import Event
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Unpack
 
 import numpy as np
@@ -31,32 +31,19 @@ def _ignore(slab: Slab, positions: Tensor) -> None:
     pass
 
 
+@dataclass(eq=False)
 class Predictor:
-    """A trained network, ready for volumes; a `Segmenter`.
+    """A trained network, ready for volumes; a `Segmenter`. Raises ConfigError if `config` names an unknown class."""
 
-    Args:
-        labels: the mask value and the name of class 1..K, by ascending value.
-        slab_slices: D.
+    network: SAM2For3dMed
+    _: KW_ONLY
+    preprocessing: Preprocessing
+    labels: dict[int, str]
+    slab_slices: int
+    config: InferenceConfig
 
-    Raises:
-        ConfigError: `config` names a class that is not among the labels.
-    """
-
-    def __init__(
-        self,
-        network: SAM2For3dMed,
-        *,
-        preprocessing: Preprocessing,
-        labels: dict[int, str],
-        slab_slices: int,
-        config: InferenceConfig,
-    ) -> None:
-        require_known_classes(config, labels.values())
-        self.network = network
-        self.preprocessing = preprocessing
-        self.labels = labels
-        self.slab_slices = slab_slices
-        self.config = config
+    def __post_init__(self) -> None:
+        require_known_classes(self.config, self.labels.values())
 
     @property
     def num_channels(self) -> int:
@@ -86,8 +73,10 @@ class Predictor:
         """
         height, width = slices.shape[-2:]
         classes = np.empty((len(slices), height, width), dtype=np.min_scalar_type(len(self.labels)))
-        prompts = self._prompts(reference, range(1, len(self.labels) + 1))
-        logits = self._logits(slices, prompts=prompts, on_positions=on_positions)
+        prompts = None
+        if self.network.needs_reference and reference is not None:
+            prompts = self.network.prompts_from_stack(reference, range(1, len(self.labels) + 1))
+        logits = self._logits(slices, on_positions, prompts=prompts)
         for index, of_slice in logits:
             classes[index] = argmax_mask(of_slice, height, width).cpu().numpy()
         return classes
@@ -102,66 +91,48 @@ class Predictor:
         """boundary: a volume to fill with the boundary map."""
         maps = self._logits(
             self.preprocessing.stack(volume),
+            on_positions,
             boundary=boundary is not None,
-            prompts=self._prompts_for(volume, options.get("reference")),
-            on_positions=on_positions,
+            prompts=self._prompts(volume, options.get("reference")),
             cancel=options.get("cancel"),
         )
-        return fill_mask(
-            maps, volume, self.preprocessing.slicing_axis, self.labels, self.config, options, boundary=boundary
-        )
+        axis = self.preprocessing.slicing_axis
+        return fill_mask(maps, volume, axis, self.labels, self.config, options, boundary=boundary)
 
-    def _logits(self, slices: Slices, **options: Any) -> Iterator[tuple[int, Tensor]]:
-        """options: of `slice_logits`."""
+    def _logits(self, slices: Slices, on_positions: OnPositions, **options: Any) -> Iterator[tuple[int, Tensor]]:
+        """options: of `Forward`."""
         self.network.eval()
-        return slice_logits(self.network, slices, self.slab_slices, self.config, **options)
+        return slice_logits(Forward(self.network, slices, self.config, **options), self.slab_slices, on_positions)
 
-    def _prompts_for(self, volume: Volume, reference: Volume | None) -> Prompts | None:
+    def _prompts(self, volume: Volume, reference: Volume | None) -> Prompts | None:
+        """The prompts of all slices; None for a network without prompts."""
         if not self.network.needs_reference:
             refuse_boxes(reference)
+            return None
         if reference is None:
-            return self._prompts(None, ())
+            raise ConfigError("this model takes boxes, and there is no reference to draw them around")
         if difference := describe_difference(volume, reference):
             raise VolumeError(f"the reference is not on the grid of the volume: {difference}")
         if reference.array.any() and not np.isin(reference.array, tuple(self.labels)).any():
             raise VolumeError(f"the reference holds none of the classes' values, {', '.join(map(str, self.labels))}")
         # By the axes of the volume, in case the two affines differ in rounding.
-        on_grid = volume.with_array(reference.array)
-        return self._prompts(volume_to_slices(on_grid, self.preprocessing.slicing_axis), tuple(self.labels))
-
-    def _prompts(self, labels: NDArray[np.integer] | None, values: Sequence[int]) -> Prompts | None:
-        """The prompts of all slices, from their labels (N, H0, W0); None for a network without prompts."""
-        if not self.network.needs_reference:
-            return None
-        if labels is None:
-            raise ConfigError("this model takes boxes, and there is no reference to draw them around")
-        return self.network.prompts_from_stack(labels, values)
+        on_grid = volume_to_slices(volume.with_array(reference.array), self.preprocessing.slicing_axis)
+        return self.network.prompts_from_stack(on_grid, tuple(self.labels))
 
 
 @torch.inference_mode()
 def slice_logits(
-    network: SAM2For3dMed,
-    slices: Slices,
-    slab_slices: int,
-    config: InferenceConfig,
-    *,
-    on_positions: OnPositions = _ignore,
-    boundary: bool = False,
-    prompts: Prompts | None = None,
-    cancel: Event | None = None,
+    forward: Forward, slab_slices: int, on_positions: OnPositions = _ignore
 ) -> Iterator[tuple[int, Tensor]]:
     """The index of each slice, once, and its logits (K, H/4, W/4) float32; (K, H/2, W/2) with shifts.
 
-    The other arguments are those of `Forward`; with `boundary` there are 2K maps.
-
     Raises:
-        Cancelled: `cancel` was set. ConfigError: `config.compile`, and there is no compiler. DataError: there is no
+        Cancelled: see `Forward`. ConfigError: the config's `compile`, and there is no compiler. DataError: there is no
             room for a temporary file.
     """
-    if config.compile:
-        compile_network(network)
-    forward = Forward(network, slices, config, boundary=boundary, prompts=prompts, cancel=cancel)
-    logits_of = stream_logits if config.mode == "stream" else slab_logits
+    if forward.config.compile:
+        compile_network(forward.network)
+    logits_of = stream_logits if forward.config.mode == "stream" else slab_logits
     yield from logits_of(forward, slab_slices, on_positions)
 
 
@@ -176,11 +147,10 @@ def fill_mask(
     log_odds: Callable[[Tensor], Tensor] = lambda logits: logits,
     boundary: Volume | None = None,
 ) -> Volume:
-    """The mask of a volume, after post-processing, from the logits of its slices.
+    """The mask of a volume, after post-processing: in each voxel the class of the highest logit, if that is above 0.
 
     Args:
-        maps: each slice's index, once, and its logits (K, h, w); the class of the highest logit above 0 wins. With
-            `boundary` the K maps of P_bd follow.
+        maps: each slice's index, once, and its logits (K, h, w). With `boundary` the K maps of P_bd follow.
         log_odds: turns logits (K, h, w) into logits whose sigmoid is a probability.
         boundary: a volume to fill with the boundary map.
     """

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Self
@@ -82,33 +83,29 @@ def _both(forward: Forward, slab_slices: int, on_positions: OnPositions) -> Iter
             yield index, (logits + first.to(logits.device)) / 2
 
 
+@dataclass
 class _EncodeOnce:
     """As `Forward.encode`, whose features then wait to be asked for again. Without room, slices are encoded again."""
 
-    def __init__(self, forward: Forward, spill: TensorSpill) -> None:
-        self._forward = forward
-        self._spill: TensorSpill | None = spill
-        self._like: DecoderFeatures | None = None
+    forward: Forward
+    spill: TensorSpill
+    has_room: bool = True
+    like: DecoderFeatures | None = None
 
     def __call__(self, start: int, stop: int) -> list[DecoderFeatures]:
-        if self._spill is not None and self._like is not None and start in self._spill:
-            records = (self._spill.take(index) for index in range(start, stop))
-            return [self._like.with_tensors(x.to(self._forward.device) for x in record) for record in records]
-        features = self._forward.encode(start, stop)
-        if self._spill is not None:
-            self._keep(start, features)
-        return features
-
-    def _keep(self, start: int, features: list[DecoderFeatures]) -> None:
-        assert self._spill is not None
+        if self.has_room and self.like is not None and start in self.spill:
+            records = (self.spill.take(index) for index in range(start, stop))
+            return [self.like.with_tensors(x.to(self.forward.device) for x in record) for record in records]
+        features = self.forward.encode(start, stop)
+        self.like = features[0]
         try:
-            for index, of_slice in enumerate(features, start):
-                self._spill.put(index, of_slice.tensors())
-            self._like = features[0]
+            for index, of_slice in enumerate(features if self.has_room else [], start):
+                self.spill.put(index, of_slice.tensors())
         except DataError as error:
             logger.warning("%s; slices are encoded once for each direction", error)
-            self._spill.close()
-            self._spill = None
+            self.has_room = False
+            self.spill.close()
+        return features
 
 
 class TensorSpill:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -49,35 +50,28 @@ Slices = SliceStack | NDArray[Any]
 """(N, C, H0, W0) in [0, 1] of any dtype: an array, a memory map, or slices that are made on demand."""
 
 
+@dataclass(eq=False)
 class Forward:
     """A network over the slices of one stack. The features of a slice have one row for each view.
 
-    Args:
-        config: with flips, each slice passes plain and mirrored. With shifts, it passes four times, shifted by half a
-            logit towards each corner, and the logits are averaged at stride 2; with both, two of the four are mirrored.
-        boundary: the K maps of P_bd follow the K maps of P_seg, if the network has BD.
-        prompts: of all slices, for a network that takes them.
+    With flips in the config, each slice passes plain and mirrored. With shifts, it passes four times, shifted by half a
+    logit towards each corner, and the logits are averaged at stride 2; with both, two of the four are mirrored.
     """
 
-    def __init__(
-        self,
-        network: SAM2For3dMed,
-        slices: Slices,
-        config: InferenceConfig,
-        *,
-        boundary: bool = False,
-        prompts: Prompts | None = None,
-        cancel: Event | None = None,
-    ) -> None:
-        self.network = network
-        self.slices = slices
-        self.config = config
-        self.device = network.device
-        self._bf16 = use_bf16(config.precision, self.device)
-        self._views = _views(config.flips, config.shifts)
-        self._boundary = boundary
-        self._prompts = prompts
-        self._cancel = cancel
+    network: SAM2For3dMed
+    slices: Slices
+    config: InferenceConfig
+    _: KW_ONLY
+    boundary: bool = False
+    """The K maps of P_bd follow the K maps of P_seg, if the network has BD."""
+    prompts: Prompts | None = None
+    """Of all slices, for a network that takes them."""
+    cancel: Event | None = None
+
+    def __post_init__(self) -> None:
+        self.device = self.network.device
+        self._bf16 = use_bf16(self.config.precision, self.device)
+        self._views = _views(self.config.flips, self.config.shifts)
 
     @property
     def chunk(self) -> int:
@@ -87,13 +81,13 @@ class Forward:
 
     def encode(self, start: int, stop: int) -> list[DecoderFeatures]:
         """The features of some slices; each level is (rows, C, ., .)."""
-        require_not_cancelled(self._cancel)
+        require_not_cancelled(self.cancel)
         chunk = np.array(self.slices[start:stop], dtype=np.float32, order="C")
         slices = self._seen(torch.from_numpy(chunk).to(self.device))
         with self._autocast():
             features = self.network.project(self.network.encoder(slices))
-        if self._prompts is not None:
-            prompts = self._prompts.each(lambda tensor: tensor[start:stop].to(self.device))
+        if self.prompts is not None:
+            prompts = self.prompts.each(lambda tensor: tensor[start:stop].to(self.device))
             features = features._replace(prompts=self._prompts_seen(prompts))
         # These are views, which keep the whole chunk alive. Copies would cost more than they free.
         return [features.at(i) for i in range(stop - start)]
@@ -148,7 +142,7 @@ class Forward:
 
     def _mean(self, logits: Tensor, boundary: Tensor | None, rows: int) -> Tensor:
         """(B x rows, K, ...) -> (B, K or 2K, ...): the mean over the views, each mirrored and shifted back."""
-        maps = logits if boundary is None or not self._boundary else torch.cat([logits, boundary], dim=1)
+        maps = logits if boundary is None or not self.boundary else torch.cat([logits, boundary], dim=1)
         of_views = maps.float().view(-1, rows, *maps.shape[1:]).unbind(1)
         # One view at a time: shifts make each four times as large.
         turned = map(_turned_back, self._views, of_views)
@@ -176,11 +170,7 @@ def _turned_back(view: _View, logits: Tensor) -> Tensor:
 
 
 def compile_network(network: SAM2For3dMed) -> None:
-    """Compile the parts that have fixed shapes, once in the life of the network. This pays for many volumes only.
-
-    Raises:
-        ConfigError: there is no compiler.
-    """
+    """Compile the parts that have fixed shapes, once in the life of the network. This pays for many volumes only."""
     if network.device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
         raise ConfigError("compile: torch.compile needs a C++ compiler here (g++, clang++, or the one that CXX names)")
     decoders = [network.segmentation, *([network.boundary.decoder] if network.boundary is not None else [])]

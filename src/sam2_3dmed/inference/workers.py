@@ -23,11 +23,7 @@ _PRELOAD = ("sam2_3dmed.inference.predictor", "transformers.models.sam2.modeling
 
 
 def assign_devices(device: str | None, workers: int | None) -> list[str | None]:
-    """The device of each worker process: they take devices (with commas between them) in turn, by default one each.
-
-    Raises:
-        ConfigError: fewer workers than devices.
-    """
+    """The device of each worker process: they take devices (with commas between them) in turn, by default one each."""
     devices: list[str | None] = [name.strip() or None for name in device.split(",")] if device else [None]
     if workers is not None and workers < len(devices):
         raise ConfigError(f"--workers {workers}: {len(devices)} devices need as many workers")
@@ -44,11 +40,7 @@ def limit_threads(threads: int) -> None:
 def in_processes(
     job: Job, inputs: Sequence[Input], report: Report, *, devices: Sequence[str | None], cancel: Event | None = None
 ) -> None:
-    """Run a job in one process for each device. A process that dies costs only the input that kills two processes.
-
-    Raises:
-        Cancelled: `cancel` was set. UserError: the model cannot be loaded.
-    """
+    """Run a job in one process for each device. A process that dies costs only the input that kills two processes."""
     threads = max(1, num_processors() // len(devices))
     for index, outcome in share_out(partial(_work, job, threads), inputs, devices, _PRELOAD, cancel):
         if isinstance(outcome, Died):
@@ -65,13 +57,9 @@ def _work(job: Job, threads: int, device: str | None, inputs: Iterator[tuple[int
 def on_ray(
     job: Job, inputs: Sequence[Input], report: Report, *, workers: int, device: str | None, cancel: Event | None = None
 ) -> None:
-    """Run a job in actors of the Ray cluster at RAY_ADDRESS, or of a new one on this machine.
+    """Run a job in actors of a Ray cluster, see `ray_cluster`. Each gets one input at a time.
 
-    Each actor gets one input at a time. If it dies, Ray starts it again and tries its input once more; an input that
-    kills two actors is reported as failed.
-
-    Raises:
-        Cancelled: `cancel` was set. ConfigError: the extra is missing, or the cluster has no room for the workers.
+    If an actor dies, Ray starts it again and tries its input once more. An input that kills two is reported as failed.
     """
     with ray_cluster(workers, use_gpus=device != "cpu") as (threads, gpus):
         import ray
@@ -98,10 +86,7 @@ def on_ray(
 
 @contextmanager
 def ray_cluster(workers: int, *, use_gpus: bool = True) -> Iterator[tuple[int, int]]:
-    """The Ray cluster at RAY_ADDRESS, or a new one on this machine that ends with the body.
-
-    Yields:
-        The processor threads and the GPUs for each worker.
+    """The threads and GPUs of a worker on the Ray cluster at RAY_ADDRESS, or on a new one that ends with the body.
 
     Raises:
         ConfigError: the extra is missing, or the cluster has no room for the workers.
@@ -126,10 +111,7 @@ def ray_cluster(workers: int, *, use_gpus: bool = True) -> Iterator[tuple[int, i
 
 
 class RayWorker:
-    """An actor of the cluster. Its first input loads the model, so that a model that kills it is not loaded for ever.
-
-    Relative paths count from `folder`.
-    """
+    """An actor. Its first input loads the model, so that a model that kills the process is not loaded for ever."""
 
     def __init__(self, job: Job, folder: Path, device: str | None, threads: int) -> None:
         with suppress(OSError):  # if this machine does not have it, only absolute paths work
@@ -158,13 +140,10 @@ def on_slurm(
     options: Mapping[str, Any],
     cancel: Event | None = None,
 ) -> None:
-    """Run a job that has a manifest in tasks of a SLURM array through submitit, and wait for them.
+    """Run a job that has a manifest in tasks of a SLURM array, see `submit`, and wait for them.
 
     The tasks write to the same folder. They go on if this process ends; `cancel` ends them. A task passes over what is
     finished, so it can be started again.
-
-    Raises:
-        Cancelled: `cancel` was set. ConfigError: see `submit`, also for `options`.
     """
     shares = [range(len(inputs))[first::tasks] for first in range(min(tasks, len(inputs)))]
     parts = [partial(predict_batch, job, [inputs[n] for n in share], device=device) for share in shares]
