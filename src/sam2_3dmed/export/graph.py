@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sam2_3dmed.encoders.image_encoder import Features, ImageEncoder
-from sam2_3dmed.inference.onnx_network import FEATURES, OnnxRecord
+from sam2_3dmed.inference.onnx_network import FEATURES
 from sam2_3dmed.model.network import SAM2For3dMed
 
 OPSET = 18
@@ -69,15 +69,6 @@ def slab_onnx(network: SAM2For3dMed, slab_slices: int) -> bytes:
     side, channels = network.encoder.image_size // 16, network.segmentation.channels
     example = tuple(torch.rand(slab_slices, channels, side * k, side * k) for k in (1, 2, 4))
     return _trace(SlabGraph(network).eval(), example, FEATURES)
-
-
-def with_record(model: bytes, record: OnnxRecord) -> bytes:
-    """Add a record to the model's metadata_props."""
-    import onnx
-
-    proto = onnx.load_from_string(model)
-    onnx.helper.set_model_props(proto, record.properties())
-    return proto.SerializeToString()
 
 
 def _trace(

@@ -19,7 +19,7 @@ from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.phantom import PHANTOM_SHAPE, make_phantom_case
 from sam2_3dmed.encoders.image_encoder import Features, resize
 from sam2_3dmed.errors import ConfigError, DataError, UserError, WeightsError
-from sam2_3dmed.export.graph import OPSET, encoder_onnx, slab_onnx, with_record
+from sam2_3dmed.export.graph import OPSET, encoder_onnx, slab_onnx
 from sam2_3dmed.inference.inputs import find_inputs
 from sam2_3dmed.inference.manifest import checksum
 from sam2_3dmed.inference.onnx_network import FORMAT, OnnxRecord, open_session, require_onnx, run_session, run_slabs
@@ -115,13 +115,17 @@ def _exportable(run: Path) -> Sam2Record:
 
 def _write(folder: Path, model: bytes, found: Differences, **fields: Any) -> tuple[Path, float]:
     """Write a file with its record. Returns: the file and its largest relative difference."""
+    import onnx
+
     record = OnnxRecord(
         outputs=tuple(found.absolute), max_abs_difference=found.absolute, max_rel_difference=found.relative, **fields
     )
     path = folder / record.file_name
     found.require(record.tolerance, path.name)
+    proto = onnx.load_from_string(model)
+    onnx.helper.set_model_props(proto, record.properties())
     with naming(path, "cannot be written"), replacing(path) as file:
-        file.write(with_record(model, record))
+        file.write(proto.SerializeToString())
     difference = max(found.relative.values())
     logger.info("%s: differs from PyTorch by at most %.1e, relatively, on %s", path.name, difference, record.checked_on)
     return path, difference

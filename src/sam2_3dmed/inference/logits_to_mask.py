@@ -31,28 +31,30 @@ def argmax_mask(logits: Tensor, height: int, width: int, values: Sequence[int] |
     return classes
 
 
-Box = tuple[slice, slice]
-
-
-def _boxes(logits: Tensor, height: int, width: int) -> Iterator[tuple[int, Box, Box]]:
+def _boxes(logits: Tensor, height: int, width: int) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
     """The classes that are above 0 anywhere, each with the rows and columns to resize, before and after.
 
     Resizing takes means of neighbours. A class that is nowhere above 0 at stride 4 is nowhere above 0 at native size,
     and at most one pixel beyond the box of its positive pixels counts. Where the size grows by a power of two, the
     resized box is equal to the same part of the resized whole to the last bit; elsewhere the whole is resized.
     """
-    sizes = tuple(zip(logits.shape[1:], (height, width), strict=True))
-    exact = all(large % small == 0 and (large // small).bit_count() == 1 for small, large in sizes)
     positive = logits > 0
-    held: list[NDArray[np.bool_]] = [positive.any(dim=dim).cpu().numpy() for dim in (2, 1)]  # rows, columns
-    for k in np.flatnonzero(held[0].any(axis=1)).tolist():
-        box: list[tuple[slice, slice]] = []
-        for lines, (small, large) in zip(held, sizes, strict=True):
-            places = np.flatnonzero(lines[k])
-            start, stop = (max(0, int(places[0]) - 1), min(small, int(places[-1]) + 2)) if exact else (0, small)
-            box.append((slice(start, stop), slice(start * large // small, stop * large // small)))
-        (rows, large_rows), (columns, large_columns) = box
-        yield k, (rows, columns), (large_rows, large_columns)
+    rows, columns = (positive.any(dim=dim).cpu().numpy() for dim in (2, 1))
+    growth = height / logits.shape[1], width / logits.shape[2]
+    exact = all(factor.is_integer() and int(factor).bit_count() == 1 for factor in growth)
+    for k in np.flatnonzero(rows.any(axis=1)).tolist():
+        y, large_y = _part(rows[k], height, exact)
+        x, large_x = _part(columns[k], width, exact)
+        yield k, (y, x), (large_y, large_x)
+
+
+def _part(positive: NDArray[np.bool_], size: int, exact: bool) -> tuple[slice, slice]:
+    """The part of an axis to resize, before and after it grows to `size`."""
+    if not exact:
+        return slice(0, len(positive)), slice(0, size)
+    places, growth = np.flatnonzero(positive), size // len(positive)
+    start, stop = max(0, int(places[0]) - 1), min(len(positive), int(places[-1]) + 2)
+    return slice(start, stop), slice(start * growth, stop * growth)
 
 
 def boundary_map(logits: Tensor, height: int, width: int) -> Tensor:

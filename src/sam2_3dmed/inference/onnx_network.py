@@ -25,7 +25,6 @@ FORMAT = 1
 ENCODER_FILE = "encoder.onnx"
 FEATURES = ("z", "stride8", "stride4")
 """The encoder's outputs and a slab's inputs."""
-NEEDS_THE_EXTRA = "ONNX needs the extra: pip install 'sam2-3dmed[export]'"
 
 
 def slab_file(num_slices: int) -> str:
@@ -36,7 +35,7 @@ def slab_file(num_slices: int) -> str:
 def require_onnx(*packages: Literal["onnx", "onnxruntime"]) -> None:
     """Raise ConfigError with the way to install the packages, unless they are there."""
     if any(importlib.util.find_spec(package) is None for package in packages):
-        raise ConfigError(NEEDS_THE_EXTRA)
+        raise ConfigError("ONNX needs the extra: pip install 'sam2-3dmed[export]'")
 
 
 class OnnxRecord(BaseModel):
