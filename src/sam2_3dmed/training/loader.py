@@ -127,19 +127,15 @@ def epoch_loader(
     distributed: DistributedContext,
 ) -> DataLoader[Any]:
     """An epoch of a data set whose keys are `SampleKey`s, in batches that `collate` makes."""
-    division = Division(
-        training.samples_per_epoch or num_cases,
-        training.batch_size,
-        training.grad_accum_steps,
-        distributed.size,
-        distributed.rank,
-    )
+    slabs = training.samples_per_epoch or num_cases
     workers = training.workers
     if workers is None:
         workers = max(0, min(8, (os.cpu_count() or 1) // distributed.devices - 1))
     return DataLoader[Any](
         dataset,
-        batch_sampler=division,
+        batch_sampler=Division(
+            slabs, training.batch_size, training.grad_accum_steps, distributed.size, distributed.rank
+        ),
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,

@@ -78,11 +78,7 @@ class Learner:
 
 
 def check_gradients(learner: Learner) -> None:
-    """Count the norm of each part's gradients; stop a run whose next step would spoil the weights.
-
-    Raises:
-        TrainingError: the loss or a gradient is not finite.
-    """
+    """Count the norm of each part's gradients. Raises: TrainingError if one, or the loss, is not finite."""
     trainable = learner.trainable
     norms = gradient_norms(trainable.parts())
     # One transfer for all: on a GPU each would wait for the step.
@@ -126,12 +122,7 @@ class TrainingLoop:
         self._validating = False
 
     def run(self, checkpoint: Path | None) -> None:
-        """Train from the beginning, or from a checkpoint.
-
-        Raises:
-            TrainingError: the loss or a gradient is not finite.
-            Terminated: SIGTERM came; the latest checkpoint has all that is done.
-        """
+        """Train from the beginning, or from a checkpoint. Raises: as `fit`."""
         if checkpoint is not None:
             self._restore(read_checkpoint(checkpoint))
         with self._outputs(resumed=checkpoint is not None), self._sigterm(), progress_bar(self) as show:
@@ -308,11 +299,7 @@ def progress_bar(loop: TrainingLoop) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def trial(trainable: Trainable, fabric: Fabric, before_step: Callable[[Learner], None]) -> Iterator[Iterator[None]]:
-    """Training that leaves no trace, from the first slabs on: weights are put back at the end.
-
-    Yields:
-        An iterator without end, of which each item is a pass.
-    """
+    """Passes without end, from the first slabs on, that leave no trace: weights are put back when the body ends."""
     before = trained_weights(trainable)
     try:
         yield _passes(Learner(trainable, fabric, before_step))

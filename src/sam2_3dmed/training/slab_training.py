@@ -73,10 +73,7 @@ def training_step(
 
 
 class SlabTraining(Trainable):
-    """Trains a predictor's network on slabs.
-
-    features: gives the features of slabs of views. Others: see `Trainable`.
-    """
+    """Trains a predictor's network on slabs. features: gives those of slabs of views."""
 
     network: SAM2For3dMed
 
@@ -163,11 +160,7 @@ def assemble_slabs(
     folder: Path,
     distributed: DistributedContext,
 ) -> SlabTraining:
-    """A predictor's network with the slabs that it learns from. folder: of the run.
-
-    Raises:
-        ConfigError: a feature cache for an encoder that trains.
-    """
+    """A predictor's network with the slabs that it learns from. Raises: ConfigError as `require_frozen`."""
     network, recipe = predictor.network, config.training
     network.save_memory(activation_checkpointing=recipe.activation_checkpointing, slices_at_once=recipe.encoder_slices)
     size = network.encoder.image_size
