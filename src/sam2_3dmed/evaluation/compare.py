@@ -123,7 +123,7 @@ def compare_runs(
     wanted = names[0] if baseline is None else baseline
     if wanted not in names + given:
         raise DataError(f"baseline {wanted}: no such run; there are {', '.join(names)}")
-    reference = names.index(wanted) if wanted in names else given.index(wanted)
+    reference = (names if wanted in names else given).index(wanted)
     classes = [row for row in runs[0].rows if row[0] == "class"]
     # The mean over one class is no comparison of its own.
     rows = [row for row in runs[0].rows if row[0] != "mean" or len(classes) > 1]

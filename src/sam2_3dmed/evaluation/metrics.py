@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -53,7 +54,6 @@ class Metric:
         on_surface: Whether the definition of a surface changes the metric.
         if_absent, if_one_sided: The values that replace undefined ones under the policy "penalise", if neither mask
             has the class, and if only one of them has it. None is the diagonal of the volume.
-        tolerance_mm: Only for the NSD.
     """
 
     definition: str
@@ -181,7 +181,6 @@ class ClassMetrics:
         scores: Column of the tables -> value.
         presence: "missed" if only the truth has the class, "false_positive" if only the prediction has it, "absent" if
             neither has it. This and the fields below are None for the mean.
-        prediction_mm3, truth_mm3: The volumes of the class.
     """
 
     kind: Kind
@@ -272,17 +271,13 @@ def case_metrics(
     """
     spacing = check_spacing(spacing_mm)
     check_label_maps(prediction, truth, labels)
-    diagonal = diagonal_mm(truth.shape, spacing)
     box = bounding_box(prediction, truth)
     maps = prediction[box], truth[box]
-
-    def row(kind: Kind, name: str, label: int | None, *values: int) -> ClassMetrics:
-        return _class_metrics(kind, name, label, class_masks(maps, *values), spacing, diagonal, scoring)
-
-    rows = [row("class", name, value, value) for value, name in labels.items()]
+    score = partial(_class_metrics, spacing_mm=spacing, diagonal=diagonal_mm(truth.shape, spacing), scoring=scoring)
+    rows = [score("class", name, value, class_masks(maps, value)) for value, name in labels.items()]
     rows.append(ClassMetrics("mean", MEAN_NAME, None, mean_scores([row.scores for row in rows])))
     if len(labels) > 1:
-        rows.append(row("union", UNION_NAME, None, *labels))
+        rows.append(score("union", UNION_NAME, None, class_masks(maps, *labels)))
     return rows
 
 

@@ -16,7 +16,7 @@ from sam2_3dmed.report import charts
 from sam2_3dmed.report.charts import Chart
 from sam2_3dmed.report.contents import CaseEntry
 from sam2_3dmed.report.panels import Panel, class_colour, panel_rows
-from sam2_3dmed.report.planes import ERROR_COLOURS, case_panels, case_volumes, class_numbers, largest_error, slice_dice
+from sam2_3dmed.report.planes import ERROR_COLOURS, case_panels, case_volumes, largest_error, slice_dice
 from sam2_3dmed.report.surfaces import Mesh, bounds, render, surface_meshes
 from sam2_3dmed.volume.files import require_same_grid
 from sam2_3dmed.volume.label import read_label
@@ -121,21 +121,17 @@ def _positions(extra: Auxiliary, name: str, figures: Path, rank: str) -> Chart:
 
 
 def _surfaces(truth: Volume, prediction: Volume, labels: Mapping[int, str], max_triangles: int) -> list[Surfaces]:
-    true, predicted = (class_numbers(volume, labels).array for volume in (truth, prediction))
-    return [
-        Surfaces(
-            label,
-            class_colour(number - 1),
-            *surface_meshes(true == number, predicted == number, truth.affine, max_triangles),
-        )
-        for number, label in enumerate(labels.values(), start=1)
-    ]
+    surfaces = []
+    for number, (value, label) in enumerate(labels.items()):
+        meshes = surface_meshes(truth.array == value, prediction.array == value, truth.affine, max_triangles)
+        surfaces.append(Surfaces(label, class_colour(number), *meshes))
+    return surfaces
 
 
 def distance_limit_mm(reports: Sequence[CaseReport]) -> float:
     """The end of the scale of distances: half of the surfaces have nine tenths of their vertices below it.
 
-    Rounded up to 1, 2 or 5 times a power of 10, and at least 1.
+    It is 1, 2 or 5 times a power of 10, and at least 1.
     """
     meshes = [mesh.distances_mm for report in reports for mesh in report.meshes]
     reached = [np.percentile(distances_mm, 90) for distances_mm in meshes if np.isfinite(distances_mm).all()]

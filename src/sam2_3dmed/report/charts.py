@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps, rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
@@ -219,7 +218,6 @@ def _chart(title: str, width: float = 3.6, columns: int = 1) -> Iterator[tuple[A
     """A figure with axes to fill in the report's style."""
     with rc_context(_STYLE):
         figure = Figure(figsize=(width, 2.6), layout="constrained", facecolor="white")
-        FigureCanvasAgg(figure)
         axes = figure.subplots(1, columns)
         if columns == 1:
             axes.set_title(title)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
@@ -95,7 +94,6 @@ def panel_rows(
     """A figure with a row of panels for each title, and a legend below. areas: name -> colour of filled areas."""
     columns = max(map(len, rows))
     figure = Figure(figsize=(2.4 * columns, 2.6 * len(rows) + 0.5), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     for axes, panels, title in zip(figure.subplots(len(rows), columns, squeeze=False), rows, titles, strict=True):
         for place, panel in zip(axes, panels, strict=True):
             draw_panel(place, panel)
