@@ -95,5 +95,5 @@ def test_the_cached_cases_are_what_it_learns_from(
     predictor = PatchPredictor(build(spec), spec, balls.plan, InferenceConfig(precision="32"))
     seen: list[torch.Tensor] = []
     predictor.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
-    predictor.predict_slices(balls.cases[0].cached.image, balls.cases[0].spacing_mm)
+    predictor.predict_slices(balls.cases[0].cached.image, balls.cases[0].grid.spacing_mm)
     torch.testing.assert_close(seen[0][0], torch.from_numpy(case.image[:].astype("float32")), atol=5e-3, rtol=0)

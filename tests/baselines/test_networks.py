@@ -7,8 +7,7 @@ import torch
 
 from sam2_3dmed.baselines import networks
 from sam2_3dmed.baselines.grid import Grid
-from sam2_3dmed.baselines.networks import all_logits, plan_network
-from sam2_3dmed.baselines.plan import outline
+from sam2_3dmed.baselines.networks import all_logits, outline, plan_network
 from sam2_3dmed.baselines.recipe import PatchSpec
 from sam2_3dmed.run.systems import find_system
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sam2_3dmed.baselines.grid import Grid, resampled_shape
-from sam2_3dmed.baselines.plan import Outline, common_spacing, halvings, intensities, outline
+from sam2_3dmed.baselines.grid import Grid, common_spacing, resampled_shape
+from sam2_3dmed.baselines.networks import Outline, halvings, intensities, outline
 from sam2_3dmed.run.systems import find_system
 
 

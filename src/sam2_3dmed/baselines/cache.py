@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,22 +28,15 @@ _MOST_CENTRES = 10_000
 """Voxels of a class in a case that patches may be centred on, as in nnU-Net."""
 
 
-@dataclass(frozen=True, eq=False)
-class GriddedCase:
-    """A prepared case and its spacing; small, and cheap to send to another process."""
+class GriddedCase(NamedTuple):
+    """A prepared case and its grid; small, and cheap to send to another process."""
 
     cached: CachedCase
-    spacing_mm: tuple[float, float, float]
-    """Along (D, H, W)."""
+    grid: Grid
 
     @property
     def num_bytes(self) -> int:
         return int(self.cached.image.nbytes)
-
-    @property
-    def grid(self) -> Grid:
-        d, h, w = self.cached.label.shape
-        return Grid((d, h, w), self.spacing_mm)
 
 
 def with_grids(cases: Iterable[CachedCase], dataset: MedicalDataset, axis: SlicingAxis) -> list[GriddedCase]:
@@ -54,7 +47,12 @@ def with_grids(cases: Iterable[CachedCase], dataset: MedicalDataset, axis: Slici
     """
     files = {case.name: case.images[0] for case in dataset.cases}
     point = np.zeros((1, 1, 1), dtype=np.uint8)
-    return [GriddedCase(case, slice_spacing_mm(Volume(point, read_affine(files[case.name])), axis)) for case in cases]
+    found = []
+    for case in cases:
+        spacing_mm = slice_spacing_mm(Volume(point, read_affine(files[case.name])), axis)
+        d, h, w = case.label.shape
+        found.append(GriddedCase(case, Grid((d, h, w), spacing_mm)))
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,27 +66,24 @@ class PatchCase:
     @property
     def image(self) -> "np.memmap[Any, np.dtype[np.float16]]":
         """(C, D, H, W), normalised."""
-        return open_array(self.folder / f"{self.name}.image.npy")
+        return open_array(self._file("image"))
 
     @property
     def label(self) -> "np.memmap[Any, np.dtype[np.uint8]]":
         """(D, H, W) class indices."""
-        return open_array(self.folder / f"{self.name}.label.npy")
+        return open_array(self._file("label"))
 
     def random_voxel(self, k: int, rng: np.random.Generator) -> NDArray[np.integer]:
         """A random voxel of a class, (3,)."""
         before = sum(count for other, count in self.counts.items() if other < k)
-        centres = open_array(self.folder / f"{self.name}.centres.npy")
-        return np.array(centres[before + rng.integers(self.counts[k])])
+        return np.array(open_array(self._file("centres"))[before + rng.integers(self.counts[k])])
+
+    def _file(self, part: str) -> Path:
+        return self.folder / f"{self.name}.{part}.npy"
 
 
 def build_patch_cache(
-    cases: list[GriddedCase],
-    spec: PatchSpec,
-    folder: Path,
-    *,
-    workers: int | None = None,
-    progress: Progress | None = None,
+    cases: list[GriddedCase], spec: PatchSpec, folder: Path, progress: Progress | None = None
 ) -> list[PatchCase]:
     """Bring every case to the common grid, below `folder`; complete and current cases are kept.
 
@@ -99,7 +94,7 @@ def build_patch_cache(
     folder = folder / f"patches-{sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return map_cases(partial(_prepare, spec=spec, folder=folder), cases, workers=workers, progress=progress)
+        return map_cases(partial(_prepare, spec=spec, folder=folder), cases, progress=progress)
     except OSError as error:
         raise DataError(f"{folder}: the cache cannot be written: {error.strerror or error}") from None
 
@@ -114,8 +109,8 @@ def _prepare(case: GriddedCase, *, spec: PatchSpec, folder: Path) -> PatchCase:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     index_file.unlink(missing_ok=True)
-    shape = resampled_shape(case.grid.shape, case.spacing_mm, spec.spacing_mm)
-    thick = thick_axis(case.spacing_mm, spec.spacing_mm)
+    shape = resampled_shape(*case.grid, spec.spacing_mm)
+    thick = thick_axis(case.grid.spacing_mm, spec.spacing_mm)
     image = resample_image(spec.normalise(np.asarray(case.cached.image)), shape, thick).astype(np.float16)
     label = resample_labels(np.asarray(case.cached.label), spec.num_classes, shape, thick)
     rng = np.random.default_rng(zlib.crc32(name.encode()))

@@ -23,10 +23,31 @@ class Grid(NamedTuple):
     spacing_mm: Spacing
 
 
+def three(values: Sequence[int] | NDArray[Any]) -> Three:
+    """Three numbers as integers."""
+    d, h, w = (int(value) for value in values)
+    return d, h, w
+
+
+def common_spacing(grids: Sequence[Grid]) -> Spacing:
+    """The median spacing; along an axis whose slices lie far apart the tenth percentile, but not finer than the others.
+
+    This is nnU-Net's rule: with the median, half of the cases would lose slices.
+    """
+    spacings = np.array([grid.spacing_mm for grid in grids])
+    target = np.median(spacings, axis=0)
+    worst = int(target.argmax())
+    voxels = np.median([grid.shape for grid in grids], axis=0)
+    coarsest = np.delete(target, worst).max()
+    if target[worst] > ANISOTROPIC * coarsest and ANISOTROPIC * voxels[worst] < np.delete(voxels, worst).min():
+        target[worst] = max(np.percentile(spacings[:, worst], 10), coarsest)
+    d, h, w = (round(float(value), 6) for value in target)
+    return d, h, w
+
+
 def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Three:
     """How many voxels a volume has on another grid; at least one along each axis."""
-    d, h, w = (max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True))
-    return d, h, w
+    return three([max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True)])
 
 
 def thick_axis(*spacings_mm: Sequence[float]) -> int | None:

@@ -41,10 +41,8 @@ class WindowGrid(nn.Module):
 
     def cut(self, tokens: Tensor) -> Tensor:
         """(B, D, H, W, C) -> (B, windows, tokens, C)."""
-        padding = [0, 0]
-        for size, padded in reversed(list(zip(self.shape, self.padded, strict=True))):
-            padding += [0, padded - size]
-        tokens = torch.roll(F.pad(tokens, padding), [-shift for shift in self.shift], (1, 2, 3))
+        d, h, w = (padded - size for size, padded in zip(self.shape, self.padded, strict=True))
+        tokens = torch.roll(F.pad(tokens, (0, 0, 0, w, 0, h, 0, d)), [-shift for shift in self.shift], (1, 2, 3))
         return self._to_windows(tokens)
 
     def join(self, windows: Tensor) -> Tensor:
@@ -169,8 +167,8 @@ class Embedding(nn.Module):
             x = convolution(x)
             if number < len(self.convolutions) - 1:
                 x = F.gelu(x)
-            x = _last_to_channels(norm(_channels_to_last(x)))
-        return _channels_to_last(x)
+            x = norm(x.movedim(1, -1)).movedim(-1, 1)
+        return x.movedim(1, -1)
 
 
 class Down(nn.Module):
@@ -183,12 +181,12 @@ class Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W, C) -> (B, D/2, H/2, W/2, 2C)."""
-        x = _last_to_channels(self.norm(F.gelu(x)))
+        x = self.norm(F.gelu(x)).movedim(-1, 1)
         if x.device.type != "cpu":
-            return _channels_to_last(self.convolution(x))
+            return self.convolution(x).movedim(1, -1)
         # In bf16 on a CPU, torch 2.13 gives NaN for some small volumes: the result depends on memory beyond the input.
         with torch.autocast("cpu", enabled=False):
-            return _channels_to_last(self.convolution(x.float()))
+            return self.convolution(x.float()).movedim(1, -1)
 
 
 class Up(nn.Module):
@@ -201,7 +199,7 @@ class Up(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, D, H, W, 2C) -> (B, 2D, 2H, 2W, C)."""
-        return _channels_to_last(self.convolution(_last_to_channels(self.norm(x))))
+        return self.convolution(self.norm(x).movedim(-1, 1)).movedim(1, -1)
 
 
 class NNFormer(nn.Module):
@@ -253,9 +251,10 @@ class NNFormer(nn.Module):
             nn.Sequential(*(block(i, j, drops[i * depth + j]) for j in range(1, depth))) for i in stages[:-1]
         )
         d, h, w = stride
-        up = d, h, w
         self.ups = nn.ModuleList(Up(widths[i]) for i in stages[:-1])
-        self.heads = nn.ModuleList(nn.ConvTranspose3d(widths[i], num_outputs, up, up) for i in stages[:-1])
+        self.heads = nn.ModuleList(
+            nn.ConvTranspose3d(widths[i], num_outputs, (d, h, w), (d, h, w)) for i in stages[:-1]
+        )
 
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """(B, channels, D, H, W) -> logits (B, outputs, D, H, W); in training also of half the size and so on."""
@@ -270,17 +269,9 @@ class NNFormer(nn.Module):
             up = self.ups[i](x)
             x = self.decoder[i](self.skips[i](up + skips[i], skips[i], up))
             if self.training or i == 0:
-                outputs.insert(0, self.heads[i](_last_to_channels(x)))
+                outputs.insert(0, self.heads[i](x.movedim(-1, 1)))
         return outputs if self.training else outputs[0]
 
 
 def _rising(count: int) -> list[float]:
     return [_MOST_DROPPED * number / max(1, count - 1) for number in range(count)]
-
-
-def _channels_to_last(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 4, 1)
-
-
-def _last_to_channels(x: Tensor) -> Tensor:
-    return x.permute(0, 4, 1, 2, 3)

@@ -54,16 +54,21 @@ class PatchDataset(Dataset[Patches]):
         self._in_plane = spacing_mm[0] > ANISOTROPIC * min(spacing_mm)
         classes = sorted({k for case in self.cases for k, count in case.counts.items() if count})
         self._cases_with = {k: [case for case in self.cases if case.counts.get(k)] for k in classes}
-        self._intensity: Any = None
+        self._intensity = _intensity_transform(augmentation)
 
     def __getitem__(self, key: SampleKey) -> Patches:
         rng = np.random.default_rng([self.seed, *key])
         case, centre = self.draw(key, rng)
         moved = rng.random() < self.augmentation.affine
         size = [math.ceil(_MARGIN * n) for n in self.patch] if moved else self.patch
-        image, label = cut(case.image, centre, size), cut(case.label[None], centre, size)
-        seed = int(rng.integers(2**31))
-        return Patches(*self._augmented(image.astype(np.float32), label.astype(np.float32), moved, seed, rng))
+        arrays = [cut(array, centre, size).astype(np.float32) for array in (case.image, case.label[None])]
+        state = np.random.RandomState(int(rng.integers(2**31)))
+        if moved:
+            arrays = self._moved(arrays, state)
+        flips = tuple(axis + 1 for axis in range(3) if rng.random() < self.augmentation.flip)
+        image, label = (torch.from_numpy(np.ascontiguousarray(np.flip(array, flips))) for array in arrays)
+        changed = np.asarray(self._intensity.set_random_state(state=state)(image))
+        return Patches(torch.as_tensor(changed, dtype=torch.float32)[None], label.round().to(torch.int32))
 
     def draw(self, key: SampleKey, rng: np.random.Generator) -> tuple[PatchCase, list[int]]:
         """The case of a patch and its central voxel."""
@@ -81,43 +86,23 @@ class PatchDataset(Dataset[Patches]):
             for at, side, size in zip(middle, self.patch, case.label.shape, strict=True)
         ]
 
-    def _augmented(
-        self, image: NDArray[np.float32], label: NDArray[np.float32], moved: bool, seed: int, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
-        state = np.random.RandomState(seed)
-        if moved:
-            image, label = self._moved(image, label, state)
-        flips = tuple(axis + 1 for axis in range(3) if rng.random() < self.augmentation.flip)
-        image, label = np.flip(image, flips), np.flip(label, flips)
-        tensor = torch.from_numpy(np.ascontiguousarray(image))
-        if self._intensity is None:
-            self._intensity = _intensity_transform(self.augmentation)
-        changed = self._intensity.set_random_state(state=state)(tensor)
-        labels = torch.from_numpy(np.ascontiguousarray(label[0])).round().to(torch.int32)
-        return torch.as_tensor(np.asarray(changed), dtype=torch.float32)[None], labels[None]
-
-    def _moved(
-        self, image: NDArray[np.float32], label: NDArray[np.float32], state: np.random.RandomState
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Rotated and scaled about the centre, and cut to the patch."""
+    def _moved(self, arrays: list[NDArray[np.float32]], state: np.random.RandomState) -> list[NDArray[np.float32]]:
+        """Image and label, rotated and scaled about the centre, and cut to the patch."""
         from monai.transforms import Affine
 
-        c = self.augmentation
-        limit = math.radians(c.rotation_degrees)
+        limit, scale = math.radians(self.augmentation.rotation_degrees), self.augmentation.scale
         angles = state.uniform(-limit, limit, 3)
+        scales = np.repeat(state.uniform(1 - scale, 1 + scale), 3)
         if self._in_plane:
             angles[1:] = 0
-        scales = np.repeat(state.uniform(1 - c.scale, 1 + c.scale), 3)
-        if self._in_plane:
             scales[0] = 1
         affine = Affine(
             rotate_params=angles.tolist(), scale_params=scales.tolist(), spatial_size=self.patch, image_only=True
         )
-        found = [
-            np.asarray(affine(torch.from_numpy(np.ascontiguousarray(array)), mode=mode, padding_mode=padding))
-            for array, mode, padding in ((image, "bilinear", "border"), (label, "nearest", "zeros"))
+        return [
+            np.asarray(affine(torch.from_numpy(array), mode=mode, padding_mode=padding))
+            for array, mode, padding in zip(arrays, ("bilinear", "nearest"), ("border", "zeros"), strict=True)
         ]
-        return found[0], found[1]
 
 
 def _intensity_transform(config: PatchAugmentationConfig) -> Any:

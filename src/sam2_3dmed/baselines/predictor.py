@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from math import ceil, prod
-from pathlib import Path
 from threading import Event
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -12,15 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sam2_3dmed.baselines.grid import resample_image, resampled_shape, thick_axis
-from sam2_3dmed.baselines.networks import build
-from sam2_3dmed.baselines.recipe import PatchRecord, PatchSpec
-from sam2_3dmed.config import InferenceConfig, Plan, changed
+from sam2_3dmed.baselines.recipe import PatchSpec
+from sam2_3dmed.config import InferenceConfig, Plan
 from sam2_3dmed.encoders.precision import use_bf16
 from sam2_3dmed.inference.interface import PredictOptions, WithoutAuxiliary, refuse_boxes, require_not_cancelled
 from sam2_3dmed.inference.logits_to_mask import argmax_mask
 from sam2_3dmed.inference.postprocess import require_known_classes
 from sam2_3dmed.inference.predictor import fill_mask
-from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights
 from sam2_3dmed.volume.slices import slice_spacing_mm
 from sam2_3dmed.volume.volume import Volume
 
@@ -40,7 +37,6 @@ class PatchPredictor(WithoutAuxiliary):
         self.labels = plan.labels
         self.num_channels = len(plan.channels)
         self.config = config
-        self._background = spec.has_background
 
     def __call__(self, volume: Volume, **options: Unpack[PredictOptions]) -> Volume:
         """See `Segmenter`. Slices are finished after all patches have passed the network."""
@@ -48,7 +44,7 @@ class PatchPredictor(WithoutAuxiliary):
         axis = self.preprocessing.slicing_axis
         image = self.preprocessing.slices(volume)
         logits = self._slice_logits(image, slice_spacing_mm(volume, axis), options.get("cancel"))
-        log_odds = _log_odds if self._background else lambda logits: logits
+        log_odds = _log_odds if self.spec.has_background else lambda logits: logits
         return fill_mask(logits, volume, axis, self.labels, self.config, options, log_odds=log_odds)
 
     def predict_slices(self, image: NDArray[np.floating], spacing_mm: tuple[float, ...]) -> NDArray[np.integer]:
@@ -94,20 +90,19 @@ class PatchPredictor(WithoutAuxiliary):
         logits = self._pass(volume, cancel)
         if self.config.flips:
             logits = (logits + self._pass(volume.flip(-1), cancel).flip(-1)) / 2
-        return logits[0, 1:] - logits[0, :1] if self._background else logits[0]
+        return logits[0, 1:] - logits[0, :1] if self.spec.has_background else logits[0]
 
     def _pass(self, volume: Tensor, cancel: Event | None) -> Tensor:
         from monai.inferers import sliding_window_inference
 
         device = next(self.network.parameters()).device
-        bf16 = use_bf16(self.config.precision, device)
 
         def network(patches: Tensor) -> Tensor:
             require_not_cancelled(cancel)
             logits: Tensor = self.network(patches).float()
             return logits
 
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(self.config.precision, device)):
             logits: Tensor = sliding_window_inference(
                 volume,
                 self.spec.patch,
@@ -126,11 +121,3 @@ def _log_odds(logits: Tensor) -> Tensor:
     every = torch.cat([torch.zeros_like(logits[:1]), logits])
     others = [torch.cat([every[:k], every[k + 1 :]]).logsumexp(dim=0) for k in range(1, len(every))]
     return logits - torch.stack(others)
-
-
-def load_run(folder: Path, record: PatchRecord, device: torch.device, **settings: Any) -> PatchPredictor:
-    """The trained model of a run folder."""
-    network = build(record.model)
-    fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
-    config = changed(record.recipe.inference, settings, "inference")
-    return PatchPredictor(network.to(device).eval(), record.model, record.plan, config)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam2_3dmed.baselines.recipe import PatchConfig, PatchRecord, PatchTrainingConfig
-from sam2_3dmed.config import with_settings
+from sam2_3dmed.config import changed, with_settings
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.run.systems import OURS, Backend, Preparation, System, TrainingRun
 
@@ -97,17 +97,22 @@ class PatchSystem(Baseline):
         super().check(recipe, weights=weights, gpu_memory=gpu_memory)
 
     def start(self, preparation: Preparation) -> TrainingRun:
-        from sam2_3dmed.baselines.train import start_run
+        from sam2_3dmed.baselines.train import PatchRun
 
         self.require()
-        return start_run(preparation)
+        return PatchRun(preparation)
 
     def load(
         self, folder: Path, record: PatchRecord, *, device: torch.device, backend: Backend, **settings: Any
     ) -> Segmenter:
-        from sam2_3dmed.baselines.predictor import load_run
+        from sam2_3dmed.baselines.networks import build
+        from sam2_3dmed.baselines.predictor import PatchPredictor
+        from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights
 
-        return load_run(folder, record, device, **settings)
+        network = build(record.model)
+        fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
+        config = changed(record.recipe.inference, settings, "inference")
+        return PatchPredictor(network.to(device).eval(), record.model, record.plan, config)
 
 
 _ABOUT_MEDNEXT = "Roy et al., MedNeXt, MICCAI 2023; MONAI's implementation"

@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from math import ceil
 from pathlib import Path
@@ -16,17 +15,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from sam2_3dmed.baselines.cache import GriddedCase, PatchCase, build_patch_cache, with_grids
+from sam2_3dmed.baselines.cache import GriddedCase, build_patch_cache, with_grids
 from sam2_3dmed.baselines.losses import deep_supervision_loss
-from sam2_3dmed.baselines.networks import all_logits, build, plan_network
+from sam2_3dmed.baselines.networks import all_logits, build, intensities, outline, plan_network
 from sam2_3dmed.baselines.patches import PatchDataset, Patches, collate
-from sam2_3dmed.baselines.plan import intensities, outline
 from sam2_3dmed.baselines.predictor import PatchPredictor
 from sam2_3dmed.baselines.recipe import PatchConfig, PatchRecord, PatchSpec, PatchTrainingConfig
 from sam2_3dmed.config import Plan, changed
 from sam2_3dmed.run.run_folder import save_model
 from sam2_3dmed.run.systems import Preparation, TrainingRun
-from sam2_3dmed.training.distributed import DistributedContext, seed_all
+from sam2_3dmed.training.distributed import seed_all
 from sam2_3dmed.training.fit import FitResult, fit
 from sam2_3dmed.training.loader import Part, epoch_loader
 from sam2_3dmed.training.optimizer import falling_cosine, make_optimizer, make_schedule
@@ -92,16 +90,37 @@ def falling_poly(progress: float) -> float:
     return float((1 - min(1.0, progress)) ** 0.9)
 
 
-@dataclass
 class PatchRun(TrainingRun):
-    """A network with the cases that it learns from and is validated on."""
+    """A network with the cases that it learns from, on the common grid, and those that it is validated on.
+
+    Raises:
+        UserError: no CLIP model at `model.text`, or the cache cannot be written.
+    """
 
     record: PatchRecord
-    predictor: PatchPredictor
-    training: Sequence[PatchCase]
-    validation: Sequence[GriddedCase]
-    folder: Path
-    distributed: DistributedContext
+
+    def __init__(self, preparation: Preparation) -> None:
+        recipe: PatchConfig = preparation.recipe
+        plan = preparation.plan
+        cases, self.validation = (
+            with_grids(part, preparation.dataset, plan.slicing_axis) for part in preparation.cases()
+        )
+        self.record = cast(PatchRecord | None, preparation.resumed) or PatchRecord(
+            system=recipe.system,
+            model=plan_spec(recipe, plan, cases),
+            plan=plan,
+            recipe=recipe,
+            weights="none",
+            versions={name: version(name) for name in ("sam2-3dmed", "torch", "monai")},
+        )
+        logger.info("model: %s", self.record.about)
+        seed_all(recipe.training.seed)
+        network = first_network(self.record.model, recipe, plan)
+        with preparation.progress("Resampling cases") as bar:
+            self.training = build_patch_cache(cases, self.record.model, preparation.cache_folder, bar)
+        config = changed(recipe.inference, {"precision": recipe.training.precision}, "inference")
+        self.predictor = PatchPredictor(network, self.record.model, plan, config)
+        self.folder, self.distributed = preparation.folder, preparation.distributed
 
     def fit(self, *, resume: bool) -> FitResult:
         return fit(self._assemble, self.record.recipe.training, self.folder, self.distributed, resume=resume)
@@ -122,33 +141,6 @@ class PatchRun(TrainingRun):
 
     def save(self) -> None:
         save_model(self.predictor.network, self.record, self.folder)
-
-
-def start_run(preparation: Preparation) -> PatchRun:
-    """Plan and build the network, and bring the training cases to the common grid.
-
-    Raises:
-        UserError: no CLIP model at `model.text`, or the cache cannot be written.
-    """
-    recipe: PatchConfig = preparation.recipe
-    plan = preparation.plan
-    cases, validation = (with_grids(part, preparation.dataset, plan.slicing_axis) for part in preparation.cases())
-    record = cast(PatchRecord | None, preparation.resumed) or PatchRecord(
-        system=recipe.system,
-        model=plan_spec(recipe, plan, cases),
-        plan=plan,
-        recipe=recipe,
-        weights="none",
-        versions={name: version(name) for name in ("sam2-3dmed", "torch", "monai")},
-    )
-    logger.info("model: %s", record.about)
-    seed_all(recipe.training.seed)
-    network = first_network(record.model, recipe, plan)
-    with preparation.progress("Resampling cases") as bar:
-        patches = build_patch_cache(cases, record.model, preparation.cache_folder, progress=bar)
-    config = changed(recipe.inference, {"precision": recipe.training.precision}, "inference")
-    predictor = PatchPredictor(network, record.model, plan, config)
-    return PatchRun(record, predictor, patches, validation, preparation.folder, preparation.distributed)
 
 
 def plan_spec(config: PatchConfig, plan: Plan, cases: Sequence[GriddedCase]) -> PatchSpec:

@@ -5,7 +5,6 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -33,12 +32,27 @@ _PEAKS = ("peak_mb", "gpu_peak_mb")
 logger = logging.getLogger(__name__)
 
 
-@dataclass
 class NnunetRun(TrainingRun):
-    """A run in a process of nnU-Net's environment."""
+    """A run in a process of nnU-Net's environment, which first plans and preprocesses the cases of a new run.
+
+    Raises:
+        ConfigError: several devices. ProcessError: nnU-Net fails. UserError: cases that cannot be read.
+    """
 
     record: NnunetRecord
-    folder: Path
+
+    def __init__(self, preparation: Preparation) -> None:
+        if preparation.distributed.size > 1:
+            raise ConfigError("--devices and --nodes: nnunet trains on one GPU here")
+        self.folder = preparation.folder
+        self.record = cast(NnunetRecord | None, preparation.resumed) or NnunetRecord(
+            model=_plan(preparation),
+            plan=preparation.plan,
+            recipe=preparation.recipe,
+            weights="none",
+            versions={"sam2-3dmed": version("sam2-3dmed"), **installed_versions()},
+        )
+        logger.info("model: %s", self.record.about)
 
     def fit(self, *, resume: bool) -> FitResult:
         """Train, or go on from nnU-Net's last checkpoint; leave the weights and curves.csv in the run's folder.
@@ -93,25 +107,6 @@ class NnunetRun(TrainingRun):
             rows = list(csv.DictReader(file))
         best = max(float(row["validation/patch_dice"]) for row in rows)
         return FitResult(best, int(rows[-1]["epoch"]) + 1, int(rows[-1]["step"]))
-
-
-def start_run(preparation: Preparation) -> NnunetRun:
-    """Have nnU-Net plan and preprocess the training and validation cases, unless the run is resumed.
-
-    Raises:
-        ConfigError: several devices. ProcessError: nnU-Net fails. UserError: cases that cannot be read.
-    """
-    if preparation.distributed.size > 1:
-        raise ConfigError("--devices and --nodes: nnunet trains on one GPU here")
-    record = cast(NnunetRecord | None, preparation.resumed) or NnunetRecord(
-        model=_plan(preparation),
-        plan=preparation.plan,
-        recipe=preparation.recipe,
-        weights="none",
-        versions={"sam2-3dmed": version("sam2-3dmed"), **installed_versions()},
-    )
-    logger.info("model: %s", record.about)
-    return NnunetRun(record, preparation.folder)
 
 
 def _variables(folder: Path) -> dict[str, Path]:

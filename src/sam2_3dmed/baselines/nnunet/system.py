@@ -34,9 +34,9 @@ class NnunetSystem(Baseline):
         find_python()
 
     def start(self, preparation: Preparation) -> TrainingRun:
-        from sam2_3dmed.baselines.nnunet.run import start_run
+        from sam2_3dmed.baselines.nnunet.run import NnunetRun
 
-        return start_run(preparation)
+        return NnunetRun(preparation)
 
     def load(
         self, folder: Path, record: NnunetRecord, *, device: torch.device, backend: Backend, **settings: Any
