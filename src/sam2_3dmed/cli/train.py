@@ -67,8 +67,8 @@ def train(
         "--gpu-memory": gpu_memory,
         "--system": system != OURS,
     }
-    if resume and any(given.values()):
-        ignored = ", ".join(option for option, value in given.items() if value)
+    ignored = ", ".join(option for option, value in given.items() if value)
+    if resume and ignored:
         raise ConfigError(f"--resume goes on as the run began; it takes no {ignored}")
     budget = [] if minutes is None else [f"training.minutes={minutes}"]
     options = _options(system, recipe, weights, plan, fold, [*(settings or []), *budget])

@@ -11,13 +11,12 @@ from typing import Any
 
 from sam2_3dmed.config import ABLATIONS, BASELINES, RunConfig, SplitConfig, read_recipe, with_settings
 from sam2_3dmed.data.dataset import read_dataset
-from sam2_3dmed.data.fingerprint import fingerprint
-from sam2_3dmed.data.plan import propose_plan, read_plan_yaml, write_plan_yaml
+from sam2_3dmed.data.plan import read_plan_yaml, write_plan_yaml
 from sam2_3dmed.data.splits import split_cases
 from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.experiments.paper import FULL, SLAB_SLICES, TASKS, PaperTable, find_method, paper_table, select_rows
-from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.run.systems import System, find_system
+from sam2_3dmed.run.train import choose_plan
 
 
 @dataclass(frozen=True)
@@ -154,9 +153,7 @@ def shared_plan(out: Path, task: Task, split: SplitConfig) -> Path:
     if not path.is_file():
         dataset = read_dataset(task.folder)
         parts = split_cases(dataset.names, split)
-        with progress_bar("Reading cases") as progress:
-            found = fingerprint(dataset.subset({*parts.train, *parts.validation}), progress=progress)
-        write_plan_yaml(propose_plan(found, parts.train), path)
+        write_plan_yaml(choose_plan(dataset.subset({*parts.train, *parts.validation}), parts), path)
     return path
 
 

@@ -159,7 +159,7 @@ def _start(
     split = Split.read(folder / SPLIT_FILE) if old else split_cases(dataset.names, recipe.split, request.fold)
     split.require_known(dataset.names)
     opened = dataset.subset({*split.train, *split.validation})  # the test cases stay closed
-    plan = old.plan if old else _plan(opened, split, request.plan)
+    plan = old.plan if old else choose_plan(opened, split, request.plan)
     logger.info(
         "%s: %d cases to train on, %d to validate, %d to test; %s slices",
         *(dataset.name, len(split.train), len(split.validation), len(split.test), plan.slicing_axis),
@@ -180,7 +180,7 @@ def _start(
     return find_system(old.system if old else request.system).start(preparation), split
 
 
-def _plan(dataset: MedicalDataset, split: Split, path: Path | None) -> Plan:
+def choose_plan(dataset: MedicalDataset, split: Split, path: Path | None = None) -> Plan:
     """The given plan, or one proposed from the training cases alone, so that nothing leaks from the others."""
     if path is not None:
         return read_plan_yaml(path)
