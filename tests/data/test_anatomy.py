@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.data import anatomy
-from sam2_3dmed.data.canvas import Canvas
+from sam2_3dmed.data.anatomy import Canvas
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sam2_3dmed.data.canvas import Canvas, centreline, grain, smooth_field
+from sam2_3dmed.data.anatomy import Canvas, centreline, grain, smooth_field
 
 SIZE = 41
 STEP = 2 / (SIZE - 1)

@@ -6,7 +6,7 @@ import torch
 
 from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.inference.probabilities import probability_files, writing_probabilities
-from sam2_3dmed.volume.slice_writer import SliceWriter
+from sam2_3dmed.volume.slices import SliceWriter
 from sam2_3dmed.volume.volume import Volume
 
 GRID = Volume(np.zeros((8, 6, 20), np.int16), np.diag([-1.0, -1.0, 3.0, 1.0]))

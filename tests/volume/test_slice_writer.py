@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.volume import Volume, slice_writer
-from sam2_3dmed.volume.slice_writer import writing_slices
-from sam2_3dmed.volume.slices import volume_to_slices
+from sam2_3dmed.volume import Volume
+from sam2_3dmed.volume import slices as slice_writer
+from sam2_3dmed.volume.slices import volume_to_slices, writing_slices
 
 AXES = ("sagittal", "coronal", "axial")
 

@@ -32,12 +32,10 @@ class Draw(NamedTuple):
     """One set of parameters, for all slices of a slab or of a whole case."""
 
     flip: bool
-    affine: NDArray[np.float64] | None
-    """The map of `affine_matrix`; None leaves every pixel where it is."""
+    affine: NDArray[np.float64] | None  # of `affine_matrix`; None leaves every pixel where it is
     gamma: float
     contrast: float
-    noise_std: float
-    """0 for none."""
+    noise_std: float  # 0 for none
     blur_sigma: float | None
     mosaic: bool
 
@@ -47,8 +45,7 @@ class SlabAugmentation:
     """Draws one set of parameters and applies it to every slice of a slab."""
 
     config: AugmentationConfig
-    size: int
-    """H = W in pixels after resizing."""
+    size: int  # H = W in pixels after resizing
 
     def __call__(self, image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Augment a slab and bring it to the network's size.

@@ -78,13 +78,14 @@ def read_dataset(path: Path | str) -> MedicalDataset:
         raise DataError(f"{root}: no such folder")
     file = root / "dataset.json"
     if not file.is_file():
-        return _read_folders(root)
+        return _checked(root, *_folder_cases(root))
     content = _read_json(file)
-    if "channel_names" in content:
-        return _read_nnunet(root, file, content)
-    if "training" in content:
-        return _read_msd(root, file, content)
-    raise DataError(f'{file}: has neither "training" (MSD) nor "channel_names" (nnU-Net v2)')
+    if "channel_names" not in content and "training" not in content:
+        raise DataError(f'{file}: has neither "training" (MSD) nor "channel_names" (nnU-Net v2)')
+    key, read = ("channel_names", _nnunet_cases) if "channel_names" in content else ("modality", _msd_cases)
+    channels = _channel_names(file, content.get(key, {}), key)
+    labels = _foreground(file, content.get("labels"))
+    return _checked(root, file, read(root, file, content, len(channels)), channels, labels, content.get("name"))
 
 
 def read_case(case: Case, allowed: Collection[int] | None = None) -> tuple[Volume, Volume | None]:
@@ -104,8 +105,7 @@ def read_case(case: Case, allowed: Collection[int] | None = None) -> tuple[Volum
     return image, label
 
 
-def _read_msd(root: Path, file: Path, content: Mapping[str, Any]) -> MedicalDataset:
-    channels = _channel_names(file, content.get("modality", {}), "modality")
+def _msd_cases(root: Path, file: Path, content: Mapping[str, Any], num_channels: int) -> list[Case]:
     cases: list[Case] = []
     for image, label in _training_entries(file, content["training"]):
         paths = [_inside(root, file, part) for part in image]
@@ -113,34 +113,32 @@ def _read_msd(root: Path, file: Path, content: Mapping[str, Any]) -> MedicalData
             continue
         name = case_name(paths[0], channel_suffix=len(paths) > 1)
         if len(paths) == 1 and not paths[0].is_file():  # nnU-Net v1 names NAME and has NAME_0000, ...
-            paths = _channel_files(paths[0].parent, name, len(channels)) or paths
+            paths = _channel_files(paths[0].parent, name, num_channels) or paths
         cases.append(Case(name, tuple(paths), _inside(root, file, label) if label else None))
-    return _checked(root, content, cases, channels, _foreground(file, content.get("labels")), file)
+    return cases
 
 
-def _read_nnunet(root: Path, file: Path, content: Mapping[str, Any]) -> MedicalDataset:
-    channels = _channel_names(file, content["channel_names"], "channel_names")
-    labels = _foreground(file, content.get("labels"))
+def _nnunet_cases(root: Path, file: Path, content: Mapping[str, Any], num_channels: int) -> list[Case]:
     ending = content.get("file_ending", ENDINGS[0])
     if ending not in ENDINGS:
         raise DataError(f'{file}: "file_ending" is {ending!r}; only {" and ".join(ENDINGS)} can be read')
     if "dataset" in content:
-        cases = [
+        return [
             Case(name, tuple(_inside(root, file, p) for p in images), _inside(root, file, label))
             for name, images, label in _dataset_entries(file, content["dataset"])
         ]
-        return _checked(root, content, cases, channels, labels, file)
     images = _list_files(root / "imagesTr", (ending,))
     annotated = _list_files(root / "labelsTr", (ending,))
     cases = [
-        Case(name, tuple(root / "imagesTr" / f"{name}_{i:04d}{ending}" for i in range(len(channels))), label)
+        Case(name, tuple(root / "imagesTr" / f"{name}_{i:04d}{ending}" for i in range(num_channels)), label)
         for name, label in annotated.items()
     ]
-    unlabelled = sorted({name[:-5] for name in images if name.endswith("_0000")} - set(annotated))
-    return _checked(root, content, cases, channels, labels, file, unlabelled)
+    unlabelled = {name[:-5] for name in images if name.endswith("_0000")} - set(annotated)
+    return cases + [Case(name, (), None) for name in unlabelled]
 
 
-def _read_folders(root: Path) -> MedicalDataset:
+def _folder_cases(root: Path) -> tuple[Path, list[Case]]:
+    """The folder of the labels, and the cases."""
     pair = next((p for p in _FOLDER_PAIRS if (root / p[0]).is_dir() and (root / p[1]).is_dir()), None)
     if pair is None:
         raise DataError(f"{root}: has no dataset.json, nor the folders images and labels (or imagesTr and labelsTr)")
@@ -155,17 +153,16 @@ def _read_folders(root: Path) -> MedicalDataset:
     if len(counts) > 1:
         found = " and ".join(f"{name} has {count}" for count, name in sorted(counts.items()))
         raise DataError(f"{root / pair[0]}: all cases need equally many channel files, but {found}")
-    return _checked(root, {}, cases, (), {}, root / pair[1], sorted(set(images) - used))
+    return root / pair[1], cases + [Case(name, (), None) for name in set(images) - used]
 
 
 def _checked(
     root: Path,
-    content: Mapping[str, Any],
-    cases: Sequence[Case],
-    channels: tuple[str, ...],
-    labels: dict[int, str],
     source: Path,
-    unlabelled: Sequence[str] = (),
+    cases: Sequence[Case],
+    channels: tuple[str, ...] = (),
+    labels: dict[int, str] | None = None,
+    title: Any = None,
 ) -> MedicalDataset:
     """The data set, after the checks that all layouts share; `source` is the file or folder to blame."""
     for name, count in Counter(case.name for case in cases).items():
@@ -181,10 +178,9 @@ def _checked(
     if missing:
         more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
         raise DataError(f"{missing[0]}: no such file, but {source} asks for it{more}")
-    title = content.get("name")
     name = title if isinstance(title, str) and title.strip() else root.resolve().name
-    without = {*unlabelled, *(case.name for case in cases if case.label is None)}
-    return MedicalDataset(name, tuple(labelled), channels, labels, tuple(sorted(without)))
+    unlabelled = sorted(case.name for case in cases if case.label is None)
+    return MedicalDataset(name, tuple(labelled), channels, labels or {}, tuple(unlabelled))
 
 
 def _list_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:

@@ -38,23 +38,17 @@ class ClassFingerprint:
 
 @dataclass(frozen=True, eq=False)
 class CaseFingerprint:
-    """One case. Shape and spacing are along R, A and S, not along the file's own axes.
-
-    Args:
-        classes: by label value; only classes that are present.
-        intensities: 0.5, 50 and 99.5 percentile of the foreground for every channel; empty without foreground.
-        foreground_sample: (C, n) ascending, all `num_foreground` voxels or evenly spaced quantiles of them.
-    """
+    """One case. Shape and spacing are along R, A and S, not along the file's own axes."""
 
     name: str
     shape: tuple[int, int, int]
     spacing_mm: Three
     orientation: str
     num_channels: int
-    classes: dict[int, ClassFingerprint]
-    intensities: tuple[Three, ...]
+    classes: dict[int, ClassFingerprint]  # by label value; only classes that are present
+    intensities: tuple[Three, ...]  # 0.5, 50 and 99.5 percentile of the foreground of each channel, if there is any
     num_foreground: int
-    foreground_sample: NDArray[np.float64]
+    foreground_sample: NDArray[np.float64]  # (C, n) ascending, all foreground voxels or evenly spaced quantiles of them
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from sam2_3dmed.data.anatomy import paint_bowel, paint_pancreas, paint_spine, paint_trunk, paint_upper_organs
-from sam2_3dmed.data.canvas import Canvas, Field, grain, smooth_field
+from sam2_3dmed.data import anatomy
+from sam2_3dmed.data.anatomy import Canvas, Field, grain, smooth_field
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.volume.volume import Volume
@@ -57,11 +57,11 @@ def make_phantom_case(
     spacing_mm = np.array([in_plane, in_plane, between])
     rotation = _small_rotation(rng)
     canvas = _blank_canvas(rng, shape, spacing_mm, rotation)
-    cavity = paint_trunk(canvas, rng)  # from the outside in, the targets last
-    paint_upper_organs(canvas, rng, cavity)
-    paint_spine(canvas, rng)
-    paint_bowel(canvas, rng, cavity)
-    pancreas, tumour = paint_pancreas(canvas, rng)
+    cavity = anatomy.paint_trunk(canvas, rng)  # from the outside in, the targets last
+    anatomy.paint_upper_organs(canvas, rng, cavity)
+    anatomy.paint_spine(canvas, rng)
+    anatomy.paint_bowel(canvas, rng, cavity)
+    pancreas, tumour = anatomy.paint_pancreas(canvas, rng)
     image = _scan(canvas.hu, rng)
     label = _label(canvas.coverage(pancreas), canvas.coverage(tumour))
     affine = np.eye(4)

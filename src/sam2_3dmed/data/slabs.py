@@ -6,6 +6,7 @@ of slabs that are augmented anew each time.
 
 import zlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -27,12 +28,9 @@ class SampleKey(NamedTuple):
 class Slabs(NamedTuple):
     """Slabs of equal length as the network takes them."""
 
-    slices: Tensor
-    """(B, D, C, H, W) float32 in [0, 1], C as in the volumes."""
-    labels: Tensor
-    """(B, D, H, W) class indices, 0 background."""
-    positions: Tensor
-    """(B, D), each slice's index in its volume; descending where the slab is fed in reverse."""
+    slices: Tensor  # (B, D, C, H, W) float32 in [0, 1], C as in the volumes
+    labels: Tensor  # (B, D, H, W) class indices, 0 background
+    positions: Tensor  # (B, D), each slice's index in its volume; descending where the slab is fed in reverse
 
     def single_slices(self) -> "Slabs":
         """Every slice as a slab of its own: (B D, 1, ...)."""
@@ -42,19 +40,15 @@ class Slabs(NamedTuple):
 class View(NamedTuple):
     """Names one view of a case: with the seed and the case's name it fixes every draw."""
 
-    case: int
-    """The number of the case among the training cases."""
-    slot: int
-    """One of the views that a case has at a time."""
-    generation: int
-    """How many views that slot has had before."""
+    case: int  # its number among the training cases
+    slot: int  # one of the views that a case has at a time
+    generation: int  # how many views that slot has had before
 
 
 class ViewSlabs(NamedTuple):
     """Slabs of views, without their slices, whose features are kept elsewhere; `labels`, `positions` as in `Slabs`."""
 
-    views: Tensor
-    """(B, 3), each slab's `View`."""
+    views: Tensor  # (B, 3), each slab's `View`
     labels: Tensor
     positions: Tensor
 
@@ -64,6 +58,7 @@ class ViewSlabs(NamedTuple):
         return ViewSlabs(self.views.repeat_interleave(self.positions.shape[1], dim=0), labels, positions)
 
 
+@dataclass(eq=False)
 class SlabDataset(Dataset[Slabs]):
     """Slabs of the training cases; the same key gives the same slab in any process.
 
@@ -77,22 +72,14 @@ class SlabDataset(Dataset[Slabs]):
             its own. For training that takes every slice alone, such a batch is more varied.
     """
 
-    def __init__(
-        self,
-        cases: Sequence[CachedCase],
-        *,
-        slab_slices: int,
-        augmentation: SlabAugmentation,
-        foreground_fraction: float,
-        seed: int,
-        single_slice_epochs: int = 0,
-    ) -> None:
-        self.cases = list(cases)
-        self.slab_slices = slab_slices
-        self.augmentation = augmentation
-        self.foreground_fraction = foreground_fraction
-        self.seed = seed
-        self.single_slice_epochs = single_slice_epochs
+    cases: Sequence[CachedCase]
+    slab_slices: int
+    augmentation: SlabAugmentation
+    foreground_fraction: float
+    seed: int
+    single_slice_epochs: int = 0
+
+    def __post_init__(self) -> None:
         classes = {k for case in self.cases for k, slices in case.class_slices.items() if len(slices)}
         self.cases_with = {k: [c for c in self.cases if len(c.class_slices[k])] for k in sorted(classes)}
 

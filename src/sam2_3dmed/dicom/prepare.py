@@ -20,7 +20,7 @@ from sam2_3dmed.dicom.segmentation import read_segments, segment_codes, segment_
 from sam2_3dmed.dicom.series import DicomSeries, Group, image_groups, make_series
 from sam2_3dmed.dicom.structures import read_structures, structure_names
 from sam2_3dmed.errors import ConfigError, DataError, UserError
-from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.processes.atomic import make_folder, write_text
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -153,10 +153,7 @@ def _write_case(root: Path, study: Study, folder: Path, labels: Labels) -> None:
     label = _label(study, series, labels)
     image = series.read()
     for part, volume in (("imagesTr", image), ("labelsTr", image.with_array(label))):
-        try:
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DataError(f"{folder / part}: cannot be made: {error.strerror}") from None
+        make_folder(folder / part)
         volume.write(folder / part / f"{study.name}.nii.gz")
 
 

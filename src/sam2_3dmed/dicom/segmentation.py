@@ -14,7 +14,7 @@ from sam2_3dmed.dicom.codes import Code, category_of, code_of
 from sam2_3dmed.dicom.files import NEEDS_THE_EXTRA, DicomFile, quiet, reading
 from sam2_3dmed.dicom.series import LPS_TO_RAS, DicomSeries, Plane, planes_of
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.processes.atomic import replacing
+from sam2_3dmed.processes.atomic import naming, replacing
 from sam2_3dmed.volume.label import class_colour
 from sam2_3dmed.volume.volume import Volume
 
@@ -86,7 +86,7 @@ def write_segmentation(
     numbers[list(labels)] = np.arange(1, len(labels) + 1)
     in_file = np.argsort([plane.index for plane in series.planes], kind="stable") if len(sources) == 1 else slice(None)
     try:
-        with quiet(), replacing(path) as stream:
+        with quiet(), naming(path, "cannot be written", VolumeError), replacing(path) as stream:
             Segmentation(
                 source_images=sources,
                 pixel_array=numbers[mask.array.T][in_file],
@@ -103,8 +103,6 @@ def write_segmentation(
                 content_label="SEGMENTATION",
                 series_description=f"{MAKER} segmentation",
             ).save_as(stream, enforce_file_format=True)
-    except OSError as error:
-        raise VolumeError(f"{path}: cannot be written: {error.strerror or error}") from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # a required element is missing
         raise VolumeError(f"{path}: no DICOM-SEG can refer to series {series.uid}: {error}") from None
 

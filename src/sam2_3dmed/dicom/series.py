@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -108,20 +109,17 @@ def choose_series(path: Path, uid: str | None = None) -> DicomSeries:
     groups = image_groups(read_headers(path))
     if not groups:
         raise VolumeError(f"{path}: DICOM files, but no images among them")
+    if uid is None and len(groups) == 1:
+        uid = next(iter(groups))
     if uid is not None:
         if uid not in groups:
             raise VolumeError(f"{path}: no series {uid} here; there are {_listed(groups)}")
         return make_series(path, groups[uid])
-    if len(groups) == 1:
-        return make_series(path, next(iter(groups.values())))
-    fitting = []
+    regular = []
     for group in groups.values():
-        try:
-            series = make_series(path, group)
-        except VolumeError:
-            continue
-        if len(series.planes) > 1:
-            fitting.append(series)
+        with suppress(VolumeError):
+            regular.append(make_series(path, group))
+    fitting = [series for series in regular if len(series.planes) > 1]
     if len(fitting) != 1:
         raise VolumeError(f"{path}: {len(groups)} series, choose one by its UID (--series): {_listed(groups)}")
     logger.info("%s: series %s of %d, the only one that makes a volume", path, fitting[0].uid, len(groups))
@@ -138,11 +136,7 @@ def image_groups(headers: Group) -> dict[str, Group]:
 
 
 def make_series(path: Path, group: Group) -> DicomSeries:
-    """The series that these files make.
-
-    Raises:
-        VolumeError: their slices make no regular grid; the line names the series.
-    """
+    """The series that these files make. Raises VolumeError, which names it, if its slices make no regular grid."""
     tags = "SeriesInstanceUID", "Modality", "SeriesDescription"
     uid, modality, description = (str(group[0][1].get(tag, "")) for tag in tags)
     try:

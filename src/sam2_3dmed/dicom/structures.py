@@ -21,7 +21,7 @@ from sam2_3dmed.dicom.files import DicomFile, quiet, require_dicom
 from sam2_3dmed.dicom.segmentation import MAKER
 from sam2_3dmed.dicom.series import LPS_TO_RAS, DicomSeries
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.processes.atomic import replacing
+from sam2_3dmed.processes.atomic import naming, replacing
 from sam2_3dmed.volume.label import class_colour
 from sam2_3dmed.volume.volume import Volume
 
@@ -106,11 +106,8 @@ def write_structures(mask: Volume, series: DicomSeries, path: Path, labels: Mapp
         )
     structures.ensure_file_meta()
     structures.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    try:
-        with quiet(), replacing(path) as stream:
-            structures.save_as(stream, enforce_file_format=True)
-    except OSError as error:
-        raise VolumeError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with quiet(), naming(path, "cannot be written", VolumeError), replacing(path) as stream:
+        structures.save_as(stream, enforce_file_format=True)
 
 
 def rasterise(polygons: Sequence[Polygon], size: tuple[int, int]) -> NDArray[np.bool_]:

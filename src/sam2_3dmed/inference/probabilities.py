@@ -13,8 +13,7 @@ from torch import Tensor
 
 from sam2_3dmed.inference.logits_to_mask import as_bytes, resize
 from sam2_3dmed.processes.atomic import make_folder
-from sam2_3dmed.volume.slice_writer import writing_slices
-from sam2_3dmed.volume.slices import SlicingAxis, array_axes
+from sam2_3dmed.volume.slices import SlicingAxis, array_axes, writing_slices
 from sam2_3dmed.volume.volume import Volume
 
 _AHEAD = 4  # slices that may wait for the thread that writes

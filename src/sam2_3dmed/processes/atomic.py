@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sam2_3dmed.errors import DataError
+from sam2_3dmed.errors import DataError, UserError
 
 
 @contextmanager
@@ -65,9 +65,9 @@ def make_folder(path: Path) -> None:
 
 
 @contextmanager
-def naming(path: Path, problem: str) -> Iterator[None]:
-    """An OSError in the body becomes a DataError that names the path and the problem."""
+def naming(path: Path, problem: str, kind: type[UserError] = DataError) -> Iterator[None]:
+    """An OSError in the body becomes an error of this kind that names the path and the problem."""
     try:
         yield
     except OSError as error:
-        raise DataError(f"{path}: {problem}: {error.strerror or error}") from error
+        raise kind(f"{path}: {problem}: {error.strerror or error}") from error

@@ -60,11 +60,7 @@ def read_affine(path: Path) -> NDArray[np.float64]:
 
 def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
     """Write an array, (X, Y, Z) or (X, Y, Z, C); `Volume.write` documents the rest."""
-    stored = array.dtype.newbyteorder("=")
-    if stored.kind == "b":
-        stored = np.dtype(np.uint8)
-    elif stored == np.float16:
-        stored = np.dtype(np.float32)
+    stored = np.dtype({"bool": "u1", "float16": "f4"}.get(array.dtype.name, array.dtype)).newbyteorder("=")
     with writing_nifti(path, array.shape, stored, affine) as stream:
         planes = array.T  # (C, Z, Y, X) in C order is NIfTI's order on disk
         for index in np.ndindex(planes.shape[:-2]):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.processes.atomic import replacing
+from sam2_3dmed.processes.atomic import naming, replacing
 from sam2_3dmed.volume.label import class_colour
 from sam2_3dmed.volume.nifti import compressing
 from sam2_3dmed.volume.volume import Volume
@@ -26,14 +26,11 @@ def write_segmentation_nrrd(mask: Volume, path: Path, labels: Mapping[int, str])
     Raises:
         VolumeError: it cannot be written.
     """
-    try:
-        with replacing(path) as file:
-            file.write(_header(mask, labels).encode("utf-8"))
-            with compressing(file) as stream:
-                for plane in mask.array.T:  # the first axis runs fastest in the file
-                    stream.write(plane.astype(mask.array.dtype.newbyteorder("<"), copy=False).tobytes())
-    except OSError as error:
-        raise VolumeError(f"{path}: cannot be written: {error.strerror or error}") from error
+    with naming(path, "cannot be written", VolumeError), replacing(path) as file:
+        file.write(_header(mask, labels).encode("utf-8"))
+        with compressing(file) as stream:
+            for plane in mask.array.T:  # the first axis runs fastest in the file
+                stream.write(plane.astype(mask.array.dtype.newbyteorder("<"), copy=False).tobytes())
 
 
 def _header(mask: Volume, labels: Mapping[int, str]) -> str:
