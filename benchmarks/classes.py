@@ -40,8 +40,7 @@ def main() -> None:
     from sam2_3dmed.inference.logits_to_mask import argmax_mask
     from sam2_3dmed.inference.predictor import slice_logits
     from sam2_3dmed.inference.tta import Forward
-    from sam2_3dmed.model.build import build_network
-    from sam2_3dmed.model.sizes import SIZES
+    from sam2_3dmed.model.build import SIZES, build_network
 
     torch.set_num_threads(arguments.threads)
     clock = time.process_time if arguments.threads == 1 else time.perf_counter

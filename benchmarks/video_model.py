@@ -34,7 +34,7 @@ def their_model(size: str, image_size: int) -> Any:
     from transformers import Sam2VideoModel
 
     from sam2_3dmed.encoders.hiera import HIERA_SIZES, hiera_config
-    from sam2_3dmed.model.sizes import SIZES, sam2_config
+    from sam2_3dmed.model.build import SIZES, sam2_config
 
     config = sam2_config(SIZES[size], image_size, hiera_config(HIERA_SIZES[size], image_size, SIZES[size].channels))
     config.multimask_output_in_sam = False

@@ -19,7 +19,7 @@ from sam2_3dmed.volume.volume import Volume
 ROOT = Path(__file__).resolve().parents[1]
 LOSS = '''"""Mean absolute error of the probabilities."""
 
-from sam2_3dmed.training.losses import segmentation_term
+from sam2_3dmed.training.losses.registry import segmentation_term
 
 
 @segmentation_term("absolute")
@@ -42,7 +42,7 @@ ENCODER = '''"""Three convolutions, one for each level."""
 import torch
 from torch import nn
 
-from sam2_3dmed.encoders.protocol import Encoder
+from sam2_3dmed.encoders.registry import Encoder
 
 
 class PlainEncoder(Encoder):

@@ -9,8 +9,7 @@ from torch import nn
 
 from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
 from sam2_3dmed.encoders.peft_adapters import add_lora, merge_lora, train_last_stage
-from sam2_3dmed.encoders.protocol import Encoder
-from sam2_3dmed.encoders.registry import ENCODERS, find_encoder
+from sam2_3dmed.encoders.registry import ENCODERS, Encoder, find_encoder
 from sam2_3dmed.errors import ConfigError, WeightsError
 from sam2_3dmed.export.graph import EncoderGraph, encoder_onnx
 from sam2_3dmed.run.build_model import check_model, make_model

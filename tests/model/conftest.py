@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sam2_3dmed.encoders.hiera import HIERA_SIZES, hiera_config
+from sam2_3dmed.model.build import SIZES, sam2_config
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.model.sizes import SIZES, sam2_config
 
 
 @pytest.fixture(autouse=True, scope="session")

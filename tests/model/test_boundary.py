@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sam2_3dmed.encoders.image_encoder import Features
 from sam2_3dmed.model.boundary import BoundaryFusion
 from sam2_3dmed.model.memory_bank import MemoryBank
 
@@ -137,13 +138,14 @@ def test_the_detector_remembers_its_own_boundaries(nano, slab) -> None:
     fine = detector.decoder.project(features_of)
     bank = MemoryBank(3)
     for i in range(2):
-        z = features_of.z[:, i]
-        step = detector(z, z, fine.stride8[:, i], fine.stride4[:, i], bank)
+        slice_fine = Features(*(level[:, i] for level in fine))
+        z = slice_fine.z
+        step = detector(z, slice_fine, bank)
         assert step.features.shape == z.shape
         assert step.logits.shape == (2, 3, 16, 16)
         assert bank.count == i  # looking does not change it
         bank.append(step.memory)
-    last = detector(z, z, fine.stride8[:, 1], fine.stride4[:, 1], bank)
+    last = detector(z, slice_fine, bank)
     assert last.memory is None  # of three slices nobody would read it
-    again = detector(z, z, fine.stride8[:, 1], fine.stride4[:, 1], MemoryBank(3))
+    again = detector(z, slice_fine, MemoryBank(3))
     assert (again.logits - step.logits).abs().max() > 1e-4  # the memory of the first slice mattered

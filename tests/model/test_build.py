@@ -6,8 +6,7 @@ from torch import nn
 
 from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.encoders.hiera import HIERA_SIZES
-from sam2_3dmed.model.build import build_network
-from sam2_3dmed.model.sizes import SIZES
+from sam2_3dmed.model.build import SIZES, build_network
 
 
 def test_the_same_seed_gives_the_same_weights(nano) -> None:

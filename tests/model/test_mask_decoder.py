@@ -47,7 +47,7 @@ def upstream_decoder(config, ours):
 def test_one_class_is_upstreams_decoder_without_prompt(nano, slab) -> None:
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoModel
 
-    from sam2_3dmed.model.sizes import SIZES, sam2_config
+    from sam2_3dmed.model.build import SIZES, sam2_config
 
     network = nano(num_classes=1, srpp=False, boundary=False)
     ours = network.segmentation.mask_decoder

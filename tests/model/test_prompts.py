@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam2_3dmed.model.prompts import Prompts, boxes_around
+from sam2_3dmed.model.prompts import boxes_around, boxes_from_labels, boxes_from_stack, mirrored, moved
 from sam2_3dmed.model.weights import load_sam2, read_sam2
 
 NAN, INF = float("nan"), float("inf")
@@ -37,7 +37,7 @@ def test_every_slice_for_itself() -> None:
 @given(st.integers(0, 10**6))
 def test_mirrored_are_those_of_the_mirrored_slice(seed: int) -> None:
     labels = (torch.rand(3, 6, 9, generator=torch.Generator().manual_seed(seed)) > 0.9).int()
-    boxes, expected = Prompts(boxes_around(labels, [1])).mirrored().boxes, boxes_around(labels.flip(-1), [1])
+    boxes, expected = mirrored(boxes_around(labels, [1])), boxes_around(labels.flip(-1), [1])
     there = expected.isfinite()
     same(boxes[there], expected[there])
     assert boxes[~there].isinf().all()
@@ -46,11 +46,11 @@ def test_mirrored_are_those_of_the_mirrored_slice(seed: int) -> None:
 def test_on_every_so_many_slices_of_the_volume() -> None:
     labels = torch.ones(2, 3, 5, 4, dtype=torch.int32)
     positions = torch.tensor([[3, 4, 5], [6, 5, 4]])  # the second slab runs backward
-    given_on = ~Prompts.from_labels(labels, [1], positions, 2).boxes.isnan().any(-1).squeeze(-1)
+    given_on = ~boxes_from_labels(labels, [1], positions, 2).isnan().any(-1).squeeze(-1)
     assert given_on.tolist() == [[False, True, False], [True, False, True]]
-    same(Prompts.from_labels(labels, [1], positions, 1).boxes, boxes_around(labels, [1]))
+    same(boxes_from_labels(labels, [1], positions, 1), boxes_around(labels, [1]))
     stack = (torch.rand(5, 6, 7) * 3).to(torch.uint16)
-    same(Prompts.from_stack(stack.numpy(), [1, 2], 2), Prompts.from_labels(stack.int(), [1, 2], torch.arange(5), 2))
+    same(boxes_from_stack(stack.numpy(), [1, 2], 2), boxes_from_labels(stack.int(), [1, 2], torch.arange(5), 2))
 
 
 def boxes_of(batch: int, depth: int, num_classes: int, seed: int = 0) -> torch.Tensor:
@@ -65,7 +65,7 @@ def test_for_one_class_the_prompt_is_sam2s(nano, upstream, hf_folder) -> None:
     boxes = boxes_of(2, 1, 1)[:, 0]
     with torch.inference_mode():
         expected, _ = upstream.prompt_encoder(None, None, boxes * 64 - 0.5, None)
-        ours = network.segmentation.mask_decoder._prompt(2, Prompts(boxes))
+        ours = network.segmentation.mask_decoder._prompt(2, boxes)
     torch.testing.assert_close(ours, expected.squeeze(1), atol=1e-5, rtol=1e-5)
 
 
@@ -76,8 +76,8 @@ def test_a_box_reaches_its_slice_and_those_after_it(nano, slab, open_paths, swit
     boxes = boxes_of(1, 4, num_classes)
     boxes[:, 0] = boxes[:, 2:] = NAN
     with torch.inference_mode():
-        without, empty = network(slices), network(slices, Prompts(torch.full_like(boxes, NAN)))
-        found = network(slices, Prompts(boxes))
+        without, empty = network(slices), network(slices, torch.full_like(boxes, NAN))
+        found = network(slices, boxes)
     for theirs, ours in zip(without, empty, strict=True):
         if theirs is not None:
             torch.testing.assert_close(ours, theirs)
@@ -98,7 +98,7 @@ def test_it_matters_whose_box_it_is_and_who_is_absent(nano, slab, num_classes: i
     said = [boxes, of_class_1, of_class_1.flip(2), torch.full_like(boxes, INF), torch.full_like(boxes, NAN)]
     different = {str(each.nan_to_num(7, 8)): each for each in (*said, boxes.flip(2))}  # for one class three are
     with torch.inference_mode():
-        found = [network(slices, Prompts(each)).segmentation for each in different.values()]
+        found = [network(slices, each).segmentation for each in different.values()]
     assert len(found) == {1: 3, 2: 6}[num_classes]
     assert min((a - b).abs().max() for a, b in combinations(found, 2)) > 1e-3
 
@@ -107,9 +107,9 @@ def test_a_batch_is_its_cases_one_by_one_with_boxes_or_without(nano, slab) -> No
     network, slices, boxes = nano(box_every=2), slab(batch=3, depth=3), boxes_of(3, 3, 2)
     boxes[0], boxes[1, 1, 0], boxes[2, 1] = NAN, NAN, INF
     with torch.inference_mode():
-        together = network(slices, Prompts(boxes)).segmentation
+        together = network(slices, boxes).segmentation
         for row in range(3):
-            alone = network(slices[row : row + 1], Prompts(boxes[row : row + 1])).segmentation
+            alone = network(slices[row : row + 1], boxes[row : row + 1]).segmentation
             torch.testing.assert_close(together[row : row + 1], alone, atol=1e-4, rtol=1e-4)
 
 
@@ -117,15 +117,15 @@ def test_boxes_move_with_their_classes() -> None:
     label = torch.zeros(1, 20, 40, dtype=torch.int32)
     label[0, 4:9, 10:30] = 1
     rolled = label.roll((3, -5), dims=(1, 2))
-    moved = Prompts(boxes_around(label, [1, 2])).moved(down=3 / 20, right=-5 / 40)
-    torch.testing.assert_close(moved.boxes, boxes_around(rolled, [1, 2]))  # 2 is absent
-    assert Prompts(torch.full((1, 4), torch.nan)).moved(down=0.1, right=0.1).boxes.isnan().all()
+    found = moved(boxes_around(label, [1, 2]), down=3 / 20, right=-5 / 40)
+    torch.testing.assert_close(found, boxes_around(rolled, [1, 2]))  # 2 is absent
+    assert moved(torch.full((1, 4), torch.nan), down=0.1, right=0.1).isnan().all()
 
 
 def test_gradients_reach_the_corners(nano, slab) -> None:
     network, boxes = nano(box_every=1, boundary=False), boxes_of(1, 2, 2)
     boxes[0, 1, 0] = INF
-    network(slab(depth=2), Prompts(boxes)).segmentation.square().sum().backward()
+    network(slab(depth=2), boxes).segmentation.square().sum().backward()
     decoder = network.segmentation.mask_decoder
     assert decoder.point_embed.weight.grad[2:].abs().sum(dim=1).min() > 0
     for embedding in (decoder.class_box_embed, decoder.class_absent_embed):
@@ -142,8 +142,8 @@ def test_what_a_network_has_more_of(nano) -> None:
 def test_kept_features_make_the_same_of_a_box(nano, slab) -> None:
     network, slices, boxes = nano(box_every=2), slab(depth=3), boxes_of(1, 3, 2)
     with torch.inference_mode():
-        expected = network(slices, Prompts(boxes))
-        found = network.decode(network.encoder.pre_fpn_features(slices), Prompts(boxes), pre_fpn=True)
+        expected = network(slices, boxes)
+        found = network.decode(network.encoder.pre_fpn_features(slices), boxes, pre_fpn=True)
         assert (expected.segmentation - network(slices).segmentation).abs().max() > 1e-3
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)

@@ -6,7 +6,7 @@ import pytest
 
 from sam2_3dmed.encoders.conv import CONV_SIZES
 from sam2_3dmed.encoders.hiera import HIERA_SIZES, hiera_config
-from sam2_3dmed.model.sizes import SIZES, sam2_config
+from sam2_3dmed.model.build import SIZES, sam2_config
 
 
 def whole_config(name: str, image_size: int):

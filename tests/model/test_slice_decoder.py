@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sam2_3dmed.model.mask_decoder import Masks
 from sam2_3dmed.model.memory_attention import KeyValues
 from sam2_3dmed.model.memory_bank import Memory, MemoryBank
-from sam2_3dmed.model.slice_decoder import Decoded, SliceDecoder
+from sam2_3dmed.model.slice_decoder import SliceDecoder
 
 LENGTH = 20
 # What slice i of 20 attends to: the first slice, then backwards from the one before it.
@@ -62,13 +63,13 @@ def decoders(nano, request) -> tuple[SliceDecoder, nn.Module]:
 
     from transformers.models.sam2_video.modeling_sam2_video import Sam2VideoMemoryAttention
 
-    from sam2_3dmed.model import build, sizes
+    from sam2_3dmed.model import build
 
-    size = replace(sizes.SIZES["nano"], memory_attention_layers=2, channels=128)
+    size = replace(build.SIZES["nano"], memory_attention_layers=2, channels=128)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sizes.SIZES, "nano", size)
+        patch.setitem(build.SIZES, "nano", size)
         decoder = nano(srpp=False, boundary=False, num_classes=1, pointer_time=request.param).segmentation
-    config = sizes.sam2_config(size, 64)
+    config = build.sam2_config(size, 64)
     config._attn_implementation = "sdpa"
     theirs = Sam2VideoMemoryAttention(config).eval()
     theirs.load_state_dict(decoder.memory_attention.state_dict())
@@ -77,7 +78,6 @@ def decoders(nano, request) -> tuple[SliceDecoder, nn.Module]:
             nn.init.normal_(parameter)
         for mine, their in zip(decoder.memory_attention.parameters(), theirs.parameters(), strict=True):
             their.copy_(nn.init.normal_(mine, std=0.2))
-    assert build  # the size is read there
     return decoder, theirs
 
 
@@ -177,35 +177,35 @@ def test_the_first_slice_reads_a_token_where_the_weights_are_no_sam2s(nano, open
 
 def memory_inputs(decoder: SliceDecoder, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
     torch.manual_seed(1)
-    pointer = torch.zeros(2, decoder.channels)
-    return torch.randn(2, decoder.channels, 4, 4), torch.randn(2, num_classes, 16, 16), pointer
+    tokens = torch.zeros(2, num_classes, decoder.channels)
+    return torch.randn(2, decoder.channels, 4, 4), torch.randn(2, num_classes, 16, 16), tokens
 
 
-def encode_memory(decoder: SliceDecoder, z: Tensor, logits: Tensor, pointer: Tensor) -> Memory:
-    return decoder.encode_memory(z, Decoded(logits, pointer, None), attended=z)
+def encode_memory(decoder: SliceDecoder, z: Tensor, logits: Tensor, tokens: Tensor) -> Memory:
+    return decoder.encode_memory(z, Masks(logits, tokens, None), attended=z)
 
 
 def test_the_memory_takes_the_union_of_the_classes(nano, move) -> None:
     """With the class path at zero the memory of K classes is that of one class with their largest logit."""
     decoder = nano(srpp=False, boundary=False, num_classes=3).segmentation
-    z, logits, pointer = memory_inputs(decoder, 3)
-    union = encode_memory(decoder, z, logits, pointer)
+    z, logits, tokens = memory_inputs(decoder, 3)
+    union = encode_memory(decoder, z, logits, tokens)
     assert union.spatial.shape == (2, 16, 64)
     one_map = logits.amax(dim=1, keepdim=True).expand(-1, 3, -1, -1)
-    torch.testing.assert_close(union.spatial, encode_memory(decoder, z, one_map, pointer).spatial)
+    torch.testing.assert_close(union.spatial, encode_memory(decoder, z, one_map, tokens).spatial)
     move(decoder.class_memory)
-    assert (encode_memory(decoder, z, logits, pointer).spatial - union.spatial).abs().max() > 1e-3
+    assert (encode_memory(decoder, z, logits, tokens).spatial - union.spatial).abs().max() > 1e-3
 
 
 def test_the_moved_class_path_tells_the_classes_apart(nano, move) -> None:
     decoder = nano(srpp=False, boundary=False, num_classes=3).segmentation
-    z, logits, pointer = memory_inputs(decoder, 3)
+    z, logits, tokens = memory_inputs(decoder, 3)
     swapped = logits[:, [1, 0, 2]]
     torch.testing.assert_close(
-        encode_memory(decoder, z, logits, pointer).spatial, encode_memory(decoder, z, swapped, pointer).spatial
+        encode_memory(decoder, z, logits, tokens).spatial, encode_memory(decoder, z, swapped, tokens).spatial
     )
     move(decoder.class_memory)
-    apart = encode_memory(decoder, z, logits, pointer).spatial - encode_memory(decoder, z, swapped, pointer).spatial
+    apart = encode_memory(decoder, z, logits, tokens).spatial - encode_memory(decoder, z, swapped, tokens).spatial
     assert apart.abs().max() > 1e-3
 
 
@@ -218,8 +218,8 @@ def test_the_memory_encoder_sees_raw_features_and_probabilities_of_20_p_minus_10
         return z[:, :64], None
 
     decoder.memory_encoder.forward = spy
-    z, _, pointer = memory_inputs(decoder, 1)
-    encode_memory(decoder, z, torch.full((2, 1, 16, 16), 2.0), pointer)
+    z, _, tokens = memory_inputs(decoder, 1)
+    encode_memory(decoder, z, torch.full((2, 1, 16, 16), 2.0), tokens)
     assert seen["z"] is z
     assert seen["mask"].shape == (2, 1, 64, 64)
     expected = 20 / (1 + torch.tensor(-2.0).exp()) - 10
@@ -236,5 +236,6 @@ def test_the_pointer_is_the_projection_of_the_mean_class_token(nano, slab) -> No
     features = network.encoder(slab(depth=1))
     fine = decoder.project(features)
     inputs = (features.z[:, 0], fine.stride8[:, 0], fine.stride4[:, 0])
-    pointer, tokens = decoder.decode(*inputs).pointer, decoder.mask_decoder(*inputs).class_tokens
+    masks = decoder.decode(*inputs)
+    pointer, tokens = decoder.encode_memory(inputs[0], masks, inputs[0]).pointer, masks.class_tokens
     torch.testing.assert_close(pointer, decoder.object_pointer_proj(tokens.mean(dim=1)))

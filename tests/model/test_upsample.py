@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sam2_3dmed.model.upsample import upsample
+from sam2_3dmed.model.mask_decoder import upsample
 
 
 @pytest.mark.parametrize(

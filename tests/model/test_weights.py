@@ -76,8 +76,8 @@ def test_our_loop_is_sam2(meta_tiny: Path, shared_data: Path) -> None:
         prediction = network.decode(features)
         fine = network.segmentation.project(features)
         z = features.z
-        memories = [network.segmentation.encode_memory(z[:, i], found[i], z[:, i]).spatial for i in (0, 8)]
-    pointers = [decoded.pointer for decoded in found]
+        memories = [network.segmentation.encode_memory(z[:, i], found[i], z[:, i]) for i in range(9)]
+    pointers = [memory.pointer for memory in memories]
 
     np.testing.assert_allclose(features.z[0, 0].numpy(), reference["z_first"], atol=1e-3)
     spread = [fine.stride4.std().item(), fine.stride8.std().item(), features.z.std().item()]
@@ -85,7 +85,8 @@ def test_our_loop_is_sam2(meta_tiny: Path, shared_data: Path) -> None:
     np.testing.assert_allclose(prediction.segmentation[0, 0].numpy(), reference["mask_logits"], atol=1e-3)
     np.testing.assert_allclose(torch.cat(pointers).numpy(), reference["object_pointers"], atol=1e-3)
     for memory, expected in ((memories[0], "memory_first"), (memories[-1], "memory_last")):
-        np.testing.assert_allclose(memory.squeeze(0).T.reshape(64, 32, 32).numpy(), reference[expected], atol=1e-3)
+        spatial = memory.spatial.squeeze(0).T.reshape(64, 32, 32)
+        np.testing.assert_allclose(spatial.numpy(), reference[expected], atol=1e-3)
 
 
 @pytest.mark.parametrize("size", ["small", "base_plus", "large"])

@@ -5,7 +5,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from sam2_3dmed.encoders.precision import in_float32
-from sam2_3dmed.encoders.protocol import Encoder
+from sam2_3dmed.encoders.registry import Encoder
 
 CONV_SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "nano": ((2, 2, 6, 2), (24, 48, 96, 192)),
@@ -20,9 +20,7 @@ CONV_SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
 class ConvEncoder(Encoder):
     """ConvNeXt's four stages at strides 4 to 32, and a feature pyramid (Lin et al. 2017) from the top down.
 
-    Args:
-        upstream: `ConvNextModel`, whose patch embedding and stages are taken over.
-        channels: C.
+    `upstream` is a `ConvNextModel`, whose patch embedding and stages are taken over.
     """
 
     lora_targets = r".*\.pwconv[12]"

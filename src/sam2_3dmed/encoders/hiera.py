@@ -14,26 +14,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_3dmed.encoders.precision import in_float32
-from sam2_3dmed.encoders.protocol import Encoder
+from sam2_3dmed.encoders.registry import Encoder
 
 NUM_LEVELS = 3
 
 
 @dataclass(frozen=True)
 class HieraSize:
-    """Four entries a stage, finest first; the defaults are SAM2's Hiera-Tiny.
-
-    Attributes:
-        global_blocks: blocks that attend over the whole plane, counted through all stages.
-        background: side of the position embedding that is resized to the plane.
-    """
+    """An entry for each of four stages, finest first; the defaults are SAM2's Hiera-Tiny."""
 
     widths: tuple[int, int, int, int] = (96, 192, 384, 768)
     blocks: tuple[int, int, int, int] = (1, 2, 7, 2)
     heads: tuple[int, int, int, int] = (1, 2, 4, 8)
     windows: tuple[int, int, int, int] = (8, 4, 14, 7)
-    global_blocks: tuple[int, ...] = (5, 7, 9)
-    background: int = 7
+    global_blocks: tuple[int, ...] = (5, 7, 9)  # attend over the whole plane; counted through all stages
+    background: int = 7  # side of the position embedding that is resized to the plane
 
 
 HIERA_SIZES: dict[str, HieraSize] = {
@@ -83,12 +78,7 @@ def hiera_config(size: HieraSize, image_size: int, channels: int) -> Any:
 
 
 class HieraEncoder(Encoder):
-    """Hiera and its pyramid.
-
-    Args:
-        upstream: `Sam2VisionModel`, whose parts are taken over.
-        image_size: H = W in pixels.
-    """
+    """Hiera and its pyramid, with the parts of `upstream`, a `Sam2VisionModel`."""
 
     has_sam2_weights = True
     lora_targets = r".*\.attn\.(qkv|proj)"
@@ -142,28 +132,21 @@ class HieraEncoder(Encoder):
         return [*self.backbone.blocks[self.backbone.stage_ends[-2] + 1 :], *self.neck.convs[:2]]
 
     def _patches(self, pixels: Tensor) -> Tensor:
-        """(B, H/4, W/4, width), with the position embedding."""
+        """(B, H/4, W/4, width), with an embedding of the plane, and one that repeats in every attention window."""
         patches: Tensor = self.backbone.patch_embed(pixels)
-        return patches + self._position()
-
-    def _position(self) -> Tensor:
-        """(1, H/4, W/4, width): one embedding of the whole plane, and one that repeats in every attention window."""
         coarse, window = self.backbone.pos_embed, self.backbone.pos_embed_window
         plane = self.resize @ coarse @ self.resize.T
         repeats = plane.shape[-1] // window.shape[-1]
-        return (plane + window.tile(1, 1, repeats, repeats)).permute(0, 2, 3, 1)
+        return patches + (plane + window.tile(1, 1, repeats, repeats)).permute(0, 2, 3, 1)
 
     def _pyramid(self, *stages: Tensor) -> list[Tensor]:
         """The levels at stride 4, 8 and 16, (B, ., ., C)."""
-        last = len(stages) - 1
         levels: list[Tensor] = []  # coarsest first
-        for stage in range(last, -1, -1):
-            conv = self.neck.convs[last - stage]
-            level = F.linear(stages[stage], conv.weight.flatten(1), conv.bias)  # a 1 x 1 convolution
-            if stage in self.neck.fpn_top_down_levels and levels:
-                batch, height, width, channels = level.shape
-                above = levels[-1].view(batch, height // 2, 1, width // 2, 1, channels)
-                level = (level.view(batch, height // 2, 2, width // 2, 2, channels) + above).view(level.shape)
+        for number, conv in zip(reversed(range(len(stages))), self.neck.convs, strict=True):
+            level = F.linear(stages[number], conv.weight.flatten(1), conv.bias)  # a 1 x 1 convolution
+            if number in self.neck.fpn_top_down_levels and levels:
+                pairs = level.unflatten(2, (-1, 2)).unflatten(1, (-1, 2))
+                level = (pairs + levels[-1].unsqueeze(3).unsqueeze(2)).view(level.shape)
             levels.append(level)
         return levels[: -NUM_LEVELS - 1 : -1]
 
@@ -199,20 +182,19 @@ def _attend(block: Any, normed: Tensor, size: torch.Size) -> Tensor:
 
 def _pad(projected: Tensor, bias: Tensor, height: int, width: int) -> Tensor:
     """Tokens beyond the plane: upstream projects zeros there, which gives the bias."""
-    batch, old_height, old_width, channels = projected.shape
+    batch, old_height, old_width, _ = projected.shape
     bias = bias.to(projected.dtype)
     if width > old_width:
-        projected = torch.cat([projected, bias.expand(batch, old_height, width - old_width, channels)], dim=2)
+        projected = torch.cat([projected, bias.expand(batch, old_height, width - old_width, -1)], dim=2)
     if height > old_height:
-        projected = torch.cat([projected, bias.expand(batch, height - old_height, width, channels)], dim=1)
+        projected = torch.cat([projected, bias.expand(batch, height - old_height, width, -1)], dim=1)
     return projected
 
 
 def _windows(plane: Tensor, window: int) -> Tensor:
     """(B, H, W, C) -> (B H/window W/window, window, window, C)."""
-    batch, height, width, channels = plane.shape
-    tiles = plane.view(batch, height // window, window, width // window, window, channels)
-    return tiles.transpose(2, 3).reshape(-1, window, window, channels)
+    tiles = plane.unflatten(2, (-1, window)).unflatten(1, (-1, window))
+    return tiles.transpose(2, 3).flatten(0, 2)
 
 
 def _heads(tokens: Tensor, num_heads: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sam2_3dmed.encoders.protocol import Encoder
+from sam2_3dmed.encoders.registry import Encoder
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -19,22 +19,9 @@ _RGB_FROM = {2: [0, 1, 0], 3: [0, 1, 2]}
 class Features(NamedTuple):
     """The three feature levels of slices."""
 
-    z: Tensor
-    """(B, D, C, h, w), stride 16."""
-    stride8: Tensor
-    """(B, D, C, 2h, 2w)."""
-    stride4: Tensor
-    """(B, D, C, 4h, 4w)."""
-
-
-class FPNLaterals(NamedTuple):
-    """The 1 x 1 convolutions from `ImageEncoder.pre_fpn_features` to the finer levels; None where there is none."""
-
-    stride8: nn.Conv2d | None
-    stride4: nn.Conv2d | None
-
-
-NO_LATERALS = FPNLaterals(None, None)
+    z: Tensor  # (B, D, C, h, w), stride 16
+    stride8: Tensor  # (B, D, C, 2h, 2w)
+    stride4: Tensor  # (B, D, C, 4h, 4w)
 
 
 def resize(planes: Tensor, image_size: int) -> Tensor:
@@ -46,16 +33,12 @@ def resize(planes: Tensor, image_size: int) -> Tensor:
 
 
 class ImageEncoder(nn.Module):
-    """Encodes each slice of a slab by itself, from the scanner's grid to feature levels. Paper: 3.1.
-
-    Attributes:
-        slices_at_once: how many slices pass through the encoder together, which bounds memory; None: all.
-        activation_checkpointing: in training, keep only the slices and features of each such lot, and compute the
-            rest again in the backward pass.
-    """
+    """Encodes each slice of a slab by itself, from the scanner's grid to feature levels. Paper: 3.1."""
 
     slices_at_once: int | None = None
+    """How many slices pass through the encoder together, which bounds memory; None: all."""
     activation_checkpointing = False
+    """In training, keep only the slices and features of each such lot, and compute the rest again going backward."""
     mean: Tensor
     std: Tensor
 
@@ -73,11 +56,7 @@ class ImageEncoder(nn.Module):
         return not self._trained
 
     def freeze(self, *, but: Sequence[nn.Module] = ()) -> Self:
-        """Take gradients away and hold eval mode, whatever `train()` is called with later.
-
-        Args:
-            but: the modules that go on training.
-        """
+        """Take gradients away from all modules `but` some, and hold them in eval mode, also after `train()`."""
         self._trained = tuple(but)
         self.requires_grad_(False)
         for part in self._trained:
@@ -118,12 +97,9 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def pre_fpn_features(self, slices: Tensor) -> Features:
-        """The features before `laterals`, which are fewer numbers to keep where they never change.
+        """The features of `forward` before `laterals`: fewer numbers to keep where they never change.
 
         For tiny, the finer levels have 192 and 96 channels here instead of 256.
-
-        Args:
-            slices: (B, D, 1 to 3, H0, W0) in [0, 1].
         """
         levels = self.vision_encoder.pre_fpn_features(self.prepare(slices).flatten(0, 1))
         return _features(levels, slices.shape[:2])
@@ -131,15 +107,16 @@ class ImageEncoder(nn.Module):
     @property
     def pre_fpn_shapes(self) -> list[tuple[int, int, int]]:
         """(height, width, channels) of z, stride8 and stride4 of one slice from `pre_fpn_features`."""
-        sides = (self.image_size // stride for stride in (16, 8, 4))
-        channels = self.vision_encoder.channels
-        widths = [channels if conv is None else conv.in_channels for conv in (None, *self.laterals)]
-        return [(side, side, width) for side, width in zip(sides, widths, strict=True)]
+        shapes = []
+        for stride, lateral in zip((16, 8, 4), (None, *self.laterals), strict=True):
+            side = self.image_size // stride
+            shapes.append((side, side, self.vision_encoder.channels if lateral is None else lateral.in_channels))
+        return shapes
 
     @property
-    def laterals(self) -> FPNLaterals:
-        """The convolutions between `pre_fpn_features` and `forward`."""
-        return FPNLaterals(stride8=self.vision_encoder.lateral(1), stride4=self.vision_encoder.lateral(0))
+    def laterals(self) -> tuple[nn.Conv2d | None, nn.Conv2d | None]:
+        """The 1 x 1 convolutions from `pre_fpn_features` to stride 8 and stride 4; None where there is none."""
+        return self.vision_encoder.lateral(1), self.vision_encoder.lateral(0)
 
     def _levels(self, planes: Tensor) -> list[Tensor]:
         if self.activation_checkpointing and torch.is_grad_enabled():
@@ -149,5 +126,4 @@ class ImageEncoder(nn.Module):
 
 def _features(levels: Sequence[Tensor], batch: torch.Size) -> Features:
     """Levels (B D, C, ., .), finest first, as features (B, D, C, ., .)."""
-    stride4, stride8, z = (level.unflatten(0, batch) for level in levels)
-    return Features(z=z, stride8=stride8, stride4=stride4)
+    return Features(*(level.unflatten(0, batch) for level in reversed(levels)))

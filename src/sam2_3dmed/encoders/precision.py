@@ -1,4 +1,4 @@
-"""Where bf16 pays, and what keeps float32 where the rest of a prediction computes in bf16."""
+"""Devices that are fast in bf16, and the parts of a network that stay in float32 all the same."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,13 +22,13 @@ def use_bf16(precision: str, device: torch.device | str) -> bool:
 
 
 def in_float32(part: Callable[..., Result], *tensors: Tensor) -> Result:
-    """What a part gives for some tensors; in a prediction in bf16, of float32 and in float32.
+    """Call a part of the network. In a prediction in bf16, its input and its arithmetic are float32.
 
-    For the parts that are a small share of the work and a large one of what bf16 changes in a mask: the encoder's
-    patches, its sums from block to block, its pyramid, and the mask decoder. Training leaves them to autocast.
+    It is for parts that are a small share of the work and cause much of the change that bf16 makes to a mask: the
+    encoder's patches, its sums from block to block, its pyramid, and the mask decoder. Training does without.
     """
     device = tensors[0].device.type
-    # What is compiled is a prediction's; the compiler knows no inference mode.
+    # Only predictions are compiled, and there the inference mode is not visible.
     predicting = torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
     if not (predicting and torch.is_autocast_enabled(device)):
         return part(*tensors)

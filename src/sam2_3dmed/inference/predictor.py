@@ -21,7 +21,7 @@ from sam2_3dmed.inference.slabs import OnPositions, Slab, slab_logits
 from sam2_3dmed.inference.stream import stream_logits
 from sam2_3dmed.inference.tta import Forward, Slices, compile_network
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.model.prompts import Prompts
+from sam2_3dmed.model.prompts import boxes_from_stack
 from sam2_3dmed.volume.preprocess import Preprocessing
 from sam2_3dmed.volume.slices import SlicingAxis, volume_to_slices
 from sam2_3dmed.volume.volume import Volume, describe_difference
@@ -75,7 +75,7 @@ class Predictor:
         classes = np.empty((len(slices), height, width), dtype=np.min_scalar_type(len(self.labels)))
         prompts = None
         if self.network.needs_reference and reference is not None:
-            prompts = self.network.prompts_from_stack(reference, range(1, len(self.labels) + 1))
+            prompts = boxes_from_stack(reference, range(1, len(self.labels) + 1), self.network.box_every)
         logits = self._logits(slices, on_positions, prompts=prompts)
         for index, of_slice in logits:
             classes[index] = argmax_mask(of_slice, height, width).cpu().numpy()
@@ -104,7 +104,7 @@ class Predictor:
         self.network.eval()
         return slice_logits(Forward(self.network, slices, self.config, **options), self.slab_slices, on_positions)
 
-    def _prompts(self, volume: Volume, reference: Volume | None) -> Prompts | None:
+    def _prompts(self, volume: Volume, reference: Volume | None) -> Tensor | None:
         """The prompts of all slices; None for a network without prompts."""
         if not self.network.needs_reference:
             refuse_boxes(reference)
@@ -117,7 +117,7 @@ class Predictor:
             raise VolumeError(f"the reference holds none of the classes' values, {', '.join(map(str, self.labels))}")
         # By the axes of the volume, in case the two affines differ in rounding.
         on_grid = volume_to_slices(volume.with_array(reference.array), self.preprocessing.slicing_axis)
-        return self.network.prompts_from_stack(on_grid, tuple(self.labels))
+        return boxes_from_stack(on_grid, tuple(self.labels), self.network.box_every)
 
 
 @torch.inference_mode()

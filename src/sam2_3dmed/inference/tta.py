@@ -20,9 +20,9 @@ from sam2_3dmed.encoders.image_encoder import resize
 from sam2_3dmed.encoders.precision import use_bf16
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.interface import require_not_cancelled
+from sam2_3dmed.model.mask_decoder import upsample
 from sam2_3dmed.model.network import DecoderFeatures, DecoderState, SAM2For3dMed
-from sam2_3dmed.model.prompts import Prompts
-from sam2_3dmed.model.upsample import upsample
+from sam2_3dmed.model.prompts import mirrored, moved
 from sam2_3dmed.volume.preprocess import SliceStack
 
 PIXELS_AT_ONCE = (2**17, 2**22)
@@ -64,8 +64,8 @@ class Forward:
     _: KW_ONLY
     boundary: bool = False
     """The K maps of P_bd follow the K maps of P_seg, if the network has BD."""
-    prompts: Prompts | None = None
-    """Of all slices, for a network that takes them."""
+    prompts: Tensor | None = None
+    """Boxes (N, K, 4) of all slices, for a network that takes them."""
     cancel: Event | None = None
 
     def __post_init__(self) -> None:
@@ -87,8 +87,7 @@ class Forward:
         with self._autocast():
             features = self.network.project(self.network.encoder(slices))
         if self.prompts is not None:
-            prompts = self.prompts.each(lambda tensor: tensor[start:stop].to(self.device))
-            features = features._replace(prompts=self._prompts_seen(prompts))
+            features = features._replace(prompts=self._prompts_seen(self.prompts[start:stop].to(self.device)))
         # These are views, which keep the whole chunk alive. Copies would cost more than they free.
         return [features.at(i) for i in range(stop - start)]
 
@@ -131,14 +130,14 @@ class Forward:
             rows = [large[..., top : top + size, left : left + size] for top, left in starts]
         return torch.stack([_mirrored_if(v, row) for v, row in zip(self._views, rows, strict=True)])
 
-    def _prompts_seen(self, prompts: Prompts) -> Prompts:
-        """The prompts of (n,) slices as each view shows them: (rows, n)."""
+    def _prompts_seen(self, boxes: Tensor) -> Tensor:
+        """The boxes (n, K, 4) of slices as each view shows them: (rows, n, K, 4)."""
         step = _SHIFT / self.network.encoder.image_size
         rows = []
         for view in self._views:
-            seen = prompts.moved(down=-step * view.down, right=-step * view.right)
-            rows.append(seen.mirrored() if view.mirrored else seen)
-        return Prompts(*(torch.stack(tensors) for tensors in zip(*rows, strict=True)))
+            seen = moved(boxes, down=-step * view.down, right=-step * view.right)
+            rows.append(mirrored(seen) if view.mirrored else seen)
+        return torch.stack(rows)
 
     def _mean(self, logits: Tensor, boundary: Tensor | None, rows: int) -> Tensor:
         """(B x rows, K, ...) -> (B, K or 2K, ...): the mean over the views, each mirrored and shifted back."""

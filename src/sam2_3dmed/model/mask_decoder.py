@@ -1,23 +1,20 @@
 """SAM2's mask decoder with a mask token for each of K classes (reading 4), without prompts or with a box a class."""
 
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from sam2_3dmed.model.prompts import Prompts
+from torch.utils._python_dispatch import _disable_current_modes
 
 
 class Masks(NamedTuple):
     """The masks of a slice."""
 
-    logits: Tensor
-    """(B, K, 4h, 4w)."""
-    class_tokens: Tensor
-    """(B, K, C)."""
-    confidence: Tensor | None
-    """(B,), the IoU that SAM2 predicts for its single mask, shared by all classes; None without its head."""
+    logits: Tensor  # (B, K, 4h, 4w)
+    class_tokens: Tensor  # (B, K, C)
+    confidence: Tensor | None  # (B,), the IoU that SAM2 predicts for its single mask; None without its head
 
 
 class ClassHypernetworks(nn.Module):
@@ -48,37 +45,29 @@ class MaskDecoder(nn.Module):
     classes 2..K are added tokens. Only class tokens make masks. Upstream's parts have upstream's names.
 
     Args:
-        channels: C.
-        num_classes: K.
-        iou_prediction_head: SAM2's, where the confidence of masks is needed.
-        takes_boxes: whether it has the embeddings of corners.
+        sam2: upstream's configuration, `build.sam2_config`.
+        predicts_iou: whether it has SAM2's head for the confidence of masks.
+        takes_boxes: whether it has embeddings of corners.
     """
 
-    NUM_SAM2_TOKENS = 6
-    """Object score, IoU, and the single mask's and three multi-mask tokens."""
+    NUM_SAM2_TOKENS = 6  # object score, IoU, and the single mask's and three multi-mask tokens
 
-    def __init__(
-        self,
-        *,
-        transformer: nn.Module,
-        upscale_layer_norm: nn.Module,
-        positional_embedding: nn.Module,
-        channels: int,
-        num_classes: int,
-        iou_prediction_head: nn.Module | None = None,
-        takes_boxes: bool = False,
-    ) -> None:
+    def __init__(self, sam2: Any, num_classes: int, *, predicts_iou: bool = False, takes_boxes: bool = False) -> None:
+        from transformers.models.sam2_video import modeling_sam2_video as upstream
+
         super().__init__()
-        self.transformer = transformer
+        config = sam2.mask_decoder_config
+        channels, num_masks = config.hidden_size, config.num_multimask_outputs + 1
+        self.transformer = upstream.Sam2VideoTwoWayTransformer(config)
+        self.shared_image_embedding = upstream.Sam2VideoPositionalEmbedding(sam2.prompt_encoder_config)
         self.upscale_conv1 = nn.ConvTranspose2d(channels, channels // 4, kernel_size=2, stride=2)
-        self.upscale_layer_norm = upscale_layer_norm
+        self.upscale_layer_norm = upstream.Sam2VideoLayerNorm(channels // 4, data_format="channels_first")
         self.upscale_conv2 = nn.ConvTranspose2d(channels // 4, channels // 8, kernel_size=2, stride=2)
-        self.activation = nn.GELU()
         self.conv_s0 = nn.Conv2d(channels, channels // 8, kernel_size=1)
         self.conv_s1 = nn.Conv2d(channels, channels // 4, kernel_size=1)
         self.obj_score_token = nn.Embedding(1, channels)
         self.iou_token = nn.Embedding(1, channels)
-        self.mask_tokens = nn.Embedding(4, channels)
+        self.mask_tokens = nn.Embedding(num_masks, channels)
         self.class_tokens = nn.Embedding(num_classes - 1, channels) if num_classes > 1 else None
         self.class_hypernetworks = ClassHypernetworks(num_classes, channels, channels // 8)
         self.no_mask_embed = nn.Embedding(1, channels)
@@ -87,17 +76,15 @@ class MaskDecoder(nn.Module):
         # SAM2 has one object at a time, which is present. These tell classes apart, and absent from present ones.
         self.class_box_embed = nn.Embedding(num_classes - 1, channels) if takes_boxes and num_classes > 1 else None
         self.class_absent_embed = nn.Embedding(1, channels) if takes_boxes else None
-        self.shared_image_embedding = positional_embedding
-        self.iou_prediction_head = iou_prediction_head
+        self.iou_prediction_head = None
+        if predicts_iou:
+            widths = channels, config.iou_head_hidden_dim, num_masks, config.iou_head_depth
+            self.iou_prediction_head = upstream.Sam2VideoFeedForward(*widths, sigmoid_output=True)
 
-    def forward(self, features: Tensor, stride8: Tensor, stride4: Tensor, prompts: Prompts | None = None) -> Masks:
-        """The masks of one slice.
+    def forward(self, features: Tensor, stride8: Tensor, stride4: Tensor, prompts: Tensor | None = None) -> Masks:
+        """The masks of one slice, from (B, C, h, w) after memory attention, (B, C/4, 2h, 2w) and (B, C/8, 4h, 4w).
 
-        Args:
-            features: (B, C, h, w), after memory attention.
-            stride8: (B, C/4, 2h, 2w).
-            stride4: (B, C/8, 4h, 4w).
-            prompts: of the slice, for a decoder that takes boxes; None: no box for any class.
+        The prompts are the boxes (B, K, 4) of `model.prompts`, or None: no box for any class.
         """
         batch, channels, height, width = features.shape
         tokens, image = self.transformer(
@@ -109,19 +96,19 @@ class MaskDecoder(nn.Module):
         tokens = tokens.squeeze(1)
         class_tokens = self._class_tokens(tokens)
         image = image.transpose(2, 3).reshape(batch, channels, height, width)
-        upscaled = self.activation(self.upscale_layer_norm(self.upscale_conv1(image) + stride8))
-        upscaled = self.activation(self.upscale_conv2(upscaled) + stride4)
+        upscaled = F.gelu(self.upscale_layer_norm(self.upscale_conv1(image) + stride8))
+        upscaled = F.gelu(self.upscale_conv2(upscaled) + stride4)
         logits = torch.einsum("bkc,bchw->bkhw", self.class_hypernetworks(class_tokens), upscaled)
         head = self.iou_prediction_head
         return Masks(logits, class_tokens, None if head is None else head(tokens[:, 1])[:, 0].detach())
 
-    def _tokens(self, batch: int, prompts: Prompts | None) -> Tensor:
+    def _tokens(self, batch: int, prompts: Tensor | None) -> Tensor:
         """(B, N, C): SAM2's tokens, the tokens of classes 2..K, and the prompt."""
         added = [self.class_tokens.weight] if self.class_tokens is not None else []
         own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight, *added])
         return torch.cat([own.expand(batch, -1, -1), self._prompt(batch, prompts)], dim=1)
 
-    def _prompt(self, batch: int, prompts: Prompts | None) -> Tensor:
+    def _prompt(self, batch: int, prompts: Tensor | None) -> Tensor:
         """(B, P, C): two corners a class and a padding point, as in SAM2; without boxes two padding points.
 
         A class without a box has padding points for corners, so that all slices have the same number of tokens.
@@ -131,7 +118,7 @@ class MaskDecoder(nn.Module):
             return nothing.expand(batch, 2, -1)
         if prompts is None:
             return nothing.expand(batch, 2 * self.class_hypernetworks.num_classes + 1, -1)
-        corners = prompts.boxes.unflatten(-1, (2, 2))  # (B, K, 2, 2), x and y of each
+        corners = prompts.unflatten(-1, (2, 2))  # (B, K, 2, 2), x and y of each
         there = torch.where(corners.isfinite(), corners, 0)
         points = self.shared_image_embedding(there) + self.point_embed.weight[2:]
         points = torch.where(corners[..., :1].isinf(), self.class_absent_embed.weight, points)
@@ -154,3 +141,24 @@ class MaskDecoder(nn.Module):
         x = (torch.arange(width, device=device) + 0.5) / width
         grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1)
         return self.shared_image_embedding(grid).permute(2, 0, 1).unsqueeze(0)
+
+
+def upsample(planes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(..., h, w) -> (..., H, W) float32, also under autocast: `F.interpolate`, bilinear, corners not aligned.
+
+    As two matrix products: the backward pass of `F.interpolate` takes twenty times as long on a CPU. On a GPU the order
+    of its sums is not fixed, so that the last digits of a run differ from one time to the next.
+    """
+    height, width = planes.shape[-2:]
+    with torch.autocast(planes.device.type, enabled=False):
+        rows, columns = (_bilinear(*sizes, planes.device) for sizes in ((height, size[0]), (width, size[1])))
+        return rows @ (planes.float() @ columns.T)
+
+
+@lru_cache(maxsize=32)
+def _bilinear(size: int, target: int, device: torch.device) -> Tensor:
+    """(target, size): the weight of each of `size` pixels in each of `target`."""
+    # The cached tensor outlives the call, so it must be no inference tensor and no tensor without content.
+    with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
+        unit = torch.eye(size, device=device).unsqueeze(0)
+        return F.interpolate(unit, target, mode="linear", align_corners=False).squeeze(0).T.contiguous()

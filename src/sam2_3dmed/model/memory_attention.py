@@ -16,10 +16,8 @@ from torch import Tensor, nn
 class KeyValues(NamedTuple):
     """Memory tokens as one layer reads them."""
 
-    keys: Tensor
-    """(B, N, C) or (1, N, C)."""
-    values: Tensor
-    """(B, N, C); or (B, N, 64), the tokens themselves, which the layer projects after weighing: see `_values`."""
+    keys: Tensor  # (B, N, C) or (1, N, C)
+    values: Tensor  # (B, N, C); or (B, N, 64), the tokens, which the layer projects after weighing: see `_values`
 
 
 class Projections(nn.Module):
@@ -44,24 +42,20 @@ class _Layer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(channels)
         self.layer_norm3 = nn.LayerNorm(channels)
 
-    def forward(self, tokens: Tensor, memory: KeyValues, rope_cos_sin: Tensor) -> Tensor:
-        attention, normed = self.self_attn, self.layer_norm1(tokens)
-        query, key = (apply_rope(project(normed), rope_cos_sin) for project in (attention.q_proj, attention.k_proj))
-        tokens = tokens + attention.o_proj(_attend(query, key, attention.v_proj(normed)))
-        attention = self.cross_attn_image
-        query = apply_rope(attention.q_proj(self.layer_norm2(tokens)), rope_cos_sin)
-        tokens = tokens + attention.o_proj(_read(query, memory, attention.v_proj))
+    def forward(self, tokens: Tensor, memory: KeyValues, rope: Tensor) -> Tensor:
+        own, normed = self.self_attn, self.layer_norm1(tokens)
+        query, key = apply_rope(own.q_proj(normed), rope), apply_rope(own.k_proj(normed), rope)
+        tokens = tokens + own.o_proj(attend(query, key, own.v_proj(normed)))
+        cross = self.cross_attn_image
+        query = apply_rope(cross.q_proj(self.layer_norm2(tokens)), rope)
+        tokens = tokens + cross.o_proj(_read(query, memory, cross.v_proj))
         return tokens + self.linear2(torch.relu(self.linear1(self.layer_norm3(tokens))))
 
 
 class MemoryAttention(nn.Module):
     """Layers of self-attention within a slice and cross-attention to memory tokens.
 
-    Args:
-        channels: C.
-        grid: h = w.
-        memory_channels: of a memory token.
-        theta: base of the rotary position embedding (RoPE).
+    grid is h = w, and theta the base of the rotary position embedding (RoPE).
     """
 
     rope_cos_sin: Tensor
@@ -75,15 +69,7 @@ class MemoryAttention(nn.Module):
         self.register_buffer("rope_cos_sin", make_rope(grid, channels, theta), persistent=False)
 
     def forward(self, tokens: Tensor, memory: Sequence[KeyValues]) -> Tensor:
-        """Attend to a slice and its memories.
-
-        Args:
-            tokens: (B, h w, C), with their positions added.
-            memory: one entry a layer.
-
-        Returns:
-            (B, h w, C).
-        """
+        """(B, h w, C) -> (B, h w, C), from a slice's tokens with their positions and its memory for each layer."""
         for layer, key_values in zip(self.layers, memory, strict=True):
             tokens = layer(tokens, key_values, self.rope_cos_sin)
         normed: Tensor = self.layer_norm(tokens)
@@ -91,11 +77,8 @@ class MemoryAttention(nn.Module):
 
     def project_spatial(self, memory: Tensor, position: Tensor) -> tuple[KeyValues, ...]:
         """The keys and values of a spatial memory for each layer, without its temporal bias; both (B, h w, 64)."""
-        positioned = memory + position
-        return tuple(
-            KeyValues(apply_rope(a.k_proj(positioned), self.rope_cos_sin), _values(a, memory))
-            for a in self._cross_attentions()
-        )
+        plain = self.project_pointers(memory, position)
+        return tuple(KeyValues(apply_rope(keys, self.rope_cos_sin), values) for keys, values in plain)
 
     def project_pointers(self, tokens: Tensor, position: Tensor) -> tuple[KeyValues, ...]:
         """The keys and values of object pointers for each layer, which are not rotated; both (B, N, 64)."""
@@ -156,11 +139,11 @@ def _read(query: Tensor, memory: KeyValues, projection: Callable[[Tensor], Tenso
     if memory.values.shape[1] == 1:  # there is no choice; a softmax would only train queries and keys on noise
         return memory.values if are_projected else projection(memory.values)
     if are_projected:
-        return _attend(query, memory.keys, memory.values)
+        return attend(query, memory.keys, memory.values)
     scores = (query * query.shape[-1] ** -0.5) @ memory.keys.transpose(1, 2)
     return projection(torch.softmax(scores, dim=-1) @ memory.values)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention with one head."""
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention with one head, of (B, N, C). The axis of heads is what fused attention and ONNX need."""
     return F.scaled_dot_product_attention(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)).squeeze(1)

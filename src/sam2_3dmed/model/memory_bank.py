@@ -1,74 +1,70 @@
 """Memory banks: the slices of a pass that later slices attend to (paper 3.1; MedSAM-2's after arXiv 2408.00874)."""
 
 import copy
-from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from sam2_3dmed.model.memory_attention import KeyValues
 
-NUM_MEMORIES = 7
-"""Spatial memories that a slice attends to: those of the first slice and of the last 6."""
-NUM_POINTERS = 15
-"""Object pointers of the last slices that a slice attends to, beside the first slice's."""
-CAPACITY = 16
-"""Entries of a self-sorting bank."""
-MARGIN = 0.1
-"""How far the predicted IoU of a new entry may lie below that of the entry it replaces."""
+MEMORY_CHANNELS = 64
+NUM_MEMORIES = 7  # spatial memories that a slice attends to: those of the first slice and of the last 6
+NUM_POINTERS = 15  # object pointers of the last slices that a slice attends to, beside the first slice's
+CAPACITY = 16  # entries of a self-sorting bank
+MARGIN = 0.1  # how far the predicted IoU of a new entry may lie below that of the entry it replaces
 
 
 class Memory(NamedTuple):
     """The memory of one slice."""
 
-    spatial: Tensor
-    """(B, h w, 64)."""
-    key_values: tuple[KeyValues, ...]
-    """Keys and values of `spatial` for each layer of memory attention, without the temporal bias."""
-    pointer: Tensor
-    """(B, C), SAM2's object pointer."""
-    confidence: Tensor | None = None
-    """(B,), the IoU that the mask decoder predicts. For a self-sorting bank only, as is `embedding`."""
-    embedding: Tensor | None = None
-    """(B, C h w), see `embedding_of`."""
+    spatial: Tensor  # (B, h w, 64)
+    key_values: tuple[KeyValues, ...]  # of `spatial` for each layer of memory attention, without the temporal bias
+    pointer: Tensor  # (B, C), SAM2's object pointer
+    confidence: Tensor | None = None  # (B,), the predicted IoU; for a self-sorting bank only, as is the next
+    embedding: Tensor | None = None  # (B, C h w), see `embedding_of`
 
 
-class MemoryBank:
-    """SAM2's bank: the first slice and the latest ones, so that its size is bounded.
-
-    Args:
-        num_slices: of the whole pass. The distances of pointers are coded as a share of it.
-    """
+class _Bank:
+    """The memories of a pass of `num_slices`."""
 
     def __init__(self, num_slices: int) -> None:
         self.num_slices = num_slices
         self.count = 0
-        self.first: Memory | None = None
-        self.temporal_bias: tuple[tuple[Tensor, ...], ...] | None = None
-        """Made once for all slices that read the bank: see `SliceDecoder.temporal_bias`."""
-        self._spatial: deque[Memory] = deque(maxlen=NUM_MEMORIES - 1)
-        self._pointers: deque[Tensor] = deque(maxlen=NUM_POINTERS)
 
     @property
     def will_be_read(self) -> bool:
         """Whether a slice follows the next one. The memory of the last slice is not needed."""
         return self.count + 1 < self.num_slices
 
-    def snapshot(self) -> "MemoryBank":
-        """A copy that later `append`s leave unchanged. The memories are shared."""
-        bank = copy.copy(self)
-        bank._spatial, bank._pointers = self._spatial.copy(), self._pointers.copy()
-        return bank
+    def snapshot(self) -> Self:
+        """A copy that later `append`s leave unchanged, since they replace what holds the memories."""
+        return copy.copy(self)
+
+
+class MemoryBank(_Bank):
+    """SAM2's bank: the first slice and the latest ones, so that its size is bounded.
+
+    The distances of pointers are coded as a share of `num_slices`.
+    """
+
+    def __init__(self, num_slices: int) -> None:
+        super().__init__(num_slices)
+        self.first: Memory | None = None
+        self.temporal_bias: tuple[tuple[Tensor, ...], ...] | None = None
+        """Made by the slice decoder, once for all slices that read the bank."""
+        self._spatial: tuple[Memory, ...] = ()  # the latest first
+        self._pointers: tuple[Tensor, ...] = ()
 
     def append(self, memory: Memory) -> None:
         """Add the memory of the next slice."""
         if self.first is None:
             self.first = memory
         else:
-            self._spatial.append(memory)
-            self._pointers.append(memory.pointer)
+            self._spatial = (memory, *self._spatial)[: NUM_MEMORIES - 1]
+            self._pointers = (memory.pointer, *self._pointers)[:NUM_POINTERS]
         self.count += 1
 
     def spatial(self) -> tuple[list[Memory], list[int]]:
@@ -78,60 +74,38 @@ class MemoryBank:
         """
         if self.first is None:
             return [], []
-        recent = list(reversed(self._spatial))
-        return [self.first, *recent], [NUM_MEMORIES - 1, *range(len(recent))]
+        return [self.first, *self._spatial], [NUM_MEMORIES - 1, *range(len(self._spatial))]
 
     def pointers(self) -> tuple[list[Tensor], list[int]]:
         """The object pointers, and the distance of each in slices."""
         if self.first is None:
             return [], []
-        recent = list(reversed(self._pointers))
-        return [self.first.pointer, *recent], [self.count, *range(1, len(recent) + 1)]
+        return [self.first.pointer, *self._pointers], [self.count, *range(1, len(self._pointers) + 1)]
 
 
-class SelfSortingBank:
+class SelfSortingBank(_Bank):
     """MedSAM-2's bank: confident slices that are unlike each other. Every row of a batch is sorted by itself.
 
     Every slice is kept until the bank is full. From then on, take the entry that is least like the new slice, and the
     entry that is most like that one. The new slice replaces the second of the two if they are more alike than the first
     and the new slice, and if the new slice's confidence is not lower by MARGIN or more. Likeness is the cosine of
-    memories.
-
-    Args:
-        num_slices: of the whole pass.
-        draw: seed of the random numbers of resampling, which are the same on any device and in any batch.
-        capacity: the most entries.
+    memories. `draw` is the seed of the random numbers of resampling, the same on any device and in any batch.
     """
 
     def __init__(self, num_slices: int, draw: int = 0, capacity: int = CAPACITY) -> None:
-        self.num_slices = num_slices
+        super().__init__(num_slices)
         self.draw = draw
         self.capacity = capacity
-        self.count = 0
         self.entries: list[Memory] = []
-
-    @property
-    def will_be_read(self) -> bool:
-        """Whether a slice follows the next one."""
-        return self.count + 1 < self.num_slices
-
-    def snapshot(self) -> "SelfSortingBank":
-        """A copy that later `append`s leave unchanged. The memories are shared."""
-        bank = copy.copy(self)
-        bank.entries = list(self.entries)
-        return bank
 
     def append(self, memory: Memory) -> None:
         """Add the memory of the next slice, with confidence and embedding, where it earns a place."""
         self.count += 1
         if len(self.entries) < self.capacity:
-            self.entries.append(memory)
+            self.entries = [*self.entries, memory]
             return
         replaced = self._replaced_by(memory)
-        for index, entry in enumerate(self.entries):
-            rows = replaced == index
-            if rows.any():
-                self.entries[index] = memory if rows.all() else _merged(rows, memory, entry)
+        self.entries = [_merged(replaced == index, memory, entry) for index, entry in enumerate(self.entries)]
 
     @torch.no_grad()
     def _replaced_by(self, memory: Memory) -> Tensor:
@@ -151,10 +125,8 @@ class SelfSortingBank:
     def read(self, features: Tensor) -> tuple[KeyValues, ...]:
         """Keys and values for each layer of memory attention: as many entries as there are, drawn with replacement.
 
-        The more the direction of `features` agrees with an entry's embedding, the more often the entry is drawn.
-
-        Args:
-            features: (B, C, h, w), of the slice that reads.
+        The more the direction of the reading slice's features (B, C, h, w) agrees with an entry's embedding, the more
+        often the entry is drawn.
         """
         picks = self._picks(features)
         rows = torch.arange(len(picks), device=picks.device).unsqueeze(1)
@@ -198,17 +170,7 @@ def _given(part: Tensor | None) -> Tensor:
 
 def _merged(rows: Tensor, new: Memory, old: Memory) -> Memory:
     """The new memory in some rows of a batch, and the old one in the others."""
-
-    def merged(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(rows.view(-1, *[1] * (a.ndim - 1)), a, b)
-
-    return Memory(
-        spatial=merged(new.spatial, old.spatial),
-        key_values=tuple(
-            KeyValues(merged(a.keys, b.keys), merged(a.values, b.values))
-            for a, b in zip(new.key_values, old.key_values, strict=True)
-        ),
-        pointer=merged(new.pointer, old.pointer),
-        confidence=merged(_given(new.confidence), _given(old.confidence)),
-        embedding=merged(_given(new.embedding), _given(old.embedding)),
-    )
+    if rows.all() or not rows.any():
+        return new if rows.all() else old
+    merged: Memory = tree_map(lambda a, b: torch.where(rows.view(-1, *[1] * (a.ndim - 1)), a, b), new, old)
+    return merged

@@ -13,49 +13,25 @@ class SliceRelativePositionPredictor(nn.Module):
     as context = Z + conv(Encoder(Z)), where conv starts at zero (reading 1).
 
     Args:
-        channels: C.
         share_context: false drops the context (the literal reading).
         causal: each slice attends only to itself and the slices before it (Table 9, "SRPP with memory").
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        layers: int = 2,
-        heads: int = 4,
-        share_context: bool = True,
-        causal: bool = False,
-    ) -> None:
+    def __init__(self, channels: int, *, share_context: bool = True, causal: bool = False) -> None:
         super().__init__()
         self.causal = causal
         layer = nn.TransformerEncoderLayer(
-            channels, heads, 2 * channels, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+            channels, 4, 2 * channels, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
-        self.slice_encoder = nn.TransformerEncoder(
-            layer, layers, norm=nn.LayerNorm(channels), enable_nested_tensor=False
-        )
-        self.pair_mlp = nn.Sequential(
-            nn.Linear(2 * channels, channels),
-            nn.GELU(),
-            nn.Linear(channels, channels),
-            nn.GELU(),
-            nn.Linear(channels, 1),
-        )
-        self.to_context = nn.Conv2d(channels, channels, kernel_size=1) if share_context else None
-        if self.to_context is not None:
-            nn.init.zeros_(self.to_context.weight)
-            nn.init.zeros_(self.to_context.bias)  # type: ignore[arg-type]
+        self.slice_encoder = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(channels), enable_nested_tensor=False)
+        first, second, last = nn.Linear(2 * channels, channels), nn.Linear(channels, channels), nn.Linear(channels, 1)
+        self.pair_mlp = nn.Sequential(first, nn.GELU(), second, nn.GELU(), last)
+        self.to_context = zero_conv(channels) if share_context else None
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Context for the decoders, and the relative positions.
+        """Context for the decoders (z if it is not shared), like z (B, D, C, h, w); and P_pos (B, D, D).
 
-        Args:
-            z: (B, D, C, h, w).
-
-        Returns:
-            The context (B, D, C, h, w), which is z itself if it is not shared; and P_pos (B, D, D), where entry [i, j]
-            is the position of slice j minus the position of slice i, in slices along the body.
+        P_pos[i, j] is the position of slice j minus the position of slice i, in slices along the body.
         """
         batch, depth, _, height, width = z.shape
         tokens = z.detach().permute(0, 3, 4, 1, 2).flatten(0, 2)  # (B h w, D, C)
@@ -87,6 +63,12 @@ class SliceRelativePositionPredictor(nn.Module):
             values = F.linear(layer.norm1(tokens), attention.in_proj_weight[value], attention.in_proj_bias[value])
             tokens = tokens + attention.out_proj(values)
             tokens = tokens + layer.linear2(layer.activation(layer.linear1(layer.norm2(tokens))))
-        norm = self.slice_encoder.norm
-        assert norm is not None
-        return norm(tokens)
+        return self.slice_encoder.norm(tokens)  # type: ignore[misc]
+
+
+def zero_conv(channels: int) -> nn.Conv2d:
+    """A 1 x 1 convolution that starts at zero."""
+    conv = nn.Conv2d(channels, channels, kernel_size=1)
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
+    return conv

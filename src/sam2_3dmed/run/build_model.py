@@ -11,9 +11,8 @@ from sam2_3dmed.config import NetworkConfig, Plan, RunConfig
 from sam2_3dmed.encoders.peft_adapters import add_lora, require_lora, train_last_stage
 from sam2_3dmed.encoders.registry import find_encoder
 from sam2_3dmed.errors import ConfigError, WeightsError
-from sam2_3dmed.model.build import build_network, complete
+from sam2_3dmed.model.build import SIZES, build_network, complete
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.model.sizes import SIZES
 from sam2_3dmed.model.weights import DEFAULT_HUB_ID, load_sam2, read_sam2
 from sam2_3dmed.run.run_config import CONFIG_FILE, Sam2Record
 from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_sam2_record, read_weights

@@ -21,7 +21,10 @@ logger = logging.getLogger(__name__)
 
 
 class Checkpoints:
-    """The latest `keep` states of a run, and the best. minutes: between states within an epoch; None for none."""
+    """The checkpoints of a run, of which the latest `keep` stay, besides the best.
+
+    minutes: between states within an epoch; None for none.
+    """
 
     def __init__(self, folder: Path, *, keep: int, minutes: float | None) -> None:
         self.folder = folder

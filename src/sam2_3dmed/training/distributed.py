@@ -89,7 +89,8 @@ class DistributedContext:
     def start_barrier(self, go: bool = True) -> bool:
         """Whether training begins. The first process decides, and the others wait here until it does; only once.
 
-        Raises: ConfigError if the first process is gone without a word.
+        Raises:
+            ConfigError: the first process is gone without a word.
         """
         if not self.waiting:
             return go

@@ -35,7 +35,11 @@ class _Place(NamedTuple):
 
 
 def require_frozen(encoder: ImageEncoder) -> None:
-    """Raise ConfigError for an encoder whose features change from step to step, since something in it trains."""
+    """Refuse an encoder whose features change from step to step.
+
+    Raises:
+        ConfigError: something in it trains.
+    """
     if any(parameter.requires_grad for parameter in encoder.parameters()):
         raise ConfigError(
             "feature_cache.views: features can be kept only of a frozen encoder, and this one trains; "
@@ -156,11 +160,11 @@ class FeatureCache:
     def _features(self, flat: Sequence[Tensor], batch: torch.Size) -> Features:
         device = self.encoder.mean.device
         working = torch.get_autocast_dtype(device.type) if self._autocast else self.encoder.mean.dtype
-        rows = [row.split(self._sizes) for row in flat]
         levels = []
-        for shape, parts in zip(self._shapes, zip(*rows, strict=True), strict=True):
-            level = torch.stack(parts).to(device).to(working)
-            levels.append(level.view(*batch, *shape).permute(0, 1, 4, 2, 3))
+        for number, (height, width, channels) in enumerate(self._shapes):
+            start = sum(self._sizes[:number])
+            level = torch.stack([row[start : start + self._sizes[number]] for row in flat]).to(device).to(working)
+            levels.append(level.view(*batch, height, width, channels).permute(0, 1, 4, 2, 3))
         return Features(*levels)
 
     def _forget_what_was_before(self, views: Sequence[View]) -> None:

@@ -127,15 +127,19 @@ def epoch_loader(
     distributed: DistributedContext,
 ) -> DataLoader[Any]:
     """An epoch of a data set whose keys are `SampleKey`s, in batches that `collate` makes."""
-    slabs = training.samples_per_epoch or num_cases
+    division = Division(
+        training.samples_per_epoch or num_cases,
+        training.batch_size,
+        training.grad_accum_steps,
+        distributed.size,
+        distributed.rank,
+    )
     workers = training.workers
     if workers is None:
         workers = max(0, min(8, (os.cpu_count() or 1) // distributed.devices - 1))
     return DataLoader[Any](
         dataset,
-        batch_sampler=Division(
-            slabs, training.batch_size, training.grad_accum_steps, distributed.size, distributed.rank
-        ),
+        batch_sampler=division,
         collate_fn=collate,
         num_workers=workers,
         persistent_workers=workers > 0,

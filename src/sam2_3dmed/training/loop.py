@@ -78,7 +78,11 @@ class Learner:
 
 
 def check_gradients(learner: Learner) -> None:
-    """Count the norm of each part's gradients. Raises: TrainingError if one, or the loss, is not finite."""
+    """Count the norm of each part's gradients; stop a run whose next step would spoil the weights.
+
+    Raises:
+        TrainingError: the loss or a gradient is not finite.
+    """
     trainable = learner.trainable
     norms = gradient_norms(trainable.parts())
     # One transfer for all: on a GPU each would wait for the step.
@@ -122,7 +126,12 @@ class TrainingLoop:
         self._validating = False
 
     def run(self, checkpoint: Path | None) -> None:
-        """Train from the beginning, or from a checkpoint. Raises: as `fit`."""
+        """Train from the beginning, or from a checkpoint.
+
+        Raises:
+            TrainingError: the loss or a gradient is not finite.
+            Terminated: SIGTERM came; the latest checkpoint has all that is done.
+        """
         if checkpoint is not None:
             self._restore(read_checkpoint(checkpoint))
         with self._outputs(resumed=checkpoint is not None), self._sigterm(), progress_bar(self) as show:
@@ -299,7 +308,11 @@ def progress_bar(loop: TrainingLoop) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def trial(trainable: Trainable, fabric: Fabric, before_step: Callable[[Learner], None]) -> Iterator[Iterator[None]]:
-    """Passes without end, from the first slabs on, that leave no trace: weights are put back when the body ends."""
+    """Training that leaves no trace, from the first slabs on: weights are put back at the end.
+
+    Yields:
+        An iterator without end, of which each item is a pass.
+    """
     before = trained_weights(trainable)
     try:
         yield _passes(Learner(trainable, fabric, before_step))

@@ -33,7 +33,9 @@ class RateTest:
         """A tenth of the rate at which the smoothed loss is lowest, beyond which it soon explodes.
 
         The rate of the steepest fall, which is also in use, is far too low here: see docs/notes/scratch_preset.md.
-        Raises: TrainingError if the loss never fell.
+
+        Raises:
+            TrainingError: the loss never fell.
         """
         lowest = min(range(len(self.rates)), key=self.smoothed.__getitem__)
         if self.smoothed[lowest] >= self.smoothed[0]:
@@ -41,7 +43,11 @@ class RateTest:
         return self.rates[lowest] / 10
 
     def write(self, folder: Path) -> None:
-        """Write learning_rates.csv and learning_rates.png. Raises: DataError or OSError if that fails."""
+        """Write learning_rates.csv and learning_rates.png.
+
+        Raises:
+            DataError, OSError: they cannot be written.
+        """
         rows = zip(self.rates, self.losses, self.smoothed, strict=True)
         names = ("learning_rate", "loss", "smoothed")
         write_csv(folder / "learning_rates.csv", [dict(zip(names, row, strict=True)) for row in rows])
@@ -49,9 +55,11 @@ class RateTest:
             self._draw(file)
 
     def _draw(self, file: BinaryIO) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6, 3.6), layout="constrained")
+        FigureCanvasAgg(figure)
         axes = figure.subplots()
         axes.plot(self.rates, self.losses, ".", color="0.7", markersize=4, label="loss")
         axes.plot(self.rates, self.smoothed, color="#0072B2", label="smoothed")

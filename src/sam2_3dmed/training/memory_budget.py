@@ -175,7 +175,10 @@ def seen_bytes(step: Step, slabs: Slabs, *, bf16: bool) -> float:
 
 
 def counted_bytes(step: Step, slabs: Slabs) -> int:
-    """The peak bytes of a step in 32 bit, without the work space within operations; nothing is computed."""
+    """The peak bytes of a step in 32 bit, without the work space within operations; nothing is computed.
+
+    slabs: only their shapes matter.
+    """
     state = {**dict(step.named_parameters()), **dict(step.named_buffers())}
     stand_ins = {
         name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
@@ -216,7 +219,9 @@ def _no_device() -> Iterator[None]:
 
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operations make, for as long as they live; each once, however many views
-    it has. What an operation needs only within itself is not counted. known: tensors that were there before.
+    it has. What an operation needs only within itself is not counted.
+
+    known: tensors that were there before, of which operations make views.
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:

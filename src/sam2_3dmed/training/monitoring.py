@@ -25,16 +25,16 @@ class EpochMeans:
     """Weighted means of values by name. Sums stay on the device of the values, so that adding waits for nothing."""
 
     def __init__(self) -> None:
-        self._counted: dict[str, tuple[Tensor, float]] = {}
-        """Sum and weight of each name."""
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
 
     def add(self, name: str, value: Tensor | float, weight: float = 1.0) -> None:
         """Count a value."""
-        total = torch.as_tensor(value).detach().double() * weight
-        if name in self._counted:
-            before, weight_before = self._counted[name]
-            total, weight = before.to(total.device) + total, weight_before + weight
-        self._counted[name] = total, weight
+        value = torch.as_tensor(value).detach().double() * weight
+        if name in self._sums:
+            value = self._sums[name].to(value.device) + value
+        self._sums[name] = value
+        self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def compute(self) -> dict[str, float]:
         """The means over all processes, in the order in which the names first came; all must call this."""
@@ -42,23 +42,22 @@ class EpochMeans:
         return {name: value / state["weights"][name] for name, value in state["sums"].items() if state["weights"][name]}
 
     def clear(self) -> None:
-        self._counted.clear()
+        self._sums.clear()
+        self._weights.clear()
 
     def state_dict(self) -> State:
         """Sums and weights over all processes, which may differ in names, as plain numbers; all must call this."""
         sums: dict[str, float] = {}
         weights: dict[str, float] = {}
-        for state in gather({name: (float(total), weight) for name, (total, weight) in self._counted.items()}):
-            for name, (total, weight) in state.items():
-                sums[name] = sums.get(name, 0.0) + total
+        for state in gather({name: (float(value), self._weights[name]) for name, value in self._sums.items()}):
+            for name, (value, weight) in state.items():
+                sums[name] = sums.get(name, 0.0) + value
                 weights[name] = weights.get(name, 0.0) + weight
         return {"sums": sums, "weights": weights}
 
     def load_state_dict(self, state: State) -> None:
-        self._counted = {
-            name: (torch.tensor(total, dtype=torch.float64), state["weights"][name])
-            for name, total in state["sums"].items()
-        }
+        self._sums = {name: torch.tensor(value, dtype=torch.float64) for name, value in state["sums"].items()}
+        self._weights = dict(state["weights"])
 
 
 def gradient_norms(parts: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from sam2_3dmed.data.slabs import Slabs, ViewSlabs
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.inference.slabs import Slab
 from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.model.prompts import boxes_from_labels
 from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.feature_cache import FeatureCache
 from sam2_3dmed.training.loader import Part, slab_loader
@@ -54,7 +55,10 @@ def training_step(
         if single_slices:
             slabs = slabs.single_slices()
         masks = class_masks(slabs.labels, num_classes)
-        prompts = network.prompts_from_labels(slabs.labels, range(1, num_classes + 1), slabs.positions)
+        prompts = None
+        if network.box_every:
+            values = range(1, num_classes + 1)
+            prompts = boxes_from_labels(slabs.labels, values, slabs.positions, network.box_every)
         if isinstance(slabs, Slabs):
             prediction = network(slabs.slices, prompts)
         else:
@@ -73,7 +77,10 @@ def training_step(
 
 
 class SlabTraining(Trainable):
-    """Trains a predictor's network on slabs. features: gives those of slabs of views."""
+    """Trains a predictor's network on slabs.
+
+    features: gives the features of slabs of views. Others: see `Trainable`.
+    """
 
     network: SAM2For3dMed
 
@@ -160,7 +167,11 @@ def assemble_slabs(
     folder: Path,
     distributed: DistributedContext,
 ) -> SlabTraining:
-    """A predictor's network with the slabs that it learns from. Raises: ConfigError as `require_frozen`."""
+    """A predictor's network with the slabs that it learns from. folder: of the run.
+
+    Raises:
+        ConfigError: a feature cache for an encoder that trains.
+    """
     network, recipe = predictor.network, config.training
     network.save_memory(activation_checkpointing=recipe.activation_checkpointing, slices_at_once=recipe.encoder_slices)
     size = network.encoder.image_size

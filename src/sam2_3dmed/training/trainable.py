@@ -111,7 +111,10 @@ class Trainable(nn.Module, ABC):
         return self.progress.step < self.single_slice_steps
 
     def validate(self, numbers: Sequence[int]) -> dict[str, float]:
-        """Metrics of whole volumes over the cases of all processes, each of which calls this with its own."""
+        """Metrics of whole volumes over the cases of all processes, all of which must call this.
+
+        numbers: the cases of this process.
+        """
         mine = {number: self._scores(number) for number in numbers}
         scores = {number: case for part in gather(mine) for number, case in part.items()}
         *per_class, error = np.mean([scores[number] for number in sorted(scores)], axis=0)

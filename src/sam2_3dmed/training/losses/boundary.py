@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_3dmed.training.losses import SPACE, LossInputs, term
+from sam2_3dmed.training.losses.registry import SPACE, LossInputs, term
 
 
 @term("boundary")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from sam2_3dmed.training.losses import LossInputs, term
+from sam2_3dmed.training.losses.registry import LossInputs, term
 
 
 @term("relative_position")

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_3dmed.training.losses import SPACE, segmentation_term
+from sam2_3dmed.training.losses.registry import SPACE, segmentation_term
 
 
 @segmentation_term("dice")

@@ -1,0 +1,103 @@
+"""The registry of loss terms, what a term is computed from, and their weighted sum. Paper: Eq. 6."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from sam2_3dmed.config import LossConfig
+from sam2_3dmed.errors import ConfigError, suggest
+from sam2_3dmed.model.mask_decoder import upsample
+from sam2_3dmed.model.network import Prediction
+
+SPACE = (-3, -2, -1)
+"""The dimensions D, H, W."""
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """A prediction and its reference."""
+
+    prediction: Prediction
+    """Logits at stride 4, and P_pos."""
+    masks: Tensor
+    """GT_seg, (B, K, D, H, W) of 0 and 1."""
+    positions: Tensor
+    """(B, D), the index of each slice in its volume."""
+    config: LossConfig
+
+    @cached_property
+    def segmentation(self) -> Tensor:
+        """P_seg, logits (B, K, D, H, W), upsampled to the masks as in SAM2's training."""
+        return self.upsampled(self.prediction.segmentation)
+
+    def upsampled(self, logits: Tensor) -> Tensor:
+        """(B, K, D, h, w) -> (B, K, D, H, W)."""
+        return upsample(logits, (self.masks.shape[-2], self.masks.shape[-1]))
+
+    @property
+    def zero(self) -> Tensor:
+        """The value of a term whose part of the network is switched off."""
+        return self.masks.new_zeros(())
+
+
+Term = Callable[[LossInputs], Tensor]
+SegmentationLoss = Callable[[Tensor, Tensor], Tensor]
+"""(logits, masks), both (B, K, D, H, W) -> a scalar."""
+
+TERMS: dict[str, Term] = {}
+"""All terms by name; a term returns a scalar, unweighted."""
+
+
+def term(name: str) -> Callable[[Term], Term]:
+    """Register a term."""
+
+    def register(function: Term) -> Term:
+        TERMS[name] = function
+        return function
+
+    return register
+
+
+def segmentation_term(name: str) -> Callable[[SegmentationLoss], SegmentationLoss]:
+    """Register a loss between the upsampled logits of the segmentation and its masks."""
+
+    def register(function: SegmentationLoss) -> SegmentationLoss:
+        TERMS[name] = lambda inputs: function(inputs.segmentation, inputs.masks)
+        return function
+
+    return register
+
+
+class TotalLoss:
+    """The loss of a recipe.
+
+    Raises:
+        ConfigError: `loss.terms` names an unknown term.
+    """
+
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config
+        for name in config.terms:
+            if name not in TERMS:
+                raise ConfigError(f"loss.terms: no term {name!r}; {suggest(name, TERMS)}")
+
+    def __call__(self, prediction: Prediction, masks: Tensor, positions: Tensor) -> dict[str, Tensor]:
+        """`total` and the unweighted terms of slabs of equal length, of which `LossInputs` has the shapes.
+
+        The term of a part that is switched off is 0.
+        """
+        inputs = LossInputs(prediction, masks, positions, self.config)
+        terms = {name: TERMS[name](inputs) for name in self.config.terms}
+        total = inputs.zero
+        for name, weight in self.config.terms.items():
+            total = total + weight * terms[name]
+        return {"total": total, **terms}
+
+
+def class_masks(labels: Tensor, num_classes: int) -> Tensor:
+    """GT_seg: labels (B, D, H, W) of class indices, 0 background -> (B, K, D, H, W) float32 of 0 and 1."""
+    classes = torch.arange(1, num_classes + 1, device=labels.device).view(1, -1, 1, 1, 1)
+    return (labels.unsqueeze(1) == classes).float()
