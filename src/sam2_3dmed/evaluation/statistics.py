@@ -93,7 +93,12 @@ def bootstrap_intervals(table: Floats) -> list[Interval | None]:
         sums.append(times @ np.where(is_defined, table, 0.0))
         counts.append(times @ is_defined.astype(np.float64))
     columns = zip(is_defined.T, np.concatenate(sums).T, np.concatenate(counts).T, strict=True)
-    return [_percentiles(total[n > 0] / n[n > 0], LEVEL) if known.sum() > 1 else None for known, total, n in columns]
+    return [_interval_of_means(total[n > 0] / n[n > 0]) if known.sum() > 1 else None for known, total, n in columns]
+
+
+def _interval_of_means(means: Floats) -> Interval:
+    low, high = np.percentile(means, (2.5, 97.5)).tolist()
+    return low, high
 
 
 def paired_difference(values: ArrayLike, baseline: ArrayLike, better: Better = "higher") -> PairedDifference:
