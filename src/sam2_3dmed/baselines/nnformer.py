@@ -203,14 +203,13 @@ class Up(nn.Module):
 
 
 class NNFormer(nn.Module):
-    """Four stages, each with half as many tokens along each axis; local attention above, global at the bottom.
+    """Four stages of two blocks, each with half as many tokens along each axis; attention is global at the bottom.
 
     Args:
         patch: (D, H, W) voxels, a multiple of 8 strides along each axis.
         stride: voxels of a token along (D, H, W), even.
         width: C of the first stage.
         heads, windows: of each stage.
-        depth: blocks of a stage.
 
     Raises:
         ValueError: the patch is no such multiple.
@@ -225,7 +224,6 @@ class NNFormer(nn.Module):
         width: int,
         heads: Sequence[int],
         windows: Sequence[int],
-        depth: int = 2,
     ) -> None:
         super().__init__()
         stages = range(len(heads))
@@ -234,22 +232,19 @@ class NNFormer(nn.Module):
         shapes = [[size // step // 2**i for size, step in zip(patch, stride, strict=True)] for i in stages]
         widths = [width * 2**i for i in stages]
 
-        def block(stage: int, number: int, drop: float, of_skip: bool = False) -> Block:
-            grid = WindowGrid(shapes[stage], windows[stage], shifted=number % 2 == 1)
+        def block(stage: int, number: int, depth: int, of_skip: bool = False) -> Block:
+            """The first (0) or second (1) block of a stage, in a path of `depth` stages."""
+            grid = WindowGrid(shapes[stage], windows[stage], shifted=number == 1)
+            drop = _MOST_DROPPED * (2 * stage + number) / (2 * depth - 1)
             return Block(widths[stage], heads[stage], grid, drop=drop, of_skip=of_skip)
 
-        drops = _rising(depth * len(heads))
+        deep = len(heads)
         self.embedding = Embedding(num_channels, width, stride)
-        self.encoder = nn.ModuleList(
-            nn.Sequential(*(block(i, j, drops[i * depth + j]) for j in range(depth))) for i in stages
-        )
+        self.encoder = nn.ModuleList(nn.Sequential(block(i, 0, deep), block(i, 1, deep)) for i in stages)
         self.downs = nn.ModuleList(Down(widths[i]) for i in stages[:-1])
         self.norms = nn.ModuleList(nn.LayerNorm(one) for one in widths)
-        drops = _rising(depth * (len(heads) - 1))
-        self.skips = nn.ModuleList(block(i, 0, drops[i * depth], of_skip=True) for i in stages[:-1])
-        self.decoder = nn.ModuleList(
-            nn.Sequential(*(block(i, j, drops[i * depth + j]) for j in range(1, depth))) for i in stages[:-1]
-        )
+        self.skips = nn.ModuleList(block(i, 0, deep - 1, of_skip=True) for i in stages[:-1])
+        self.decoder = nn.ModuleList(nn.Sequential(block(i, 1, deep - 1)) for i in stages[:-1])
         d, h, w = stride
         self.ups = nn.ModuleList(Up(widths[i]) for i in stages[:-1])
         self.heads = nn.ModuleList(
@@ -271,7 +266,3 @@ class NNFormer(nn.Module):
             if self.training or i == 0:
                 outputs.insert(0, self.heads[i](x.movedim(-1, 1)))
         return outputs if self.training else outputs[0]
-
-
-def _rising(count: int) -> list[float]:
-    return [_MOST_DROPPED * number / max(1, count - 1) for number in range(count)]

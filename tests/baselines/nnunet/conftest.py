@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed.baselines.nnunet import environment, process
+from sam2_3dmed.baselines.nnunet import environment
 
 
 @pytest.fixture
@@ -19,5 +19,5 @@ def standin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     python.chmod(0o755)
     (folder / environment._READY).write_text(json.dumps({"nnunetv2": "0", "torch": "0"}))
     monkeypatch.setenv(environment.VARIABLE, str(folder))
-    monkeypatch.setattr(process, "_PROGRAM", Path(__file__).with_name("standin.py"))
+    monkeypatch.setattr(environment, "_PROGRAM", Path(__file__).with_name("standin.py"))
     return folder

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed.baselines.nnunet import process
-from sam2_3dmed.baselines.nnunet.process import Worker
+from sam2_3dmed.baselines.nnunet import environment
+from sam2_3dmed.baselines.nnunet.environment import Worker
 from sam2_3dmed.errors import ProcessError
 
 
@@ -20,7 +20,7 @@ def start(standin, tmp_path, monkeypatch):
         head = ["import json, os, subprocess, sys, time", "told = json.loads(sys.stdin.readline())"]
         head.append("say = lambda **content: print(json.dumps(content), flush=True)")
         program.write_text("\n".join([*head, *lines]) + "\n")
-        monkeypatch.setattr(process, "_PROGRAM", program)
+        monkeypatch.setattr(environment, "_PROGRAM", program)
         return Worker("train", told or {}, tmp_path / "log.txt", **more)
 
     return start_it
@@ -92,7 +92,7 @@ def test_it_ends_with_all_that_it_has_started(start):
 
 
 def test_one_that_will_not_end_is_killed(start, monkeypatch):
-    monkeypatch.setattr(process, "_SECONDS_TO_END", 0.5)
+    monkeypatch.setattr(environment, "_SECONDS_TO_END", 0.5)
     lines = [
         "import signal",
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
@@ -105,4 +105,4 @@ def test_one_that_will_not_end_is_killed(start, monkeypatch):
 
 
 def test_processes():
-    assert 1 <= process.most_processes() <= min(8, os.cpu_count())
+    assert 1 <= environment.most_processes() <= min(8, os.cpu_count())

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from sam2_3dmed.baselines.nnunet import environment
 from sam2_3dmed.baselines.nnunet.dataset import to_classes
-from sam2_3dmed.baselines.nnunet.process import Worker
+from sam2_3dmed.baselines.nnunet.environment import Worker
 from sam2_3dmed.baselines.nnunet.run import FOLDER, training_peaks
 from sam2_3dmed.baselines.nnunet.system import NNUNET
 from sam2_3dmed.cli.main import app

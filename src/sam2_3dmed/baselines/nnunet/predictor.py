@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Unpack
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from sam2_3dmed.baselines.nnunet.dataset import ENDING, to_values, write_channels
-from sam2_3dmed.baselines.nnunet.process import Worker
+from sam2_3dmed.baselines.nnunet.environment import Worker
 from sam2_3dmed.baselines.nnunet.recipe import NnunetSpec
 from sam2_3dmed.config import InferenceConfig, Plan
 from sam2_3dmed.errors import ProcessError, VolumeError
@@ -70,11 +71,12 @@ class NnunetPredictor(WithoutAuxiliary):
     def _worker(self) -> tuple[Worker, Path]:
         """The process, and the folder of the files for it."""
         if self._started is None:
-            folder = TemporaryDirectory(prefix="nnunet-")
-            worker = Worker("predict", self._request, device=self._device.type)
-            weakref.finalize(self, _end, worker, folder)
+            stack = ExitStack()
+            weakref.finalize(self, stack.close)
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="nnunet-")))
+            worker = stack.enter_context(Worker("predict", self._request, device=self._device.type))
             worker.answer()
-            self._started = worker, Path(folder.name)
+            self._started = worker, folder
         return self._started
 
     def _ask(self, volume: Volume, **more: Any) -> tuple[Volume, Mapping[str, Any]]:
@@ -99,8 +101,3 @@ class NnunetPredictor(WithoutAuxiliary):
             for index in range(len(of_classes[0])):
                 planes = torch.from_numpy(np.stack([one[index] for one in of_classes]).astype(np.float32))
                 write(index, torch.logit(planes, eps=1e-6))
-
-
-def _end(worker: Worker, folder: "TemporaryDirectory[str]") -> None:
-    worker.close()
-    folder.cleanup()

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from sam2_3dmed.baselines.nnunet.dataset import write_dataset, write_split
-from sam2_3dmed.baselines.nnunet.environment import installed_versions
-from sam2_3dmed.baselines.nnunet.process import Worker
+from sam2_3dmed.baselines.nnunet.environment import Worker, installed_versions
 from sam2_3dmed.baselines.nnunet.recipe import NnunetRecord, NnunetSpec
 from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.processes.atomic import write_text

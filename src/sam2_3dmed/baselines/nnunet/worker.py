@@ -1,7 +1,7 @@
 """Runs inside nnU-Net's environment, which does not have our package: plans, trains, predicts.
 
 `python worker.py plan | train | predict` reads requests as lines of JSON on standard input and answers each with lines
-of JSON on standard output; `process.Worker` is the other side. nnU-Net's own output goes to standard error.
+of JSON on standard output; `environment.Worker` is the other side. nnU-Net's own output goes to standard error.
 """
 
 import json
