@@ -11,6 +11,17 @@ from sam2_3dmed.evaluation.statistics import RESAMPLES, SEED, bootstrap_interval
 from sam2_3dmed.evaluation.surface import SURFACES
 
 _NUM_WORST = 5
+_ROWS = {
+    MEAN_NAME: "per case, the mean over the classes in which the metric is defined (numpy.nanmean)",
+    UNION_NAME: "per case, all classes taken as one",
+    "missed": "cases in which only the truth has the class",
+    "false_positive": "cases in which only the prediction has the class",
+    "lesions": "over all cases: lesions of the truth, lesions of the truth that were found, false positives",
+    "defined": "cases in which the metric is defined; mean, median, std and interval are over these",
+    "std": "sample standard deviation over cases (n - 1)",
+    "interval_95": f"bootstrap of the mean over cases; {RESAMPLES} draws, seed {SEED}",
+    "worst": "the worst cases first; of a metric that is best at 0, the cases furthest from it",
+}
 
 
 def summarise(
@@ -51,17 +62,7 @@ def summarise(
         "surface": {"definition": scoring.surface, "meaning": SURFACES[scoring.surface]},
         "empty_policy": scoring.empty,
         "empty_masks": EMPTY_POLICIES[scoring.empty],
-        "rows": {
-            MEAN_NAME: "per case, the mean over the classes in which the metric is defined (numpy.nanmean)",
-            UNION_NAME: "per case, all classes taken as one",
-            "missed": "cases in which only the truth has the class",
-            "false_positive": "cases in which only the prediction has the class",
-            "lesions": "over all cases: lesions of the truth, lesions of the truth that were found, false positives",
-            "defined": "cases in which the metric is defined; mean, median, std and interval are over these",
-            "std": "sample standard deviation over cases (n - 1)",
-            "interval_95": f"bootstrap of the mean over cases; {RESAMPLES} draws, seed {SEED}",
-            "worst": "the worst cases first; of a metric that is best at 0, the cases furthest from it",
-        },
+        "rows": _ROWS,
     }
 
 

@@ -65,23 +65,14 @@ def export_run(
         UserError: the run is not finished, the extra is missing, the folder holds another run, or a file differs too
             much.
     """
-    record = _exportable(run)
+    record = _exportable(run, folder, lengths)
     predictor = cast(Predictor, load_model(run, device="cpu"))
     network, depth = predictor.network, predictor.slab_slices
-    for length in lengths:
-        if not 1 <= length < depth:
-            raise ConfigError(f"--length {length}: expected 1 to {depth - 1}, since the run's slabs have {depth}")
-    config = folder / CONFIG_FILE
-    if config.is_file() and config.read_bytes() != (run / CONFIG_FILE).read_bytes():
-        raise DataError(f"{folder}: holds another run or its export; choose an empty folder")
     make_folder(folder)
     source, slices = check_slices(run, check, predictor.preprocessing, depth)
     of_export = {
-        "format": FORMAT,
-        "version": version("sam2-3dmed"),
         "model_sha256": checksum([run / MODEL_FILE]),
         "run_sha256": record.sha256(),
-        "opset": OPSET,
         "image_size": network.encoder.image_size,
         "classes": {str(value): name for value, name in record.plan.labels.items()},
         "checked_on": source,
@@ -96,13 +87,13 @@ def export_run(
         found = check_slab(model, network, slices, length)
         written |= [_write(folder, model, found, part="slab", slab_slices=length, **of_export)]
     if folder.resolve() != run.resolve():
-        write_text(config, (run / CONFIG_FILE).read_text(encoding="utf-8"))
+        write_text(folder / CONFIG_FILE, (run / CONFIG_FILE).read_text(encoding="utf-8"))
         remember_codes(folder, remembered_codes(run))
     return written
 
 
-def _exportable(run: Path) -> Sam2Record:
-    """Raise UserError if the run cannot become ONNX."""
+def _exportable(run: Path, folder: Path, lengths: Sequence[int]) -> Sam2Record:
+    """Raise UserError if the run cannot become ONNX or has no slabs for these lengths, or the folder is another's."""
     require_onnx("onnx", "onnxruntime")
     record = read_sam2_record(run, "export")
     model = record.recipe.model
@@ -110,6 +101,13 @@ def _exportable(run: Path) -> Sam2Record:
         raise ConfigError(f"{run}: model.memory {model.memory} draws random numbers and cannot become ONNX")
     if record.needs_reference:
         raise ConfigError(f"{run}: takes boxes (model.box_every), for which an exported file has no input")
+    depth = record.recipe.slab_slices or record.plan.slab_slices
+    for length in lengths:
+        if not 1 <= length < depth:
+            raise ConfigError(f"--length {length}: expected 1 to {depth - 1}, since the run's slabs have {depth}")
+    config = folder / CONFIG_FILE
+    if config.is_file() and config.read_bytes() != (run / CONFIG_FILE).read_bytes():
+        raise DataError(f"{folder}: holds another run or its export; choose an empty folder")
     return record
 
 
@@ -118,7 +116,13 @@ def _write(folder: Path, model: bytes, found: Differences, **fields: Any) -> tup
     import onnx
 
     record = OnnxRecord(
-        outputs=tuple(found.absolute), max_abs_difference=found.absolute, max_rel_difference=found.relative, **fields
+        format=FORMAT,
+        version=version("sam2-3dmed"),
+        opset=OPSET,
+        outputs=tuple(found.absolute),
+        max_abs_difference=found.absolute,
+        max_rel_difference=found.relative,
+        **fields,
     )
     path = folder / record.file_name
     found.require(record.tolerance, path.name)

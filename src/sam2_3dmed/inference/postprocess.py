@@ -73,15 +73,15 @@ def _remove_components(planes: NDArray[np.integer], value: int, smallest: float,
 def _fill_holes(planes: NDArray[np.integer], value: int) -> None:
     """Set to `value` the background that the value encloses."""
 
-    def in_frame(index: int) -> Mask:
-        """The rest of the box in a frame of one voxel, which joins everything outside as the first component."""
+    def rest(index: int) -> Mask:
+        """The rest of the box with a margin of one voxel, which joins everything outside as the first component."""
         depth, height, width = planes.shape
-        frame = np.ones((height + 2, width + 2), dtype=bool)
+        padded = np.ones((height + 2, width + 2), dtype=bool)
         if 0 < index <= depth:
-            frame[1:-1, 1:-1] = planes[index - 1] != value
-        return frame
+            padded[1:-1, 1:-1] = planes[index - 1] != value
+        return padded
 
-    sizes, select = find_components(in_frame, len(planes) + 2, diagonal=False)
+    sizes, select = find_components(rest, len(planes) + 2, diagonal=False)
     if len(sizes) > 1:
         holes = islice(select(np.arange(len(sizes)) > 0), 1, len(planes) + 1)
         for plane, inside in zip(planes, holes, strict=True):
