@@ -13,10 +13,11 @@ from sam2_3dmed.baselines.networks import build
 from sam2_3dmed.baselines.patches import Patches
 from sam2_3dmed.baselines.predictor import PatchPredictor
 from sam2_3dmed.baselines.recipe import PatchSpec
-from sam2_3dmed.baselines.train import PatchTraining, falling_poly, make_optimizer
+from sam2_3dmed.baselines.train import PatchTraining, falling_poly
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.run.systems import find_system
 from sam2_3dmed.training.loader import Division
+from sam2_3dmed.training.optimizer import make_optimizer
 
 
 @pytest.fixture(scope="module")

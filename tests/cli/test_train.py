@@ -59,7 +59,7 @@ def test_folds_that_are_none(text: str) -> None:
 def test_a_rate_is_suggested_and_nothing_else_is_left(
     blobs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sam2_3dmed.training.lr_finder._STEPS", 24)
+    monkeypatch.setattr("sam2_3dmed.training.trials._STEPS", 24)
     find_rate(blobs, tmp_path / "run", weights="none", settings=QUICK)
     rate = float(capsys.readouterr().out.splitlines()[-1].removeprefix("--set training.learning_rate="))
     assert 1e-7 < rate < 1

@@ -30,7 +30,7 @@ from sam2_3dmed.inference.interface import WithoutAuxiliary
 from sam2_3dmed.run.run_config import RunRecord
 from sam2_3dmed.run.run_folder import MODEL_FILE, read_weights, save_model
 from sam2_3dmed.run.systems import System, TrainingRun
-from sam2_3dmed.training.fit import FitResult
+from sam2_3dmed.training.loop import FitResult
 
 
 class Inference(BaseModel):

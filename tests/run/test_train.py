@@ -20,7 +20,7 @@ from sam2_3dmed.errors import DataError
 from sam2_3dmed.run.run_folder import SPLIT_FILE, read_record, remembered_codes, remembered_data
 from sam2_3dmed.run.systems import find_system
 from sam2_3dmed.run.train import TrainRequest, test_run, train
-from sam2_3dmed.training.fit import FitResult
+from sam2_3dmed.training.loop import FitResult
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume, same_grid
 

@@ -3,7 +3,7 @@
 import pytest
 
 from sam2_3dmed.config import scratch
-from sam2_3dmed.training.early_stopping import EarlyStopping
+from sam2_3dmed.training.loop import EarlyStopping
 from sam2_3dmed.training.optimizer import Cooldown
 from sam2_3dmed.training.trainable import Progress
 

@@ -10,10 +10,9 @@ from sam2_3dmed.errors import TrainingError
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.sam2_model import make_predictor
 from sam2_3dmed.training.distributed import DistributedContext
-from sam2_3dmed.training.loop import Learner, check_gradients, trial
-from sam2_3dmed.training.lr_finder import find_rate
+from sam2_3dmed.training.learner import Learner, check_gradients
 from sam2_3dmed.training.slab_training import SlabTraining, assemble_slabs
-from sam2_3dmed.training.time_budget import seconds_a_pass
+from sam2_3dmed.training.trials import find_rate, seconds_a_pass, trial
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +47,7 @@ def test_weights_come_back(assembled, fabric, tmp_path: Path, monkeypatch: pytes
 
 def test_a_rate_test_ends_where_the_loss_explodes(assembled, fabric, monkeypatch: pytest.MonkeyPatch) -> None:
     trainable = assembled
-    monkeypatch.setattr("sam2_3dmed.training.lr_finder._STEPS", 6)
+    monkeypatch.setattr("sam2_3dmed.training.trials._STEPS", 6)
     before = {name: tensor.clone() for name, tensor in trainable.network.state_dict().items()}
     test = find_rate(trainable, fabric)
     assert 2 <= len(test.rates) <= 6

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sam2_3dmed.errors import TrainingError
-from sam2_3dmed.training.lr_finder import RateTest, smooth
+from sam2_3dmed.training.trials import RateTest, smooth
 
 RATES = [1e-7 * 1e7 ** (i / 99) for i in range(100)]
 

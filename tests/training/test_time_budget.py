@@ -7,7 +7,7 @@ import pytest
 
 from sam2_3dmed.config import TrainingConfig, scratch, with_settings
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.training.time_budget import SCHEDULE_FILE, Costs, Schedule, fitting_schedule, read_schedule
+from sam2_3dmed.training.trials import SCHEDULE_FILE, Costs, Schedule, fitting_schedule, read_schedule
 
 MARGIN = 0.97
 

@@ -25,9 +25,6 @@ class Guess(Trainable):
     def losses(self, batch: Any, part: Part) -> Mapping[str, torch.Tensor]:
         return batch
 
-    def configure_optimizers(self) -> Any:
-        raise NotImplementedError
-
     def parts(self) -> Mapping[str, nn.Module]:
         return {"network": self.network}
 
@@ -44,9 +41,8 @@ def module() -> Guess:
     truth[1, :2], truth[2, 0] = 1, 2
     case: Any = SimpleNamespace(label=truth, image=np.zeros((3, 1, 4, 4)))
     made = Guess(
-        nn.Linear(1, 1),
+        SimpleNamespace(network=nn.Linear(1, 1), labels={1: "a", 3: "b"}),
         DataLoader([], batch_sampler=Division(samples_per_epoch=5, batch_size=4, grad_accum_steps=2)),
-        class_names=["a", "b"],
         validation=[case, case],
         config=scratch().training,
     )
@@ -77,4 +73,4 @@ def test_stand_ins_do_not_count(module: Guess) -> None:
         module({"total": torch.tensor(value, requires_grad=True)})
     assert module.means.compute() == {"train/total": (2 * 1.0 + 4.0) / 3}
     assert not module.latest["total"].requires_grad
-    assert module.steps_per_epoch == 2
+    assert module.division.steps == 2

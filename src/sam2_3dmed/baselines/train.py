@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from sam2_3dmed.baselines.cache import GriddedCase, build_patch_cache, with_grids
 from sam2_3dmed.baselines.losses import deep_supervision_loss
@@ -25,9 +23,9 @@ from sam2_3dmed.config import Plan, changed
 from sam2_3dmed.run.run_folder import save_model
 from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.distributed import seed_all
-from sam2_3dmed.training.fit import FitResult, fit
 from sam2_3dmed.training.loader import Part, epoch_loader
-from sam2_3dmed.training.optimizer import falling_cosine, make_optimizer, make_schedule
+from sam2_3dmed.training.loop import FitResult, fit
+from sam2_3dmed.training.optimizer import falling_cosine
 from sam2_3dmed.training.trainable import Trainable
 
 logger = logging.getLogger(__name__)
@@ -36,19 +34,14 @@ logger = logging.getLogger(__name__)
 class PatchTraining(Trainable):
     """Trains a network on patches and validates it on volumes with the real predictor, which wraps the network."""
 
+    predictor: PatchPredictor
+
     def __init__(
         self, predictor: PatchPredictor, loader: Any, *, validation: Sequence[GriddedCase], config: PatchTrainingConfig
     ) -> None:
-        super().__init__(
-            predictor.network,
-            loader,
-            class_names=tuple(predictor.labels.values()),
-            validation=[case.cached for case in validation],
-            config=config,
-        )
-        self.predictor = predictor
-        self.recipe = config
+        super().__init__(predictor, loader, validation=[case.cached for case in validation], config=config)
         self.grids = [case.grid for case in validation]
+        self.falling = falling_poly if config.schedule == "poly" else falling_cosine
 
     def parts(self) -> Mapping[str, nn.Module]:
         return {"network": self.network}
@@ -76,13 +69,6 @@ class PatchTraining(Trainable):
         started = time.monotonic()
         self.predictor.predict_slices(image, grid.spacing_mm)
         return (time.monotonic() - started) * sum(self.predictor.num_windows(*grid) for grid in self.grids)
-
-    def configure_optimizers(self) -> tuple[Optimizer, LambdaLR]:
-        optimizer = make_optimizer(self.network, self.recipe)
-        steps = self.config.epochs * self.steps_per_epoch
-        falling = falling_poly if self.recipe.schedule == "poly" else falling_cosine
-        schedule = make_schedule(optimizer, self.config, 0, steps, self.cooldown, falling)
-        return optimizer, schedule
 
 
 def falling_poly(progress: float) -> float:

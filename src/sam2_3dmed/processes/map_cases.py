@@ -4,7 +4,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 
 from sam2_3dmed.errors import DataError, UserError
 from sam2_3dmed.processes.worker_pool import Died, share_out
@@ -75,18 +79,19 @@ def progress_bar(title: str) -> Iterator[Progress]:
 
     A bar that was never moved vanishes, so that it does not stand before the message of a request that fails at once.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # The estimate is of the last hour. With rich's 30 seconds there is none for cases that take longer.
-    with Bar(*columns, console=Console(stderr=True), speed_estimate_period=3600) as bar:
+    with terminal_bar(speed_estimate_period=3600) as bar:
         task = bar.add_task(title, total=None)
         try:
             yield lambda done, total: bar.update(task, completed=done, total=total)
         finally:
             bar.update(task, visible=bar.tasks[0].total is not None)
+
+
+def terminal_bar(**options: Any) -> Bar:
+    """rich's bar on standard error: the text, the count, and the time left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Bar(*columns, console=Console(stderr=True), **options)
 
 
 def num_processors() -> int:

@@ -19,10 +19,10 @@ from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.checkpoints import newest_whole_state
 from sam2_3dmed.training.distributed import DistributedContext, seed_all
 from sam2_3dmed.training.feature_cache import require_frozen
-from sam2_3dmed.training.fit import FitResult, fit
-from sam2_3dmed.training.lr_finder import RateTest, find_rate
+from sam2_3dmed.training.loop import FitResult, fit
 from sam2_3dmed.training.memory_budget import fit_to_memory
 from sam2_3dmed.training.slab_training import SlabTraining, assemble_slabs
+from sam2_3dmed.training.trials import RateTest, find_rate
 
 logger = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from sam2_3dmed.processes.map_cases import Progress
     from sam2_3dmed.run.run_config import RunRecord
     from sam2_3dmed.training.distributed import DistributedContext
-    from sam2_3dmed.training.fit import FitResult
-    from sam2_3dmed.training.lr_finder import RateTest
+    from sam2_3dmed.training.loop import FitResult
+    from sam2_3dmed.training.trials import RateTest
     from sam2_3dmed.volume.volume import Volume
 
 GROUP = "sam2_3dmed.systems"

@@ -67,12 +67,6 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def forget_states(folder: Path) -> None:
-    """Remove the states of an earlier run in the same place, which would pass for later ones of a new run."""
-    for path in saved_states(folder):
-        path.unlink()
-
-
 def saved_states(folder: Path) -> list[Path]:
     """The states in a folder, the newest first."""
     return sorted((path for path in folder.glob("*") if _STEP.fullmatch(path.name)), key=step_of, reverse=True)

@@ -12,10 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sam2_3dmed.config import RunConfig, TrainingConfig
-from sam2_3dmed.data.augment import SlabAugmentation
-from sam2_3dmed.data.cache import CachedCase
-from sam2_3dmed.data.slabs import SampleKey, SlabDataset, ViewDataset, collate
+from sam2_3dmed.config import TrainingConfig
+from sam2_3dmed.data.slabs import SampleKey
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.training.distributed import DistributedContext
 
@@ -92,31 +90,6 @@ class Division(Sampler[list[SampleKey]]):
         for number in range(self._first, len(self)):
             part = self.part(number)
             yield [SampleKey(epoch, slab) for slab in range(part.start, part.stop)]
-
-
-def slab_loader(
-    cases: Sequence[CachedCase],
-    config: RunConfig,
-    *,
-    slab_slices: int,
-    image_size: int,
-    distributed: DistributedContext,
-) -> DataLoader[Any]:
-    """An epoch of augmented slabs in batches, drawn anew for every epoch; with a feature cache, of slabs of views.
-
-    slab_slices: D. image_size: H = W in pixels. distributed: of whose batches this process has its share.
-    """
-    training, cache = config.training, config.feature_cache
-    slabs = SlabDataset(
-        cases,
-        slab_slices=slab_slices,
-        augmentation=SlabAugmentation(config.augmentation, image_size),
-        foreground_fraction=training.foreground_fraction,
-        seed=training.seed,
-        single_slice_epochs=training.single_slice_epochs,
-    )
-    views = ViewDataset(slabs, num_views=cache.views, refresh=cache.refresh) if cache.views > 0 else None
-    return epoch_loader(slabs if views is None else views, collate, training, len(cases), distributed)
 
 
 def epoch_loader(

@@ -1,102 +1,135 @@
-"""The training loop: epochs of steps, a validation of whole volumes now and then, and checkpoints.
-
-`TrainingLoop.run` is a run from top to bottom. `Learner` takes the single steps, also of a `trial`.
-"""
+"""A training run: epochs of steps, a validation of whole volumes now and then, checkpoints, and when it ends."""
 
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric import Fabric
 
-from sam2_3dmed.encoders.precision import use_bf16
-from sam2_3dmed.errors import TrainingError
+from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.processes.atomic import replacing
+from sam2_3dmed.processes.map_cases import terminal_bar
 from sam2_3dmed.processes.signals import Terminated, on_sigterm
-from sam2_3dmed.training.checkpoints import Checkpoints, read_checkpoint
-from sam2_3dmed.training.distributed import any_of
-from sam2_3dmed.training.early_stopping import EarlyStopping
+from sam2_3dmed.training.checkpoints import Checkpoints, best_state, newest_whole_state, read_checkpoint, saved_states
+from sam2_3dmed.training.distributed import DistributedContext, any_of
+from sam2_3dmed.training.learner import Learner, check_gradients
+from sam2_3dmed.training.loader import shares
 from sam2_3dmed.training.loggers import RunLogger, draw_slice, make_loggers
-from sam2_3dmed.training.monitoring import DataWait, append_curves, gradient_norms
-from sam2_3dmed.training.optimizer import EMA, trained_weights
-from sam2_3dmed.training.trainable import MONITORED, Trainable
+from sam2_3dmed.training.monitoring import DataWait, append_curves
+from sam2_3dmed.training.optimizer import EMA, Cooldown, trained_weights
+from sam2_3dmed.training.trainable import MONITORED, Progress, Trainable
+from sam2_3dmed.training.trials import within_minutes
 
 logger = logging.getLogger(__name__)
 
 
-class Learner:
-    """A trainable with its optimiser, on the device of this process.
+@dataclass(frozen=True)
+class FitResult:
+    """How a run ended. The network holds the best weights."""
 
-    before_step: called when the gradients of a step are complete, before they are clipped.
-    """
-
-    def __init__(self, trainable: Trainable, fabric: Fabric, before_step: Callable[["Learner"], None]) -> None:
-        self.trainable = trainable
-        self.config = trainable.config
-        self.fabric = fabric
-        self.before_step = before_step
-        self.bf16 = use_bf16(self.config.precision, fabric.device.type)
-        trainable.to(fabric.device)
-        trainable.network.train()
-        self.optimizer, self.schedule = trainable.configure_optimizers()
-        self.module = fabric.setup_module(trainable)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of the run. Casts of weights are not kept, so that gradients add up in 32 bit."""
-        return torch.autocast(self.fabric.device.type, torch.bfloat16, enabled=self.bf16, cache_enabled=False)
-
-    def take_pass(self, batch: Any) -> bool:
-        """Learn from this process's part of a batch. Returns: whether the optimiser has stepped."""
-        trainable, progress = self.trainable, self.trainable.progress
-        passes_a_step = self.config.grad_accum_steps
-        last = (progress.passes + 1) % passes_a_step == 0
-        batch = self.fabric.to_device(batch)
-        if progress.passes % passes_a_step == 0:
-            self.optimizer.zero_grad()
-        with self.fabric.no_backward_sync(self.module, enabled=not last):
-            with self.autocast():
-                loss = self.module(batch)
-            self.fabric.backward(loss / passes_a_step)
-        trainable.means.add("learning_rate", self.optimizer.param_groups[0]["lr"])
-        progress.passes += 1
-        if last:
-            self._step()
-        return last
-
-    def _step(self) -> None:
-        self.before_step(self)
-        if (norm := self.config.clip_gradient_norm) is not None:
-            self.fabric.clip_gradients(self.module, self.optimizer, max_norm=norm, error_if_nonfinite=False)
-        self.optimizer.step()
-        self.schedule.step()
-        self.trainable.progress.step += 1
+    best_dice: float
+    epochs: int
+    steps: int
 
 
-def check_gradients(learner: Learner) -> None:
-    """Count the norm of each part's gradients; stop a run whose next step would spoil the weights.
+def fit(
+    assemble: Callable[[TrainingConfig], Trainable],
+    training: TrainingConfig,
+    folder: Path,
+    distributed: DistributedContext,
+    *,
+    resume: bool,
+) -> FitResult:
+    """Train a network and leave the best weights in it; curves, logs and checkpoints go below `folder`.
+
+    Args:
+        assemble: makes the trainable; called again when minutes have become epochs.
+        distributed: the processes that train together, each of which calls this.
+        resume: go on from the last checkpoint, as if never interrupted.
 
     Raises:
-        TrainingError: the loss or a gradient is not finite.
+        TrainingError: the loss is not finite any more.
+        Terminated: SIGTERM came. `resume` goes on from the last checkpoint.
     """
-    trainable = learner.trainable
-    norms = gradient_norms(trainable.parts())
-    # One transfer for all: on a GPU each would wait for the step.
-    values = torch.stack([*norms.values(), *trainable.latest.values()]).tolist()
-    for name, value in zip(norms, values, strict=False):
-        trainable.means.add(f"gradient/{name}", value)
-    names = [f"{name} gradient" for name in norms] + [f"{name} loss" for name in trainable.latest]
-    wrong = [f"{name} {value}" for name, value in zip(names, values, strict=True) if not math.isfinite(value)]
-    if wrong:
-        progress = trainable.progress
-        raise TrainingError(
-            f"epoch {progress.epoch + 1}, step {progress.step + 1}: not finite: {', '.join(wrong)}; "
-            "the checkpoints are from before it; a lower training.learning_rate may help"
-        )
+    checkpoints = folder / "checkpoints"
+    if not resume and distributed.first:
+        for path in saved_states(checkpoints):  # of an earlier run in the same place
+            path.unlink()
+    checkpoint = newest_whole_state(checkpoints) if resume else None
+    if resume and checkpoint is None:
+        logger.info("%s: no checkpoint yet, so the run starts anew", folder)
+    trainable = assemble(training)
+    fabric = distributed.launch()
+    if training.minutes is not None:
+        trainable = assemble(within_minutes(trainable, folder, fabric, resume=resume))
+    features = trainable.features
+    if features is not None:
+        features.describe(trainable.config)
+    sizes = [case.num_slices for case in trainable.validation]
+    cases = shares(sizes, distributed.size)[distributed.rank]
+    TrainingLoop(trainable, cases, folder, fabric).run(checkpoint)
+    if features is not None:
+        features.close()
+    best = best_state(checkpoints)
+    trainable.cpu().load_state_dict(best["state_dict"])
+    return FitResult(best["best_score"], trainable.progress.epoch, trainable.progress.step)
+
+
+class EarlyStopping:
+    """Ends a run `config.patience` validations after the best one.
+
+    Much of what a cosine gains comes at its end, as the rate falls. With `config.cooldown`, exhausted patience
+    therefore does not stop the run at once: the rate falls to its final value within that share of the epochs done,
+    and there the run ends. If no more epochs than that are left, the cosine goes on as it is. Epochs of single slices
+    do not count, since the epochs of slabs come in any case.
+
+    cooldown: of the schedule; is set when patience is exhausted.
+    """
+
+    def __init__(self, config: TrainingConfig, cooldown: Cooldown, steps_per_epoch: int) -> None:
+        self.config = config
+        self.cooldown = cooldown
+        self.steps_per_epoch = steps_per_epoch
+        self.best: float | None = None
+        self.waited = 0
+        self.last_epoch: int | None = None
+        """The number of epochs of a run that ends early."""
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs the run has."""
+        return self.config.epochs if self.last_epoch is None else self.last_epoch
+
+    def validates(self, epoch: int) -> bool:
+        """Whether an epoch ends with a validation; the last one does in any case. epoch: from 0."""
+        return (epoch + 1) % self.config.validate_every == 0 or epoch + 1 == self.epochs
+
+    def count(self, score: float, progress: Progress) -> None:
+        """Take in a validation of slabs. progress: the epoch that it ends is not counted as done yet."""
+        if self.config.patience is None or self.last_epoch is not None:
+            return
+        if self.best is None or score > self.best:
+            self.best, self.waited = score, 0
+            return
+        self.waited += 1
+        done = progress.epoch + 1
+        more = math.ceil(self.config.cooldown * done)
+        if self.waited < self.config.patience or done + more >= self.config.epochs:
+            return
+        self.last_epoch = done + more
+        self.cooldown.start, self.cooldown.steps = progress.step, more * self.steps_per_epoch
+        logger.info("no better validation Dice for %d validations: %d more epochs, then the end", self.waited, more)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited, "last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
 
 
 class TrainingLoop:
@@ -113,7 +146,7 @@ class TrainingLoop:
         self.fabric = fabric
         config = trainable.config
         self.learner = Learner(trainable, fabric, check_gradients)
-        self.stopping = EarlyStopping(config, trainable.cooldown, trainable.steps_per_epoch)
+        self.stopping = EarlyStopping(config, trainable.cooldown, trainable.division.steps)
         self.ema = None if config.ema_decay is None else EMA(trainable, config.ema_decay)
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep=config.keep_checkpoints, minutes=config.checkpoint_minutes
@@ -289,43 +322,14 @@ class TrainingLoop:
 @contextmanager
 def progress_bar(loop: TrainingLoop) -> Iterator[Callable[[], None]]:
     """A bar of the passes of an epoch, on the terminal of the first process; yields what updates it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    bar = terminal_bar(transient=True)
+    bar.disable = not (bar.console.is_terminal and loop.fabric.is_global_zero)
+    task = bar.add_task("training", total=len(loop.trainable.division))
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    disable = not (console.is_terminal and loop.fabric.is_global_zero)
-    with Progress(*columns, console=console, transient=True, disable=disable) as bar:
-        task = bar.add_task("training", total=len(loop.trainable.division))
+    def show() -> None:
+        loss = float(loop.trainable.latest["total"])
+        text = f"epoch {loop.progress.epoch + 1} of {loop.stopping.epochs}, loss {loss:.3f}"
+        bar.update(task, completed=loop.progress.passes, description=text)
 
-        def show() -> None:
-            loss = float(loop.trainable.latest["total"])
-            text = f"epoch {loop.progress.epoch + 1} of {loop.stopping.epochs}, loss {loss:.3f}"
-            bar.update(task, completed=loop.progress.passes, description=text)
-
-        yield (lambda: None) if disable else show
-
-
-@contextmanager
-def trial(trainable: Trainable, fabric: Fabric, before_step: Callable[[Learner], None]) -> Iterator[Iterator[None]]:
-    """Training that leaves no trace, from the first slabs on: weights are put back at the end.
-
-    Yields:
-        An iterator without end, of which each item is a pass.
-    """
-    before = trained_weights(trainable)
-    try:
-        yield _passes(Learner(trainable, fabric, before_step))
-    finally:
-        trainable.put_back(before)
-
-
-def _passes(learner: Learner) -> Iterator[None]:
-    trainable, progress = learner.trainable, learner.trainable.progress
-    while True:
-        trainable.division.move_to(progress.epoch)
-        for batch in trainable.loader:
-            learner.take_pass(batch)
-            yield
-        progress.epoch += 1
-        progress.passes = 0
+    with bar:
+        yield (lambda: None) if bar.disable else show

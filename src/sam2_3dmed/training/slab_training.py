@@ -10,22 +10,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from sam2_3dmed.config import RunConfig
+from sam2_3dmed.data.augment import SlabAugmentation
 from sam2_3dmed.data.cache import CachedCase
-from sam2_3dmed.data.slabs import Slabs, ViewSlabs
+from sam2_3dmed.data.slabs import SlabDataset, Slabs, ViewDataset, ViewSlabs, collate
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.inference.slabs import Slab
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.prompts import boxes_from_labels
 from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.feature_cache import FeatureCache
-from sam2_3dmed.training.loader import Part, slab_loader
+from sam2_3dmed.training.loader import Part, epoch_loader
 from sam2_3dmed.training.losses import TotalLoss, class_masks
 from sam2_3dmed.training.losses.relative_position import position_error, relative_positions
-from sam2_3dmed.training.optimizer import make_optimizer, make_schedule
 from sam2_3dmed.training.trainable import Trainable
 
 
@@ -82,6 +80,7 @@ class SlabTraining(Trainable):
     features: gives the features of slabs of views. Others: see `Trainable`.
     """
 
+    predictor: Predictor
     network: SAM2For3dMed
 
     def __init__(
@@ -93,13 +92,11 @@ class SlabTraining(Trainable):
         config: RunConfig,
         features: FeatureCache | None = None,
     ) -> None:
-        training = config.training
-        class_names = tuple(predictor.labels.values())
-        super().__init__(predictor.network, loader, class_names=class_names, validation=validation, config=training)
-        self.predictor = predictor
+        super().__init__(predictor, loader, validation=validation, config=config.training)
         self.loss = TotalLoss(config.loss)
         self.features = features
-        self.single_slice_steps = training.single_slice_epochs * self.division.steps
+        self.single_slice_steps = self.config.single_slice_epochs * self.division.steps
+        self.encoder_layers = self.network.encoder.vision_encoder.layers()
 
     def parts(self) -> Mapping[str, nn.Module]:
         """The parts of the paper, as far as the network has them."""
@@ -152,12 +149,6 @@ class SlabTraining(Trainable):
         self.predictor.predict_slices(image, reference=label)
         return (time.monotonic() - started) / len(image) * sum(case.num_slices for case in self.validation)
 
-    def configure_optimizers(self) -> tuple[Optimizer, LambdaLR]:
-        """The recipe's optimiser over all that trains, with the schedule of each part of the run (appendix B)."""
-        optimizer = make_optimizer(self.network, self.config, self.network.encoder.vision_encoder.layers())
-        slab_steps = self.config.epochs * self.division.steps - self.single_slice_steps
-        return optimizer, make_schedule(optimizer, self.config, self.single_slice_steps, slab_steps, self.cooldown)
-
 
 def assemble_slabs(
     predictor: Predictor,
@@ -167,18 +158,27 @@ def assemble_slabs(
     folder: Path,
     distributed: DistributedContext,
 ) -> SlabTraining:
-    """A predictor's network with the slabs that it learns from. folder: of the run.
+    """A predictor's network with augmented slabs, drawn anew for every epoch; with a feature cache, slabs of views.
+
+    folder: of the run. distributed: of whose batches this process has its share.
 
     Raises:
         ConfigError: a feature cache for an encoder that trains.
     """
-    network, recipe = predictor.network, config.training
+    network, recipe, cache = predictor.network, config.training, config.feature_cache
     network.save_memory(activation_checkpointing=recipe.activation_checkpointing, slices_at_once=recipe.encoder_slices)
-    size = network.encoder.image_size
-    loader: Any = slab_loader(
-        training, config, slab_slices=predictor.slab_slices, image_size=size, distributed=distributed
+    slabs = SlabDataset(
+        training,
+        slab_slices=predictor.slab_slices,
+        augmentation=SlabAugmentation(config.augmentation, network.encoder.image_size),
+        foreground_fraction=recipe.foreground_fraction,
+        seed=recipe.seed,
+        single_slice_epochs=recipe.single_slice_epochs,
     )
+    dataset: SlabDataset | ViewDataset = slabs
     features = None
-    if config.feature_cache.views > 0:
-        features = FeatureCache(network.encoder, loader.dataset, config.feature_cache, folder / "features")
-    return SlabTraining(predictor, loader, validation=list(validation), config=config, features=features)
+    if cache.views > 0:
+        dataset = ViewDataset(slabs, num_views=cache.views, refresh=cache.refresh)
+        features = FeatureCache(network.encoder, dataset, cache, folder / "features")
+    loader = epoch_loader(dataset, collate, recipe, len(training), distributed)
+    return SlabTraining(predictor, loader, validation=validation, config=config, features=features)

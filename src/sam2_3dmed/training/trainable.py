@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from sam2_3dmed.training.feature_cache import FeatureCache
 from sam2_3dmed.training.loader import Division, Part
 from sam2_3dmed.training.loggers import Slice
 from sam2_3dmed.training.monitoring import EpochMeans
-from sam2_3dmed.training.optimizer import Cooldown
+from sam2_3dmed.training.optimizer import Cooldown, falling_cosine, make_optimizer, make_schedule
 
 MONITORED = "validation/dice"
 """What early stopping and the best checkpoint go by: the mean over classes and cases of whole volumes."""
@@ -38,35 +38,32 @@ class Progress:
 
 
 class Trainable(nn.Module, ABC):
-    """A network that learns, and is validated on volumes with the real metric.
+    """The network of a predictor, which learns, and is validated on volumes with the real predictor and metric.
 
     Args:
-        network: what trains; its weights are all that a checkpoint holds.
+        predictor: has the `network`, whose weights are all that a checkpoint holds, and the `labels`.
         loader: its batches; the batch sampler is a `Division`.
-        class_names: of class 1..K.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        loader: Any,
-        *,
-        class_names: Sequence[str],
-        validation: Sequence[CachedCase],
-        config: TrainingConfig,
+        self, predictor: Any, loader: Any, *, validation: Sequence[CachedCase], config: TrainingConfig
     ) -> None:
         super().__init__()
-        self.network = network
+        self.predictor = predictor
+        self.network: nn.Module = predictor.network
         self.loader = loader
         self.division: Division = loader.batch_sampler
-        self.class_names = tuple(class_names)
+        self.class_names: tuple[str, ...] = tuple(predictor.labels.values())
         self.validation = validation
         self.config = config
-        self.steps_per_epoch = self.division.steps
         self.single_slice_steps = 0
         """The first steps, in which every slice is a slab of its own."""
         self.features: FeatureCache | None = None
         """Gives the features of slabs of views."""
+        self.encoder_layers: Sequence[Sequence[nn.Parameter]] = ()
+        """From the pixels up; for rates of their own."""
+        self.falling: Callable[[float], float] = falling_cosine
+        """How the rate falls; see `make_schedule`."""
         self.cooldown = Cooldown()
         self.progress = Progress()
         self.means = EpochMeans()
@@ -92,9 +89,12 @@ class Trainable(nn.Module, ABC):
     def validation_seconds(self) -> float:
         """How long a validation of all cases takes, measured on a part of one."""
 
-    @abstractmethod
     def configure_optimizers(self) -> tuple[Optimizer, LambdaLR]:
-        """The optimiser over all that trains, and the schedule of its rate, which advances with every step."""
+        """The recipe's optimiser over all that trains, with the schedule of each part of the run (appendix B)."""
+        optimizer = make_optimizer(self.network, self.config, self.encoder_layers)
+        first = self.single_slice_steps
+        slab_steps = self.config.epochs * self.division.steps - first
+        return optimizer, make_schedule(optimizer, self.config, first, slab_steps, self.cooldown, self.falling)
 
     def forward(self, batch: Any) -> Tensor:
         """The loss of the coming pass of this process, such that its mean over processes and passes is the batch's."""

@@ -19,7 +19,7 @@ from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.run.run_folder import MODEL_FILE
 from sam2_3dmed.run.systems import Preparation, TrainingRun
-from sam2_3dmed.training.fit import FitResult
+from sam2_3dmed.training.loop import FitResult
 from sam2_3dmed.training.monitoring import append_curves
 
 FOLDER = "nnunet"
