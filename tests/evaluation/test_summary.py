@@ -1,8 +1,10 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from sam2_3dmed.evaluation.cases import CaseResult, Evaluation, summary_table
 from sam2_3dmed.evaluation.metrics import Scoring, case_metrics
-from sam2_3dmed.evaluation.summary import summarise, summary_table
 
 LABELS = {1: "organ", 2: "tumour"}
 
@@ -17,7 +19,8 @@ def summary_of(predictions, truth, labels=None, **scoring):
     """Cases named "0", "1", ..."""
     labels, options = labels or {1: "organ"}, Scoring(**scoring)
     rows = [case_metrics(prediction, truth, labels, (1, 1, 1), options) for prediction in predictions]
-    return summarise([(str(number), row) for number, row in enumerate(rows)], labels, options)
+    cases = [CaseResult(str(n), Path(), Path(), (1.0, 1.0, 1.0), tuple(row)) for n, row in enumerate(rows)]
+    return Evaluation(labels, tuple(cases), options).summary()
 
 
 def test_statistics_by_hand():

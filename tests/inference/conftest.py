@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sam2_3dmed.config import NetworkConfig
-from sam2_3dmed.inference.batch import Job, Results
+from sam2_3dmed.inference.batch import Job
 from sam2_3dmed.inference.manifest import Manifest
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.run.run_folder import load_model
@@ -53,8 +53,8 @@ def make_job():
     """A job of a run into a folder."""
 
     def make(run: Path, folder: Path) -> Job:
-        results = Results(folder, manifest=Manifest(folder, str(run), "0"))
-        return Job(partial(load_model, run, direction="forward"), results)
+        manifest = Manifest(folder, str(run), "0")
+        return Job(partial(load_model, run, direction="forward"), folder, manifest=manifest)
 
     return make
 
@@ -73,7 +73,7 @@ def first_worker_killed():
 
 def _worker_pids(job: Job) -> list[int]:
     """Of each finished case, the process that did it."""
-    return [int(line["worker"].rpartition(":")[2]) for line in job.results.manifest.lines()]
+    return [int(line["worker"].rpartition(":")[2]) for line in job.manifest.lines()]
 
 
 @contextmanager

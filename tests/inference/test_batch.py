@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import Cancelled, DataError, VolumeError
-from sam2_3dmed.inference.batch import Job, Results, predict_batch, predict_each
+from sam2_3dmed.inference.batch import Job, predict_batch, predict_each
 from sam2_3dmed.inference.inputs import Input, find_inputs
 from sam2_3dmed.inference.interface import require_not_cancelled
 from sam2_3dmed.inference.manifest import Manifest
@@ -52,7 +52,7 @@ def inputs(tmp_path):
 class TestPredictBatch:
     def test_a_broken_input_costs_only_itself(self, inputs, tmp_path):
         out = tmp_path / "new" / "masks"
-        outcomes = predict_batch(Job(of(threshold), Results(out)), inputs)
+        outcomes = predict_batch(Job(of(threshold), out), inputs)
         assert [(o.name, o.output and o.output.name) for o in outcomes] == [
             ("broken", None),
             ("good", "good.nii.gz"),
@@ -64,7 +64,7 @@ class TestPredictBatch:
         assert [o.error is None for o in outcomes] == [False, True, False, True]
 
     def test_an_error_is_one_line_that_names_the_file_once(self, inputs, tmp_path):
-        for outcome in predict_batch(Job(of(threshold), Results(tmp_path / "out")), inputs):
+        for outcome in predict_batch(Job(of(threshold), tmp_path / "out"), inputs):
             if outcome.error:
                 assert outcome.error.startswith(f"{tmp_path / 'in' / outcome.name}.nii.gz: ")
                 assert outcome.error.count(str(tmp_path)) == 1
@@ -76,26 +76,26 @@ class TestPredictBatch:
         def refuse(volume, **_):
             raise VolumeError("there is no 0.5.")
 
-        (outcome,) = predict_batch(Job(of(refuse), Results(tmp_path / "out")), [Input("good", (Path("good.nii.gz"),))])
+        (outcome,) = predict_batch(Job(of(refuse), tmp_path / "out"), [Input("good", (Path("good.nii.gz"),))])
         assert outcome.error == "good.nii.gz: there is no 0.5."
 
     def test_what_is_no_fault_of_the_user_costs_only_itself_too(self, inputs, tmp_path):
         def too_large(volume, **_):
             raise MemoryError("no 64 GB here")
 
-        outcomes = predict_batch(Job(of(too_large), Results(tmp_path / "out")), inputs[1:2])
+        outcomes = predict_batch(Job(of(too_large), tmp_path / "out"), inputs[1:2])
         assert [outcome.error for outcome in outcomes] == [
             f"{tmp_path / 'in' / 'good.nii.gz'}: MemoryError: no 64 GB here"
         ]
 
     def test_failures_are_logged(self, inputs, tmp_path, caplog):
-        predict_batch(Job(of(threshold), Results(tmp_path / "out")), inputs)
+        predict_batch(Job(of(threshold), tmp_path / "out"), inputs)
         assert len(caplog.records) == 2
 
     def test_progress_counts_failures_too(self, inputs, tmp_path):
         seen = []
         predict_batch(
-            Job(of(threshold), Results(tmp_path / "out")),
+            Job(of(threshold), tmp_path / "out"),
             inputs,
             progress=lambda done, total: seen.append((done, total)),
         )
@@ -104,7 +104,7 @@ class TestPredictBatch:
     def test_channels_on_different_grids(self, tmp_path):
         for channel in range(2):
             Volume(np.zeros((2, 2, 2 + channel), np.int16), np.eye(4)).write(tmp_path / f"a_000{channel}.nii.gz")
-        (outcome,) = predict_batch(Job(of(threshold), Results(tmp_path / "out")), find_inputs([tmp_path], 2))
+        (outcome,) = predict_batch(Job(of(threshold), tmp_path / "out"), find_inputs([tmp_path], 2))
         assert outcome.output is None
         assert "a_0001.nii.gz: not on the grid of" in outcome.error
 
@@ -116,21 +116,21 @@ class TestPredictBatch:
             image.write(file)
         found = find_inputs(files, 1)
         with pytest.raises(DataError, match=r"a_boundary\.nii\.gz: a mask would replace this input"):
-            predict_batch(Job(of(threshold), Results(tmp_path / "out", auxiliary=True)), found)
+            predict_batch(Job(of(threshold), tmp_path / "out", auxiliary=True), found)
 
     def test_an_input_is_never_replaced_by_its_mask(self, inputs, tmp_path):
         before = (tmp_path / "in" / "good.nii.gz").read_bytes()
         with pytest.raises(DataError, match="a mask would replace this input"):
-            predict_batch(Job(of(threshold), Results(tmp_path / "out" / ".." / "in")), inputs)
+            predict_batch(Job(of(threshold), tmp_path / "out" / ".." / "in"), inputs)
         assert (tmp_path / "in" / "good.nii.gz").read_bytes() == before
 
     def test_a_folder_that_cannot_be_made(self, inputs, tmp_path):
         (tmp_path / "file").touch()
         with pytest.raises(DataError, match="cannot be made: "):
-            predict_batch(Job(of(threshold), Results(tmp_path / "file" / "out")), inputs)
+            predict_batch(Job(of(threshold), tmp_path / "file" / "out"), inputs)
 
     def test_nothing_to_do(self, tmp_path):
-        assert predict_batch(Job(of(threshold), Results(tmp_path / "out")), []) == []
+        assert predict_batch(Job(of(threshold), tmp_path / "out"), []) == []
         assert (tmp_path / "out").is_dir()
 
 
@@ -162,7 +162,7 @@ class TestPredictEach:
             return threshold(volume)
 
         (tmp_path / "out").mkdir()
-        predict_each(predictor, supply(), Results(tmp_path / "out"), lambda number, outcome: None)
+        predict_each(predictor, supply(), Job(of(predictor), tmp_path / "out"), lambda number, outcome: None)
         assert all(count <= done + 2 for done, count in enumerate(seen))
         assert len(seen) == 4
 
@@ -176,24 +176,23 @@ class TestPredictEach:
             return threshold(volume)
 
         (tmp_path / "out").mkdir()
-        predict_each(
-            predictor, enumerate(four), Results(tmp_path / "out"), lambda number, outcome: written[number].set()
-        )
+        job = Job(of(predictor), tmp_path / "out")
+        predict_each(predictor, enumerate(four), job, lambda number, outcome: written[number].set())
         assert all(event.is_set() for event in written.values())
 
     def test_each_finished_case_is_in_the_manifest(self, inputs, tmp_path):
-        results = Results(tmp_path, manifest=Manifest(tmp_path, "m", "0"))
-        outcomes = predict_batch(Job(of(threshold), results), inputs)
+        job = Job(of(threshold), tmp_path, manifest=Manifest(tmp_path, "m", "0"))
+        outcomes = predict_batch(job, inputs)
         lines = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
         assert [line["name"] for line in lines] == [o.name for o in outcomes if o.error is None] == ["good", "zero"]
-        assert results.manifest.finished(inputs) == [False, True, False, True]
+        assert job.manifest.finished(inputs) == [False, True, False, True]
 
 
 class TestDicom:
     def test_a_folder_is_one_volume_on_its_own_grid(self, studies, tmp_path):
         found = find_inputs(studies, 1)
         assert [item.name for item in found] == ["st.1", "st.2"]
-        outcomes = predict_batch(Job(of(threshold), Results(tmp_path / "out")), found)
+        outcomes = predict_batch(Job(of(threshold), tmp_path / "out"), found)
         assert [outcome.error for outcome in outcomes] == [None, None]
         mask = Volume.read(tmp_path / "out" / "st.1.nii.gz")
         assert np.array_equal(mask.array, found[0].read().array > 0)
@@ -202,12 +201,12 @@ class TestDicom:
         from pydicom import dcmread
 
         written = MaskFormat("dicom-seg", {1: "bright"})
-        predict_batch(Job(of(threshold), Results(tmp_path / "out", mask_format=written)), find_inputs(studies, 1))
+        predict_batch(Job(of(threshold), tmp_path / "out", mask_format=written), find_inputs(studies, 1))
         assert dcmread(tmp_path / "out" / "st.2.seg.dcm").SegmentSequence[0].SegmentLabel == "bright"
 
     def test_dicom_formats_want_dicom(self, inputs, tmp_path):
-        results = Results(tmp_path / "out", mask_format=MaskFormat("rtstruct", {1: "a"}))
-        outcomes = predict_batch(Job(of(threshold), results), inputs)
+        job = Job(of(threshold), tmp_path / "out", mask_format=MaskFormat("rtstruct", {1: "a"}))
+        outcomes = predict_batch(job, inputs)
         assert all("which this input is not" in outcome.error for outcome in outcomes)
 
 
@@ -219,12 +218,12 @@ class Here:
 
     def __call__(self, job, inputs, report):
         self.given.append([item.name for item in inputs])
-        predict_each(threshold, enumerate(inputs), job.results, report)
+        predict_each(threshold, enumerate(inputs), job, report)
 
 
 @pytest.fixture
 def job(tmp_path):
-    return Job(of(threshold), Results(tmp_path / "out", manifest=Manifest(tmp_path / "out", "m", "0")))
+    return Job(of(threshold), tmp_path / "out", manifest=Manifest(tmp_path / "out", "m", "0"))
 
 
 def test_a_second_run_does_what_the_first_did_not(job, four):
@@ -233,7 +232,7 @@ def test_a_second_run_does_what_the_first_did_not(job, four):
     outcomes = predict_batch(job, four, runner, progress=lambda done, total: seen.append((done, total)))
     assert runner.given == [["a", "b"], ["c", "d"]]
     assert [(o.name, o.output, o.earlier) for o in outcomes] == [
-        (name, job.results.folder / f"{name}.nii.gz", name in "ab") for name in "abcd"
+        (name, job.folder / f"{name}.nii.gz", name in "ab") for name in "abcd"
     ]
     assert seen == [(2, 4), (3, 4), (4, 4)]
 
@@ -250,10 +249,10 @@ def test_nothing_to_do_loads_nothing(job, four):
 def test_only_what_is_not_whole_is_done_again(job, four):
     runner = Here()
     predict_batch(job, four, runner)
-    (job.results.folder / "c.nii.gz").write_bytes(b"")
+    (job.folder / "c.nii.gz").write_bytes(b"")
     predict_batch(job, four, runner)
     assert runner.given[1:] == [["c"]]
-    assert Volume.read(job.results.folder / "c.nii.gz").array.all()
+    assert Volume.read(job.folder / "c.nii.gz").array.all()
 
 
 def test_overwrite_does_all_again_and_a_part_of_it_passes_over_what_that_has_done(job, four):
@@ -261,8 +260,8 @@ def test_overwrite_does_all_again_and_a_part_of_it_passes_over_what_that_has_don
     predict_batch(job, four, runner)
     predict_batch(job, four, runner, overwrite=True)
     assert runner.given == [list("abcd")] * 2
-    on_another_host = replace(job.results, manifest=replace(job.results.manifest, per_host=True))
-    predict_batch(replace(job, results=on_another_host), four, runner)  # as a task on a cluster would, or start again
+    on_another_host = replace(job, manifest=replace(job.manifest, per_host=True))
+    predict_batch(on_another_host, four, runner)  # as a task on a cluster would, or start again
     assert len(runner.given) == 2
 
 
@@ -277,22 +276,22 @@ def test_a_failure_is_done_again(job, four):
 
 
 def test_without_a_manifest_all_is_done(job, four):
-    bare = Job(job.load, Results(job.results.folder))
+    bare = Job(job.load, job.folder)
     runner = Here()
     predict_batch(bare, four, runner)
     predict_batch(bare, four, runner)
     assert runner.given == [list("abcd")] * 2
-    assert not list(job.results.folder.glob("*.jsonl"))
+    assert not list(job.folder.glob("*.jsonl"))
 
 
 def test_it_can_be_pickled(job):
-    assert pickle.loads(pickle.dumps(job)).results == job.results
+    assert pickle.loads(pickle.dumps(job)).manifest == job.manifest
 
 
 class TestProgressAndCancelling:
     def test_each_slice_of_each_input_is_reported(self, four):
         seen = []
-        predict_batch(Job(of(threshold), Results(None)), four[:2], on_slice=lambda *state: seen.append(state))
+        predict_batch(Job(of(threshold), None), four[:2], on_slice=lambda *state: seen.append(state))
         assert seen == [("a", 1, 2), ("a", 2, 2), ("b", 1, 2), ("b", 2, 2)]
 
     def test_cancelled_from_another_thread_what_was_finished_stays(self, job, four):
@@ -307,14 +306,14 @@ class TestProgressAndCancelling:
 
         with pytest.raises(Cancelled):
             predict_batch(job, four, on_slice=on_slice, cancel=cancel)
-        assert job.results.manifest.finished(four) == [True, True, False, False]
+        assert job.manifest.finished(four) == [True, True, False, False]
         runner = Here()
         predict_batch(job, four, runner)
         assert runner.given == [["c", "d"]]
 
 
 def test_without_a_folder_masks_stay_in_memory(inputs):
-    outcomes = predict_batch(Job(of(threshold), Results(None)), inputs)
+    outcomes = predict_batch(Job(of(threshold), None), inputs)
     assert [(o.output, o.mask is None, o.error is None) for o in outcomes] == [
         (None, True, False),
         (None, False, True),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.batch import Job, Results, predict_batch
+from sam2_3dmed.inference.batch import Job, predict_batch
 from sam2_3dmed.inference.inputs import find_inputs
 from sam2_3dmed.inference.workers import on_ray
 from sam2_3dmed.volume.label import read_label
@@ -42,7 +42,7 @@ def test_a_worker_that_is_killed_in_mid_run_loses_nothing(
     ((_, noted),) = killed
     assert noted < len(inputs), "killed too late to be in mid-run"
     assert [outcome.error for outcome in outcomes] == [None] * len(inputs)
-    assert {line["name"] for line in job.results.manifest.lines()} == {item.name for item in inputs}
+    assert {line["name"] for line in job.manifest.lines()} == {item.name for item in inputs}
     here = make_job(blob_run, tmp_path / "here")
     for ours, theirs in zip(predict_batch(here, inputs), outcomes, strict=True):
         assert np.array_equal(read_label(ours.output).array, read_label(theirs.output).array)
@@ -70,7 +70,7 @@ def test_a_case_that_kills_twice_is_told_and_costs_only_itself(cluster, tmp_path
         Volume(np.full((2, 2, 2), number, np.int16), np.eye(4)).write(tmp_path / "in" / f"c{number}.nii.gz")
     (tmp_path / "in" / "broken.nii.gz").write_bytes(b"no volume")
     inputs = find_inputs([Path("in")], 1)
-    outcomes = predict_batch(Job(load_deadly, Results(Path("out"))), inputs, two_workers)
+    outcomes = predict_batch(Job(load_deadly, Path("out")), inputs, two_workers)
     errors = {outcome.name: outcome.error for outcome in outcomes if outcome.error}
     assert set(errors) == {"broken", "c9"}
     assert "worker processes died of it twice" in errors["c9"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import Cancelled, ConfigError, WeightsError
-from sam2_3dmed.inference.batch import Job, Results, predict_batch
+from sam2_3dmed.inference.batch import Job, predict_batch
 from sam2_3dmed.inference.inputs import find_inputs
 from sam2_3dmed.inference.workers import assign_devices, in_processes, limit_threads
 from sam2_3dmed.volume.label import read_label
@@ -99,7 +99,7 @@ def test_cancelled_from_another_thread(inputs, tmp_path):
     threading.Timer(3, cancel.set).start()
     with pytest.raises(Cancelled):
         predict_batch(
-            Job(_wait_for_ever, Results(tmp_path / "out")),
+            Job(_wait_for_ever, tmp_path / "out"),
             inputs,
             lambda *given: in_processes(*given, devices=["cpu", "cpu"], cancel=cancel),
         )

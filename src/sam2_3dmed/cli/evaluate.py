@@ -42,9 +42,8 @@ def evaluate(
     workers: Annotated[int | None, typer.Option(help="Processes; default: by the size of the files.", min=0)] = None,
 ) -> None:
     """Score masks against labels per class and case, in 3D and mm: overlap, surface distance, volume, lesions."""
-    from sam2_3dmed.evaluation.cases import evaluate_folders
+    from sam2_3dmed.evaluation.cases import evaluate_folders, summary_table
     from sam2_3dmed.evaluation.metrics import DEFAULT_TOLERANCES_MM
-    from sam2_3dmed.evaluation.summary import summary_table
     from sam2_3dmed.processes.map_cases import progress_bar
 
     with progress_bar("Scoring") as progress:

@@ -76,7 +76,7 @@ def train(
         # Otherwise every process logs that single slices use no memory weights. torch reads this when it is imported.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
-    from sam2_3dmed.evaluation.summary import summary_table
+    from sam2_3dmed.evaluation.cases import summary_table
     from sam2_3dmed.run.train import TrainRequest, test_run
     from sam2_3dmed.run.train import train as train_run
 

@@ -1,18 +1,32 @@
-"""From files to tables: all metrics of all cases, in parallel, and their summary."""
+"""From files to tables: all metrics of all cases, in parallel, and their summary with the definition of each number."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.evaluation.metrics import DEFAULT_TOLERANCES_MM, ClassMetrics, EmptyPolicy, Scoring, case_metrics
+from sam2_3dmed.evaluation.masks import Floats
+from sam2_3dmed.evaluation.metrics import (
+    DEFAULT_TOLERANCES_MM,
+    EMPTY_POLICIES,
+    MEAN_NAME,
+    UNION_NAME,
+    Better,
+    ClassMetrics,
+    EmptyPolicy,
+    Metric,
+    Scoring,
+    case_metrics,
+)
 from sam2_3dmed.evaluation.pairing import Pair, check_unique, match_files, read_class_names, read_pairs
 from sam2_3dmed.evaluation.paper_style import PaperRow, paper_style, summarise_paper_style
-from sam2_3dmed.evaluation.summary import summarise
-from sam2_3dmed.evaluation.surface import SurfaceDefinition
+from sam2_3dmed.evaluation.statistics import RESAMPLES, SEED, bootstrap_intervals, goodness
+from sam2_3dmed.evaluation.surface import SURFACES, SurfaceDefinition
 from sam2_3dmed.evaluation.text_tables import csv_text
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.map_cases import Progress, map_cases
@@ -24,6 +38,18 @@ from sam2_3dmed.volume.label import label_values, read_label
 # whole CT, to score, which takes a second or two; and this much more to read only.
 _WORTH_A_POOL_BYTES = 2**18
 _READING_WORTH_A_POOL_BYTES = 8 * _WORTH_A_POOL_BYTES
+_NUM_WORST = 5
+_ROWS = {
+    MEAN_NAME: "per case, the mean over the classes in which the metric is defined (numpy.nanmean)",
+    UNION_NAME: "per case, all classes taken as one",
+    "missed": "cases in which only the truth has the class",
+    "false_positive": "cases in which only the prediction has the class",
+    "lesions": "over all cases: lesions of the truth, lesions of the truth that were found, false positives",
+    "defined": "cases in which the metric is defined; mean, median, std and interval are over these",
+    "std": "sample standard deviation over cases (n - 1)",
+    "interval_95": f"bootstrap of the mean over cases; {RESAMPLES} draws, seed {SEED}",
+    "worst": "the worst cases first; of a metric that is best at 0, the cases furthest from it",
+}
 
 
 @dataclass(frozen=True)
@@ -47,10 +73,29 @@ class Evaluation:
     scoring: Scoring = field(default_factory=Scoring)
 
     def summary(self) -> dict[str, Any]:
-        """The summary of the cases with the definition of each number, as values that JSON can hold."""
-        summary = summarise([(case.name, case.rows) for case in self.cases], self.labels, self.scoring)
+        """The summary with the definition of each number, as values that JSON can hold; undefined ones are None.
+
+        `results` has an entry for each class, for their mean and, if there are several, for their union. `_ROWS`
+        describes the parts of an entry. Spread and interval need two cases.
+        """
+        columns, surface, empty = self.scoring.columns(), self.scoring.surface, self.scoring.empty
+        names = [case.name for case in self.cases]
+        results = [_result(names, rows, columns) for rows in zip(*(case.rows for case in self.cases), strict=True)]
+        classes = [result for result in results if result["kind"] == "class"]
         paper_rows = [case.paper_rows for case in self.cases if case.paper_rows]
-        return summary | ({"paper_style": summarise_paper_style(paper_rows)} if paper_rows else {})
+        return {
+            "cases": len(names),
+            "labels": {str(value): name for value, name in self.labels.items()},
+            "missed": sum(result["missed"] for result in classes),
+            "false_positive": sum(result["false_positive"] for result in classes),
+            "results": results,
+            "metrics": {column: metric.describe(surface) for column, metric in columns.items()},
+            "surface": {"definition": surface, "meaning": SURFACES[surface]},
+            "empty_policy": empty,
+            "empty_masks": EMPTY_POLICIES[empty],
+            "rows": _ROWS,
+            **({"paper_style": summarise_paper_style(paper_rows)} if paper_rows else {}),
+        }
 
     def write(self, folder: str | Path) -> None:
         """Write cases.csv, cases.json (a row per case and class) and summary.json, each completely or not at all.
@@ -185,3 +230,64 @@ def _write_csv(path: Path, lines: list[dict[str, Any]]) -> None:
 
 def _write_json(path: Path, content: object) -> None:
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _result(names: Sequence[str], rows: Sequence[ClassMetrics], columns: Mapping[str, Metric]) -> dict[str, Any]:
+    """One class, the mean or the union over all cases."""
+    result = _presence(names, rows)
+    table = np.array([[row.scores[column] for column in columns] for row in rows])
+    for (column, metric), values, interval in zip(columns.items(), table.T, bootstrap_intervals(table), strict=True):
+        defined = values[~np.isnan(values)]
+        result[column] = {
+            "mean": float(defined.mean()) if defined.size else None,
+            "median": float(np.median(defined)) if defined.size else None,
+            "std": float(defined.std(ddof=1)) if defined.size > 1 else None,
+            "defined": int(defined.size),
+            "interval_95": interval and list(interval),
+            "worst": _worst(names, values, metric.better),
+        }
+    return result
+
+
+def _presence(names: Sequence[str], rows: Sequence[ClassMetrics]) -> dict[str, Any]:
+    """The identity of one class, and the cases in which it was missed or a false positive."""
+    first = rows[0]
+    result: dict[str, Any] = {"kind": first.kind, "class": first.name, "label": first.label}
+    if first.kind == "mean":
+        return result
+    found = {
+        presence: [name for name, row in zip(names, rows, strict=True) if row.presence == presence]
+        for presence in ("missed", "false_positive", "absent")
+    }
+    lesions = [row.lesions for row in rows if row.lesions]
+    totals = {kind: sum(getattr(counts, kind) for counts in lesions) for kind in ("truth", "found", "false_positive")}
+    return result | {
+        **{presence: len(cases) for presence, cases in found.items()},
+        "missed_cases": found["missed"],
+        "false_positive_cases": found["false_positive"],
+        "lesions": totals,
+    }
+
+
+def _worst(names: Sequence[str], values: Floats, better: Better) -> list[dict[str, Any]]:
+    order = np.argsort(goodness(values, better), kind="stable")[: np.count_nonzero(~np.isnan(values))]  # NaN is last
+    return [{"case": names[index], "value": float(values[index])} for index in order[:_NUM_WORST].tolist()]
+
+
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """A summary as plain text: each metric's mean over the cases, a column per class; and the worst cases."""
+    results = summary["results"]
+    lines = [["", *(result["class"] for result in results)]]
+    for column, described in summary["metrics"].items():
+        unit = described["unit"]
+        name = column if unit is None or column.endswith(f"_{unit}") or unit == "%" else f"{column} [{unit}]"
+        means = [result[column]["mean"] for result in results]
+        lines.append([name, *("-" if mean is None else f"{mean:.3f}" for mean in means)])
+    lines += [[kind, *(str(result.get(kind, "")) for result in results)] for kind in ("missed", "false_positive")]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    mean = next(result for result in results if result["kind"] == "mean")
+    worst = ", ".join(f"{case['case']} ({case['value']:.3f})" for case in mean["dice"]["worst"])
+    surface, empty = summary["surface"]["definition"], summary["empty_policy"]
+    rows.append(f"{summary['cases']} cases; means over cases; surface: {surface}; empty masks: {empty}")
+    return "\n".join([*rows, f"worst by mean Dice: {worst or 'none is defined'}"])

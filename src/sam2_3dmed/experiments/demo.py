@@ -12,9 +12,8 @@ from sam2_3dmed.data.dataset import Case, read_case, read_dataset
 from sam2_3dmed.data.phantom import write_phantom_dataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.evaluation.cases import Evaluation
+from sam2_3dmed.evaluation.cases import Evaluation, summary_table
 from sam2_3dmed.evaluation.metrics import MEAN_NAME
-from sam2_3dmed.evaluation.summary import summary_table
 from sam2_3dmed.experiments.threshold_baseline import Pair, best_threshold_dice
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.report.build import write_report

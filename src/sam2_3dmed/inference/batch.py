@@ -44,10 +44,13 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Results:
-    """The files to write for each input. Without a folder, masks stay in memory."""
+class Job:
+    """A model, and the files to write for each input. Worker processes get it pickled."""
 
-    folder: Path | None
+    load: Callable[..., Segmenter]
+    """Called as `load(device=NAME)`; None is the default device."""
+    folder: Path | None = None
+    """Without a folder, masks stay in memory."""
     mask_format: MaskFormat = field(default_factory=MaskFormat)
     auxiliary: bool = False
     """Also boundary maps and relative positions, in FOLDER/auxiliary."""
@@ -91,15 +94,6 @@ OnSliceOf = Callable[[str, int, int], None]
 """Called with the name of the input, the number of finished slices and of all slices."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A model and the results that are wanted of it. Worker processes get it pickled."""
-
-    load: Callable[..., Segmenter]
-    """Called as `load(device=NAME)`; None is the default device."""
-    results: Results
-
-
 Runner = Callable[[Job, Sequence[Input], Report], None]
 """Predicts inputs in other processes and reports each of them once; see `workers`."""
 
@@ -124,14 +118,14 @@ def predict_batch(
         Cancelled: `cancel` was set. UserError: the model cannot be loaded, a folder cannot be made, or an output would
             replace an input.
     """
-    results, outcomes = job.results, {}
-    results.make_folders(inputs)
-    if results.manifest is not None:
+    outcomes = {}
+    job.make_folders(inputs)
+    if job.manifest is not None:
         if overwrite:
-            results.manifest.forget(inputs)
-        for index, (item, finished) in enumerate(zip(inputs, results.manifest.finished(inputs), strict=True)):
+            job.manifest.forget(inputs)
+        for index, (item, finished) in enumerate(zip(inputs, job.manifest.finished(inputs), strict=True)):
             if finished:
-                outcomes[index] = Outcome(item.name, results.mask_file(item), earlier=True)
+                outcomes[index] = Outcome(item.name, job.mask_file(item), earlier=True)
     if outcomes:
         logger.info("%d of %d are finished and whole already", len(outcomes), len(inputs))
         progress(len(outcomes), len(inputs))
@@ -145,24 +139,24 @@ def predict_batch(
     if todo and runner is not None:
         runner(job, todo, report)
     elif todo:
-        predict_each(job.load(device=device), enumerate(todo), results, report, on_slice=on_slice, cancel=cancel)
+        predict_each(job.load(device=device), enumerate(todo), job, report, on_slice=on_slice, cancel=cancel)
     return [outcomes[index] for index in range(len(inputs))]
 
 
 def predict_each(
     segmenter: Segmenter,
     inputs: Iterable[tuple[int, Input]],
-    results: Results,
+    job: Job,
     report: Report,
     *,
     on_slice: OnSliceOf | None = None,
     cancel: Event | None = None,
 ) -> None:
-    """Predict numbered inputs as they come, and report them from another thread.
+    """Predict numbered inputs as they come, with the job's model, and report them from another thread.
 
     Memory holds at most three volumes: one that is read, one that is computed, and one that is written.
     """
-    cases = _read(inputs, results)
+    cases = _read(inputs, job)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         upcoming = reader.submit(next, cases, None)
         written: Future[None] | None = None
@@ -177,9 +171,9 @@ def predict_each(
             written.result()
 
 
-def _read(inputs: Iterable[tuple[int, Input]], results: Results) -> Iterator["_Case"]:
+def _read(inputs: Iterable[tuple[int, Input]], job: Job) -> Iterator["_Case"]:
     for index, item in inputs:
-        case = _Case(results, index, item)
+        case = _Case(job, index, item, Outcome(item.name))
         case.read()
         yield case
 
@@ -188,16 +182,14 @@ def _read(inputs: Iterable[tuple[int, Input]], results: Results) -> Iterator["_C
 class _Case:
     """An input on its way. After a step that fails, the later steps do nothing."""
 
-    results: Results
+    job: Job
     index: int
     item: Input
-    error: str | None = None
+    outcome: Outcome
     seconds: float = 0.0
     series: DicomSeries | None = None
     volume: Volume | None = None
     reference: Volume | None = None
-    mask: Volume | None = None
-    auxiliary: Auxiliary | None = None
 
     @contextmanager
     def _step(self) -> Iterator[None]:
@@ -210,14 +202,14 @@ class _Case:
             logger.warning("%s failed; the reason follows at the end", self.item.name)
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             named = any(str(file) in text for file in self.item.sources)
-            self.error = text if named else f"{self.item.source}: {text}"
-            self.volume = self.mask = self.auxiliary = None
+            self.outcome = Outcome(self.item.name, error=text if named else f"{self.item.source}: {text}")
+            self.volume = None
         self.seconds += perf_counter() - started
 
     def read(self) -> None:
         with self._step():
             self.series = self.item.series()
-            self.results.mask_format.require(self.series)
+            self.job.mask_format.require(self.series)
             self.volume = self.item.read() if self.series is None else self.series.read()
             if self.item.reference is not None:
                 self.reference = read_label(self.item.reference)
@@ -225,29 +217,29 @@ class _Case:
     def compute(self, segmenter: Segmenter, on_slice: OnSliceOf | None, cancel: Event | None) -> None:
         with self._step():
             if self.volume is not None:
-                predict = segmenter.with_auxiliary if self.results.auxiliary else segmenter
+                predict = segmenter.with_auxiliary if self.job.auxiliary else segmenter
                 found = predict(
                     self.volume,
                     reference=self.reference,
-                    probabilities=self.results.probability_prefix(self.item),
+                    probabilities=self.job.probability_prefix(self.item),
                     on_slice=on_slice and partial(on_slice, self.item.name),
                     cancel=cancel,
                 )
-                self.mask, self.auxiliary = found if isinstance(found, tuple) else (found, None)
+                mask, auxiliary = found if isinstance(found, tuple) else (found, None)
+                self.outcome = Outcome(self.item.name, mask=mask, auxiliary=auxiliary)
         self.volume = self.reference = None
 
     def finish(self, report: Report) -> None:
         """Write the files, note the input in the manifest, and report it."""
-        results, started = self.results, perf_counter()
-        path = results.mask_file(self.item)
+        job, started = self.job, perf_counter()
+        path, mask, auxiliary = job.mask_file(self.item), self.outcome.mask, self.outcome.auxiliary
         with self._step():
-            if path is not None and self.mask is not None:
-                if self.auxiliary is not None and results.auxiliary_folder is not None:
-                    self.auxiliary.write(results.auxiliary_folder, self.item.name)
-                results.mask_format.write(self.mask, path, self.series)
-                if results.manifest is not None and self.item.files:
-                    files = [file for file in results.files(self.item) if file.is_file()]
-                    results.manifest.note(self.item, files, self.seconds + perf_counter() - started)
-                self.mask = self.auxiliary = None
-        done = None if self.error else path
-        report(self.index, Outcome(self.item.name, done, self.error, mask=self.mask, auxiliary=self.auxiliary))
+            if path is not None and mask is not None:
+                if auxiliary is not None and job.auxiliary_folder is not None:
+                    auxiliary.write(job.auxiliary_folder, self.item.name)
+                job.mask_format.write(mask, path, self.series)
+                if job.manifest is not None and self.item.files:
+                    files = [file for file in job.files(self.item) if file.is_file()]
+                    job.manifest.note(self.item, files, self.seconds + perf_counter() - started)
+                self.outcome = Outcome(self.item.name, path)
+        report(self.index, self.outcome)

@@ -51,7 +51,7 @@ def in_processes(
 
 def _work(job: Job, threads: int, device: str | None, inputs: Iterator[tuple[int, Input]], report: Report) -> None:
     limit_threads(threads)
-    predict_each(job.load(device=device), inputs, job.results, report)
+    predict_each(job.load(device=device), inputs, job, report)
 
 
 def on_ray(
@@ -80,7 +80,7 @@ def on_ray(
             except ray.exceptions.RayActorError:
                 error = f"{item.source}: worker processes died of it twice"
             idle.append(actor)
-            report(number, Outcome(item.name, None if error else job.results.mask_file(item), error))
+            report(number, Outcome(item.name, None if error else job.mask_file(item), error))
             require_not_cancelled(cancel)
 
 
@@ -117,14 +117,14 @@ class RayWorker:
         with suppress(OSError):  # if this machine does not have it, only absolute paths work
             os.chdir(folder)
         limit_threads(threads)
-        self._results = job.results
+        self._job = job
         self._load = cache(partial(job.load, device=device))
 
     def predict(self, item: Input) -> str | None:
         """Predict an input. Returns: the reason of a failure."""
         outcomes: list[Outcome] = []
         try:
-            predict_each(self._load(), [(0, item)], self._results, lambda _, outcome: outcomes.append(outcome))
+            predict_each(self._load(), [(0, item)], self._job, lambda _, outcome: outcomes.append(outcome))
         except UserError as error:  # the model cannot be loaded
             return str(error)
         return outcomes[0].error
@@ -147,7 +147,7 @@ def on_slurm(
     """
     shares = [range(len(inputs))[first::tasks] for first in range(min(tasks, len(inputs)))]
     parts = [partial(predict_batch, job, [inputs[n] for n in share], device=device) for share in shares]
-    submitted = submit(parts, job.results.folder or Path(), options)
+    submitted = submit(parts, job.folder or Path(), options)
     waiting = dict(enumerate(inputs))
     while not all(task.done() for task in submitted):
         _report_finished(job, waiting, report)
@@ -170,8 +170,8 @@ def on_slurm(
 
 def _report_finished(job: Job, waiting: dict[int, Input], report: Report) -> None:
     """Take from the waiting inputs those that the manifest has, and report them."""
-    assert job.results.manifest is not None
-    for number, finished in zip(list(waiting), job.results.manifest.finished(list(waiting.values())), strict=True):
+    assert job.manifest is not None
+    for number, finished in zip(list(waiting), job.manifest.finished(list(waiting.values())), strict=True):
         if finished:
             item = waiting.pop(number)
-            report(number, Outcome(item.name, job.results.mask_file(item)))
+            report(number, Outcome(item.name, job.mask_file(item)))

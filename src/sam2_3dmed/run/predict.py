@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sam2_3dmed.config import with_settings
 from sam2_3dmed.dicom.codes import read_codes
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.inference.batch import Job, Outcome, Results, Runner, predict_batch
+from sam2_3dmed.inference.batch import Job, Outcome, Runner, predict_batch
 from sam2_3dmed.inference.inputs import Input, find_inputs, in_memory, require_unique_names, with_references
 from sam2_3dmed.inference.interface import Segmenter
 from sam2_3dmed.inference.manifest import Manifest, checksum
@@ -139,8 +139,8 @@ def _job_of_loaded(request: PredictRequest) -> tuple[Job, list[Input]]:
     segmenter = request.model
     assert not isinstance(segmenter, str | Path)
     codes = read_codes(request.codes) if request.codes else {}
-    results = _results(request, segmenter.labels, codes)
-    return Job(lambda device: segmenter, results), _inputs(request, segmenter.num_channels)
+    job = _job(request, lambda device: segmenter, segmenter.labels, codes)
+    return job, _inputs(request, segmenter.num_channels)
 
 
 def _job_of_run(request: PredictRequest) -> tuple[Job, list[Input]]:
@@ -162,22 +162,24 @@ def _job_of_run(request: PredictRequest) -> tuple[Job, list[Input]]:
     config = with_settings(record.recipe, request.settings).inference
     codes = read_codes(request.codes) if request.codes else remembered_codes(run)
     backend = cast(Backend, request.backend)
-    results = _results(request, record.plan.labels, codes)
+    load = partial(load_model, run, backend=backend, **config.model_dump())
+    job = _job(request, load, record.plan.labels, codes)
     if request.out is not None:
         options = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-        options |= {"format": request.format, "codes": results.mask_format.codes}
+        options |= {"format": request.format, "codes": job.mask_format.codes}
         folders = {"auxiliary": request.save_auxiliary, "probabilities": request.probabilities}
         options |= {name: True for name, wanted in folders.items() if wanted}
         files = checksum(model_files(run, backend))
         manifest = Manifest(request.out, str(run), files, options, per_host=request.cluster is not None)
-        results = replace(results, manifest=manifest)
-    load = partial(load_model, run, backend=backend, **config.model_dump())
-    return Job(load, results), _inputs(request, len(record.plan.channels))
+        job = replace(job, manifest=manifest)
+    return job, _inputs(request, len(record.plan.channels))
 
 
-def _results(request: PredictRequest, labels: dict[int, str], codes: Mapping[str, Any]) -> Results:
+def _job(
+    request: PredictRequest, load: Callable[..., Segmenter], labels: dict[int, str], codes: Mapping[str, Any]
+) -> Job:
     mask_format = MaskFormat(request.format, labels, codes if request.format == "dicom-seg" else {})
-    return Results(request.out, mask_format, request.save_auxiliary, request.probabilities)
+    return Job(load, request.out, mask_format, request.save_auxiliary, request.probabilities)
 
 
 def _inputs(request: PredictRequest, num_channels: int) -> list[Input]:

@@ -20,7 +20,7 @@ from sam2_3dmed.dicom.codes import read_codes
 from sam2_3dmed.errors import DataError, TrainingError
 from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
 from sam2_3dmed.evaluation.metrics import Scoring
-from sam2_3dmed.inference.batch import Job, Results, predict_batch
+from sam2_3dmed.inference.batch import Job, predict_batch
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.processes.signals import Terminated, raising_terminated
@@ -218,7 +218,7 @@ def test_run(folder: Path, data: Path) -> Evaluation:
     split.require_known(dataset.names)
     cases = [case for case in dataset.cases if case.name in split.test and case.label]
     inputs = [Input(case.name, case.images, reference=case.label if record.needs_reference else None) for case in cases]
-    job = Job(partial(load_model, folder), Results(folder / "predictions"))
+    job = Job(partial(load_model, folder), folder / "predictions")
     with progress_bar("Predicting the test set") as progress:
         outcomes = predict_batch(job, inputs, progress=progress)
     failed = [outcome.error for outcome in outcomes if outcome.error]
