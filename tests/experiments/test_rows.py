@@ -4,7 +4,7 @@ import pytest
 
 from sam2_3dmed.config import ABLATIONS, BASELINES
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.experiments.paper import FULL, find_method, method_names, paper_table, select_rows
+from sam2_3dmed.experiments.paper import FULL, OURS, find_method, method_names, paper_table, select_rows
 
 
 @pytest.mark.parametrize("number", range(1, 10))
@@ -17,8 +17,7 @@ def test_rows_are_those_of_the_paper_in_its_order(number):
 def test_every_ablation_and_baseline_can_be_run():
     methods = {name: find_method(name) for name in method_names()}
     assert {*ABLATIONS, *BASELINES, FULL} <= set(methods)
-    assert all(methods[name].change == name and methods[name].is_ours for name in (*ABLATIONS, *BASELINES))
-    assert [name for name, method in methods.items() if method.from_scratch] == ["without_pretraining"]
+    assert all(methods[name].change == name and methods[name].system == OURS for name in (*ABLATIONS, *BASELINES))
     assert [name for name, method in methods.items() if method.caveat] == ["medsam2_boxes", "universal"]
 
 

@@ -8,7 +8,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from sam2_3dmed.report.panels import CLASS_COLOURS, WHITEST
-from sam2_3dmed.report.planes import Picture, draw_cases
+from sam2_3dmed.report.planes import draw_cases
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.volume import Volume
 
@@ -84,9 +84,7 @@ class TestOrientation:
         image = box(where, affine, background=GREY, shape=shape)
         # the truth, small and at the middle, decides which slice is drawn; its outline is no full white
         prediction = box((slice(10, 11),) * 3, affine, shape=shape)
-        pixels = slice_area(
-            draw(tmp_path / "a.png", Picture("case", image, empty(affine, shape), prediction), axis=axis)
-        )
+        pixels = slice_area(draw(tmp_path / "a.png", ("case", image, empty(affine, shape), prediction), axis=axis))
         rows, columns = np.where(near(pixels, BRIGHTEST))
         height, width = pixels.shape[:2]
         assert rows.mean() / height == pytest.approx(down, abs=0.06)
@@ -96,7 +94,7 @@ class TestOrientation:
     def test_millimetres_are_square(self, tmp_path, axis, ratio):
         """20 x 30 x 6 voxels of 2 x 2 x 5 mm."""
         image = volume(value=GREY)
-        pixels = slice_area(draw(tmp_path / "a.png", Picture("case", image, empty(), empty()), axis=axis))
+        pixels = slice_area(draw(tmp_path / "a.png", ("case", image, empty(), empty()), axis=axis))
         assert pixels.shape[0] / pixels.shape[1] == pytest.approx(ratio, rel=0.03)
 
 
@@ -108,16 +106,16 @@ class TestOutlines:
         labels = {3: "organ", 300: "tumour"}
         for number, value in enumerate(labels):
             block = box(self.BLOCK, value=value)
-            pixels = slice_area(draw(tmp_path / "p.png", Picture("case", image, empty(), block), labels=labels))
+            pixels = slice_area(draw(tmp_path / "p.png", ("case", image, empty(), block), labels=labels))
             assert near(pixels, CLASS_COLOURS[number], 0.1).sum() > 100
             assert not near(pixels, CLASS_COLOURS[1 - number], 0.1).any()
             assert not near(pixels, "white", 0.1).any()
-            pixels = slice_area(draw(tmp_path / "t.png", Picture("case", image, block, empty()), labels=labels))
+            pixels = slice_area(draw(tmp_path / "t.png", ("case", image, block, empty()), labels=labels))
             assert near(pixels, "white", 0.1).sum() > 50
             assert not near(pixels, CLASS_COLOURS[number], 0.1).any()
 
     def test_it_runs_round_the_block(self, tmp_path):
-        picture = Picture("case", volume(value=GREY), empty(), box(self.BLOCK))
+        picture = ("case", volume(value=GREY), empty(), box(self.BLOCK))
         pixels = slice_area(draw(tmp_path / "p.png", picture))
         rows, columns = np.where(near(pixels, CLASS_COLOURS[0], 0.1))
         height, width = pixels.shape[:2]
@@ -126,7 +124,7 @@ class TestOutlines:
         assert [columns.min() / width, columns.max() / width] == pytest.approx([0.25, 0.75], abs=0.03)
 
     def test_a_mask_that_reaches_the_edge_is_closed_there(self, tmp_path):
-        picture = Picture("case", volume(value=GREY), empty(), box((slice(None), slice(None), slice(None))))
+        picture = ("case", volume(value=GREY), empty(), box((slice(None), slice(None), slice(None))))
         draw(tmp_path / "p.png", picture)
         assert near(imread(tmp_path / "p.png")[..., :3], CLASS_COLOURS[0], 0.1).sum() > 1000
 
@@ -135,19 +133,19 @@ class TestSlices:
     @pytest.mark.parametrize("shape", [(8, 9, 1), (8, 9, 3)])
     def test_fewer_than_there_are_places(self, tmp_path, shape):
         image = Volume(np.zeros(shape, dtype=np.int16), RAS)
-        pixels = draw(tmp_path / "a.png", Picture("case", image, empty(shape=shape), empty(shape=shape)), num_slices=4)
+        pixels = draw(tmp_path / "a.png", ("case", image, empty(shape=shape), empty(shape=shape)), num_slices=4)
         assert pixels.size
 
     def test_slices_with_foreground_are_chosen(self, tmp_path):
         """Slice 4 alone is bright, and alone holds the truth: all that is drawn is bright."""
         bright = box((slice(None), slice(None), slice(4, 5)), value=GREY)
         truth = box((slice(8, 12), slice(8, 12), slice(4, 5)))
-        pixels = draw(tmp_path / "a.png", Picture("case", bright, truth, empty()), num_slices=3)
+        pixels = draw(tmp_path / "a.png", ("case", bright, truth, empty()), num_slices=3)
         assert near(pixels, DRAWN_GREY, 0.01).sum() > 20_000
         assert near(pixels, "black", 0.01).sum() < 2_000
 
     def test_a_row_a_case(self, tmp_path):
-        picture = Picture("case", volume(value=GREY), empty(), empty())
+        picture = ("case", volume(value=GREY), empty(), empty())
         one, three = (near(draw(tmp_path / f"{n}.png", *[picture] * n), DRAWN_GREY, 0.01).sum() for n in (1, 3))
         assert three == pytest.approx(3 * one, rel=0.25)
 
@@ -156,10 +154,10 @@ def test_only_the_first_channel_is_drawn(tmp_path):
     first = volume(value=GREY).array
     image = Volume(np.stack([first, np.ones_like(first)], axis=-1), RAS)
     two = Preprocessing("axial", (Normalisation("fixed", 0, 1),) * 2)
-    draw_cases([Picture("case", image, empty(), empty())], {1: "organ"}, two, tmp_path / "a.png", 1)
+    draw_cases([("case", image, empty(), empty())], {1: "organ"}, two, tmp_path / "a.png", 1)
     assert slice_area(imread(tmp_path / "a.png")[..., :3]).size
 
 
 def test_the_folder_is_made(tmp_path):
-    draw(tmp_path / "new" / "deep" / "a.png", Picture("case", volume(), empty(), empty()))
+    draw(tmp_path / "new" / "deep" / "a.png", ("case", volume(), empty(), empty()))
     assert (tmp_path / "new" / "deep" / "a.png").is_file()

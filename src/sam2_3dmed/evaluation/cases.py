@@ -142,12 +142,8 @@ def evaluate_cases(
     Args:
         pairs: (case name, prediction file, label file).
         labels: Value -> name of the foreground classes; None takes the values in the label files, named "1", "2", ...
-        scoring: None for the defaults.
         with_paper_style: Also score every case in the ways of `paper_style`, with axial slices.
         workers: Processes; 0 works in this process, None chooses by the size of the files.
-
-    Returns:
-        The cases in the order of `pairs`.
 
     Raises:
         DataError: There is no pair, a name occurs twice, or no label file holds a class. Or for any case, a file is

@@ -111,8 +111,7 @@ def compare_runs(
         baseline: The path or name of the run that all others are compared with; None takes the first.
 
     Raises:
-        DataError: There are fewer than two runs, one is unusable, or they differ in cases, classes, labels or
-            definitions.
+        DataError: A run is unusable or alone, or they differ in cases, classes, labels or definitions.
     """
     given = [str(path) for path in paths]
     runs = read_runs(given)
@@ -232,11 +231,8 @@ def _metric_parts(comparison: Comparison, entries: Sequence[Entry]) -> list[str]
     rows = [["class", "run", "mean", "difference", f"{LEVEL:.0%} interval", "win/tie/loss", "p", "p (Holm)"]]
     undefined, few = [], []
     for entry in entries:
-        mean, name, run = (
-            _value(comparison, entry, entry.mean),
-            escape_markdown(entry.row[1]),
-            escape_markdown(entry.run),
-        )
+        mean = _value(comparison, entry, entry.mean)
+        name, run = escape_markdown(entry.row[1]), escape_markdown(entry.run)
         cells = [name if entry.run == comparison.runs[0] else "", run, f"**{mean}**" if entry.best else mean]
         if found := entry.difference:
             low, high = (_value(comparison, entry, end, "+") for end in found.interval or (None, None))
@@ -275,14 +271,8 @@ def _value(comparison: Comparison, entry: Entry, value: float | None, sign: str 
 def _overall_rows(comparison: Comparison) -> list[list[str]]:
     """For each run, best first: name, rank, mean rank, interval of the rank, share of first places."""
     overall = comparison.rankings[-1]
-    runs = zip(
-        overall.ranks,
-        comparison.runs,
-        overall.scores,
-        overall.stability.intervals,
-        overall.stability.first,
-        strict=True,
-    )
+    stability = overall.stability
+    runs = zip(overall.ranks, comparison.runs, overall.scores, stability.intervals, stability.first, strict=True)
     return [
         [run, f"{place:g}", f"{score:.2f}", f"{low:g} to {high:g}", f"{first:.0%}"]
         for place, run, score, (low, high), first in sorted(runs, key=itemgetter(0))

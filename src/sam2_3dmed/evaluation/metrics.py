@@ -114,8 +114,7 @@ class Scoring:
         surface: A key of `SURFACES`.
         empty: A key of `EMPTY_POLICIES`: the treatment of masks without a voxel.
 
-    Raises:
-        VolumeError: There is no tolerance or an unusable one, or no such surface or policy.
+    Raises VolumeError if there is no tolerance or an unusable one, or no such surface or policy.
     """
 
     tolerances_mm: tuple[float, ...] = DEFAULT_TOLERANCES_MM

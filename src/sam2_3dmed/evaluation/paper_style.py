@@ -50,16 +50,12 @@ def paper_style(
     slice_axis: int,
     scoring: Scoring,
 ) -> list[PaperRow]:
-    """Score every class of a case in every averaging and unit.
+    """Score every class of a case in every averaging and unit. See `case_metrics`.
 
     Args:
-        prediction, truth: (X, Y, Z) integer label maps.
         slice_axis: The array axis along which slices lie.
         scoring: Its tolerances are taken as mm and as voxels in turn. Under "penalise", a slice that has the class in
             one mask only costs the diagonal of the slice. The surface is not used.
-
-    Raises:
-        VolumeError: As for `case_metrics`.
     """
     check_label_maps(prediction, truth, labels)
     units = {"mm": check_spacing(spacing_mm), "voxel": (1.0, 1.0, 1.0)}

@@ -173,8 +173,7 @@ def significance_ranks(values: ArrayLike, draws: NDArray[np.int64] | None = None
         values: (runs, cases), more is better; a pair with NaN is left out.
         draws: (resamples, cases) indices of cases; None takes the cases as they are.
 
-    Returns:
-        (runs,) ranks from 1, or (runs, resamples) with `draws`.
+    Returns: (runs,) ranks from 1, or (runs, resamples) with `draws`.
     """
     from scipy.special import ndtri
 

@@ -121,11 +121,7 @@ def surface_distances(
 
     The outside of the array is background, so a mask that touches the border of the array has a surface there.
 
-    Args:
-        axes: Only for `voxel`: the axes along which a border voxel has a neighbour in the background.
-
-    Raises:
-        VolumeError: A mask is not boolean and 3D, the shapes differ, or the spacing is unusable.
+    axes: only for `voxel`, the axes along which a border voxel has a neighbour in the background.
     """
     check_masks(prediction, truth)
     spacing = check_spacing(spacing_mm)

@@ -44,13 +44,7 @@ def latex_table(
     groups: Iterable[Sequence[Sequence[str]]],
     below: Iterable[str] = (),
 ) -> str:
-    """A booktabs table.
-
-    Args:
-        columns: The column specification of tabular.
-        groups: Groups of rows, each below a rule.
-        below: Lines between the rows and the end of the table.
-    """
+    """A booktabs table with groups of rows, each below a rule. below: lines before the end of the table."""
     lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}"]
     rule = r"\toprule"
     for rows in ([header], *groups):

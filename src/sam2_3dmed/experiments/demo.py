@@ -17,7 +17,7 @@ from sam2_3dmed.evaluation.metrics import MEAN_NAME
 from sam2_3dmed.experiments.threshold_baseline import Pair, best_threshold_dice
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.report.build import write_report
-from sam2_3dmed.report.planes import Picture, draw_cases
+from sam2_3dmed.report.planes import draw_cases
 from sam2_3dmed.run.run_config import CONFIG_FILE
 from sam2_3dmed.run.run_folder import SPLIT_FILE, read_record
 from sam2_3dmed.run.train import TrainRequest, test_run, train
@@ -40,13 +40,9 @@ def demo_recipe(minutes: float | None = None) -> RunConfig:
 def run_demo(out: Path, *, num_cases: int = 40, minutes: float | None = None) -> str:
     """Run the demo below `out`: data/, run/ (with report.html), pictures/.
 
-    It replaces the run of an earlier demo in the same folder.
+    It replaces the run of an earlier demo in the same folder, and raises DataError if the folder holds something else.
 
-    Returns:
-        A line for machines with the scores on the held-out phantoms.
-
-    Raises:
-        DataError: `out` holds something else, or cannot be written.
+    Returns: a line for machines with the scores on the held-out phantoms.
     """
     started = time.monotonic()
     logger.info("making %d phantom CT volumes (pancreas and tumour) in %s", num_cases, out / "data")
@@ -92,5 +88,5 @@ def _draw(cases: Mapping[str, Case], folder: Path, evaluation: Evaluation, path:
     pictures = []
     for rank, name in chosen.items():
         prediction = read_label(folder / "predictions" / f"{name}.nii.gz")
-        pictures.append(Picture(f"{rank}: {name}, Dice {scores[name]:.2f}", *_read_pair(cases[name]), prediction))
+        pictures.append((f"{rank}: {name}, Dice {scores[name]:.2f}", *_read_pair(cases[name]), prediction))
     draw_cases(pictures, evaluation.labels, read_record(folder).plan.preprocessing, path)

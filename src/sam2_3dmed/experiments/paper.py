@@ -65,11 +65,7 @@ class PaperTable:
 
 @cache
 def paper_table(number: int) -> PaperTable:
-    """Load one of the tables.
-
-    Raises:
-        ConfigError: the paper has no such table.
-    """
+    """Load one of the tables. Raises ConfigError if the paper has no such table."""
     tables = json.loads((files("sam2_3dmed.experiments") / "paper_tables.json").read_text(encoding="utf-8"))["tables"]
     if str(number) not in tables:
         raise ConfigError(f"the paper has no table {number}; it has {', '.join(tables)}")
@@ -82,8 +78,6 @@ class Method:
     """What a row of a table runs.
 
     Attributes:
-        title: Its name in tables.
-        system: A name of `train --system`.
         change: What it changes in our recipe, a name in ABLATIONS or BASELINES.
         caveat: How it differs from the published system, for a note below each table.
     """
@@ -93,16 +87,6 @@ class Method:
     change: str | None = None
     caveat: str = ""
 
-    @property
-    def is_ours(self) -> bool:
-        """Whether it has our network and our recipe."""
-        return self.system == OURS
-
-    @property
-    def from_scratch(self) -> bool:
-        """Whether it starts without pre-trained weights, whatever the other rows start from."""
-        return self.change == "without_pretraining"
-
 
 def method_names() -> list[str]:
     """Every method that can be run, for `--methods`."""
@@ -110,11 +94,7 @@ def method_names() -> list[str]:
 
 
 def find_method(name: str) -> Method:
-    """Find a method by its name.
-
-    Raises:
-        ConfigError: unknown method, or a system that cannot be loaded.
-    """
+    """The method of this name. Raises ConfigError if there is none, or its system cannot be loaded."""
     if name not in method_names():
         raise ConfigError(f"no method {name!r}; {suggest(name, method_names())}")
     caveat = _CAVEATS.get(name, "")
@@ -125,16 +105,6 @@ def find_method(name: str) -> Method:
 
 
 def select_rows(table: int, methods: Sequence[str] = ()) -> dict[str, str]:
-    """Choose the methods to run for a table.
-
-    Args:
-        methods: Names of methods, also of rows that the table does not have. Without any: the table's own.
-
-    Returns:
-        Method -> title of its row.
-
-    Raises:
-        ConfigError: unknown table or method.
-    """
+    """The methods to run for a table, its own without any others: method -> title of its row."""
     rows = {_METHODS[title]: title for title in paper_table(table).values}
     return {name: rows.get(name, find_method(name).title) for name in methods or rows}

@@ -15,23 +15,13 @@ from sam2_3dmed.data.plan import read_plan_yaml, write_plan_yaml
 from sam2_3dmed.data.splits import split_cases
 from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.experiments.paper import FULL, SLAB_SLICES, TASKS, PaperTable, find_method, paper_table, select_rows
-from sam2_3dmed.run.systems import System, find_system
+from sam2_3dmed.run.systems import OURS, find_system
 from sam2_3dmed.run.train import choose_plan
 
 
 @dataclass(frozen=True)
 class ReproduceRequest:
-    """The arguments of `reproduce`.
-
-    Attributes:
-        data: Folder of the data sets, or one data set.
-        tasks: Names of the paper (lung, spleen, pancreas) or of folders below `data`. Without any: the table's.
-        methods: See `select_rows`.
-        seeds: Number of runs of each row.
-        recipe, weights, settings: Of all rows with our network, as for `train`.
-        patch_settings: Settings of the patch-based systems.
-        minutes, epochs: Training budget of every run.
-    """
+    """The arguments of `reproduce`, which are the options of the command."""
 
     table: int
     data: Path
@@ -128,11 +118,7 @@ class Experiment:
 
 
 def plan_experiment(request: ReproduceRequest) -> Experiment:
-    """Plan the runs of a table.
-
-    Raises:
-        UserError: unknown table, task, method or setting, or no data.
-    """
+    """Plan the runs of a table. Raises UserError for an unknown table, task, method or setting, or without data."""
     paper = paper_table(request.table)
     titles = select_rows(request.table, request.methods)
     names = request.tasks or ((".",) if _is_data_set(request.data) else paper.tasks)
@@ -189,32 +175,26 @@ def _plan_row(request: ReproduceRequest, name: str, title: str, tasks: Sequence[
 def _plan_runs(request: ReproduceRequest, name: str, task: Task, base: RunConfig) -> tuple[Run, ...]:
     method = find_method(name)
     config: Any = base
-    if method.is_ours:
-        weights = "none" if method.from_scratch else request.weights
-        if config.slab_slices is None:
-            config = config.model_copy(update={"slab_slices": _slab_slices(request.out, task, base.split)})
+    if method.system == OURS:
+        weights = "none" if method.change == "without_pretraining" else request.weights
+        if config.slab_slices is None:  # D of the paper or of the plan: its row in the table is the complete method
+            of_paper = SLAB_SLICES.get(task.column or "")
+            slab_slices = of_paper or read_plan_yaml(shared_plan(request.out, task, base.split)).slab_slices
+            config = config.model_copy(update={"slab_slices": slab_slices})
         if method.change:
             config = {**ABLATIONS, **BASELINES}[method.change](config)
     else:
-        weights, config = "none", _system_config(request, find_system(method.system), base)
+        # A system's own recipe, with our split.
+        weights, system = "none", find_system(method.system)
+        settings = [f"split.{key}={value}" for key, value in base.split.model_dump().items()]
+        if system.learns_from_patches:
+            settings += _patch_settings(request.patch_settings, system.name)
+        config = system.recipe(settings=[*settings, *request.budget])
     first = config.training.seed
     return tuple(
         Run(name, method.system, task, seed, with_settings(config, [f"training.seed={seed}"]), weights)
         for seed in range(first, first + request.seeds)
     )
-
-
-def _slab_slices(out: Path, task: Task, split: SplitConfig) -> int:
-    """D of the paper or of the plan, resolved so that the row with this number of slices is the complete method."""
-    return SLAB_SLICES[task.column] if task.column else read_plan_yaml(shared_plan(out, task, split)).slab_slices
-
-
-def _system_config(request: ReproduceRequest, system: System, base: RunConfig) -> Any:
-    """A system's own recipe, with our split."""
-    settings = [f"split.{key}={value}" for key, value in base.split.model_dump().items()]
-    if system.learns_from_patches:
-        settings += _patch_settings(request.patch_settings, system.name)
-    return system.recipe(settings=[*settings, *request.budget])
 
 
 def _patch_settings(given: Sequence[str], system: str) -> list[str]:

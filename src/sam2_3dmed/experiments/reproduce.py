@@ -33,8 +33,7 @@ class Reproduction:
 def reproduce(request: ReproduceRequest, execute: Executor = run_sequentially) -> Reproduction:
     """Execute the unfinished runs of a table, and write the table after each. The next call continues a stopped one.
 
-    Raises:
-        UserError: unknown table, task, method or setting, or no data.
+    Raises UserError as `plan_experiment`.
     """
     experiment = plan_experiment(request)
     folder = request.out / f"table_{request.table}"

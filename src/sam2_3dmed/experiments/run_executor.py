@@ -154,8 +154,7 @@ def _add_usage(before: Mapping[str, Any], usage: ResourceUsage) -> dict[str, Any
 def measure_prediction(folder: Path, data: Path) -> dict[str, Any]:
     """Measure a run's parameters, and the prediction of its first test case without reading it.
 
-    Returns:
-        `case`, its number of `voxels`, `parameters`, `gflop`, and seconds, memory and energy of a second pass.
+    Seconds, memory and energy are of a second pass.
     """
     (case,) = read_dataset(data).subset(Split.read(folder / SPLIT_FILE).test[:1]).cases
     volume, label = read_case(case)

@@ -48,6 +48,13 @@ _KINDS = ("reported", "measured", "difference")
 _MARKDOWN_MARKUP = ("**{}**", "\\*", " [{}, {}]")
 _LATEX_MARKUP = (r"\textbf{{{}}}", "$^{*}$", r" {{\small [{}, {}]}}")
 _LATEX_ARROWS = {"↑": r"$\uparrow$", "↓": r"$\downarrow$"}
+_LEGEND = (
+    "A cell: reported by the paper · measured here [interval] · measured minus reported; – where there is none. "
+    f"Measured: mean over classes, seeds and test cases; interval: {LEVEL:.0%}, bootstrap of the cases "
+    f"({RESAMPLES} draws). Bold: the best of the rows, among the reported and among the measured numbers. "
+    f"\\*: differs from the whole method (Wilcoxon signed-rank over cases, p < {ALPHA:g} after Holm's adjustment "
+    "for the rows of the metric). The paper states neither HD95's unit nor NSD's tolerance; ours are named below."
+)
 _ALWAYS_SHOWN = 6  # of the costs; the others only where they are known
 _CSV_HEADING = [
     *("table", "task", "method", "row", "metric", "column", "cases", "seeds"),
@@ -58,13 +65,11 @@ _CSV_HEADING = [
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric of a row on a data set. Values are means over classes, seeds and cases.
+    """A metric of a row on a data set, reported and measured: means over classes, seeds and cases.
 
     Attributes:
-        paper, ours: Reported and measured value.
         interval: Bootstrap interval of `ours` over cases.
         seed_std: Standard deviation between the means of seeds, None for one seed.
-        best, paper_best: Whether the value is the best of the rows.
         against_full: Paired difference from the complete method, None for that method.
         p_holm: Its p, adjusted for all rows of the metric on this data set.
     """
@@ -91,13 +96,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """A row of a table for one data set.
+    """A row of a table for one data set: a cell for each metric, and the costs by the names of _COSTS.
 
     Attributes:
-        cells: By metric.
         seeds: Number of finished runs, out of `asked`.
         note: Caveat of the row, and why numbers are missing.
-        cost: By the names of _COSTS, means over seeds.
     """
 
     method: str
@@ -115,7 +118,6 @@ class TaskTable:
 
     Attributes:
         full: The row of the complete method, None if there is none.
-        cases: Number of test cases.
         columns: Metric -> column of cases.csv; empty while nothing is scored.
     """
 
@@ -145,10 +147,11 @@ def task_table(experiment: Experiment, task: Task) -> TaskTable:
             scores[row.method].append(found)
             costs[row.method].append(status.cost)
     columns = _columns(reference) if reference else {}
-    cells = {}
+    reported, column, cells = experiment.paper.values, task.column or "", {}
     for metric in METRICS:
         values = {name: np.stack([one.values[_ROW, columns[metric]] for one in own]) for name, own in scores.items()}
-        cells[metric] = _cells(_reported(experiment, task, metric), values, same, _BETTER[metric])
+        paper = {row.method: reported.get(row.title, {}).get(column, {}).get(metric) for row in experiment.rows}
+        cells[metric] = _cells(paper, values, same, _BETTER[metric])
     rows = tuple(
         TaskRow(
             method=row.method,
@@ -205,24 +208,13 @@ def _mean_cost(costs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     return means
 
 
-def _reported(experiment: Experiment, task: Task, metric: str) -> dict[str, float | None]:
-    """The paper's value of every row."""
-    values = experiment.paper.values
-    return {row.method: values.get(row.title, {}).get(task.column or "", {}).get(metric) for row in experiment.rows}
-
-
 def _cells(
     reported: Mapping[str, float | None],
     values: Mapping[str, NDArray[np.float64]],
     same: Sequence[str],
     better: Better,
 ) -> dict[str, Cell]:
-    """The cells of one metric, by row.
-
-    Args:
-        values: (seeds, cases) of each row with a finished run.
-        same: The rows of the complete method, which the others are compared with.
-    """
+    """The cells of one metric, by row. values: (seeds, cases) of each row with a finished run."""
     by_case = {name: array.mean(axis=0) for name, array in values.items()}
     full = next((by_case[name] for name in same if name in by_case), None)
     paired = {
@@ -255,15 +247,16 @@ def _best(values: Mapping[str, float | None], better: Better) -> set[str]:
 
 
 def markdown(paper: PaperTable, tables: Sequence[TaskTable], charts: Mapping[str, str] | None = None) -> str:
-    """Format all data sets of a table, with a legend. charts: data set -> file of its chart of accuracy and cost."""
-    parts = [f"# Table {paper.number}: {paper.title}", _legend()]
+    """All data sets of a table, with a legend. charts: data set -> file of its chart of accuracy and cost."""
+    parts = [f"# Table {paper.number}: {paper.title}", _LEGEND]
     for table in tables:
         name = escape_markdown(table.task.name)
         parts += [f"## {name}", _caption(table)]
         lines = [["", *_HEADINGS.values()]]
         for row in table.rows:
+            seeds = f" ({row.seeds} of {row.asked} seeds)" if row.asked > 1 or row.seeds < row.asked else ""
             cells = [" · ".join(_texts(metric, row.cells[metric], *_MARKDOWN_MARKUP)) for metric in METRICS]
-            lines.append([_name(row), *cells])
+            lines.append([escape_markdown(row.title) + seeds, *cells])
         parts.append(markdown_table(lines))
         notes = [f"- {escape_markdown(row.title)}: {escape_markdown(row.note)}" for row in table.rows if row.note]
         parts += ["\n".join(notes)] if notes else []
@@ -273,16 +266,6 @@ def markdown(paper: PaperTable, tables: Sequence[TaskTable], charts: Mapping[str
     return "\n\n".join(parts) + "\n"
 
 
-def _legend() -> str:
-    return (
-        "A cell: reported by the paper · measured here [interval] · measured minus reported; – where there is none. "
-        f"Measured: mean over classes, seeds and test cases; interval: {LEVEL:.0%}, bootstrap of the cases "
-        f"({RESAMPLES} draws). Bold: the best of the rows, among the reported and among the measured numbers. "
-        f"\\*: differs from the whole method (Wilcoxon signed-rank over cases, p < {ALPHA:g} after Holm's adjustment "
-        "for the rows of the metric). The paper states neither HD95's unit nor NSD's tolerance; ours are named below."
-    )
-
-
 def _caption(table: TaskTable) -> str:
     if not table.columns:
         return "Nothing is measured yet."
@@ -290,11 +273,6 @@ def _caption(table: TaskTable) -> str:
     full = next((row.title for row in table.rows if row.method == table.full), None)
     compared = f"compared with {escape_markdown(full)}" if full else "the whole method is not among the rows"
     return f"{table.cases} test cases; HD95 in mm, NSD at {tolerance} mm; {compared}."
-
-
-def _name(row: TaskRow) -> str:
-    seeds = f" ({row.seeds} of {row.asked} seeds)" if row.asked > 1 or row.seeds < row.asked else ""
-    return escape_markdown(row.title) + seeds
 
 
 def _texts(metric: str, cell: Cell, bold: str, star: str, interval: str) -> tuple[str, str, str]:
@@ -344,10 +322,10 @@ def table_csv(paper: PaperTable, tables: Sequence[TaskTable]) -> str:
     lines: list[Sequence[object]] = [[*_CSV_HEADING, *_COSTS]]
     for table in tables:
         for row in table.rows:
-            for metric in METRICS:
+            for metric, cell in row.cells.items():
                 start = [paper.number, table.task.name, row.method, row.title, metric, table.columns.get(metric)]
                 costs = [row.cost[name] for name in _COSTS]
-                lines.append([*start, table.cases, row.seeds, *_csv_cell(row.cells[metric]), row.note, *costs])
+                lines.append([*start, table.cases, row.seeds, *_csv_cell(cell), row.note, *costs])
     return csv_text(lines)
 
 

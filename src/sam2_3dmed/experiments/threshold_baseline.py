@@ -52,8 +52,7 @@ def best_threshold_dice(
         sigmas: smoothing tried before thresholding, in voxels of the finest spacing, equal in mm along all axes.
         num_percentiles: how many bounds are tried, each with each: percentiles of the class's training voxels.
 
-    Raises:
-        DataError: there are no cases, or a class occurs in no training case.
+    Raises DataError if there are no cases, or a class occurs in no training case.
     """
     if not train or not test:
         raise DataError("the best threshold needs at least one training case and one test case")

@@ -62,8 +62,7 @@ def export_run(
         ONNX file -> its largest relative difference from PyTorch, which may be `tolerance`.
 
     Raises:
-        UserError: the run is not finished, the extra is missing, the folder holds another run, or a file differs too
-            much.
+        UserError: the run is not finished, the extra is missing, the folder holds another run, or a file differs.
     """
     record = _exportable(run, folder, lengths)
     predictor = cast(Predictor, load_model(run, device="cpu"))

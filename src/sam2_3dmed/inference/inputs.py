@@ -66,8 +66,7 @@ def in_memory(
 ) -> Input:
     """A volume that is not a path: input_NUMBER, or an open file that has a name. See `PredictRequest`.
 
-    Raises:
-        ConfigError: an array without affine and spacing, or with both. VolumeError: the array is not a volume.
+    Raises ConfigError for an array without affine and spacing, or with both.
     """
     name = f"input_{number}"
     if isinstance(content, np.ndarray):
@@ -85,9 +84,7 @@ def find_inputs(paths: Sequence[Path], num_channels: int, series_uid: str | None
 
     NAME_0000, NAME_0001, ... are one volume if the model has as many channels. A folder with DICOM files and without
     NIfTI files is one volume, or one volume for each study below it. With `series_uid`, a single path is one volume.
-
-    Raises:
-        DataError: a path is missing, a folder has no volume, or a UID for several paths.
+    Raises DataError if a path is missing, a folder has no volume, or a UID is for several paths.
     """
     if series_uid is not None and len(paths) != 1:
         raise DataError(f"--series {series_uid}: a series can be chosen for one input, not for {len(paths)}")
@@ -133,10 +130,7 @@ def read_list(table: Path) -> list[Path]:
     """The paths in a text file, one a line, or in column `input` of a CSV file.
 
     Relative paths count from the folder of the file. Empty lines, and lines of a text file that begin with #, are
-    passed over.
-
-    Raises:
-        DataError: the file cannot be read, has no such column, or lists nothing.
+    passed over. Raises DataError if the file cannot be read, has no such column, or lists nothing.
     """
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:

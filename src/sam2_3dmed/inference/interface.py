@@ -44,11 +44,7 @@ class Segmenter(Protocol):
         """
 
     def with_auxiliary(self, volume: Volume, **options: Unpack[PredictOptions]) -> tuple[Volume, Auxiliary]:
-        """The mask and the outputs of BD and SRPP.
-
-        Raises:
-            ConfigError: the model has neither. UserError: as for the mask alone.
-        """
+        """The mask and the outputs of BD and SRPP. Raises ConfigError if the model has neither."""
 
 
 class WithoutAuxiliary:

@@ -80,8 +80,7 @@ class OnnxRecord(BaseModel):
 def open_session(source: Path | bytes) -> "InferenceSession":
     """A model, or a file of one, ready to run on the CPU with the threads that torch has.
 
-    Raises:
-        ConfigError: the extra is missing. WeightsError: no such file, or damaged.
+    Raises ConfigError without the extra, and WeightsError for a missing or damaged file.
     """
     require_onnx("onnxruntime")
     import onnxruntime
@@ -118,8 +117,7 @@ def read_record(session: "InferenceSession", path: Path) -> OnnxRecord:
 class OnnxNetwork:
     """Stands in for `SAM2For3dMed` in slabs mode. PyTorch resizes slices and blends logits; onnxruntime does the rest.
 
-    Raises:
-        WeightsError: a file is missing, damaged, or of another run or other weights than these checksums.
+    Raises WeightsError if a file is missing, damaged, or of another run or other weights than these checksums.
     """
 
     device = torch.device("cpu")

@@ -91,14 +91,9 @@ def _fill_holes(planes: NDArray[np.integer], value: int) -> None:
 def find_components(
     plane: Callable[[int], Mask], count: int, *, diagonal: bool
 ) -> tuple[NDArray[np.int64], Callable[[Mask], Iterator[Mask]]]:
-    """The components of a mask of slices, numbered by their first voxels.
+    """The components of a mask of slices, numbered by their first voxels. diagonal: by edges and corners, too.
 
-    Args:
-        plane: gives the mask of slice i of `count`, (H, W), the same each time.
-        diagonal: voxels connect by edges and corners, too.
-
-    Returns:
-        The sizes in voxels; and a function that gives the slices of the components for which its argument is true.
+    Returns: the sizes in voxels; and a function that gives the slices of the components for which its argument is true.
     """
     structure = ndimage.generate_binary_structure(2, 2 if diagonal else 1)
     piece_sizes, contacts = [], [np.zeros((2, 0), dtype=np.int64)]

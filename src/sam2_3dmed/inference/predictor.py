@@ -27,10 +27,6 @@ from sam2_3dmed.volume.slices import SlicingAxis, volume_to_slices
 from sam2_3dmed.volume.volume import Volume, describe_difference
 
 
-def _ignore(slab: Slab, positions: Tensor) -> None:
-    pass
-
-
 @dataclass(eq=False)
 class Predictor:
     """A trained network, ready for volumes; a `Segmenter`. Raises ConfigError if `config` names an unknown class."""
@@ -65,7 +61,11 @@ class Predictor:
         return mask, Auxiliary(boundary, tuple(positions))
 
     def predict_slices(
-        self, slices: Slices, on_positions: OnPositions = _ignore, *, reference: NDArray[np.integer] | None = None
+        self,
+        slices: Slices,
+        on_positions: OnPositions = lambda *_: None,
+        *,
+        reference: NDArray[np.integer] | None = None,
     ) -> NDArray[np.integer]:
         """Class indices (N, H0, W0), 0 background, of slices (N, C, H0, W0) in [0, 1].
 
@@ -86,7 +86,7 @@ class Predictor:
         volume: Volume,
         options: PredictOptions,
         boundary: Volume | None = None,
-        on_positions: OnPositions = _ignore,
+        on_positions: OnPositions = lambda *_: None,
     ) -> Volume:
         """boundary: a volume to fill with the boundary map."""
         maps = self._logits(
@@ -122,13 +122,11 @@ class Predictor:
 
 @torch.inference_mode()
 def slice_logits(
-    forward: Forward, slab_slices: int, on_positions: OnPositions = _ignore
+    forward: Forward, slab_slices: int, on_positions: OnPositions = lambda *_: None
 ) -> Iterator[tuple[int, Tensor]]:
     """The index of each slice, once, and its logits (K, H/4, W/4) float32; (K, H/2, W/2) with shifts.
 
-    Raises:
-        Cancelled: see `Forward`. ConfigError: the config's `compile`, and there is no compiler. DataError: there is no
-            room for a temporary file.
+    Raises ConfigError if the config compiles and there is no compiler, DataError without room for a temporary file.
     """
     if forward.config.compile:
         compile_network(forward.network)

@@ -27,10 +27,7 @@ def writing_probabilities(
 
     `probability_files` appear when all slices are written, or not at all. Probabilities are bytes with a scale of
     1/255. They take a quarter of float32, are off by 0.2 percent at most, and every viewer reads them (NIfTI has no
-    16-bit floats).
-
-    Raises:
-        UserError: the files cannot be written. The function raises this for an earlier slice.
+    16-bit floats). Raises UserError if they cannot be written; the function may raise it for an earlier slice.
     """
     make_folder(prefix.parent)
     _, height, width = (grid.shape[i] for i in array_axes(grid, axis)[0])

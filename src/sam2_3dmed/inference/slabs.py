@@ -101,7 +101,7 @@ class FeatureBuffer:
 
 
 def slab_logits(
-    forward: Forward, slab_slices: int, on_positions: OnPositions = lambda slab, positions: None
+    forward: Forward, slab_slices: int, on_positions: OnPositions = lambda *_: None
 ) -> Iterator[tuple[int, Tensor]]:
     """The index and the blended logits of each slice, in the order of the slices.
 

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def stream_logits(
-    forward: Forward, slab_slices: int, on_positions: OnPositions = lambda slab, positions: None
+    forward: Forward, slab_slices: int, on_positions: OnPositions = lambda *_: None
 ) -> Iterator[tuple[int, Tensor]]:
     """The index and the logits of each slice, in the order of the (last) pass.
 

@@ -88,8 +88,7 @@ def on_ray(
 def ray_cluster(workers: int, *, use_gpus: bool = True) -> Iterator[tuple[int, int]]:
     """The threads and GPUs of a worker on the Ray cluster at RAY_ADDRESS, or on a new one that ends with the body.
 
-    Raises:
-        ConfigError: the extra is missing, or the cluster has no room for the workers.
+    Raises ConfigError without the extra, or if the cluster has no room for the workers.
     """
     try:
         import ray

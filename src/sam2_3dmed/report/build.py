@@ -35,9 +35,7 @@ def write_report(run: Path, data: Path | None = None, out: Path | None = None) -
     The page notes what is missing: the evaluation, images, a case that cannot be read. Boundary maps and relative
     positions come from RUN/auxiliary. For a case without them the model computes them once and they are kept there.
 
-    Args:
-        data: The folder of the data set; None takes the folder of the training.
-        out: The file; None takes RUN/report.html.
+    data is the folder of the data set; None takes the folder of the training.
 
     Raises:
         UserError: The folder is no run, a file in it is broken, `data` is no data set, or a file cannot be written.

@@ -70,11 +70,8 @@ def case_report(
 ) -> CaseReport:
     """Draw a case whose masks were found; figures are written into `figures`.
 
-    Args:
-        auxiliary: Returns the boundary map and relative positions of a case and its image.
-
-    Raises:
-        UserError: A file cannot be used, or the files of the case lie on different grids.
+    auxiliary: returns the boundary map and relative positions of a case and its image.
+    Raises UserError if a file cannot be used, or the files of the case lie on different grids.
     """
     image, truth, prediction = _read(entry, plan.labels)
     extra = auxiliary(entry, image) if image is not None else None

@@ -59,8 +59,7 @@ class RunContents:
 def read_run(folder: Path, data: Path | None = None) -> RunContents:
     """Read a run folder. data: the folder of the data set; None takes the folder of the training.
 
-    Raises:
-        UserError: The folder is no run, a file in it is broken, or `data` is no data set.
+    Raises UserError if the folder is no run, a file in it is broken, or `data` is no data set.
     """
     record = read_record(folder)
     notes: list[str] = []

@@ -57,14 +57,8 @@ class CaseVolumes:
         return plane[self.shown[rows], self.shown[columns]][::-1, ::-1]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """A case to draw: image, truth and prediction on one grid, and a title."""
-
-    title: str
-    image: Volume
-    truth: Volume
-    prediction: Volume
+Picture = tuple[str, Volume, Volume, Volume]
+"""A title, and the image, truth and prediction of a case on one grid."""
 
 
 def case_volumes(
@@ -194,17 +188,16 @@ def draw_cases(
 ) -> None:
     """Draw a row for each case: slices evenly through the foreground of truth or prediction, with their outlines.
 
-    Args:
-        path: A file in any format of matplotlib; its folder is made if it is missing.
+    path: a file in any format of matplotlib; its folder is made if it is missing.
     """
     rows = []
-    for picture in pictures:
-        case = case_volumes(picture.truth, picture.prediction, labels, preprocessing, picture.image)
+    for _, image, truth, prediction in pictures:
+        case = case_volumes(truth, prediction, labels, preprocessing, image)
         along, *within = WORLD_AXES[case.axis]
         used = np.flatnonzero(((case.truth > 0) | (case.prediction > 0)).any(axis=tuple(within)))
         used = used if len(used) else np.arange(case.truth.shape[along])
         shares = (np.arange(num_slices) + 0.5) / num_slices
         rows.append([overlay(case, int(used[int(share * len(used))])) for share in shares])
-    figure = panel_rows(rows, labels, [picture.title for picture in pictures])
+    figure = panel_rows(rows, labels, [title for title, *_ in pictures])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)

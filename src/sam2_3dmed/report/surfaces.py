@@ -124,9 +124,7 @@ def render(
 ) -> NDArray[np.uint8]:
     """Draw meshes in orthographic projection, shaded, the nearest in front, as (size, size, 3) uint8 on white.
 
-    Args:
-        meshes: Each with the colours of its vertices, (n, 3) in [0, 1], or with one colour (3,).
-        centre, half_width_mm: See `bounds`.
+    Each mesh has the colours of its vertices, (n, 3) in [0, 1], or one colour (3,). The rest is as in `bounds`.
     """
     axes = view_axes()
     corners, colours = [np.empty((0, 3, 3))], [np.empty((0, 3, 4))]
