@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sam2_3dmed.baselines.losses import deep_supervision_loss, dice_cross_entropy, dice_sigmoid
+from sam2_3dmed.baselines.train import deep_supervision_loss, dice_cross_entropy, dice_sigmoid
 
 LABELS = torch.tensor([[[[0, 1], [2, 2]]]], dtype=torch.uint8)
 

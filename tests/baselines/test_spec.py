@@ -12,7 +12,7 @@ from sam2_3dmed.errors import WeightsError
 
 def test_a_spec_says_what_it_is_and_survives_json(make_spec: Callable[..., PatchSpec]) -> None:
     spec = make_spec("mednext_s")
-    assert (spec.title, spec.size, spec.patch) == ("MedNeXt-S", "small", (16, 32, 32))
+    assert (spec.system, spec.size, spec.patch) == ("mednext_s", "small", (16, 32, 32))
     assert PatchSpec.model_validate(spec.model_dump(mode="json")) == spec
 
 

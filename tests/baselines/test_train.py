@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from sam2_3dmed.baselines.recipe import PatchRecord, PatchSpec
-from sam2_3dmed.baselines.systems import PATCH_SYSTEMS
 from sam2_3dmed.baselines.train import first_network, plan_spec
 from sam2_3dmed.errors import ConfigError, WeightsError
 from sam2_3dmed.processes.signals import Terminated
@@ -37,7 +36,7 @@ def request(system: str, data: Path, out: Path, *settings: str, **more: Any) -> 
 
 @pytest.mark.parametrize("system", ["unet", "mednext_s", "nnformer", pytest.param("universal", marks=pytest.mark.long)])
 def test_from_data_to_scores(system: str, blobs: Path, tmp_path: Path) -> None:
-    if "einops" in PATCH_SYSTEMS[system].packages:
+    if "einops" in find_system(system).packages:
         pytest.importorskip("einops")
     run = train(request(system, blobs, tmp_path / "run"))
     record = read_record(run)

@@ -68,7 +68,7 @@ def fit_on_balls(prepared: tuple) -> Callable[..., tuple]:
         network, record = make_model(config, plan, "none")
         cases = cache[:6], cache[6:8]
         predictor = make_predictor(network, record)
-        return network, Sam2Run(record, network, predictor, *cases, folder, DistributedContext()).fit(resume=resume)
+        return network, Sam2Run(record, predictor, *cases, folder, DistributedContext()).fit(resume=resume)
 
     return run
 

@@ -39,7 +39,7 @@ class TestRuns:
         plan, cases = prepared
         seed_all(0)
         network, record = make_model(config, plan, "none")
-        parts = network, make_predictor(network, record), cases[:6], cases[6:7]
+        parts = make_predictor(network, record), cases[:6], cases[6:7]
         Sam2Run(record, *parts, folder, DistributedContext()).fit(resume=resume)
         return network
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam2_3dmed.training.muon import Muon, orthogonalised
+from sam2_3dmed.training.optimizer import Muon, orthogonalised
 
 
 def singular(matrices: Tensor) -> Tensor:

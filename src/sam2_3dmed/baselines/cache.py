@@ -16,8 +16,7 @@ from sam2_3dmed.baselines.grid import Grid, resample_image, resample_labels, res
 from sam2_3dmed.baselines.recipe import PatchSpec
 from sam2_3dmed.data.cache import CachedCase, open_array, write_array
 from sam2_3dmed.data.dataset import MedicalDataset
-from sam2_3dmed.errors import DataError
-from sam2_3dmed.processes.atomic import replacing
+from sam2_3dmed.processes.atomic import naming, replacing
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.nifti import read_affine
 from sam2_3dmed.volume.slices import SlicingAxis, slice_spacing_mm
@@ -40,11 +39,7 @@ class GriddedCase(NamedTuple):
 
 
 def with_grids(cases: Iterable[CachedCase], dataset: MedicalDataset, axis: SlicingAxis) -> list[GriddedCase]:
-    """The cases with the spacing of their files' headers.
-
-    Raises:
-        VolumeError: one cannot be read.
-    """
+    """The cases with the spacing of their files' headers."""
     files = {case.name: case.images[0] for case in dataset.cases}
     point = np.zeros((1, 1, 1), dtype=np.uint8)
     found = []
@@ -85,18 +80,12 @@ class PatchCase:
 def build_patch_cache(
     cases: list[GriddedCase], spec: PatchSpec, folder: Path, progress: Progress | None = None
 ) -> list[PatchCase]:
-    """Bring every case to the common grid, below `folder`; complete and current cases are kept.
-
-    Raises:
-        DataError: no space left, or no permission; finished cases stay.
-    """
+    """Bring every case to the common grid, below `folder`; complete and current cases are kept, also after an error."""
     parts = [_VERSION, spec.spacing_mm, [one.model_dump() for one in spec.intensities]]
     folder = folder / f"patches-{sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
-    try:
+    with naming(folder, "the cache cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
         return map_cases(partial(_prepare, spec=spec, folder=folder), cases, progress=progress)
-    except OSError as error:
-        raise DataError(f"{folder}: the cache cannot be written: {error.strerror or error}") from None
 
 
 def _prepare(case: GriddedCase, *, spec: PatchSpec, folder: Path) -> PatchCase:

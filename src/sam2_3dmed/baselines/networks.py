@@ -33,12 +33,7 @@ the encoder in reverse. As in MONAI's `create_mednext`, which takes no width, an
 
 @dataclass(frozen=True)
 class Outline:
-    """The common grid and the median case on it, from which networks are planned.
-
-    Args:
-        size: full or small.
-        patch: the recipe's; none to choose one.
-    """
+    """The common grid and the median case on it, from which networks are planned. patch: none to choose one."""
 
     spacing_mm: Spacing
     median_shape: Three
@@ -141,12 +136,9 @@ def plan_network(config: PatchConfig, outline: Outline) -> tuple[Three, dict[str
 
 
 def build(spec: PatchSpec) -> nn.Module:
-    """A network with fresh weights.
+    """A network with fresh weights; a WeightsError if the spec's arguments are not those of the network.
 
     In training it returns logits of several sizes, the finest first (see `all_logits`), else of the patch's size.
-
-    Raises:
-        WeightsError: the spec's arguments are not those of the network.
     """
     try:
         network: nn.Module = resolve_name(_NETWORKS[spec.system][0])(**spec.network)

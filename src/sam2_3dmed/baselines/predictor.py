@@ -23,11 +23,7 @@ from sam2_3dmed.volume.volume import Volume
 
 
 class PatchPredictor(WithoutAuxiliary):
-    """A trained network, ready for volumes; a `Segmenter`.
-
-    Raises:
-        ConfigError: `config` names a class that is not among the plan's labels.
-    """
+    """A trained network, ready for volumes; a `Segmenter`."""
 
     def __init__(self, network: nn.Module, spec: PatchSpec, plan: Plan, config: InferenceConfig) -> None:
         require_known_classes(config, plan.labels.values())

@@ -101,13 +101,6 @@ class PatchConfig(Frozen):
             raise ValueError(f"model.kernel is for mednext, not for {self.system}")
         return self
 
-    @property
-    def names(self) -> str | None:
-        """How the network uses the names of classes; None if it does not."""
-        if self.system != "universal":
-            return None
-        return "learnt" if self.model.text is None else "embedded by CLIP"
-
 
 class Intensities(Frozen):
     """Mean and standard deviation of a channel after `Preprocessing`; none: those of each volume."""
@@ -117,27 +110,19 @@ class Intensities(Frozen):
 
 
 class PatchSpec(Frozen):
-    """Everything that builds the network again and brings a volume to its input. Axes are (D, H, W).
-
-    Args:
-        spacing_mm: of the grid that patches are cut from.
-        network: the arguments of its constructor.
-        text: how the names of the classes are embedded; none if they are not.
-    """
+    """Everything that builds the network again and brings a volume to its input. Axes are (D, H, W)."""
 
     system: str
     size: str
     spacing_mm: tuple[float, float, float]
+    """Of the grid that patches are cut from."""
     patch: tuple[int, int, int]
     intensities: tuple[Intensities, ...]
     num_classes: int
     network: dict[str, Any]
+    """The arguments of its constructor."""
     text: str | None = None
-
-    @property
-    def title(self) -> str:
-        """The system's, for messages."""
-        return find_system(self.system).title
+    """How the names of the classes are embedded; none if they are not."""
 
     @property
     def has_background(self) -> bool:
@@ -167,4 +152,4 @@ class PatchRecord(RunRecord):
         patch = " x ".join(map(str, spec.patch))
         spacing = " x ".join(f"{value:.3g}" for value in spec.spacing_mm)
         text = f", names {spec.text}" if spec.text else ""
-        return f"{spec.title}, {spec.size}, patches of {patch} voxels of {spacing} mm{text}"
+        return f"{find_system(spec.system).title}, {spec.size}, patches of {patch} voxels of {spacing} mm{text}"

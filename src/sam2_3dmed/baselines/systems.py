@@ -67,18 +67,15 @@ class Baseline(System):
 
 @dataclass(frozen=True, eq=False)
 class PatchSystem(Baseline):
-    """A system whose network our own trainer trains on patches.
-
-    Args:
-        training: how its authors trained it.
-        packages: of the extra `baselines` that it needs.
-    """
+    """A system whose network our own trainer trains on patches."""
 
     name: str
     title: str
     source: str
     training: Mapping[str, Any]
+    """How its authors trained it."""
     packages: tuple[str, ...] = ("monai",)
+    """Of the extra `baselines` that it needs."""
     record_type = PatchRecord
     learns_from_patches = True
 
@@ -132,8 +129,3 @@ UNIVERSAL = PatchSystem(
     _UNIVERSAL,
     packages=("monai", "einops"),
 )
-
-PATCH_SYSTEMS: Mapping[str, PatchSystem] = {
-    system.name: system for system in (UNET, MEDNEXT_S, MEDNEXT_B, MEDNEXT_M, MEDNEXT_L, NNFORMER, UNIVERSAL)
-}
-"""By name."""

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sam2_3dmed.baselines.cache import GriddedCase, build_patch_cache, with_grids
-from sam2_3dmed.baselines.losses import deep_supervision_loss
 from sam2_3dmed.baselines.networks import all_logits, build, intensities, outline, plan_network
 from sam2_3dmed.baselines.patches import PatchDataset, Patches, collate
 from sam2_3dmed.baselines.predictor import PatchPredictor
@@ -25,6 +25,8 @@ from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.distributed import seed_all
 from sam2_3dmed.training.loader import Part, epoch_loader
 from sam2_3dmed.training.loop import FitResult, fit
+from sam2_3dmed.training.losses import class_masks
+from sam2_3dmed.training.losses.segmentation import bce, dice_loss, soft_dice
 from sam2_3dmed.training.optimizer import falling_cosine
 from sam2_3dmed.training.trainable import Trainable
 
@@ -71,17 +73,51 @@ class PatchTraining(Trainable):
         return (time.monotonic() - started) * sum(self.predictor.num_windows(*grid) for grid in self.grids)
 
 
+def deep_supervision_loss(outputs: Sequence[Tensor], labels: Tensor, *, background: bool) -> dict[str, Tensor]:
+    """`total`: the mean over sizes, each with half the weight of the next finer one; `segmentation`: of the finest.
+
+    Args:
+        outputs: logits (B, K or K + 1, d, h, w), the finest first, of any sizes.
+        labels: (B, D, H, W) class indices.
+        background: as `PatchSpec.has_background`.
+    """
+    loss = dice_cross_entropy if background else dice_sigmoid
+    losses = [loss(logits.float(), _labels_like(labels, logits)) for logits in outputs]
+    weights = torch.tensor([2.0**-level for level in range(len(losses))], device=labels.device)
+    total = (torch.stack(losses) * weights / weights.sum()).sum()
+    return {"total": total, "segmentation": losses[0]}
+
+
+def dice_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """nnU-Net's: 1 - soft Dice of the classes without the background, plus cross entropy over all.
+
+    logits: (B, K + 1, D, H, W); labels: (B, D, H, W).
+    """
+    probabilities = logits.softmax(dim=1)[:, 1:]
+    dice = soft_dice(probabilities, class_masks(labels, logits.shape[1] - 1))
+    return 1 - dice.mean() + F.cross_entropy(logits, labels.long())
+
+
+def dice_sigmoid(logits: Tensor, labels: Tensor) -> Tensor:
+    """The Universal model's: soft Dice plus binary cross entropy of each class on its own."""
+    masks = class_masks(labels, logits.shape[1])
+    return dice_loss(logits, masks) + bce(logits, masks)
+
+
+def _labels_like(labels: Tensor, logits: Tensor) -> Tensor:
+    if labels.shape[1:] == logits.shape[2:]:
+        return labels
+    resized = F.interpolate(labels.unsqueeze(1).float(), logits.shape[2:], mode="nearest-exact")
+    return resized.squeeze(1).to(labels.dtype)
+
+
 def falling_poly(progress: float) -> float:
     """nnU-Net's schedule: from 1 at progress 0 to 0 at 1."""
     return float((1 - min(1.0, progress)) ** 0.9)
 
 
 class PatchRun(TrainingRun):
-    """A network with the cases that it learns from, on the common grid, and those that it is validated on.
-
-    Raises:
-        UserError: no CLIP model at `model.text`, or the cache cannot be written.
-    """
+    """A network with the cases that it learns from, on the common grid, and those that it is validated on."""
 
     record: PatchRecord
 
@@ -141,6 +177,7 @@ def plan_spec(config: PatchConfig, plan: Plan, cases: Sequence[GriddedCase]) -> 
     patch, arguments = plan_network(config, outlined)
     kinds = [channel.normalisation for channel in plan.channels]
     pairs = ((np.asarray(case.cached.image), np.asarray(case.cached.label)) for case in cases)
+    text = "learnt" if config.model.text is None else "embedded by CLIP"
     return PatchSpec(
         system=config.system,
         size=outlined.size,
@@ -149,16 +186,12 @@ def plan_spec(config: PatchConfig, plan: Plan, cases: Sequence[GriddedCase]) -> 
         intensities=tuple(intensities(kinds, pairs)),
         num_classes=plan.num_classes,
         network=arguments,
-        text=config.names,
+        text=text if config.system == "universal" else None,
     )
 
 
 def first_network(spec: PatchSpec, config: PatchConfig, plan: Plan) -> nn.Module:
-    """The network with its first weights; the names of the classes are embedded if `model.text` has a CLIP model.
-
-    Raises:
-        WeightsError: there is no such model.
-    """
+    """The network with its first weights; the names of the classes are embedded by the CLIP model at `model.text`."""
     network = build(spec)
     if config.model.text is not None:
         from sam2_3dmed.baselines.universal import Universal, embed_names

@@ -13,11 +13,7 @@ Config = TypeVar("Config", bound=BaseModel)
 
 
 def parse(data: Any, model: type[BaseModel], source: str) -> Any:
-    """Make a `model` of keys and values.
-
-    Raises:
-        ConfigError: one line for each mistake. source: begins each line.
-    """
+    """Make a `model` of keys and values; a ConfigError has a line for each mistake, which `source` begins."""
     if not isinstance(data, Mapping):
         raise ConfigError(f"{source}: expected keys and values, found {type(data).__name__}")
     try:

@@ -134,11 +134,7 @@ PRESETS: Mapping[str, Callable[[bool], RunConfig]] = {
 
 
 def with_settings(config: Config, settings: Sequence[str]) -> Config:
-    """Apply each `section.key=value` of the command line to a config; a value is YAML, or `none`.
-
-    Raises:
-        ConfigError: a setting is not `key=value`, or what it makes is not valid.
-    """
+    """Apply each `section.key=value` of the command line to a config; a value is YAML, or `none`."""
     data = config.model_dump()
     for setting in settings:
         key, separator, text = setting.partition("=")
@@ -151,8 +147,8 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
             if not isinstance(target, dict):
                 raise ConfigError(f"--set {setting}: {section} has no keys below it")
         target[last] = None if text.strip().lower() == "none" else parse_yaml(text, f"--set {setting}")
-    changed: Config = parse(data, type(config), "--set")
-    return changed
+    result: Config = parse(data, type(config), "--set")
+    return result
 
 
 def read_recipe(name_or_path: str, *, from_scratch: bool = False) -> RunConfig:
@@ -160,11 +156,7 @@ def read_recipe(name_or_path: str, *, from_scratch: bool = False) -> RunConfig:
 
     A YAML file starts from the preset of its key `preset`, else from `auto`. Its other keys replace the preset's.
 
-    Args:
-        from_scratch: whether there are no pre-trained weights.
-
-    Raises:
-        ConfigError: no such name or file, changes that exclude each other, or mistakes in the file.
+    Raises: ConfigError for no such name or file, changes that exclude each other, or mistakes in the file.
     """
     if name_or_path.endswith((".yaml", ".yml")):
         return _read_recipe_file(Path(name_or_path), from_scratch)

@@ -13,11 +13,7 @@ from sam2_3dmed.errors import DataError, UserError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """An open file that takes the place of `path` at the end, or vanishes if the body raises.
-
-    Raises:
-        OSError: as open, write and rename do.
-    """
+    """An open file that takes the place of `path` at the end, or vanishes if the body raises."""
     partial = path.with_name(f".{uuid.uuid4().hex}.partial")
     try:
         with partial.open("xb") as file:
@@ -30,11 +26,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 to `path`; its folder is made if need be.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
+    """Write UTF-8 to `path`, whose folder is made if need be; a DataError if it cannot be written."""
     with naming(path, "cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
@@ -42,11 +34,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows under a header of all their names; where a row has no value its field stays empty.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
+    """Write rows under a header of all their names, with empty fields for missing values. Raises: as `write_text`."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), restval="")
     writer.writeheader()
@@ -55,11 +43,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless it is there.
-
-    Raises:
-        DataError: it cannot be made.
-    """
+    """Make a folder and those above it, unless it is there; a DataError if it cannot be made."""
     with naming(path, "cannot be made"):
         path.mkdir(parents=True, exist_ok=True)
 

@@ -51,11 +51,7 @@ def submit(parts: Sequence[Callable[[], Result]], folder: Path, options: Mapping
 
 
 def parse_options(texts: Sequence[str]) -> dict[str, Any]:
-    """Options from KEY=VALUE texts; whole numbers become int.
-
-    Raises:
-        ConfigError: a text has no key or no value.
-    """
+    """Options from KEY=VALUE texts, else a ConfigError; whole numbers become int."""
     options: dict[str, Any] = {}
     for text in texts:
         key, _, value = text.partition("=")

@@ -29,9 +29,7 @@ def make_model(recipe: RunConfig, plan: Plan, weights: str) -> tuple[SAM2For3dMe
     Returns:
         The network, and its record with the complete recipe: `auto` and none in its section `model` are filled in.
 
-    Raises:
-        WeightsError: the weights cannot be read, or belong to another network.
-        ConfigError: as `check_model`.
+    Raises: as `check_model`; WeightsError if the weights cannot be read, or belong to another network.
     """
     check_model(recipe, weights)
     source = DEFAULT_HUB_ID if weights == "auto" else weights
@@ -62,11 +60,7 @@ def remake_model(record: Sam2Record) -> SAM2For3dMed:
 
 
 def check_model(recipe: RunConfig, weights: str) -> None:
-    """Check what can be checked before anything is read.
-
-    Raises:
-        ConfigError: no such encoder, no weights for it, no pre-trained encoder to adapt, or a missing package.
-    """
+    """Raise ConfigError for no such encoder, no weights for it, none to adapt, or a package that is missing."""
     name, how = recipe.model.encoder, recipe.training.encoder
     if not (find_encoder(name).has_sam2_weights or weights == "none" or (Path(weights) / CONFIG_FILE).is_file()):
         raise ConfigError(
@@ -129,11 +123,7 @@ def _from_run(wanted: NetworkConfig, plan: Plan, folder: Path) -> tuple[SAM2For3
 
 
 def _of_weights(wanted: NetworkConfig, source: str, **dictated: Any) -> NetworkConfig:
-    """Complete a config with what the weights dictate.
-
-    Raises:
-        WeightsError: the config asks for something else.
-    """
+    """Complete a config with what the weights dictate; a WeightsError if it asks for something else."""
     for key, value in dictated.items():
         if getattr(wanted, key) not in (None, "auto", value):
             raise WeightsError(f"{source}: these weights need model.{key}={value}, not {getattr(wanted, key)}")

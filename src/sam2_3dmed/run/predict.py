@@ -144,11 +144,6 @@ def _job_of_loaded(request: PredictRequest) -> tuple[Job, list[Input]]:
 
 
 def _job_of_run(request: PredictRequest) -> tuple[Job, list[Input]]:
-    """The job and its inputs.
-
-    Raises:
-        UserError: no finished run, no such format, broken codes, or an option that this model does not have.
-    """
     run = Path(str(request.model))
     record = read_record(run)
     if request.save_auxiliary and not record.has_auxiliary:
@@ -183,11 +178,7 @@ def _job(
 
 
 def _inputs(request: PredictRequest, num_channels: int) -> list[Input]:
-    """The volumes of paths, then the volumes in memory.
-
-    Raises:
-        UserError: a path is missing, two volumes have one name, or an array has no grid.
-    """
+    """The volumes of paths, then the volumes in memory."""
     paths = [Path(source) for source in request.inputs if isinstance(source, str | Path)]
     found = find_inputs(paths, num_channels, request.series) if paths else []
     contents = [source for source in request.inputs if not isinstance(source, str | Path)]

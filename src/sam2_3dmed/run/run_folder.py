@@ -25,7 +25,7 @@ from sam2_3dmed.config import parse, read_yaml
 from sam2_3dmed.dicom.codes import Code, read_codes, write_codes
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.inference.interface import Segmenter
-from sam2_3dmed.processes.atomic import replacing, write_text
+from sam2_3dmed.processes.atomic import naming, replacing, write_text
 from sam2_3dmed.run.run_config import CONFIG_FILE, FORMAT, RunRecord, Sam2Record
 from sam2_3dmed.run.systems import OURS, Backend, find_system
 
@@ -36,12 +36,7 @@ CODES_FILE = "codes.json"
 
 
 def read_record(folder: Path) -> RunRecord:
-    """Read a run folder's `config.yaml`.
-
-    Raises:
-        WeightsError: no run folder, or one that another version wrote.
-        ConfigError: a broken `config.yaml`, or a system that is not installed.
-    """
+    """Read a run folder's `config.yaml`; a UserError for no run folder, one of another version, or a broken file."""
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise WeightsError(f"{folder}: not a run folder (it has no {CONFIG_FILE})")
@@ -134,11 +129,8 @@ def save_model(network: nn.Module, record: RunRecord, folder: Path) -> None:
     record.write(folder)
     weights = network.state_dict()
     state = {name: weights[name].detach().cpu().contiguous() for name in _first_names(network).values()}
-    try:
-        with replacing(folder / MODEL_FILE) as file:
-            file.write(save(state))
-    except OSError as error:
-        raise DataError(f"{folder}: the model cannot be written: {error.strerror or error}") from None
+    with naming(folder, "the model cannot be written"), replacing(folder / MODEL_FILE) as file:
+        file.write(save(state))
 
 
 def load_model(
@@ -169,11 +161,7 @@ def load_model(
 
 
 def model_files(folder: Path, backend: str = "pytorch") -> tuple[Path, ...]:
-    """The files of a finished run, or of its export, that decide on its predictions.
-
-    Raises:
-        ConfigError: no such backend. WeightsError: the run is not finished, or not exported.
-    """
+    """The files that decide on predictions; a WeightsError if the run is not finished, or not exported."""
     if backend not in get_args(Backend):
         raise ConfigError(f"--backend {backend}: expected {' or '.join(get_args(Backend))}")
     exported = sorted(folder.glob("*.onnx"))

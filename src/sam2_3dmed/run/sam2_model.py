@@ -15,11 +15,7 @@ from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights
 
 
 def make_predictor(network: SAM2For3dMed, record: Sam2Record, **settings: Any) -> Predictor:
-    """A predictor with the run's section `inference`, changed by `settings`.
-
-    Raises:
-        ConfigError: a setting that is not valid.
-    """
+    """A predictor with the run's section `inference`, changed by `settings`."""
     return Predictor(
         network,
         preprocessing=record.plan.preprocessing,

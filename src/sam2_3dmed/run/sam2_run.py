@@ -29,10 +29,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Sam2Run(TrainingRun):
-    """A network with its cases. predictor: wraps the same network."""
+    """A predictor's network with its cases."""
 
     record: Sam2Record
-    network: SAM2For3dMed
     predictor: Predictor
     training: Sequence[CachedCase]
     validation: Sequence[CachedCase]
@@ -42,11 +41,11 @@ class Sam2Run(TrainingRun):
     def fit(self, *, resume: bool) -> FitResult:
         result = fit(self._assemble, self.record.recipe.training, self.folder, self.distributed, resume=resume)
         if self.record.recipe.training.encoder == "lora" and self.distributed.first:
-            merge_lora(self.network.encoder)
+            merge_lora(self.predictor.network.encoder)
         return result
 
     def save(self) -> None:
-        save_model(self.network, self.record, self.folder)
+        save_model(self.predictor.network, self.record, self.folder)
 
     def try_rates(self) -> RateTest:
         return find_rate(self._assemble(self.record.recipe.training), self.distributed.launch())
@@ -74,7 +73,7 @@ def start_run(preparation: Preparation) -> Sam2Run:
     if preparation.gpu_memory is not None:
         fitting = fit_to_memory(record.recipe, plan, predictor, preparation.gpu_memory, preparation.distributed.size)
         record = record.model_copy(update={"recipe": fitting})
-    return Sam2Run(record, network, predictor, training, validation, preparation.folder, preparation.distributed)
+    return Sam2Run(record, predictor, training, validation, preparation.folder, preparation.distributed)
 
 
 def _first_network(preparation: Preparation) -> tuple[SAM2For3dMed, Sam2Record]:

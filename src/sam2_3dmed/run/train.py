@@ -193,10 +193,9 @@ def find_learning_rate(request: TrainRequest) -> tuple[float, Path]:
     """Try learning rates on the weights that training would begin with, and keep nothing but a table and a picture.
 
     Returns:
-        The rate to begin with, and the folder of learning_rates.csv and learning_rates.png: the run folder.
+        The rate to begin with, and the run folder, which has learning_rates.csv and learning_rates.png.
 
-    Raises:
-        UserError: as for training, or no rate makes the loss fall.
+    Raises: as `train`; TrainingError if no rate makes the loss fall.
     """
     dataset = read_dataset(request.data)
     folder = request.out or default_folder(dataset)
@@ -211,8 +210,7 @@ def find_learning_rate(request: TrainRequest) -> tuple[float, Path]:
 def test_run(folder: Path, data: Path) -> Evaluation:
     """Predict and score the test cases of a run; `predictions/` and `evaluation/` go into its folder.
 
-    Raises:
-        UserError: a run that is not finished, other data than it was trained on, or a test case that fails.
+    Raises: UserError for a run that is not finished, other data than it was trained on, or a case that fails.
     """
     record, split, dataset = read_record(folder), Split.read(folder / SPLIT_FILE), read_dataset(data)
     split.require_known(dataset.names)

@@ -30,7 +30,6 @@ class DistributedContext:
     devices: int = 1
     """On each machine."""
     nodes: int = 1
-    """Machines."""
     rank: int = 0
     waiting: bool = False
     """Torchrun or SLURM has started all processes, and the others wait for the first one. Otherwise the first one
@@ -87,11 +86,7 @@ class DistributedContext:
         return cls(devices, rank=int(os.environ["LOCAL_RANK"]) if started_by_first else 0)
 
     def start_barrier(self, go: bool = True) -> bool:
-        """Whether training begins. The first process decides, and the others wait here until it does; only once.
-
-        Raises:
-            ConfigError: the first process is gone without a word.
-        """
+        """Whether training begins, as the first process decides; once, the others wait here until it does."""
         if not self.waiting:
             return go
         self.waiting = False

@@ -35,11 +35,7 @@ class _Place(NamedTuple):
 
 
 def require_frozen(encoder: ImageEncoder) -> None:
-    """Refuse an encoder whose features change from step to step.
-
-    Raises:
-        ConfigError: something in it trains.
-    """
+    """Raise ConfigError for an encoder that trains, since its features change from step to step."""
     if any(parameter.requires_grad for parameter in encoder.parameters()):
         raise ConfigError(
             "feature_cache.views: features can be kept only of a frozen encoder, and this one trains; "

@@ -63,11 +63,7 @@ class Learner:
 
 
 def check_gradients(learner: Learner) -> None:
-    """Count the norm of each part's gradients; stop a run whose next step would spoil the weights.
-
-    Raises:
-        TrainingError: the loss or a gradient is not finite.
-    """
+    """Count the norm of each part's gradients; a TrainingError if one or a loss is not finite."""
     trainable = learner.trainable
     norms = gradient_norms(trainable.parts())
     # One transfer for all: on a GPU each would wait for the step.

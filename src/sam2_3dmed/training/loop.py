@@ -50,11 +50,8 @@ def fit(
     Args:
         assemble: makes the trainable; called again when minutes have become epochs.
         distributed: the processes that train together, each of which calls this.
-        resume: go on from the last checkpoint, as if never interrupted.
 
-    Raises:
-        TrainingError: the loss is not finite any more.
-        Terminated: SIGTERM came. `resume` goes on from the last checkpoint.
+    Raises: as `TrainingLoop.run`.
     """
     checkpoints = folder / "checkpoints"
     if not resume and distributed.first:
@@ -102,7 +99,6 @@ class EarlyStopping:
 
     @property
     def epochs(self) -> int:
-        """How many epochs the run has."""
         return self.config.epochs if self.last_epoch is None else self.last_epoch
 
     def validates(self, epoch: int) -> bool:
@@ -163,7 +159,7 @@ class TrainingLoop:
 
         Raises:
             TrainingError: the loss or a gradient is not finite.
-            Terminated: SIGTERM came; the latest checkpoint has all that is done.
+            Terminated: SIGTERM came; a run that is resumed goes on from the latest checkpoint.
         """
         if checkpoint is not None:
             self._restore(read_checkpoint(checkpoint))

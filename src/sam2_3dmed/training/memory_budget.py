@@ -175,10 +175,7 @@ def seen_bytes(step: Step, slabs: Slabs, *, bf16: bool) -> float:
 
 
 def counted_bytes(step: Step, slabs: Slabs) -> int:
-    """The peak bytes of a step in 32 bit, without the work space within operations; nothing is computed.
-
-    slabs: only their shapes matter.
-    """
+    """The peak bytes of a step in 32 bit, without the work space within operations, from the shapes of slabs alone."""
     state = {**dict(step.named_parameters()), **dict(step.named_buffers())}
     stand_ins = {
         name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)

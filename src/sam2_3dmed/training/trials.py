@@ -41,11 +41,7 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def trial(trainable: Trainable, fabric: Fabric, before_step: Callable[[Learner], None]) -> Iterator[Iterator[None]]:
-    """Training that leaves no trace, from the first slabs on: weights are put back at the end.
-
-    Yields:
-        An iterator without end, of which each item is a pass.
-    """
+    """Training from the first slabs on, an endless iterator of passes; the weights are put back at the end."""
     before = trained_weights(trainable)
     try:
         yield _passes(Learner(trainable, fabric, before_step))
@@ -74,12 +70,9 @@ class RateTest:
 
     @property
     def suggestion(self) -> float:
-        """A tenth of the rate at which the smoothed loss is lowest, beyond which it soon explodes.
+        """A tenth of the rate at which the smoothed loss is lowest; a TrainingError if the loss never fell.
 
         The rate of the steepest fall, which is also in use, is far too low here: see docs/notes/scratch_preset.md.
-
-        Raises:
-            TrainingError: the loss never fell.
         """
         lowest = min(range(len(self.rates)), key=self.smoothed.__getitem__)
         if self.smoothed[lowest] >= self.smoothed[0]:
@@ -87,11 +80,7 @@ class RateTest:
         return self.rates[lowest] / 10
 
     def write(self, folder: Path) -> None:
-        """Write learning_rates.csv and learning_rates.png.
-
-        Raises:
-            DataError, OSError: they cannot be written.
-        """
+        """Write learning_rates.csv and learning_rates.png."""
         rows = zip(self.rates, self.losses, self.smoothed, strict=True)
         names = ("learning_rate", "loss", "smoothed")
         write_csv(folder / "learning_rates.csv", [dict(zip(names, row, strict=True)) for row in rows])

@@ -1,6 +1,5 @@
 """A worker process: what it is given of the environment, its answers, its end and that of what it has started."""
 
-import os
 import time
 from pathlib import Path
 
@@ -102,7 +101,3 @@ def test_one_that_will_not_end_is_killed(start, monkeypatch):
     with start(lines) as worker:
         pid = worker.answer()["pid"]
     assert gone(pid)
-
-
-def test_processes():
-    assert 1 <= environment.most_processes() <= min(8, os.cpu_count())

@@ -24,9 +24,6 @@ def write_dataset(dataset: MedicalDataset, plan: Plan, folder: Path, progress: P
 
     Volumes keep their grid and their order of axes, which nnU-Net relies on. A channel whose intensity bounds our plan
     fixes is called CT, which decides how nnU-Net normalises it.
-
-    Raises:
-        UserError: a case cannot be read or written.
     """
     root = folder / NAME
     for part in ("imagesTr", "labelsTr"):

@@ -42,11 +42,7 @@ def environment_folder() -> Path:
 
 
 def find_python() -> Path:
-    """The interpreter of the environment.
-
-    Raises:
-        ConfigError: `set_up` has not made it.
-    """
+    """The interpreter of the environment; a ConfigError if `set_up` has not made it."""
     folder = environment_folder()
     if not (folder / _READY).is_file():
         raise ConfigError(
@@ -67,11 +63,7 @@ def set_up() -> Path:
 
     It takes minutes and gigabytes. pip's own configuration and variables apply.
 
-    Returns:
-        Its folder.
-
-    Raises:
-        ConfigError: pip fails, or the folder holds something else.
+    Raises: ConfigError if pip fails, or the folder holds something else.
     """
     folder = environment_folder()
     if folder.exists() and not (folder / "pyvenv.cfg").is_file():
@@ -110,9 +102,6 @@ class Worker:
         request: see the function of that name in worker.py.
         log: nnU-Net's output is appended here; none drops it.
         folders: values of nnU-Net's variables.
-
-    Raises:
-        ConfigError: there is no environment.
     """
 
     def __init__(
@@ -126,7 +115,7 @@ class Worker:
     ) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
         environment |= {name: str(folder.resolve()) for name, folder in (folders or {}).items()}
-        environment["nnUNet_def_n_proc"] = str(most_processes())
+        environment["nnUNet_def_n_proc"] = str(min(8, num_processors()))
         if device == "cpu":  # nnU-Net's default of twelve processes leaves no processor for the network
             environment.setdefault("nnUNet_n_proc_DA", str(max(1, num_processors() // 4)))
         self._where = f"; its output is in {log}" if log else ""
@@ -151,11 +140,7 @@ class Worker:
             self._process.stdin.flush()
 
     def answer(self) -> dict[str, Any]:
-        """The next line of the process.
-
-        Raises:
-            ProcessError: the line is an error, or the process has ended.
-        """
+        """The next line of the process; a ProcessError if it is an error, or the process has ended."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -194,8 +179,3 @@ class Worker:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def most_processes() -> int:
-    """How many processes nnU-Net starts for work on single cases: one a processor, at most eight."""
-    return min(8, num_processors())

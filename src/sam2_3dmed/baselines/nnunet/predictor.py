@@ -24,11 +24,7 @@ from sam2_3dmed.volume.volume import Volume
 
 
 class NnunetPredictor(WithoutAuxiliary):
-    """A trained nnU-Net; a `Segmenter`. Its process starts with the first volume and ends with this object.
-
-    Raises:
-        ConfigError: `config` names a class that is not among the plan's labels.
-    """
+    """A trained nnU-Net; a `Segmenter`. Its process starts with the first volume and ends with this object."""
 
     def __init__(
         self, weights: Path, spec: NnunetSpec, plan: Plan, *, device: torch.device, config: InferenceConfig

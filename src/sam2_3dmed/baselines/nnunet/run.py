@@ -15,8 +15,8 @@ import torch
 from sam2_3dmed.baselines.nnunet.dataset import write_dataset, write_split
 from sam2_3dmed.baselines.nnunet.environment import Worker, installed_versions
 from sam2_3dmed.baselines.nnunet.recipe import NnunetRecord, NnunetSpec
-from sam2_3dmed.errors import ConfigError, DataError
-from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.processes.atomic import naming, write_text
 from sam2_3dmed.run.run_folder import MODEL_FILE
 from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.loop import FitResult
@@ -34,8 +34,7 @@ logger = logging.getLogger(__name__)
 class NnunetRun(TrainingRun):
     """A run in a process of nnU-Net's environment, which first plans and preprocesses the cases of a new run.
 
-    Raises:
-        ConfigError: several devices. ProcessError: nnU-Net fails. UserError: cases that cannot be read.
+    Raises: ConfigError for several devices. ProcessError if nnU-Net fails.
     """
 
     record: NnunetRecord
@@ -58,9 +57,6 @@ class NnunetRun(TrainingRun):
 
         The weights are the last ones, as nnU-Net has it. Its own predictions of the validation cases and their summary
         stay in nnunet/results.
-
-        Raises:
-            ProcessError: nnU-Net fails.
         """
         device = "cuda" if torch.cuda.is_available() else "cpu"
         root, variables = self.folder / FOLDER, _variables(self.folder)
@@ -115,7 +111,7 @@ def _variables(folder: Path) -> dict[str, Path]:
 
 def _plan(preparation: Preparation) -> NnunetSpec:
     root, variables, model = preparation.folder / FOLDER, _variables(preparation.folder), preparation.recipe.model
-    try:
+    with naming(root, "cannot be written"):
         for path in variables.values():
             shutil.rmtree(path, ignore_errors=True)
             path.mkdir(parents=True)
@@ -125,8 +121,6 @@ def _plan(preparation: Preparation) -> NnunetSpec:
         with Worker("plan", model.model_dump(), root / LOG_FILE, folders=variables) as worker:
             answer = worker.answer()
         write_split(preparation.split, variables["nnUNet_preprocessed"])
-    except OSError as error:
-        raise DataError(f"{root}: cannot be written: {error.strerror or error}") from None
     return NnunetSpec(configuration=model.configuration, plans=answer["plans"], dataset=answer["dataset"])
 
 

@@ -72,11 +72,7 @@ def segmentation_term(name: str) -> Callable[[SegmentationLoss], SegmentationLos
 
 
 class TotalLoss:
-    """The loss of a recipe.
-
-    Raises:
-        ConfigError: `loss.terms` names an unknown term.
-    """
+    """The loss of a recipe; a ConfigError if `loss.terms` names an unknown term."""
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config
