@@ -11,7 +11,7 @@ from sam2_3dmed.config import ChannelPlan, Plan, paper, with_settings
 from sam2_3dmed.encoders.peft_adapters import add_lora, merge_lora, train_last_stage
 from sam2_3dmed.encoders.registry import ENCODERS, Encoder, find_encoder
 from sam2_3dmed.errors import ConfigError, WeightsError
-from sam2_3dmed.export.graph import EncoderGraph, encoder_onnx
+from sam2_3dmed.export.run import EncoderGraph, encoder_onnx
 from sam2_3dmed.run.build_model import check_model, make_model
 from sam2_3dmed.run.run_folder import load_model, save_model
 from sam2_3dmed.training.feature_cache import require_frozen

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sam2_3dmed.evaluation import nearest
-from sam2_3dmed.evaluation.nearest import nearest_mm
+from sam2_3dmed.evaluation import surface
+from sam2_3dmed.evaluation.surface import nearest_mm
 
 WAYS = {
     "transform at once": {"_SMALL_BOX": 10**9},
@@ -19,10 +19,10 @@ WAYS = {
 def way(request, monkeypatch):
     """One way to find the nearest, forced."""
     for name, value in ({"_SMALL_BOX": 0} | request.param).items():
-        monkeypatch.setattr(nearest, name, value)
-    nearest._steps.cache_clear()
+        monkeypatch.setattr(surface, name, value)
+    surface._steps.cache_clear()
     yield
-    nearest._steps.cache_clear()
+    surface._steps.cache_clear()
 
 
 @st.composite
@@ -52,10 +52,10 @@ def test_all_ways_agree_to_the_last_bit(monkeypatch):
     for limits in WAYS.values():
         with monkeypatch.context() as patch:
             for name, value in ({"_SMALL_BOX": 0} | limits).items():
-                patch.setattr(nearest, name, value)
-            nearest._steps.cache_clear()
+                patch.setattr(surface, name, value)
+            surface._steps.cache_clear()
             answers.append(nearest_mm(voxels, targets, (0.7, 1.1, 2.9)))
-    nearest._steps.cache_clear()
+    surface._steps.cache_clear()
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
 
 

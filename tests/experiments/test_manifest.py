@@ -4,8 +4,8 @@ import hashlib
 import json
 import shutil
 
-from sam2_3dmed.experiments.manifest import data_checksums, manifest, write_manifest
 from sam2_3dmed.experiments.planning import plan_experiment
+from sam2_3dmed.experiments.reproduce import data_checksums, manifest, write_manifest
 from sam2_3dmed.experiments.run_executor import RunStatus
 from sam2_3dmed.run.run_folder import read_record
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sam2_3dmed.config import NetworkConfig
-from sam2_3dmed.export.graph import OPSET, encoder_onnx, slab_onnx
+from sam2_3dmed.export.run import OPSET, encoder_onnx, slab_onnx
 from sam2_3dmed.inference.onnx_network import FEATURES, open_session
 from sam2_3dmed.model.build import build_network
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sam2_3dmed.errors import DataError, VolumeError
-from sam2_3dmed.inference.probabilities import probability_files, writing_probabilities
+from sam2_3dmed.inference.logits_to_mask import probability_files, writing_probabilities
 from sam2_3dmed.volume.slices import SliceWriter
 from sam2_3dmed.volume.volume import Volume
 

@@ -8,7 +8,9 @@ import pytest
 
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.inference.auxiliary import Auxiliary, SlabPositions
-from sam2_3dmed.report.case_report import (
+from sam2_3dmed.report.charts import distance_map
+from sam2_3dmed.report.contents import read_run
+from sam2_3dmed.report.planes import (
     CaseReport,
     Surfaces,
     case_report,
@@ -16,8 +18,6 @@ from sam2_3dmed.report.case_report import (
     distance_limit_mm,
     still,
 )
-from sam2_3dmed.report.charts import distance_map
-from sam2_3dmed.report.contents import read_run
 from sam2_3dmed.report.surfaces import Mesh
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from sam2_3dmed import report
-from sam2_3dmed.report.case_report import CaseReport, Surfaces
+from sam2_3dmed.report.build import gradient, page_html
 from sam2_3dmed.report.charts import Chart, distance_map
 from sam2_3dmed.report.contents import RunContents, read_run
-from sam2_3dmed.report.page import gradient, page_html
+from sam2_3dmed.report.planes import CaseReport, Surfaces
 from sam2_3dmed.report.surfaces import surface_meshes
 
 VOID = {"meta", "link", "img", "br", "image"}

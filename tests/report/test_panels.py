@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from sam2_3dmed.report.page import environment
+from sam2_3dmed.report.build import environment
 from sam2_3dmed.report.panels import (
     CLASS_COLOURS,
     WHITEST,

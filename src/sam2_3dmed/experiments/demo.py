@@ -4,7 +4,6 @@ pictures."""
 import logging
 import shutil
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 from sam2_3dmed.config import RunConfig, scratch, with_settings
@@ -12,16 +11,16 @@ from sam2_3dmed.data.dataset import Case, read_case, read_dataset
 from sam2_3dmed.data.phantom import write_phantom_dataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.evaluation.cases import Evaluation, summary_table
+from sam2_3dmed.evaluation.cases import summary_table
 from sam2_3dmed.evaluation.metrics import MEAN_NAME
 from sam2_3dmed.experiments.threshold_baseline import Pair, best_threshold_dice
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.report.build import write_report
-from sam2_3dmed.report.planes import draw_cases
+from sam2_3dmed.report.contents import RunContents, chosen_cases, read_run
+from sam2_3dmed.report.planes import draw_cases, read_volumes
 from sam2_3dmed.run.run_config import CONFIG_FILE
-from sam2_3dmed.run.run_folder import SPLIT_FILE, read_record
+from sam2_3dmed.run.run_folder import SPLIT_FILE
 from sam2_3dmed.run.train import TrainRequest, test_run, train
-from sam2_3dmed.volume.label import read_label
 
 _SEED = 0
 
@@ -62,7 +61,7 @@ def run_demo(out: Path, *, num_cases: int = 40, minutes: float | None = None) ->
     threshold = best_threshold_dice(train_pairs, test_pairs, classes=evaluation.labels).mean
     logger.info("the best intensity threshold reaches a mean Dice of %.4f on them", threshold)
     picture = out / "pictures" / "held_out.png"
-    _draw(cases, folder, evaluation, picture)
+    _draw(read_run(folder, data), picture)
     logger.info("masks: %s; scores: %s; picture: %s", folder / "predictions", folder / "evaluation", picture)
     logger.info("report, opens in any browser: %s", write_report(folder, data))
     dice = {row["class"]: row["dice"]["mean"] for row in evaluation.summary()["results"]}
@@ -79,14 +78,10 @@ def _read_pair(case: Case) -> Pair:
     return image, label
 
 
-def _draw(cases: Mapping[str, Case], folder: Path, evaluation: Evaluation, path: Path) -> None:
+def _draw(contents: RunContents, path: Path) -> None:
     """Draw the best, the median and the worst case."""
-    means = {case.name: next(row for row in case.rows if row.kind == "mean") for case in evaluation.cases}
-    scores = {name: mean.scores["dice"] for name, mean in means.items()}
-    ranked = sorted(scores, key=scores.__getitem__, reverse=True)
-    chosen = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-    pictures = []
-    for rank, name in chosen.items():
-        prediction = read_label(folder / "predictions" / f"{name}.nii.gz")
-        pictures.append((f"{rank}: {name}, Dice {scores[name]:.2f}", *_read_pair(cases[name]), prediction))
-    draw_cases(pictures, evaluation.labels, read_record(folder).plan.preprocessing, path)
+    plan, pictures = contents.record.plan, []
+    for rank, case in chosen_cases(contents.cases, "dice", "higher").items():
+        title = f"{rank}: {case.name}, Dice {case.score('dice'):.2f}"
+        pictures.append((title, *read_volumes(case, plan.labels)))
+    draw_cases(pictures, plan.labels, plan.preprocessing, path)

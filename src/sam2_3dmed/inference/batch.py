@@ -18,9 +18,9 @@ from sam2_3dmed.errors import Cancelled, DataError, UserError
 from sam2_3dmed.inference.auxiliary import Auxiliary, boundary_file, positions_file
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.inference.interface import Segmenter, require_not_cancelled
+from sam2_3dmed.inference.logits_to_mask import probability_files
 from sam2_3dmed.inference.manifest import Manifest
 from sam2_3dmed.inference.output import MaskFormat
-from sam2_3dmed.inference.probabilities import probability_files
 from sam2_3dmed.processes.atomic import make_folder
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume

@@ -14,9 +14,8 @@ from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.errors import ConfigError, VolumeError
 from sam2_3dmed.inference.auxiliary import Auxiliary, SlabPositions
 from sam2_3dmed.inference.interface import PredictOptions, refuse_boxes, require_not_cancelled
-from sam2_3dmed.inference.logits_to_mask import argmax_mask, boundary_map
+from sam2_3dmed.inference.logits_to_mask import argmax_mask, boundary_map, writing_probabilities
 from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
-from sam2_3dmed.inference.probabilities import writing_probabilities
 from sam2_3dmed.inference.slabs import OnPositions, Slab, slab_logits
 from sam2_3dmed.inference.stream import stream_logits
 from sam2_3dmed.inference.tta import Forward, Slices, compile_network

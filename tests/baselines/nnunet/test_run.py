@@ -11,8 +11,8 @@ from sam2_3dmed.baselines.nnunet.run import FOLDER, training_peaks
 from sam2_3dmed.baselines.nnunet.system import NNUNET
 from sam2_3dmed.errors import ConfigError, ProcessError
 from sam2_3dmed.evaluation.compare import compare_runs
-from sam2_3dmed.experiments.manifest import manifest
 from sam2_3dmed.experiments.planning import ReproduceRequest, plan_experiment
+from sam2_3dmed.experiments.reproduce import manifest
 from sam2_3dmed.experiments.run_executor import execute_run
 from sam2_3dmed.run.run_folder import read_record
 from sam2_3dmed.run.systems import find_system

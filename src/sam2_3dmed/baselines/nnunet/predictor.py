@@ -16,8 +16,8 @@ from sam2_3dmed.baselines.nnunet.recipe import NnunetSpec
 from sam2_3dmed.config import InferenceConfig, Plan
 from sam2_3dmed.errors import ProcessError, VolumeError
 from sam2_3dmed.inference.interface import PredictOptions, WithoutAuxiliary, refuse_boxes, require_not_cancelled
+from sam2_3dmed.inference.logits_to_mask import writing_probabilities
 from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
-from sam2_3dmed.inference.probabilities import writing_probabilities
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.slices import volume_to_slices
 from sam2_3dmed.volume.volume import Volume
