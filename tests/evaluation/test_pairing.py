@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.evaluation.pairing import match_files, read_class_names, read_pairs
+from sam2_3dmed.evaluation.cases import match_files, read_class_names, read_pairs
 
 
 def touch(folder, *names):

@@ -3,7 +3,7 @@
 import pytest
 
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.experiments.paper import METRICS, TASKS, paper_table
+from sam2_3dmed.experiments.planning import METRICS, TASKS, paper_table
 
 
 def test_a_number_of_each_corner():

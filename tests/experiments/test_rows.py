@@ -4,7 +4,7 @@ import pytest
 
 from sam2_3dmed.config import ABLATIONS, BASELINES
 from sam2_3dmed.errors import ConfigError
-from sam2_3dmed.experiments.paper import FULL, OURS, find_method, method_names, paper_table, select_rows
+from sam2_3dmed.experiments.planning import FULL, OURS, find_method, method_names, paper_table, select_rows
 
 
 @pytest.mark.parametrize("number", range(1, 10))

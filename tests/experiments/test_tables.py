@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 
 from sam2_3dmed.evaluation.statistics import paired_difference
-from sam2_3dmed.experiments.paper import METRICS, paper_table
-from sam2_3dmed.experiments.planning import Task
+from sam2_3dmed.experiments.planning import METRICS, Task, paper_table
 from sam2_3dmed.experiments.tables import Cell, TaskRow, TaskTable, latex, markdown, table_csv
 
 COST = dict.fromkeys(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from sam2_3dmed.config import InferenceConfig, NetworkConfig
 from sam2_3dmed.errors import DataError, VolumeError
-from sam2_3dmed.inference.auxiliary import Auxiliary, SlabPositions, boundary_file, positions_file
+from sam2_3dmed.inference.interface import Auxiliary, SlabPositions, boundary_file, positions_file
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing

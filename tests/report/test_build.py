@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.inference.auxiliary import Auxiliary
+from sam2_3dmed.inference.interface import Auxiliary
 from sam2_3dmed.report import build
 from sam2_3dmed.report.build import write_report
 from sam2_3dmed.report.charts import distance_map

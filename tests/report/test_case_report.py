@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.inference.auxiliary import Auxiliary, SlabPositions
+from sam2_3dmed.inference.interface import Auxiliary, SlabPositions
 from sam2_3dmed.report.charts import distance_map
 from sam2_3dmed.report.contents import read_run
 from sam2_3dmed.report.planes import (

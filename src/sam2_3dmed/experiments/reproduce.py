@@ -1,6 +1,5 @@
 """The steps of the `reproduce` command: runs, tables, manifest.json, and the estimate of a dry run."""
 
-import hashlib
 import json
 import logging
 import platform
@@ -19,6 +18,7 @@ from sam2_3dmed.experiments.planning import Experiment, ReproduceRequest, Run, p
 from sam2_3dmed.experiments.resource_meter import hardware
 from sam2_3dmed.experiments.run_executor import RUNS, Executor, RunStatus, read_json, run_sequentially
 from sam2_3dmed.experiments.tables import TaskTable, latex, markdown, table_csv, task_table
+from sam2_3dmed.inference.manifest import checksum
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.report.charts import cost_chart, save_figure
 from sam2_3dmed.run.run_folder import SPLIT_FILE, read_record
@@ -173,6 +173,10 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
     request = experiment.request
     asked = {name: value for name, value in asdict(request).items() if name not in ("table", "data", "out")}
     checksums = data_checksums(experiment)
+    splits: dict[str, Any] = {}  # of the first run that has one; all runs of a table share it
+    for run in experiment.runs:
+        split = read_json(RunStatus.find(run, request.out).folder / SPLIT_FILE)
+        splits[run.task.name] = splits.get(run.task.name) or split or None
     installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(PackageNotFoundError):
@@ -185,7 +189,7 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
             task.name: {
                 "folder": str(task.folder),
                 "files_sha256": checksums[task.name],
-                "split": _split(experiment, task.name),
+                "split": splits.get(task.name),
             }
             for task in experiment.tasks
         },
@@ -193,13 +197,6 @@ def manifest(experiment: Experiment) -> dict[str, Any]:
         "hardware": hardware(),
         "runs": [_describe_run(run, request.out) for run in experiment.runs],
     }
-
-
-def _split(experiment: Experiment, task: str) -> dict[str, Any] | None:
-    """The split of the first run that has one; all runs of a table share it."""
-    runs = (run for run in experiment.runs if run.task.name == task)
-    splits = (read_json(RunStatus.find(run, experiment.request.out).folder / SPLIT_FILE) for run in runs)
-    return next(filter(None, splits), None)
 
 
 def _describe_run(run: Run, out: Path) -> dict[str, Any]:
@@ -236,12 +233,11 @@ def data_checksums(experiment: Experiment) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {task.name: {} for task in experiment.tasks}
     for task in experiment.tasks:
         for case in read_dataset(task.folder).cases:
-            for file in filter(None, (*case.images, case.label)):
+            for file in case.files:
                 stamp = [file.stat().st_size, file.stat().st_mtime_ns]
                 entry = known.get(str(file), {})
                 if entry.get("stamp") != stamp:
-                    with file.open("rb") as stream:
-                        entry = {"stamp": stamp, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+                    entry = {"stamp": stamp, "sha256": checksum([file])}
                 current[str(file)] = entry
                 found[task.name][file.relative_to(task.folder).as_posix()] = entry["sha256"]
     if current != known:

@@ -23,8 +23,7 @@ from sam2_3dmed.evaluation.statistics import (
     paired_difference,
 )
 from sam2_3dmed.evaluation.text_tables import csv_text, escape_latex, escape_markdown, latex_table, markdown_table
-from sam2_3dmed.experiments.paper import FULL, METRICS, PaperTable, find_method
-from sam2_3dmed.experiments.planning import Experiment, Row, Task
+from sam2_3dmed.experiments.planning import FULL, METRICS, Experiment, PaperTable, Row, Task, find_method
 from sam2_3dmed.experiments.run_executor import RunStatus
 
 _COSTS = {

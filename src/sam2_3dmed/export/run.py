@@ -204,11 +204,8 @@ def export_run(
         check: Volume to check on, instead of a case of the run's data set or a phantom.
         lengths: Lengths of further slabs, one file each, for volumes shorter than D.
 
-    Returns:
-        ONNX file -> its largest relative difference from PyTorch, which may be `tolerance`.
-
-    Raises:
-        UserError: the run is not finished, the extra is missing, the folder holds another run, or a file differs.
+    Returns: ONNX file -> its largest relative difference from PyTorch, which may be `tolerance`.
+    Raises UserError if the run is not finished, the extra is missing, the folder holds another run, or a file differs.
     """
     record = _exportable(run, folder, lengths)
     predictor = cast(Predictor, load_model(run, device="cpu"))

@@ -15,9 +15,8 @@ from time import perf_counter
 
 from sam2_3dmed.dicom.series import DicomSeries
 from sam2_3dmed.errors import Cancelled, DataError, UserError
-from sam2_3dmed.inference.auxiliary import Auxiliary, boundary_file, positions_file
 from sam2_3dmed.inference.inputs import Input
-from sam2_3dmed.inference.interface import Segmenter, require_not_cancelled
+from sam2_3dmed.inference.interface import Auxiliary, Segmenter, boundary_file, positions_file, require_not_cancelled
 from sam2_3dmed.inference.logits_to_mask import probability_files
 from sam2_3dmed.inference.manifest import Manifest
 from sam2_3dmed.inference.output import MaskFormat

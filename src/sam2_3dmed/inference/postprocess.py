@@ -13,9 +13,8 @@ from scipy import ndimage, sparse
 
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.evaluation.masks import Mask
 from sam2_3dmed.volume.volume import Volume
-
-Mask = NDArray[np.bool_]
 
 
 def require_known_classes(config: InferenceConfig, names: Collection[str]) -> None:

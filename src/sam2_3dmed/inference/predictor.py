@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.errors import ConfigError, VolumeError
-from sam2_3dmed.inference.auxiliary import Auxiliary, SlabPositions
-from sam2_3dmed.inference.interface import PredictOptions, refuse_boxes, require_not_cancelled
+from sam2_3dmed.inference.interface import Auxiliary, PredictOptions, SlabPositions, refuse_boxes, require_not_cancelled
 from sam2_3dmed.inference.logits_to_mask import argmax_mask, boundary_map, writing_probabilities
 from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
 from sam2_3dmed.inference.slabs import OnPositions, Slab, slab_logits

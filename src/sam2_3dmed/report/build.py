@@ -16,8 +16,7 @@ from matplotlib.colors import Colormap
 
 from sam2_3dmed.errors import UserError
 from sam2_3dmed.evaluation.masks import Floats
-from sam2_3dmed.inference.auxiliary import Auxiliary
-from sam2_3dmed.inference.interface import Segmenter
+from sam2_3dmed.inference.interface import Auxiliary, Segmenter
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.report import charts
 from sam2_3dmed.report.charts import Chart, distance_map

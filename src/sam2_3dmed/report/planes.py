@@ -15,7 +15,7 @@ from sam2_3dmed.config import Plan
 from sam2_3dmed.data.dataset import Case, read_case
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.evaluation.masks import Box, Floats, bounding_box
-from sam2_3dmed.inference.auxiliary import Auxiliary
+from sam2_3dmed.inference.interface import Auxiliary
 from sam2_3dmed.report import charts
 from sam2_3dmed.report.charts import Chart
 from sam2_3dmed.report.contents import CaseEntry
@@ -276,7 +276,11 @@ def case_report(
     drawn = [Chart(text, charts.save_figure(dice, figures, f"dice_{rank}"))]
     if extra and extra.positions:
         drawn.append(_positions(extra, entry.name, figures, rank))
-    return CaseReport(rank, entry.name, panels, drawn, _surfaces(truth, prediction, plan.labels, max_triangles))
+    surfaces = []
+    for number, (value, label) in enumerate(plan.labels.items()):
+        meshes = surface_meshes(truth.array == value, prediction.array == value, truth.affine, max_triangles)
+        surfaces.append(Surfaces(label, class_colour(number), *meshes))
+    return CaseReport(rank, entry.name, panels, drawn, surfaces)
 
 
 def read_volumes(entry: CaseEntry, labels: Mapping[int, str]) -> tuple[Volume | None, Volume, Volume]:
@@ -305,14 +309,6 @@ def _positions(extra: Auxiliary, name: str, figures: Path, rank: str) -> Chart:
     )
     figure = charts.positions_chart("Does SRPP know where a slice is?", slabs)
     return Chart(text, charts.save_figure(figure, figures, f"positions_{rank}"), wide=True)
-
-
-def _surfaces(truth: Volume, prediction: Volume, labels: Mapping[int, str], max_triangles: int) -> list[Surfaces]:
-    surfaces = []
-    for number, (value, label) in enumerate(labels.items()):
-        meshes = surface_meshes(truth.array == value, prediction.array == value, truth.affine, max_triangles)
-        surfaces.append(Surfaces(label, class_colour(number), *meshes))
-    return surfaces
 
 
 def distance_limit_mm(reports: Sequence[CaseReport]) -> float:
