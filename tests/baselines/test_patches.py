@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,8 @@ def cases(balls: Any, make_spec: Callable[..., PatchSpec], tmp_path_factory: pyt
 
 def dataset(cases: list[PatchCase], augmentation: PatchAugmentationConfig, **changes: Any) -> PatchDataset:
     how = {"patch": (6, 12, 12), "spacing_mm": (3.0, 1.5, 1.5), "foreground_fraction": 0.5, "seed": 0} | changes
-    return PatchDataset(cases, augmentation=augmentation, **how)
+    spec: Any = SimpleNamespace(patch=how.pop("patch"), spacing_mm=how.pop("spacing_mm"))
+    return PatchDataset(cases, spec, augmentation, **how)
 
 
 def test_a_key_names_a_patch(cases: list[PatchCase]) -> None:

@@ -150,7 +150,7 @@ class TestKeeping:
                 for batch, levels in reversed(list(zip(batches, expected, strict=True))):
                     assert all(torch.equal(a, b) for a, b in zip(cache(batch), levels, strict=True))
             kept = int(gigabytes > 0) * 3
-            assert first._bytes_in_memory == kept * PER_SLICE * 2
+            assert len(first._memory) == kept
             assert second._num_made == kept
             assert {file.stat().st_size for file in folder.rglob("*") if file.is_file()} == {PER_SLICE * 2}
 
@@ -170,7 +170,7 @@ class TestKeeping:
             for number in range(9):
                 features(collate([views[SampleKey(epoch, number)]])[0])
             kept = 2 * 2 * DEPTH  # at most: views, cases, slices
-            assert features._bytes_in_memory <= kept * PER_SLICE * 2
+            assert len(features._memory) * features.bytes_per_slice <= kept * PER_SLICE * 2
             assert len([file for file in folder.rglob("*") if file.is_file()]) <= kept
             if gigabytes == 0:
                 assert {path.name for path in folder.iterdir()} == {f"{slot}-{epoch}" for slot in (0, 1)}

@@ -10,8 +10,8 @@ from sam2_3dmed.errors import TrainingError
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.sam2_model import make_predictor
 from sam2_3dmed.training.distributed import DistributedContext
-from sam2_3dmed.training.learner import Learner, check_gradients
 from sam2_3dmed.training.slab_training import SlabTraining, assemble_slabs
+from sam2_3dmed.training.trainable import Learner, check_gradients
 from sam2_3dmed.training.trials import find_rate, seconds_a_pass, trial
 
 

@@ -82,9 +82,7 @@ def outline(
 def intensities(kinds: Sequence[str], cases: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> list[Intensities]:
     """Mean and standard deviation of each channel in all cases' foreground; for `percentiles`, each volume has its own.
 
-    Args:
-        kinds: how each channel is normalised, `fixed` (CT) or `percentiles`.
-        cases: images (D, C, H, W) in [0, 1], and class indices (D, H, W).
+    kinds: how each channel is normalised. cases: images (D, C, H, W) in [0, 1], and class indices (D, H, W).
     """
     if "fixed" not in kinds:
         return [Intensities() for _ in kinds]

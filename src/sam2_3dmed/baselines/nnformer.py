@@ -22,10 +22,7 @@ class WindowGrid(nn.Module):
     An axis that is not longer than the window is one window, without a shift. Other axes are padded to whole windows.
     Tokens that only the shift made neighbours, and padding, do not attend to each other.
 
-    Args:
-        shape: (D, H, W) in tokens.
-        window: the longest side of a window.
-        shifted: by half a window.
+    shape: (D, H, W) in tokens. window: its longest side. shifted: by half a window.
     """
 
     def __init__(self, shape: Sequence[int], window: int, *, shifted: bool) -> None:
@@ -206,13 +203,10 @@ class NNFormer(nn.Module):
     """Four stages of two blocks, each with half as many tokens along each axis; attention is global at the bottom.
 
     Args:
-        patch: (D, H, W) voxels, a multiple of 8 strides along each axis.
+        patch: (D, H, W) voxels, a multiple of 8 strides along each axis, else a ValueError.
         stride: voxels of a token along (D, H, W), even.
         width: C of the first stage.
         heads, windows: of each stage.
-
-    Raises:
-        ValueError: the patch is no such multiple.
     """
 
     def __init__(

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sam2_3dmed.baselines.cache import PatchCase
-from sam2_3dmed.baselines.grid import ANISOTROPIC, Spacing, Three
-from sam2_3dmed.baselines.recipe import PatchAugmentationConfig
+from sam2_3dmed.baselines.grid import ANISOTROPIC
+from sam2_3dmed.baselines.recipe import PatchAugmentationConfig, PatchSpec
 from sam2_3dmed.data.slabs import SampleKey
 
 _MARGIN = 1.2
@@ -39,19 +39,18 @@ class PatchDataset(Dataset[Patches]):
     def __init__(
         self,
         cases: Sequence[PatchCase],
-        *,
-        patch: Three,
-        spacing_mm: Spacing,
+        spec: PatchSpec,
         augmentation: PatchAugmentationConfig,
+        *,
         foreground_fraction: float,
         seed: int,
     ) -> None:
         self.cases = list(cases)
-        self.patch = patch
+        self.patch = spec.patch
         self.augmentation = augmentation
         self.foreground_fraction = foreground_fraction
         self.seed = seed
-        self._in_plane = spacing_mm[0] > ANISOTROPIC * min(spacing_mm)
+        self._in_plane = spec.spacing_mm[0] > ANISOTROPIC * min(spec.spacing_mm)
         classes = sorted({k for case in self.cases for k, count in case.counts.items() if count})
         self._cases_with = {k: [case for case in self.cases if case.counts.get(k)] for k in classes}
         self._intensity = _intensity_transform(augmentation)

@@ -149,12 +149,10 @@ class PatchRun(TrainingRun):
 
     def _assemble(self, config: Any) -> PatchTraining:
         """The network with its patches. config: the recipe's, perhaps with epochs for minutes."""
-        spec = self.record.model
         dataset = PatchDataset(
             self.training,
-            patch=spec.patch,
-            spacing_mm=spec.spacing_mm,
-            augmentation=self.record.recipe.augmentation,
+            self.record.model,
+            self.record.recipe.augmentation,
             foreground_fraction=config.foreground_fraction,
             seed=config.seed,
         )

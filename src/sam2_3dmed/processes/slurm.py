@@ -29,8 +29,7 @@ def submit(parts: Sequence[Callable[[], Result]], folder: Path, options: Mapping
         options: of submitit's AutoExecutor: `slurm_partition`, `timeout_min`, `gpus_per_node`, `mem_gb`, ...; `cluster`
             is `slurm`, or `local` to try it without a cluster.
 
-    Raises:
-        ConfigError: the extra is missing, there is no SLURM here, or an option is not known.
+    Raises: ConfigError if the extra is missing, there is no SLURM here, or an option is not known.
     """
     try:
         from submitit import AutoExecutor

@@ -23,8 +23,7 @@ logger = logging.getLogger(__name__)
 def make_model(recipe: RunConfig, plan: Plan, weights: str) -> tuple[SAM2For3dMed, Sam2Record]:
     """Build the network of a recipe with its first weights, ready to train.
 
-    Args:
-        weights: `auto`, a hub id, a Hugging Face folder, a `.pt` file of Meta's, `none`, or the folder of a run.
+    weights: `auto`, a hub id, a Hugging Face folder, a `.pt` file of Meta's, `none`, or the folder of a run.
 
     Returns:
         The network, and its record with the complete recipe: `auto` and none in its section `model` are filled in.

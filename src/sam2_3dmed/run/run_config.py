@@ -30,6 +30,8 @@ class RunRecord(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
     decisive: ClassVar[Mapping[str, Any]] = {"system": True, "model": True, "plan": True}
     """The fields that decide what the model's outputs mean, as pydantic's `include`."""
+    has_auxiliary: ClassVar[bool] = False
+    """Whether the model predicts boundary maps and relative positions, too."""
 
     format: Literal[2] = FORMAT
     system: str
@@ -48,11 +50,6 @@ class RunRecord(BaseModel, ABC):
         """Whether prediction needs a reference mask, to draw prompts from."""
         return False
 
-    @property
-    def has_auxiliary(self) -> bool:
-        """Whether the model predicts boundary maps and relative positions, too."""
-        return False
-
     def write(self, folder: Path) -> None:
         """Write `config.yaml`, whole or not at all."""
         text = yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -67,6 +64,7 @@ class Sam2Record(RunRecord):
     """The record of SAM2-3dMed. The section `model` of its recipe is complete: see `NetworkConfig`."""
 
     decisive: ClassVar[Mapping[str, Any]] = {"system": True, "plan": True, "recipe": {"model"}}
+    has_auxiliary = True
 
     system: Literal["sam2_3dmed"] = "sam2_3dmed"
     recipe: RunConfig
@@ -81,7 +79,3 @@ class Sam2Record(RunRecord):
     @property
     def needs_reference(self) -> bool:
         return self.recipe.model.box_every > 0
-
-    @property
-    def has_auxiliary(self) -> bool:
-        return True

@@ -175,11 +175,7 @@ def system_names() -> list[str]:
 
 
 def find_system(name: str) -> System:
-    """The system of a name.
-
-    Raises:
-        ConfigError: there is none, or its module cannot be loaded.
-    """
+    """The system of a name; a ConfigError if there is none, or its module cannot be loaded."""
     if name not in _installed():
         raise ConfigError(f"no system {name!r}; {suggest(name, system_names())}")
     try:

@@ -49,8 +49,7 @@ class DistributedContext:
     def find(cls, devices: int | None = None, nodes: int | None = None) -> "DistributedContext":
         """The processes that were asked for, or the one that torchrun or SLURM has started.
 
-        Raises:
-            ConfigError: they have started another number, or `nodes` machines cannot be reached without them.
+        Raises: ConfigError if they have started another number, or `nodes` machines cannot be reached without them.
         """
         # As Fabric looks for them: torchrun first, since it also runs within SLURM.
         kinds: tuple[type[ClusterEnvironment], ...] = (TorchElasticEnvironment, SLURMEnvironment)

@@ -69,10 +69,6 @@ class FeatureCache:
         return sum(self._sizes) * self._dtype.itemsize
 
     @property
-    def _bytes_in_memory(self) -> int:
-        return len(self._memory) * self.bytes_per_slice
-
-    @property
     def num_slices(self) -> int:
         """In all views that there are at a time."""
         return self.config.views * sum(case.num_slices for case in self.views.cases)
@@ -145,7 +141,7 @@ class FeatureCache:
                 yield place, found
 
     def _keep(self, place: _Place, flat: Tensor) -> None:
-        if self._bytes_in_memory + self.bytes_per_slice <= self.config.budget_gb * 1e9:
+        if (len(self._memory) + 1) * self.bytes_per_slice <= self.config.budget_gb * 1e9:
             self._memory[place] = flat
             return
         file = self._file(place)

@@ -17,12 +17,11 @@ from sam2_3dmed.processes.map_cases import terminal_bar
 from sam2_3dmed.processes.signals import Terminated, on_sigterm
 from sam2_3dmed.training.checkpoints import Checkpoints, best_state, newest_whole_state, read_checkpoint, saved_states
 from sam2_3dmed.training.distributed import DistributedContext, any_of
-from sam2_3dmed.training.learner import Learner, check_gradients
 from sam2_3dmed.training.loader import shares
 from sam2_3dmed.training.loggers import RunLogger, draw_slice, make_loggers
 from sam2_3dmed.training.monitoring import DataWait, append_curves
 from sam2_3dmed.training.optimizer import EMA, Cooldown, trained_weights
-from sam2_3dmed.training.trainable import MONITORED, Progress, Trainable
+from sam2_3dmed.training.trainable import MONITORED, Learner, Progress, Trainable, check_gradients
 from sam2_3dmed.training.trials import within_minutes
 
 logger = logging.getLogger(__name__)

@@ -76,13 +76,9 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
 
     With a GPU each way is tried on it, and what is free there is a limit, too; else bytes are counted, as if in 32 bit.
 
-    Args:
-        predictor: has the network and the run's slab.
-        gigabytes: 10^9 bytes of the GPU.
-        ranks: processes that share a batch.
+    predictor: has the network and the run's slab. ranks: processes that share a batch.
 
-    Raises:
-        ConfigError: nothing fits; it says what would.
+    Raises: ConfigError if nothing fits, with what would.
     """
     training, gpu = config.training, torch.cuda.is_available()
     network, slab_slices = predictor.network, predictor.slab_slices

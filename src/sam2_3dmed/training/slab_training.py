@@ -40,7 +40,6 @@ def training_step(
     """The total loss and its terms over a batch, of which every slab weighs the same. The caller computes gradients.
 
     Args:
-        network: in training mode.
         batch: groups of slabs of equal length.
         single_slices: every slice becomes a slab of its own.
         features: gives the features of slabs of views.
@@ -75,10 +74,7 @@ def training_step(
 
 
 class SlabTraining(Trainable):
-    """Trains a predictor's network on slabs.
-
-    features: gives the features of slabs of views. Others: see `Trainable`.
-    """
+    """Trains a predictor's network on slabs. features: gives the features of slabs of views."""
 
     predictor: Predictor
     network: SAM2For3dMed
@@ -160,10 +156,9 @@ def assemble_slabs(
 ) -> SlabTraining:
     """A predictor's network with augmented slabs, drawn anew for every epoch; with a feature cache, slabs of views.
 
-    folder: of the run. distributed: of whose batches this process has its share.
+    folder: of the run.
 
-    Raises:
-        ConfigError: a feature cache for an encoder that trains.
+    Raises: ConfigError for a feature cache with an encoder that trains.
     """
     network, recipe, cache = predictor.network, config.training, config.feature_cache
     network.save_memory(activation_checkpointing=recipe.activation_checkpointing, slices_at_once=recipe.encoder_slices)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from lightning.fabric import Fabric
@@ -17,9 +16,8 @@ from lightning.fabric import Fabric
 from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.errors import DataError, TrainingError
 from sam2_3dmed.processes.atomic import replacing, write_csv, write_text
-from sam2_3dmed.training.learner import Learner, check_gradients
 from sam2_3dmed.training.optimizer import trained_weights
-from sam2_3dmed.training.trainable import Trainable
+from sam2_3dmed.training.trainable import Learner, Trainable, check_gradients
 
 _LOWEST, _HIGHEST = 1e-7, 1.0
 _STEPS = 100
@@ -84,10 +82,6 @@ class RateTest:
         rows = zip(self.rates, self.losses, self.smoothed, strict=True)
         names = ("learning_rate", "loss", "smoothed")
         write_csv(folder / "learning_rates.csv", [dict(zip(names, row, strict=True)) for row in rows])
-        with replacing(folder / "learning_rates.png") as file:
-            self._draw(file)
-
-    def _draw(self, file: BinaryIO) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
@@ -99,7 +93,8 @@ class RateTest:
         axes.axvline(self.suggestion, color="#D55E00", linestyle="--", label=f"suggestion {self.suggestion:.1e}")
         axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, 1.5 * self.losses[0]))
         axes.legend()
-        figure.savefig(file, format="png", dpi=110)
+        with replacing(folder / "learning_rates.png") as file:
+            figure.savefig(file, format="png", dpi=110)
 
 
 def find_rate(trainable: Trainable, fabric: Fabric) -> RateTest:

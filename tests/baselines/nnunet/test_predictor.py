@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sam2_3dmed.baselines.nnunet.predictor import NnunetPredictor
-from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetSpec
+from sam2_3dmed.baselines.recipe import NnunetConfig, NnunetSpec
 from sam2_3dmed.config import changed
 from sam2_3dmed.errors import ConfigError, ProcessError, VolumeError
 from sam2_3dmed.volume.volume import Volume, same_grid

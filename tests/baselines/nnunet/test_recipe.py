@@ -2,8 +2,8 @@
 
 import pytest
 
-from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetRecord, NnunetSpec
 from sam2_3dmed.baselines.nnunet.system import NNUNET
+from sam2_3dmed.baselines.recipe import NnunetConfig, NnunetRecord, NnunetSpec
 from sam2_3dmed.errors import ConfigError
 
 

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from sam2_3dmed.baselines.nnunet.recipe import NnunetRecord
 from sam2_3dmed.baselines.nnunet.run import FOLDER, training_peaks
 from sam2_3dmed.baselines.nnunet.system import NNUNET
+from sam2_3dmed.baselines.recipe import NnunetRecord
 from sam2_3dmed.errors import ConfigError, ProcessError
 from sam2_3dmed.evaluation.compare import compare_runs
 from sam2_3dmed.experiments.planning import ReproduceRequest, plan_experiment

@@ -98,8 +98,7 @@ class Worker:
     """A process and everything that it starts.
 
     Args:
-        command: plan, train or predict.
-        request: see the function of that name in worker.py.
+        command, request: plan, train or predict; see the function of that name in worker.py.
         log: nnU-Net's output is appended here; none drops it.
         folders: values of nnU-Net's variables.
     """
@@ -119,7 +118,7 @@ class Worker:
         if device == "cpu":  # nnU-Net's default of twelve processes leaves no processor for the network
             environment.setdefault("nnUNet_n_proc_DA", str(max(1, num_processors() // 4)))
         self._where = f"; its output is in {log}" if log else ""
-        self._output: IO[bytes] = log.open("a+b") if log else TemporaryFile()  # noqa: SIM115 - until `close`
+        self._output: IO[bytes] = log.open("a+b") if log else TemporaryFile()  # noqa: SIM115 - until the end
         self._process = subprocess.Popen(
             [find_python(), _PROGRAM, command],
             stdin=subprocess.PIPE,
@@ -162,7 +161,10 @@ class Worker:
             done = content.get("done", False)
             yield content
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """End the process and everything that it has started."""
         for stream in (self._process.stdin, self._process.stdout, self._output):
             if stream is not None:
@@ -173,9 +175,3 @@ class Worker:
                 os.killpg(self._process.pid, number)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_SECONDS_TO_END)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()

@@ -12,7 +12,7 @@ import torch
 
 from sam2_3dmed.baselines.nnunet.dataset import ENDING, to_values, write_channels
 from sam2_3dmed.baselines.nnunet.environment import Worker
-from sam2_3dmed.baselines.nnunet.recipe import NnunetSpec
+from sam2_3dmed.baselines.recipe import NnunetSpec
 from sam2_3dmed.config import InferenceConfig, Plan
 from sam2_3dmed.errors import ProcessError, VolumeError
 from sam2_3dmed.inference.interface import PredictOptions, WithoutAuxiliary, refuse_boxes, require_not_cancelled

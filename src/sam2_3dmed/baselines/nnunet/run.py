@@ -14,7 +14,7 @@ import torch
 
 from sam2_3dmed.baselines.nnunet.dataset import write_dataset, write_split
 from sam2_3dmed.baselines.nnunet.environment import Worker, installed_versions
-from sam2_3dmed.baselines.nnunet.recipe import NnunetRecord, NnunetSpec
+from sam2_3dmed.baselines.recipe import NnunetRecord, NnunetSpec
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.processes.atomic import naming, write_text
 from sam2_3dmed.run.run_folder import MODEL_FILE

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam2_3dmed.baselines.nnunet.environment import find_python
-from sam2_3dmed.baselines.nnunet.recipe import NnunetConfig, NnunetRecord
+from sam2_3dmed.baselines.recipe import NnunetConfig, NnunetRecord
 from sam2_3dmed.baselines.systems import Baseline
 from sam2_3dmed.config import changed
 from sam2_3dmed.run.systems import Backend, Preparation, TrainingRun

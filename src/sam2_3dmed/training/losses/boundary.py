@@ -26,8 +26,7 @@ def boundary_loss(
     The mean over B and K. A class without boundary in a slab contributes 0.
 
     Args:
-        logits: (B, K, D, H, W).
-        target: GT_bd, (B, K, D, H, W). N, N_bd and N_non count its pixels per sample and class.
+        target: GT_bd; like the logits (B, K, D, H, W). N, N_bd and N_non count its pixels per sample and class.
         normalise: what the weighted sum is divided by: the sum of the weights, N, or 1.
     """
     boundary_share = target.mean(dim=SPACE, keepdim=True)
