@@ -76,10 +76,8 @@ class PatchTraining(Trainable):
 def deep_supervision_loss(outputs: Sequence[Tensor], labels: Tensor, *, background: bool) -> dict[str, Tensor]:
     """`total`: the mean over sizes, each with half the weight of the next finer one; `segmentation`: of the finest.
 
-    Args:
-        outputs: logits (B, K or K + 1, d, h, w), the finest first, of any sizes.
-        labels: (B, D, H, W) class indices.
-        background: as `PatchSpec.has_background`.
+    outputs: logits (B, K or K + 1, d, h, w), the finest first, of any sizes. labels: (B, D, H, W) class indices.
+    background: as `PatchSpec.has_background`.
     """
     loss = dice_cross_entropy if background else dice_sigmoid
     losses = [loss(logits.float(), _labels_like(labels, logits)) for logits in outputs]

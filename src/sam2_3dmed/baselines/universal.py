@@ -27,9 +27,8 @@ _WIDTHS = (8, 8, 8, 1)
 class TextDrivenHead(nn.Module):
     """Computes for each class the weights of its own convolutions 8-8-8-1, and applies them to the features.
 
-    Args:
-        width, deep_width: channels of the features at full size, and of the deepest ones.
-        text: with a buffer for embeddings of the classes' names (K, 512); else embeddings are learnt.
+    width, deep_width: channels of the features at full size, and of the deepest ones. text: with a buffer for
+    embeddings of the classes' names (K, 512); else embeddings are learnt.
     """
 
     def __init__(self, width: int, deep_width: int, num_classes: int, *, text: bool) -> None:

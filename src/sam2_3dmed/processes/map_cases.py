@@ -49,9 +49,8 @@ def map_cases(
             processor, at most 8.
         worth_a_pool_bytes: a data set whose files have fewer bytes is small.
 
-    Raises:
-        DataError: `function` raised a UserError for some cases, or processes died of them; the message has a line for
-            each case. Other exceptions of `function` end the work at once.
+    Raises: DataError with a line for each case for which `function` raised a UserError, or of which processes died.
+    Other exceptions of `function` end the work at once.
     """
     count = min(_choose_workers(cases, worth_a_pool_bytes) if workers is None else workers, len(cases))
     results: dict[int, Result] = {}

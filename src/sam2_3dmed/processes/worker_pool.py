@@ -60,9 +60,8 @@ def share_out(
         preload: modules that are imported once for all processes where the system can; they must start no threads.
         cancel: set it from another thread to end the processes.
 
-    Raises:
-        Cancelled: `cancel` was set. DataError: every process died before its first case. An error of `work` ends all
-            processes and is raised here.
+    Raises: Cancelled if `cancel` was set; DataError if every process died before its first case. An error of `work`
+    ends all processes and is raised here.
     """
     fresh = deque(enumerate(cases))
     suspects: deque[tuple[int, Any]] = deque()  # cases that a process may have died of

@@ -192,9 +192,7 @@ def choose_plan(dataset: MedicalDataset, split: Split, path: Path | None = None)
 def find_learning_rate(request: TrainRequest) -> tuple[float, Path]:
     """Try learning rates on the weights that training would begin with, and keep nothing but a table and a picture.
 
-    Returns:
-        The rate to begin with, and the run folder, which has learning_rates.csv and learning_rates.png.
-
+    Returns: the rate to begin with, and the run folder, which has learning_rates.csv and learning_rates.png.
     Raises: as `train`; TrainingError if no rate makes the loss fall.
     """
     dataset = read_dataset(request.data)

@@ -140,13 +140,6 @@ class Trainable(nn.Module, ABC):
             self.shown = Slice(*(np.array(part[index]) for part in (case.image, truth, classes)))
         return [*(dice(classes == k, truth == k) for k in range(1, len(self.class_names) + 1)), error]
 
-    def put_back(self, weights: Mapping[str, Tensor]) -> None:
-        """Weights as they were, and nothing counted."""
-        self.load_state_dict(weights, strict=False)
-        self.zero_grad()
-        self.progress = Progress()
-        self.means.clear()
-
 
 class Learner:
     """A trainable with its optimiser, on the device of this process.

@@ -17,7 +17,7 @@ from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.errors import DataError, TrainingError
 from sam2_3dmed.processes.atomic import replacing, write_csv, write_text
 from sam2_3dmed.training.optimizer import trained_weights
-from sam2_3dmed.training.trainable import Learner, Trainable, check_gradients
+from sam2_3dmed.training.trainable import Learner, Progress, Trainable, check_gradients
 
 _LOWEST, _HIGHEST = 1e-7, 1.0
 _STEPS = 100
@@ -44,7 +44,10 @@ def trial(trainable: Trainable, fabric: Fabric, before_step: Callable[[Learner],
     try:
         yield _passes(Learner(trainable, fabric, before_step))
     finally:
-        trainable.put_back(before)
+        trainable.load_state_dict(before, strict=False)
+        trainable.zero_grad()
+        trainable.progress = Progress()
+        trainable.means.clear()
 
 
 def _passes(learner: Learner) -> Iterator[None]:
