@@ -11,10 +11,10 @@ from sam2_3dmed.inference.onnx_network import FEATURES, open_session
 from sam2_3dmed.model.build import build_network
 
 
-@pytest.fixture(scope="module")
-def network():
+@pytest.fixture(scope="module", params=[{}, {"slice_mixing": True}, {"slice_mixing": True, "memory": "none"}])
+def network(request):
     torch.manual_seed(0)
-    made = build_network(NetworkConfig(size="nano", image_size=64, srpp=True, boundary=True, fusion_residual=True), 2)
+    made = build_network(NetworkConfig(size="nano", image_size=64, fusion_residual=True, **request.param), 2)
     with torch.no_grad():
         for parameter in made.parameters():
             if not parameter.any():

@@ -46,6 +46,7 @@ class Told(nn.Module):
     """In place of a network: a slice's logits are what `say` makes of features (B, D)."""
 
     device = torch.device("cpu")
+    has_memory = True
 
     def __init__(self, say=lambda values: values, most_slabs=1000) -> None:
         super().__init__()

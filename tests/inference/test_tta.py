@@ -82,7 +82,7 @@ def test_boxes_move_and_turn_with_what_is_seen(flips):
     label[0, 20:30, 12:40] = 1
     image = label.unsqueeze(1).float().numpy()
     forward = Forward(network, image, InferenceConfig(flips=flips, shifts=True), prompts=boxes_around(label, [1]))
-    (features,) = forward.encode(0, 1)
+    features = forward.encode(0, 1).at(0)
     seen = forward._seen(torch.from_numpy(image))[:, 0, 0]
     assert len({tuple(row.nonzero()[0].tolist()) for row in seen}) == 4
     torch.testing.assert_close(features.prompts, boxes_around((seen > 0).int(), [1]))
@@ -92,7 +92,7 @@ def test_what_is_seen_further_down_and_right_comes_back_where_it_was(network):
     """Of a network that sees nothing but brightness."""
 
     class Bright(torch.nn.Module):
-        device, image_size, laterals = torch.device("cpu"), 64, None
+        device, image_size, laterals, has_memory = torch.device("cpu"), 64, None, True
 
         def __init__(self):
             super().__init__()

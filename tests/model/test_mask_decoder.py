@@ -60,7 +60,7 @@ def test_one_class_is_upstreams_decoder_without_prompt(nano, slab) -> None:
         features = network.encoder(slab(batch=2, depth=1))
         fine = network.segmentation.project(features)
         z, stride8, stride4 = features.z[:, 0], fine.stride8[:, 0], fine.stride4[:, 0]
-        logits, tokens, _ = ours(z, stride8, stride4)
+        logits, tokens, *_ = ours(z, stride8, stride4)
         masks, _, sam_tokens, _ = theirs(
             image_embeddings=z,
             image_positional_embeddings=whole.get_image_wide_positional_embeddings().expand(2, -1, -1, -1),
@@ -80,7 +80,7 @@ def test_shapes_and_tokens(nano, slab, num_classes: int) -> None:
     network = nano(num_classes=num_classes, srpp=False, boundary=False)
     features = network.encoder(slab(batch=2, depth=1))
     fine = network.segmentation.project(features)
-    logits, tokens, confidence = network.segmentation.mask_decoder(
+    logits, tokens, confidence, _ = network.segmentation.mask_decoder(
         features.z[:, 0], fine.stride8[:, 0], fine.stride4[:, 0]
     )
     assert logits.shape == (2, num_classes, 16, 16)

@@ -182,7 +182,7 @@ def memory_inputs(decoder: SliceDecoder, num_classes: int) -> tuple[Tensor, Tens
 
 
 def encode_memory(decoder: SliceDecoder, z: Tensor, logits: Tensor, tokens: Tensor) -> Memory:
-    return decoder.encode_memory(z, Masks(logits, tokens, None), attended=z)
+    return decoder.encode_memory(z, Masks(logits, tokens, None, None), attended=z)
 
 
 def test_the_memory_takes_the_union_of_the_classes(nano, move) -> None:

@@ -55,13 +55,18 @@ def oracle_input() -> torch.Tensor:
 
 
 @pytest.mark.slow
-def test_our_loop_is_sam2(meta_tiny: Path, shared_data: Path) -> None:
-    """Meta's own outputs for the same weights and input: logits, pointers, memories within 1e-3."""
+@pytest.mark.parametrize("slice_mixing", [False, True])
+def test_our_loop_is_sam2(meta_tiny: Path, shared_data: Path, slice_mixing: bool) -> None:
+    """Meta's own outputs for the same weights and input: logits, pointers, memories within 1e-3.
+
+    Mixers start at zero, so the network starts as SAM2 with them, too.
+    """
     reference = np.load(shared_data / "oracle" / "meta_tiny_512.npz")
     weights = read_sam2(meta_tiny)
     assert weights.size == "tiny"
     assert weights.pointer_time
-    network = build_network(NetworkConfig(size="tiny", image_size=512, srpp=False, boundary=False), 1).eval()
+    config = NetworkConfig(size="tiny", image_size=512, srpp=False, boundary=False, slice_mixing=slice_mixing)
+    network = build_network(config, 1).eval()
     load_sam2(network, weights)
 
     decode, found = network.segmentation.decode, []

@@ -9,6 +9,9 @@ from sam2_3dmed.volume.slices import SlicingAxis
 
 Size = Literal["nano", "tiny", "small", "base_plus", "large"]
 Direction = Literal["forward", "backward", "both"]
+Memory = Annotated[
+    Literal["recent", "self_sorting", "none"], BeforeValidator(lambda value: "none" if value is None else value)
+]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
@@ -104,9 +107,11 @@ class NetworkConfig(Frozen):
     """BD-Fusion: the cross-attention of Eqs. 3 and 4."""
     fusion_residual: bool = False
     """Z1_bd keeps Z_bd beside the cross-attention (reading 3). The paper's Eq. 3 has no residual."""
-    memory: Literal["recent", "self_sorting"] = "recent"
+    slice_mixing: bool = False
+    """Neighbouring slices exchange features through 3D convolutions, at each resolution of the decoders."""
+    memory: Memory = "recent"
     """`recent`: SAM2's bank of the first and the latest slices. `self_sorting`: MedSAM-2's bank of 16 confident and
-    diverse slices."""
+    diverse slices. `none`: slices have no memories, and all slices of a slab are decoded at once."""
     box_every: Annotated[int, Field(ge=0)] = 0
     """Every so many slices, the network gets a box around each class, taken from the reference: MedSAM-2 as published.
     0: no boxes."""

@@ -122,6 +122,7 @@ class OnnxNetwork:
 
     device = torch.device("cpu")
     needs_reference = False
+    has_memory = True
 
     def __init__(self, folder: Path, *, run_sha256: str, model_sha256: str | None = None, slab_slices: int) -> None:
         self._folder = folder

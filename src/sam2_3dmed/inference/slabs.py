@@ -90,7 +90,8 @@ class FeatureBuffer:
         while self._next < end:
             stop = min(end, self._next + self._forward.chunk)
             encoded = self._forward.encode(self._next, stop)
-            self._features.update(zip(range(self._next, stop), encoded, strict=True))
+            # These are views, which keep the whole chunk alive. Copies would cost more than they free.
+            self._features.update((index, encoded.at(index - self._next)) for index in range(self._next, stop))
             self._next = stop
         return [[self._features[i] for i in slab.order] for slab in slabs]
 

@@ -26,13 +26,14 @@ from sam2_3dmed.errors import DataError
 from sam2_3dmed.inference.slabs import OnPositions, Slab
 from sam2_3dmed.inference.tta import Forward
 from sam2_3dmed.model.network import DecoderFeatures
+from sam2_3dmed.model.slice_mixing import Chunk
 
 IN_MEMORY_BYTES = 64 * 2**20
 """Logits or features that take no more than this wait in memory."""
 IN_MEMORY_SHARE = 1 / 8
 """Logits also wait in memory if they take no more than this share of the input in 16 bits."""
 
-Encode = Callable[[int, int], list[DecoderFeatures]]
+Encode = Callable[[int, int], DecoderFeatures]
 """Gives the features of the slices from start to stop."""
 
 logger = logging.getLogger(__name__)
@@ -54,18 +55,48 @@ def stream_logits(
 def _one_pass(
     forward: Forward, encode: Encode, slab_slices: int, reverse: bool, on_positions: OnPositions
 ) -> Iterator[tuple[int, Tensor]]:
-    state, step = forward.start(), -1 if reverse else 1
-    order = range(len(forward.slices))[::step]
-    for first in range(0, len(order), slab_slices):
-        chunk = order[first : first + slab_slices]
-        start, stop = min(chunk), max(chunk) + 1
-        parts = [encode(at, min(at + forward.chunk, stop)) for at in range(start, stop, forward.chunk)]
-        features = [of_slice for part in parts for of_slice in part][::step]
+    order = range(len(forward.slices))[:: -1 if reverse else 1]
+    mixed = _in_chunks(forward.mix(_features(forward.chunk, encode, order)), slab_slices)
+    yield from zip(order, forward.logits(_outputs(forward, mixed, order, on_positions)), strict=True)
+
+
+def _features(chunk_slices: int, encode: Encode, order: range) -> Iterator[DecoderFeatures]:
+    """The features of all slices in their order."""
+    for first in range(0, len(order), chunk_slices):
+        chunk = order[first : first + chunk_slices]
+        features = encode(min(chunk), max(chunk) + 1)
+        yield features if order.step > 0 else features.each(lambda tensor: tensor.flip(1))
+
+
+def _in_chunks(features: Iterator[DecoderFeatures], size: int) -> Iterator[DecoderFeatures]:
+    """The same slices, `size` at a time; the last are as many as there are."""
+    waiting: DecoderFeatures | None = None
+    for chunk in features:
+        waiting = chunk if waiting is None else DecoderFeatures.cat([waiting, chunk], dim=1)
+        while waiting.z.shape[1] >= size:
+            yield waiting.between(0, size)
+            waiting = waiting.between(size, None)
+    if waiting is not None and waiting.z.shape[1]:
+        yield waiting
+
+
+def _outputs(
+    forward: Forward, chunks: Iterator[DecoderFeatures], order: range, on_positions: OnPositions
+) -> Iterator[Chunk]:
+    """The decoders' outputs for all slices. Slices of a chunk give each other SRPP's context."""
+    state, done = forward.start(), 0
+    for features in chunks:
         context, positions = forward.slice_context(features)
+        slab = order[done : done + context.shape[1]]
+        done += len(slab)
         if positions is not None:
-            on_positions(Slab(start, len(chunk), reverse), positions)
-        for index, slice_features, slice_context in zip(chunk, features, context, strict=True):
-            yield index, forward.step(state, slice_features, slice_context)
+            on_positions(Slab(min(slab), len(slab), order.step < 0), positions)
+        if forward.network.has_memory:
+            yield from (forward.step(state, features.at(i), context[:, i]) for i in range(len(slab)))
+        else:
+            for start in range(0, len(slab), forward.chunk):
+                stop = start + forward.chunk
+                yield forward.decode_at_once(features.between(start, stop), context[:, start:stop])
 
 
 def _both(forward: Forward, slab_slices: int, on_positions: OnPositions) -> Iterator[tuple[int, Tensor]]:
@@ -92,15 +123,14 @@ class _EncodeOnce:
     has_room: bool = True
     like: DecoderFeatures | None = None
 
-    def __call__(self, start: int, stop: int) -> list[DecoderFeatures]:
+    def __call__(self, start: int, stop: int) -> DecoderFeatures:
         if self.has_room and self.like is not None and start in self.spill:
-            records = (self.spill.take(index) for index in range(start, stop))
-            return [self.like.with_tensors(x.to(self.forward.device) for x in record) for record in records]
-        features = self.forward.encode(start, stop)
-        self.like = features[0]
+            columns = zip(*(self.spill.take(index) for index in range(start, stop)), strict=True)
+            return self.like.with_tensors(torch.stack(column, dim=1).to(self.forward.device) for column in columns)
+        self.like = features = self.forward.encode(start, stop)
         try:
-            for index, of_slice in enumerate(features if self.has_room else [], start):
-                self.spill.put(index, of_slice.tensors())
+            for index in range(start, stop if self.has_room else start):
+                self.spill.put(index, features.at(index - start).tensors())
         except DataError as error:
             logger.warning("%s; slices are encoded once for each direction", error)
             self.has_room = False

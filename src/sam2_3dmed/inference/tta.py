@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ from sam2_3dmed.inference.interface import require_not_cancelled
 from sam2_3dmed.model.mask_decoder import upsample
 from sam2_3dmed.model.network import DecoderFeatures, DecoderState, SAM2For3dMed
 from sam2_3dmed.model.prompts import mirrored, moved
+from sam2_3dmed.model.slice_mixing import Chunk
 from sam2_3dmed.volume.preprocess import SliceStack
 
+Item = TypeVar("Item")
 PIXELS_AT_ONCE = (2**17, 2**22)
 """Pixels of the slices that are encoded together: on a CPU, elsewhere."""
 _SHIFT = 2
@@ -69,6 +71,8 @@ class Forward:
     cancel: Event | None = None
 
     def __post_init__(self) -> None:
+        if self.config.direction == "both" and not self.network.has_memory:  # both would give the same
+            self.config = self.config.model_copy(update={"direction": "forward"})
         self.device = self.network.device
         self._bf16 = use_bf16(self.config.precision, self.device)
         self._views = _views(self.config.flips, self.config.shifts)
@@ -79,8 +83,8 @@ class Forward:
         pixels = self.network.encoder.image_size**2 * len(self._views)
         return max(1, PIXELS_AT_ONCE[self.device.type != "cpu"] // pixels)
 
-    def encode(self, start: int, stop: int) -> list[DecoderFeatures]:
-        """The features of some slices; each level is (rows, C, ., .)."""
+    def encode(self, start: int, stop: int) -> DecoderFeatures:
+        """The features of some slices; each level is (rows, n, C, ., .)."""
         require_not_cancelled(self.cancel)
         chunk = np.array(self.slices[start:stop], dtype=np.float32, order="C")
         slices = self._seen(torch.from_numpy(chunk).to(self.device))
@@ -88,8 +92,7 @@ class Forward:
             features = self.network.project(self.network.encoder(slices))
         if self.prompts is not None:
             features = features._replace(prompts=self._prompts_seen(self.prompts[start:stop].to(self.device)))
-        # These are views, which keep the whole chunk alive. Copies would cost more than they free.
-        return [features.at(i) for i in range(stop - start)]
+        return features
 
     def decode(self, slabs: Sequence[Sequence[DecoderFeatures]]) -> tuple[Tensor, Tensor | None]:
         """Slabs of equal length as a batch: logits (B, K or 2K, D, h, w) float32, and P_pos (B, D, D) or None."""
@@ -103,21 +106,44 @@ class Forward:
             positions = positions.view(count, rows, *positions.shape[1:]).mean(dim=1)
         return self._mean(prediction.segmentation, prediction.boundary, rows), positions
 
-    def slice_context(self, slices: Sequence[DecoderFeatures]) -> tuple[list[Tensor], Tensor | None]:
-        """The SRPP context of each slice among the others, and P_pos (D, D) or None."""
+    def mix(self, chunks: Iterable[DecoderFeatures]) -> Iterator[DecoderFeatures]:
+        """The features of all slices of a pass after slice mixing, as they come."""
+        return self._in_float32(self.network.mixed_stream(chunks))
+
+    def slice_context(self, features: DecoderFeatures) -> tuple[Tensor, Tensor | None]:
+        """The SRPP context (rows, n, C, h, w) of each slice among the others, and P_pos (n, n) or None."""
         with self._autocast():
-            context, positions = self.network.slice_context(torch.stack([features.z for features in slices], dim=1))
-        return list(context.unbind(1)), None if positions is None else positions.mean(dim=0)
+            context, positions = self.network.slice_context(features.z)
+        return context, None if positions is None else positions.mean(dim=0)
 
     def start(self) -> DecoderState:
         """Empty memory banks for one pass through all slices."""
         return self.network.start(len(self.slices))
 
-    def step(self, state: DecoderState, features: DecoderFeatures, context: Tensor) -> Tensor:
-        """The logits of the next slice, (K or 2K, h, w) float32."""
+    def step(self, state: DecoderState, features: DecoderFeatures, context: Tensor) -> Chunk:
+        """The outputs of `SAM2For3dMed.step` for the next slice, as a chunk of one."""
         with self._autocast():
-            logits, boundary = self.network.step(state, features, context)
-        return self._mean(logits, boundary, len(logits))[0]
+            return [tensor.unsqueeze(1) for tensor in self.network.step(state, features, context)]
+
+    def decode_at_once(self, features: DecoderFeatures, context: Tensor) -> Chunk:
+        """The same for several slices, of a network without memory."""
+        with self._autocast():
+            return self.network.decode_at_once(features, context)
+
+    def logits(self, outputs: Iterable[Chunk]) -> Iterator[Tensor]:
+        """The logits of each slice, (K or 2K, h, w) float32, from the outputs of `step` for all slices of a pass."""
+        floats = ([tensor.float() for tensor in chunk] for chunk in outputs)
+        for segmentation, boundary in self._in_float32(self.network.logits_stream(floats)):
+            yield from self._mean(segmentation, boundary, len(segmentation))[0].unbind(1)
+
+    def _in_float32(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Mixing is a small share of the work, and bf16 would change masks most in it."""
+        while True:
+            with torch.autocast(self.device.type, enabled=False):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
     def _seen(self, slices: Tensor) -> Tensor:
         """All views of some slices: (n, C, H0, W0) -> (rows, n, C, ., .)."""
@@ -175,7 +201,7 @@ def compile_network(network: SAM2For3dMed) -> None:
     decoders = [network.segmentation, *([network.boundary.decoder] if network.boundary is not None else [])]
     parts: list[nn.Module] = [network.encoder.vision_encoder]
     for decoder in decoders:
-        parts += [decoder.mask_decoder, decoder.memory_encoder]
+        parts += [decoder.mask_decoder, *([decoder.memory_encoder] if decoder.has_memory else [])]
     for part in parts:
         if part._compiled_call_impl is None:
             part.compile()

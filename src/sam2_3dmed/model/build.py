@@ -15,6 +15,7 @@ from sam2_3dmed.model.boundary import BoundaryDetector, BoundaryFusion
 from sam2_3dmed.model.mask_decoder import ClassHypernetworks
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.slice_decoder import SliceDecoder, sine_encoding
+from sam2_3dmed.model.slice_mixing import SliceMixer
 from sam2_3dmed.model.srpp import SliceRelativePositionPredictor
 
 
@@ -92,6 +93,8 @@ def build_network(config: NetworkConfig, num_classes: int) -> SAM2For3dMed:
             self_sorting=config.memory == "self_sorting",
             no_memory_token=bool(config.no_memory_token),
             boxes=config.box_every > 0,
+            slice_mixing=config.slice_mixing,
+            has_memory=config.memory != "none",
         )
 
     encoder = ImageEncoder(find_encoder(config.encoder).build(config.size, image_size, channels), image_size)
@@ -105,8 +108,14 @@ def build_network(config: NetworkConfig, num_classes: int) -> SAM2For3dMed:
         srpp = SliceRelativePositionPredictor(channels, share_context=config.share_context, causal=config.srpp_memory)
     for part in (encoder, segmentation, *([boundary.decoder] if boundary else [])):
         initialise(part)
+    mixer = SliceMixer(channels, depthwise=True) if config.slice_mixing else None
     return SAM2For3dMed(
-        encoder=encoder, segmentation=segmentation, srpp=srpp, boundary=boundary, box_every=config.box_every
+        encoder=encoder,
+        segmentation=segmentation,
+        srpp=srpp,
+        boundary=boundary,
+        mixer=mixer,
+        box_every=config.box_every,
     )
 
 

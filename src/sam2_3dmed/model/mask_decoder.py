@@ -1,5 +1,6 @@
 """SAM2's mask decoder with a mask token for each of K classes (reading 4), without prompts or with a box a class."""
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -8,13 +9,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from sam2_3dmed.model.slice_mixing import Chunk, SliceMixer
+
+
+class Upscaled(NamedTuple):
+    """A slice between the two upscalings. With slice mixing, slices exchange features from here on."""
+
+    stride8: Tensor  # (B, C/4, 2h, 2w), after the first upscaling
+    stride4: Tensor  # (B, C/8, 4h, 4w), the encoder's part of the second one
+    class_weights: Tensor  # (B, K, C/8), by which each class weighs the channels after the second one
+
 
 class Masks(NamedTuple):
-    """The masks of a slice."""
+    """The masks of a slice, without slice mixing."""
 
     logits: Tensor  # (B, K, 4h, 4w)
     class_tokens: Tensor  # (B, K, C)
     confidence: Tensor | None  # (B,), the IoU that SAM2 predicts for its single mask; None without its head
+    upscaled: Upscaled
 
 
 class ClassHypernetworks(nn.Module):
@@ -48,11 +60,20 @@ class MaskDecoder(nn.Module):
         sam2: upstream's configuration, `build.sam2_config`.
         predicts_iou: whether it has SAM2's head for the confidence of masks.
         takes_boxes: whether it has embeddings of corners.
+        slice_mixing: whether it has mixers for `mixed_logits`.
     """
 
     NUM_SAM2_TOKENS = 6  # object score, IoU, and the single mask's and three multi-mask tokens
 
-    def __init__(self, sam2: Any, num_classes: int, *, predicts_iou: bool = False, takes_boxes: bool = False) -> None:
+    def __init__(
+        self,
+        sam2: Any,
+        num_classes: int,
+        *,
+        predicts_iou: bool = False,
+        takes_boxes: bool = False,
+        slice_mixing: bool = False,
+    ) -> None:
         from transformers.models.sam2_video import modeling_sam2_video as upstream
 
         super().__init__()
@@ -80,6 +101,8 @@ class MaskDecoder(nn.Module):
         if predicts_iou:
             widths = channels, config.iou_head_hidden_dim, num_masks, config.iou_head_depth
             self.iou_prediction_head = upstream.Sam2VideoFeedForward(*widths, sigmoid_output=True)
+        if slice_mixing:
+            self.mixer8, self.mixer4 = SliceMixer(channels // 4), SliceMixer(channels // 8)
 
     def forward(self, features: Tensor, stride8: Tensor, stride4: Tensor, prompts: Tensor | None = None) -> Masks:
         """The masks of one slice, from (B, C, h, w) after memory attention, (B, C/4, 2h, 2w) and (B, C/8, 4h, 4w).
@@ -96,11 +119,27 @@ class MaskDecoder(nn.Module):
         tokens = tokens.squeeze(1)
         class_tokens = self._class_tokens(tokens)
         image = image.transpose(2, 3).reshape(batch, channels, height, width)
-        upscaled = F.gelu(self.upscale_layer_norm(self.upscale_conv1(image) + stride8))
-        upscaled = F.gelu(self.upscale_conv2(upscaled) + stride4)
-        logits = torch.einsum("bkc,bchw->bkhw", self.class_hypernetworks(class_tokens), upscaled)
-        head = self.iou_prediction_head
-        return Masks(logits, class_tokens, None if head is None else head(tokens[:, 1])[:, 0].detach())
+        coarse = F.gelu(self.upscale_layer_norm(self.upscale_conv1(image) + stride8))
+        weights, head = self.class_hypernetworks(class_tokens), self.iou_prediction_head
+        logits = torch.einsum("bkc,bchw->bkhw", weights, self._upscaled_twice(coarse, stride4))
+        confidence = None if head is None else head(tokens[:, 1])[:, 0].detach()
+        return Masks(logits, class_tokens, confidence, Upscaled(coarse, stride4, weights))
+
+    def mixed_logits(self, stack: Upscaled) -> Tensor:
+        """The logits (B, D, K, 4h, 4w) of slices (B, D, ...) that exchange features."""
+        fine = self.mixer4(self._upscaled_twice(self.mixer8(stack.stride8), stack.stride4))
+        return torch.einsum("bdkc,bdchw->bdkhw", stack.class_weights, fine)
+
+    def mixed_stream(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
+        """As `mixed_logits`, for a stack in chunks. An `Upscaled` begins each of them; its logits come last."""
+        coarse = self.mixer8.stream(chunks)
+        fine = self.mixer4.stream([self._upscaled_twice(x, stride4), *rest] for x, stride4, *rest in coarse)
+        for x, weights, *rest in fine:
+            yield [*rest, torch.einsum("bdkc,bdchw->bdkhw", weights, x)]
+
+    def _upscaled_twice(self, coarse: Tensor, stride4: Tensor) -> Tensor:
+        """The second upscaling, (..., C/4, 2h, 2w) -> (..., C/8, 4h, 4w), of a slice or of a stack."""
+        return F.gelu(self.upscale_conv2(coarse.flatten(0, -4)).view(stride4.shape) + stride4)
 
     def _tokens(self, batch: int, prompts: Tensor | None) -> Tensor:
         """(B, N, C): SAM2's tokens, the tokens of classes 2..K, and the prompt."""

@@ -1,6 +1,7 @@
 """SAM2-3dMed, the whole network (paper 3, Figure 2): slices in, masks, boundaries and relative positions out."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -9,8 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from sam2_3dmed.encoders.image_encoder import Features, ImageEncoder
 from sam2_3dmed.model.boundary import BoundaryDetector
+from sam2_3dmed.model.mask_decoder import Upscaled
 from sam2_3dmed.model.memory_bank import Bank
 from sam2_3dmed.model.slice_decoder import DecodedSlice, SliceDecoder
+from sam2_3dmed.model.slice_mixing import Chunk, SliceMixer
 from sam2_3dmed.model.srpp import SliceRelativePositionPredictor, zero_conv
 
 
@@ -52,11 +55,15 @@ class DecoderFeatures(NamedTuple):
         """Slice `index` of every slab."""
         return self.each(lambda tensor: tensor[:, index])
 
+    def between(self, start: int, stop: int | None) -> Self:
+        """Some consecutive slices of every slab."""
+        return self.each(lambda tensor: tensor[:, start:stop])
+
     @classmethod
-    def cat(cls, parts: Sequence[Self]) -> Self:
-        """Several as one, along the first dimension."""
+    def cat(cls, parts: Sequence[Self], dim: int = 0) -> Self:
+        """Several as one, along a dimension."""
         columns = zip(*(part.tensors() for part in parts), strict=True)
-        return parts[0].with_tensors(map(torch.cat, columns))
+        return parts[0].with_tensors(torch.cat(column, dim) for column in columns)
 
 
 class DecoderState(NamedTuple):
@@ -71,6 +78,7 @@ class SAM2For3dMed(nn.Module):
 
     Args:
         srpp, boundary: None drops the part (Tables 4 and 5).
+        mixer: of Z, for decoders that mix slices, too.
         box_every: the network takes a box around each class on every so many slices of a volume; 0: no prompts.
 
     Attributes:
@@ -89,9 +97,11 @@ class SAM2For3dMed(nn.Module):
         segmentation: SliceDecoder,
         srpp: SliceRelativePositionPredictor | None,
         boundary: BoundaryDetector | None,
+        mixer: SliceMixer | None = None,
         box_every: int = 0,
     ) -> None:
         super().__init__()
+        self.mixer = mixer
         self.box_every = box_every
         self.encoder = encoder
         self.srpp = srpp
@@ -123,12 +133,44 @@ class SAM2For3dMed(nn.Module):
             parts = [self.decode_slabs(features.with_tensors(lot)) for lot in lots]
             joined = (None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True))
             return Prediction(*joined)  # type: ignore[arg-type]
+        if self.mixer is not None:
+            features = features._replace(z=self.mixer(features.z))
         context, relative_position = self.slice_context(features.z)
-        state = self.start(depth)
-        steps = [self.step(state, features.at(i), context[:, i]) for i in range(depth)]
-        masks, boundaries = zip(*steps, strict=True)
-        boundary = None if boundaries[0] is None else torch.stack(boundaries, dim=2)
-        return Prediction(torch.stack(masks, dim=2), boundary, relative_position)
+        if self.has_memory:
+            state = self.start(depth)
+            steps = [self.step(state, features.at(i), context[:, i]) for i in range(depth)]
+            outputs = [torch.stack(of_slices, dim=1) for of_slices in zip(*steps, strict=True)]
+        else:
+            outputs = self.decode_at_once(features, context)
+        if self.mixer is not None:
+            stacks = (Upscaled(*outputs[start : start + 3]) for start in range(0, len(outputs), 3))
+            outputs = [d.mask_decoder.mixed_logits(stack) for d, stack in zip(self.decoders, stacks, strict=True)]
+        segmentation, *boundary = (logits.transpose(1, 2) for logits in outputs)
+        return Prediction(segmentation, boundary[0] if boundary else None, relative_position)
+
+    def decode_at_once(self, features: DecoderFeatures, context: Tensor) -> list[Tensor]:
+        """The outputs of `step` for all slices, (B, D, ...), of a network without memory."""
+        flat = features.each(lambda tensor: tensor.flatten(0, 1))
+        outputs = self.step(self.start(1), flat, context.flatten(0, 1))
+        return [tensor.unflatten(0, context.shape[:2]) for tensor in outputs]
+
+    def mixed_stream(self, chunks: Iterable[DecoderFeatures]) -> Iterator[DecoderFeatures]:
+        """The features (B, n, ...) of a whole stack that comes in chunks, after mixing."""
+        chunks = iter(chunks)
+        if self.mixer is None:
+            yield from chunks
+            return
+        first = next(chunks)
+        for tensors in self.mixer.stream(chunk.tensors() for chunk in chain([first], chunks)):
+            yield first.with_tensors(tensors)
+
+    def logits_stream(self, outputs: Iterable[Chunk]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """P_seg and P_bd (B, K, n, 4h, 4w) of a whole stack, from chunks (B, n, ...) of the outputs of `step`."""
+        for decoder in self.decoders if self.mixer is not None else ():
+            outputs = decoder.mask_decoder.mixed_stream(outputs)
+        for chunk in outputs:
+            segmentation, *boundary = (logits.transpose(1, 2) for logits in chunk)
+            yield segmentation, boundary[0] if boundary else None
 
     def slice_context(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """The context (B, D, C, h, w) that slices give each other, and P_pos (B, D, D); without SRPP z and None."""
@@ -142,20 +184,23 @@ class SAM2For3dMed(nn.Module):
         draw = self.draw if self.training else 0
         return DecoderState(*(decoder.start(num_slices, draw) for decoder in self.decoders))
 
-    def step(self, state: DecoderState, features: DecoderFeatures, context: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Predict the next slice of a pass, and add its memories to `state` where later slices read them.
+    def step(self, state: DecoderState, features: DecoderFeatures, context: Tensor) -> list[Tensor]:
+        """Decode the next slice of a pass, and add its memories to `state` where later slices read them.
 
         The features lack the dimension D, and so does the slice's part of `slice_context`, (B, C, h, w).
 
         Returns:
-            Logits (B, K, 4h, 4w) of the masks, and of the boundaries or None.
+            Logits (B, K, 4h, 4w) of the masks, and of the boundaries if there is BD. With slice mixing, the tensors of
+            an `Upscaled` for each instead.
         """
         decoded = self._compute(self._decode_slice, self._to_read(state), features, context)
         for bank, found in zip(state, decoded, strict=True):
             if bank is not None and found.memory is not None:
                 bank.append(found.memory)
-        segmentation, boundary = decoded
-        return segmentation.logits, None if boundary is None else boundary.logits
+        found = [of_decoder for of_decoder in decoded if of_decoder is not None]
+        if self.mixer is None:
+            return [of_decoder.logits for of_decoder in found]
+        return [tensor for of_decoder in found for tensor in of_decoder.upscaled]
 
     def _decode_slice(
         self, state: DecoderState, features: DecoderFeatures, context: Tensor
@@ -174,6 +219,11 @@ class SAM2For3dMed(nn.Module):
     def decoders(self) -> list[SliceDecoder]:
         """The slice decoder of the segmentation, and that of BD if there is one."""
         return [self.segmentation] if self.boundary is None else [self.segmentation, self.boundary.decoder]
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a slice reads the memories of the slices before it."""
+        return self.segmentation.has_memory
 
     @property
     def device(self) -> torch.device:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sam2_3dmed.encoders.image_encoder import Features
 from sam2_3dmed.encoders.precision import in_float32
-from sam2_3dmed.model.mask_decoder import MaskDecoder, Masks, upsample
+from sam2_3dmed.model.mask_decoder import MaskDecoder, Masks, Upscaled, upsample
 from sam2_3dmed.model.memory_attention import KeyValues, MemoryAttention
 from sam2_3dmed.model.memory_bank import (
     MEMORY_CHANNELS,
@@ -31,7 +31,8 @@ class DecodedSlice(NamedTuple):
     """The output of a slice decoder for one slice."""
 
     features: Tensor  # (B, C, h, w), from which the masks are made
-    logits: Tensor  # (B, K, 4h, 4w)
+    logits: Tensor  # (B, K, 4h, 4w), without slice mixing
+    upscaled: Upscaled
     memory: Memory | None  # For the bank; None where no later slice reads it
 
 
@@ -48,13 +49,24 @@ class SliceDecoder(nn.Module):
             learnt token. Without it, as SAM2's weights need it, the slice skips memory attention, and a learnt
             embedding is added to it.
         boxes: it takes boxes as prompts.
+        slice_mixing: its mask decoder has mixers.
+        has_memory: without, each slice is decoded by itself, as SAM2 decodes images.
     """
 
     position_encoding: Tensor
     memory_position_encoding: Tensor
 
     def __init__(
-        self, sam2: Any, num_classes: int, *, pointer_time: bool, self_sorting: bool, no_memory_token: bool, boxes: bool
+        self,
+        sam2: Any,
+        num_classes: int,
+        *,
+        pointer_time: bool,
+        self_sorting: bool,
+        no_memory_token: bool,
+        boxes: bool,
+        slice_mixing: bool = False,
+        has_memory: bool = True,
     ) -> None:
         from transformers.models.sam2_video import modeling_sam2_video as upstream
 
@@ -62,8 +74,15 @@ class SliceDecoder(nn.Module):
         channels, grid = sam2.memory_attention_hidden_size, sam2.image_size // 16
         self.channels = channels
         self.self_sorting = self_sorting
-        self.no_memory_token = no_memory_token
-        mask_decoder = MaskDecoder(sam2, num_classes, predicts_iou=self_sorting, takes_boxes=boxes)
+        self.has_memory = has_memory
+        self.no_memory_token = no_memory_token and has_memory
+        mask_decoder = MaskDecoder(
+            sam2, num_classes, predicts_iou=self_sorting, takes_boxes=boxes, slice_mixing=slice_mixing
+        )
+        if not has_memory:
+            self.mask_decoder = mask_decoder
+            self.no_memory_embedding = nn.Parameter(torch.zeros(1, 1, channels))
+            return
         self.memory_attention = MemoryAttention(
             channels=channels,
             feed_forward=sam2.memory_attention_feed_forward_hidden_size,
@@ -132,7 +151,7 @@ class SliceDecoder(nn.Module):
         """
         masks = self.decode(features, fine.stride8, fine.stride4, prompts)
         memory = self.encode_memory(fine.z, masks, attended) if bank.will_be_read else None
-        return DecodedSlice(features, masks.logits, memory)
+        return DecodedSlice(features, masks.logits, masks.upscaled, memory)
 
     def decode(self, features: Tensor, stride8: Tensor, stride4: Tensor, prompts: Tensor | None = None) -> Masks:
         """The masks of one slice: see `MaskDecoder.forward`."""

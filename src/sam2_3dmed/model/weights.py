@@ -26,6 +26,8 @@ _UNUSED = re.compile(
     r"|mask_decoder\.(iou_prediction_head|pred_obj_score_head|output_hypernetworks_mlps\.[123])\."
 )
 
+_OF_MEMORY = re.compile(r"memory_|object_pointer_proj\.|temporal_positional_encoding")
+
 # Meta's names -> upstream's, applied in this order.
 _MLP = r"(mlps\.\d|obj_ptr_proj|_head)"
 _META_TO_UPSTREAM = [
@@ -111,7 +113,8 @@ def load_sam2(network: SAM2For3dMed, weights: Sam2Weights) -> None:
     given: dict[str, tuple[str, Tensor]] = {}
     for upstream, tensor in weights.state.items():
         name = _name_in_decoder(upstream)
-        if not _UNUSED.match(upstream) or f"segmentation.{name}" in places:
+        unused = _UNUSED.match(upstream) or (not network.has_memory and _OF_MEMORY.match(upstream))
+        if not unused or f"segmentation.{name}" in places:
             prefixes = ["encoder."] if name.startswith("vision_encoder.") else decoders
             given |= {prefix + name: (name, tensor) for prefix in prefixes}
     if problems := _differences(places, given):
@@ -147,7 +150,7 @@ def _name_in_decoder(upstream: str) -> str:
 
 def _shared_with_sam2(decoder: SliceDecoder) -> dict[str, Tensor]:
     """The tensors of a decoder by SAM2's names; of the hypernetworks, views of the first class's."""
-    shared = {name: tensor for name, tensor in decoder.state_dict().items() if "class_" not in name}
+    shared = {name: tensor for name, tensor in decoder.state_dict().items() if not re.search("class_|mixer", name)}
     hypernetworks = decoder.mask_decoder.class_hypernetworks
     layers = ("proj_in", "layers.0", "proj_out")
     for layer, weight, bias in zip(layers, hypernetworks.weights, hypernetworks.biases, strict=True):

@@ -84,7 +84,9 @@ def _freeze(network: SAM2For3dMed, record: Sam2Record) -> None:
 
 def _from_scratch(wanted: NetworkConfig, plan: Plan) -> tuple[SAM2For3dMed, NetworkConfig, str]:
     """Returns: the network, its complete config, and how its encoder learns if the recipe says `auto`."""
-    given: dict[str, Any] = {} if wanted.no_memory_token is not None else {"no_memory_token": True}
+    given: dict[str, Any] = {}
+    if wanted.no_memory_token is None:
+        given["no_memory_token"] = wanted.memory != "none"
     if wanted.size == "auto":
         where, given["size"] = ("GPU", "tiny") if torch.cuda.is_available() else ("CPU", "nano")
         logger.info("model.size is auto: from scratch on a %s, so %s", where, given["size"])
