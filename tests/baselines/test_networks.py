@@ -63,6 +63,8 @@ def test_unet_is_planned_as_nnunet_does() -> None:
     patch, arguments = planned("unet", THICK_CT, on_gpu=True)
     assert arguments["filters"] == [32, 64, 128, 256, 320, 320]
     assert arguments["strides"][:3] == [[1, 1, 1], [1, 2, 2], [1, 2, 2]]
+    _, arguments = planned("unet", HIPPOCAMPUS, "model.width=16", "model.patch=[32, 48, 32]")
+    assert arguments["filters"] == [16, 32, 64, 128]
 
 
 def test_nnformer_is_planned_as_published() -> None:

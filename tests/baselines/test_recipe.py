@@ -50,3 +50,9 @@ def test_settings() -> None:
 def test_what_does_not_apply(setting: str, line: str) -> None:
     with pytest.raises(ConfigError, match=f"^--set: .*{line}"):
         find_system("unet").recipe(settings=[setting])
+
+
+def test_only_the_unet_has_a_width() -> None:
+    assert find_system("unet").recipe(settings=["model.width=16"]).model.width == 16
+    with pytest.raises(ConfigError, match=r"model\.width is for unet, not for nnformer"):
+        find_system("nnformer").recipe(settings=["model.width=16"])

@@ -159,7 +159,7 @@ def all_logits(output: Tensor | Sequence[Tensor]) -> list[Tensor]:
 def _plan_unet(config: PatchConfig, outline: Outline) -> tuple[Three, dict[str, Any]]:
     voxels = outline.sized(128**3, 48**3)
     strides, kernels = halvings(outline.choose_patch((1, 1, 1), voxels), outline.spacing_mm)
-    width = outline.sized(32, 8)
+    width = config.model.width or outline.sized(32, 8)
     return outline.choose_patch(three(np.prod(strides, axis=0)), voxels), {
         "spatial_dims": 3,
         "in_channels": outline.num_channels,

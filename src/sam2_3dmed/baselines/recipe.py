@@ -39,6 +39,8 @@ class PatchModelConfig(Frozen):
     """Of the grid that volumes are resampled to, along (D, H, W)."""
     kernel: Literal[3, 5] = 3
     """Of MedNeXt's convolutions."""
+    width: Annotated[int, Field(ge=1)] | None = None
+    """Channels of the U-Net's first level; each further one has twice as many, at most 320."""
     text: str | None = None
     """Universal: a folder of a CLIP model (Hugging Face) that embeds the classes' names; none: they are learnt."""
 
@@ -102,6 +104,8 @@ class PatchConfig(Frozen):
             raise ValueError(f"model.text is for universal, not for {self.system}")
         if self.model.kernel != 3 and not self.system.startswith("mednext"):
             raise ValueError(f"model.kernel is for mednext, not for {self.system}")
+        if self.model.width is not None and self.system != "unet":
+            raise ValueError(f"model.width is for unet, not for {self.system}")
         return self
 
 

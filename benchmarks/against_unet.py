@@ -1,0 +1,152 @@
+"""SAM2-3dMed beside a 3D U-Net: validation Dice after equal processor seconds of training, on the same cases.
+
+    python benchmarks/against_unet.py Task04_Hippocampus --budgets 200 500 1000 3000 --seeds 0 1 --picture curve.png
+    python benchmarks/against_unet.py Task04_Hippocampus --budgets 60 --seeds 0            (a trial: minutes)
+
+Both sides are calls of `train` from scratch, with the split, the preprocessing and the cases that it makes. The U-Net
+is the system `unet`, MONAI's DynUNet with 16, 32, 64 and 128 channels on patches of 32 x 48 x 32: Dice and cross
+entropy with deep supervision, its augmentation, AdamW with decay. Ours is `nano` with slice mixing and without memory,
+SRPP and BD: two slabs of 24 slices a step. `--unet-set` and `--ours-set` change either.
+
+A first short and a second longer run of each side give the seconds of a step and of everything else (reading, one
+validation). A budget then decides the number of steps, over which the rate falls to its end. The table has the seconds
+that each run took. Validation cases are predicted mirrored as well. Test cases are not opened. Without arguments it
+says what it needs, and measures nothing.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+STEPS_PER_EPOCH = 10
+FIRST_STEPS, SECOND_STEPS = 10, 40
+SIDES: dict[str, tuple[str, str, int, list[str]]] = {
+    "ours": (
+        "sam2_3dmed",
+        "scratch+slice_mixing+without_memory+without_srpp+without_boundary",
+        2,
+        [
+            *("model.size=nano", "slab_slices=24", "training.single_slice_fraction=0", "training.slab_rate=1"),
+            *("inference.mode=stream", "inference.shifts=false"),
+        ],
+    ),
+    "unet": (
+        "unet",
+        "auto",
+        4,
+        [
+            *("model.width=16", "model.patch=[32, 48, 32]", "training.optimizer=adamw", "training.learning_rate=2e-3"),
+            *("training.weight_decay=0.01", "training.warmup_fraction=0.05"),
+        ],
+    ),
+}
+"""The system, its recipe, the samples in a step, and settings."""
+
+
+def make_recipe(side: str, steps: int, seed: int, changes: list[str]) -> Any:
+    from sam2_3dmed.run.systems import find_system
+
+    system, name, samples, settings = SIDES[side]
+    epochs = max(1, steps // STEPS_PER_EPOCH)
+    common = [
+        *(f"training.epochs={epochs}", f"training.validate_every={epochs}", "training.patience=none"),
+        *(f"training.samples_per_epoch={samples * STEPS_PER_EPOCH}", f"training.batch_size={samples}"),
+        *(f"training.seed={seed}", "training.workers=0", "inference.flips=true"),
+    ]
+    return find_system(system).recipe(name, [*settings, *common, *changes], from_scratch=True)
+
+
+def score(run: Path, data: Path) -> float:
+    """Mean Dice over the run's validation cases and classes."""
+    from sam2_3dmed import load_model
+    from sam2_3dmed.data.dataset import read_case, read_dataset
+    from sam2_3dmed.data.splits import Split
+    from sam2_3dmed.evaluation.metrics import dice
+
+    segmenter, names = load_model(run), Split.read(run / "split.json").validation
+    scores = []
+    for case in read_dataset(data).cases:
+        if case.name in names:
+            volume, label = read_case(case)
+            mask = segmenter(volume).array
+            scores.append([dice(mask == value, label.array == value) for value in segmenter.labels])
+    return float(np.mean(scores))
+
+
+def train_side(side: str, steps: int, seed: int, arguments: argparse.Namespace) -> tuple[Path, float]:
+    """The run folder, and the processor's seconds of its training."""
+    from sam2_3dmed import TrainRequest, train
+
+    changes = {"ours": arguments.ours_set, "unet": arguments.unet_set}[side] or []
+    recipe = make_recipe(side, steps, seed, changes)
+    out = Path(tempfile.mkdtemp(dir=arguments.folder)) / side
+    started = time.process_time()
+    train(
+        TrainRequest(
+            arguments.data, out, recipe=recipe, weights="none", system=SIDES[side][0], cache=arguments.folder / "cache"
+        )
+    )
+    return out, time.process_time() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[200, 500, 1000, 3000], help="processor seconds")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--ours-set", action="append", help="section.key=value, as for `train`")
+    parser.add_argument("--unet-set", action="append", help="the same for the U-Net")
+    parser.add_argument("--picture", type=Path, help="a PNG of Dice over seconds")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        print("nothing measured: it needs DATA, the folder of a data set; see --help")
+        return
+
+    import torch
+
+    torch.set_num_threads(1)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.folder = Path(folder)
+        for side in arguments.sides:
+            train_side(side, 1, 0, arguments)  # prepares the cases
+            first, second = (train_side(side, steps, 0, arguments)[1] for steps in (FIRST_STEPS, SECOND_STEPS))
+            of_step = (second - first) / (SECOND_STEPS - FIRST_STEPS)
+            others = max(0.0, first - FIRST_STEPS * of_step)
+            print(f"{side}: {of_step:.3f} seconds a step, {others:.0f} for everything else", flush=True)
+            for seed in arguments.seeds:
+                for budget in arguments.budgets:
+                    steps = max(STEPS_PER_EPOCH, int((budget - others) / of_step))
+                    run, seconds = train_side(side, steps, seed, arguments)
+                    row = {"side": side, "seed": seed, "budget": budget, "steps": steps, "seconds": round(seconds)}
+                    found.append(row | {"dice": round(score(run, arguments.data), 4)})
+                    print(json.dumps(found[-1]), flush=True)
+    if arguments.picture:
+        draw(found, arguments.picture)
+
+
+def draw(found: list[dict[str, Any]], path: Path) -> None:
+    """Dice over seconds: a dot for each run, and a line through the means of each budget."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for side, colour in zip(SIDES, ("tab:blue", "tab:orange"), strict=True):
+        rows = [row for row in found if row["side"] == side]
+        budgets = sorted({row["budget"] for row in rows})
+        means = [[np.mean([r[key] for r in rows if r["budget"] == b]) for b in budgets] for key in ("seconds", "dice")]
+        axes.plot(*means, color=colour, label={"ours": "SAM2-3dMed", "unet": "3D U-Net (DynUNet)"}[side])
+        axes.scatter([row["seconds"] for row in rows], [row["dice"] for row in rows], color=colour)
+    axes.set(xscale="log", xlabel="processor seconds of training", ylabel="mean Dice, validation cases")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    main()
