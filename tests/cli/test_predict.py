@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +162,7 @@ class TestCodes:
             found = segment_codes(dcmread(tmp_path / "out" / "study.seg.dcm"))
             assert {name: code for name, code in found.items() if code != UNKNOWN} == codes
             assert entries(tmp_path / "out")[-1]["options"]["codes"] == {
-                name: asdict(code) for name, code in codes.items()
+                name: code._asdict() for name, code in codes.items()
             }
         assert "1 of them by an earlier run" in predict(*given, *options).output
 

@@ -40,6 +40,7 @@ import logging, os, resource, sys
 import numpy as np, torch
 from sam2_3dmed.config import InferenceConfig, NetworkConfig
 from sam2_3dmed.inference.predictor import slice_logits
+from sam2_3dmed.inference.tta import Forward
 from sam2_3dmed.model.build import build_network
 logging.basicConfig(level=logging.WARNING, format="%(message)s")
 torch.manual_seed(0)

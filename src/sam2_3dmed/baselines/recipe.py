@@ -108,6 +108,13 @@ class PatchConfig(Frozen):
             raise ValueError(f"model.width is for unet, not for {self.system}")
         return self
 
+    @property
+    def names(self) -> str | None:
+        """How the network uses the names of classes; None if it does not."""
+        if self.system != "universal":
+            return None
+        return "learnt" if self.model.text is None else "embedded by CLIP"
+
 
 class Intensities(Frozen):
     """Mean and standard deviation of a channel after `Preprocessing`; none: those of each volume."""

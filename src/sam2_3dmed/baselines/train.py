@@ -173,7 +173,6 @@ def plan_spec(config: PatchConfig, plan: Plan, cases: Sequence[GriddedCase]) -> 
     patch, arguments = plan_network(config, outlined)
     kinds = [channel.normalisation for channel in plan.channels]
     pairs = ((np.asarray(case.cached.image), np.asarray(case.cached.label)) for case in cases)
-    text = "learnt" if config.model.text is None else "embedded by CLIP"
     return PatchSpec(
         system=config.system,
         size=outlined.size,
@@ -182,7 +181,7 @@ def plan_spec(config: PatchConfig, plan: Plan, cases: Sequence[GriddedCase]) -> 
         intensities=tuple(intensities(kinds, pairs)),
         num_classes=plan.num_classes,
         network=arguments,
-        text=text if config.system == "universal" else None,
+        text=config.names,
     )
 
 

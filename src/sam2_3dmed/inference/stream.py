@@ -56,7 +56,7 @@ def _one_pass(
     forward: Forward, encode: Encode, slab_slices: int, reverse: bool, on_positions: OnPositions
 ) -> Iterator[tuple[int, Tensor]]:
     order = range(len(forward.slices))[:: -1 if reverse else 1]
-    mixed = _in_chunks(forward.mix(_features(forward.chunk, encode, order)), slab_slices)
+    mixed = _in_chunks(forward.mix(_features(min(forward.chunk, slab_slices), encode, order)), slab_slices)
     yield from zip(order, forward.logits(_outputs(forward, mixed, order, on_positions)), strict=True)
 
 

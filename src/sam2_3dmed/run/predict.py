@@ -161,7 +161,8 @@ def _job_of_run(request: PredictRequest) -> tuple[Job, list[Input]]:
     job = _job(request, load, record.plan.labels, codes)
     if request.out is not None:
         options = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
-        options |= {"format": request.format, "codes": job.mask_format.codes}
+        named = {name: code._asdict() for name, code in job.mask_format.codes.items()}
+        options |= {"format": request.format, "codes": named}
         folders = {"auxiliary": request.save_auxiliary, "probabilities": request.probabilities}
         options |= {name: True for name, wanted in folders.items() if wanted}
         files = checksum(model_files(run, backend))
