@@ -1,8 +1,8 @@
-"""One pass through a whole stack with SAM2's memory: the first slice and the latest ones (reading 6).
+"""One pass through a whole stack, with SAM2's memory of the first slice and the latest ones (reading 6) or without.
 
-Memory holds a chunk of D slices and the memory bank, however long the stack is. For both directions, the logits of the
-first pass wait in 16 bits, and the features wait so that no slice is encoded twice. Both stay in memory while they are
-small, and go to a temporary file otherwise.
+Memory holds a chunk of D slices, the memory bank, and the neighbours that slice mixing waits for, however long the
+stack is. For both directions, the logits of the first pass wait in 16 bits, and the features wait so that no slice is
+encoded twice. Both stay in memory while they are small, and go to a temporary file otherwise.
 """
 
 from __future__ import annotations
