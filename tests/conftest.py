@@ -138,7 +138,9 @@ def write_random_run():
     return _write_random_run
 
 
-def _write_random_run(folder: Path, *, num_classes: int = 2, parts: bool = True, seed: int = 0) -> Path:
+def _write_random_run(
+    folder: Path, *, num_classes: int = 2, parts: bool = True, seed: int = 0, changes: tuple[str, ...] = ()
+) -> Path:
     """A run folder of a nano network with random weights, 64 pixels, D = 3. parts: with SRPP and BD.
 
     What is zero in a new network is random, too, so that every part has its say.
@@ -152,7 +154,7 @@ def _write_random_run(folder: Path, *, num_classes: int = 2, parts: bool = True,
     channel = ChannelPlan(name="MRI", normalisation="fixed", low=-100, high=200)
     labels = {value: f"organ {value}" for value in range(1, num_classes + 1)}
     settings = ["model.size=nano", "model.image_size=64", "slab_slices=3"]
-    settings += [] if parts else ["model.srpp=false", "model.boundary=false"]
+    settings += [*([] if parts else ["model.srpp=false", "model.boundary=false"]), *changes]
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         plan = Plan(dataset="Random", channels=(channel,), labels=labels)

@@ -106,6 +106,18 @@ def test_the_guides_way_to_run_it_without_our_package(
     assert 0 < np.count_nonzero(expected) < expected.size
 
 
+def test_slice_mixing_without_memory_gives_the_same_masks(write_random_run, tmp_path: Path) -> None:
+    run = write_random_run(tmp_path / "run", changes=("model.slice_mixing=true", "model.memory=none"))
+    export_run(run, tmp_path / "onnx")
+    slices = np.random.default_rng(0).random((5, 1, 40, 50), dtype=np.float32)
+    masks = [
+        load_model(folder, backend=backend, precision="32").predict_slices(slices)
+        for folder, backend in ((run, "pytorch"), (tmp_path / "onnx", "onnxruntime"))
+    ]
+    assert (masks[0] == masks[1]).mean() > 0.999
+    assert np.count_nonzero(masks[0]) > 0
+
+
 def test_a_memory_that_draws_random_numbers_is_refused(write_random_run, tmp_path: Path) -> None:
     run = write_random_run(tmp_path / "run", parts=False)
     text = (run / "config.yaml").read_text()

@@ -239,7 +239,7 @@ def _exportable(run: Path, folder: Path, lengths: Sequence[int]) -> Sam2Record:
     require_onnx("onnx", "onnxruntime")
     record = read_sam2_record(run, "export")
     model = record.recipe.model
-    if model.memory != "recent":
+    if model.memory == "self_sorting":
         raise ConfigError(f"{run}: model.memory {model.memory} draws random numbers and cannot become ONNX")
     if record.needs_reference:
         raise ConfigError(f"{run}: takes boxes (model.box_every), for which an exported file has no input")

@@ -122,9 +122,17 @@ class OnnxNetwork:
 
     device = torch.device("cpu")
     needs_reference = False
-    has_memory = True
 
-    def __init__(self, folder: Path, *, run_sha256: str, model_sha256: str | None = None, slab_slices: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        run_sha256: str,
+        model_sha256: str | None = None,
+        slab_slices: int,
+        has_memory: bool = True,
+    ) -> None:
+        self.has_memory = has_memory
         self._folder = folder
         self._run_sha256 = run_sha256
         self._model_sha256 = model_sha256

@@ -41,6 +41,7 @@ def load_onnx(folder: Path, record: Sam2Record, **settings: Any) -> Predictor:
         run_sha256=record.sha256(),
         model_sha256=checksum([folder / MODEL_FILE]) if (folder / MODEL_FILE).is_file() else None,
         slab_slices=record.recipe.slab_slices or record.plan.slab_slices,
+        has_memory=record.recipe.model.memory != "none",
     )
     # It has what slabs mode uses of a network, and `require` refuses all other settings.
     predictor = make_predictor(cast(SAM2For3dMed, network), record, **settings)
