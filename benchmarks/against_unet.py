@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accuracy_screen import score
 
 STEPS_PER_EPOCH = 10
 FIRST_STEPS, SECOND_STEPS = 10, 40
@@ -59,23 +60,6 @@ def make_recipe(side: str, steps: int, seed: int, changes: list[str]) -> Any:
         *(f"training.seed={seed}", "training.workers=0", "inference.flips=true"),
     ]
     return find_system(system).recipe(name, [*settings, *common, *changes], from_scratch=True)
-
-
-def score(run: Path, data: Path) -> float:
-    """Mean Dice over the run's validation cases and classes."""
-    from sam2_3dmed import load_model
-    from sam2_3dmed.data.dataset import read_case, read_dataset
-    from sam2_3dmed.data.splits import Split
-    from sam2_3dmed.evaluation.metrics import dice
-
-    segmenter, names = load_model(run), Split.read(run / "split.json").validation
-    scores = []
-    for case in read_dataset(data).cases:
-        if case.name in names:
-            volume, label = read_case(case)
-            mask = segmenter(volume).array
-            scores.append([dice(mask == value, label.array == value) for value in segmenter.labels])
-    return float(np.mean(scores))
 
 
 def train_side(side: str, steps: int, seed: int, arguments: argparse.Namespace) -> tuple[Path, float]:
@@ -125,7 +109,7 @@ def main() -> None:
                     steps = max(STEPS_PER_EPOCH, int((budget - others) / of_step))
                     run, seconds = train_side(side, steps, seed, arguments)
                     row = {"side": side, "seed": seed, "budget": budget, "steps": steps, "seconds": round(seconds)}
-                    found.append(row | {"dice": round(score(run, arguments.data), 4)})
+                    found.append(row | {"dice": round(float(score(run, arguments.data).mean()), 4)})
                     print(json.dumps(found[-1]), flush=True)
     if arguments.picture:
         draw(found, arguments.picture)

@@ -125,7 +125,7 @@ class SAM2For3dMed(nn.Module):
         return DecoderFeatures(features.z, *fine)
 
     def decode_slabs(self, features: DecoderFeatures) -> Prediction:
-        """Predict slabs of D slices: SRPP's context of all slices first, then slice by slice."""
+        """Predict slabs of D slices: SRPP's context first, then slice by slice, or all at once without memory."""
         depth, at_once = features.z.shape[1], self.encoder.slices_at_once
         if depth == 1 and self._checkpoints and at_once is not None and len(features.z) > at_once:
             # A single slice has no later step that could be computed again alone, so a few slices take a step's place.
