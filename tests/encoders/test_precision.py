@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam2_3dmed.encoders.precision import bf16_is_fast, in_float32
+from sam2_3dmed.encoders.precision import bf16_is_fast, in_float32, pad_short_stacks
 from sam2_3dmed.model.network import SAM2For3dMed
 
 bf16 = partial(torch.autocast, "cpu", torch.bfloat16)
@@ -72,3 +72,22 @@ def types_of_products(network: nn.Module) -> dict[str, torch.dtype]:
         if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
             module.register_forward_hook(partial(note, name=name))
     return seen
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_the_gradient_of_a_short_stack(depth: int) -> None:
+    """Of the weights of a 3D convolution in bf16; torch leaves a part of it unfilled at 2 slices."""
+    torch.manual_seed(0)
+    convolution = nn.Conv3d(32, 32, 3, padding=1)
+    x, weight = torch.randn(1, 32, depth, 8, 8), torch.randn(1, 32, depth, 8, 8)
+
+    def gradient() -> Tensor:
+        return torch.autograd.grad((convolution(x) * weight).sum(), convolution.weight)[0]
+
+    expected = gradient()
+    pad_short_stacks(convolution)
+    with bf16():
+        for _ in range(4):
+            unfilled = [torch.full((size,), float("nan")) for size in (100, 10_000, 30_000, 1_000_000)]
+            del unfilled
+            torch.testing.assert_close(gradient(), expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))

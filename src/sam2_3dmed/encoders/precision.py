@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Result = TypeVar("Result")
 
@@ -34,3 +34,20 @@ def in_float32(part: Callable[..., Result], *tensors: Tensor) -> Result:
         return part(*tensors)
     with torch.autocast(device, enabled=False):
         return part(*(tensor.float() for tensor in tensors))
+
+
+def pad_short_stacks(network: nn.Module) -> None:
+    """Pad stacks of fewer slices than a 3D convolution's kernel before they come to it, with the zeros that it adds.
+
+    For training in bf16 on a CPU: torch 2.13 does not fill all of the weights' gradient if the convolution itself pads
+    so short a stack (findings/torch_conv3d_bf16_weight_gradient.sh). The output is the same.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            module.register_forward_pre_hook(_choose_padding)
+
+
+def _choose_padding(convolution: nn.Conv3d, inputs: tuple[Tensor, ...]) -> None:
+    # Conv3d pads beforehand in any mode but "zeros".
+    short = inputs[0].shape[-3] < convolution.kernel_size[0]
+    convolution.padding_mode = "constant" if short else "zeros"  # type: ignore[assignment]

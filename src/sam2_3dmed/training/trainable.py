@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.data.cache import CachedCase
-from sam2_3dmed.encoders.precision import use_bf16
+from sam2_3dmed.encoders.precision import pad_short_stacks, use_bf16
 from sam2_3dmed.errors import TrainingError
 from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.training.distributed import gather
@@ -155,6 +155,8 @@ class Learner:
         self.bf16 = use_bf16(self.config.precision, fabric.device.type)
         trainable.to(fabric.device)
         trainable.network.train()
+        if self.bf16 and fabric.device.type == "cpu":
+            pad_short_stacks(trainable.network)
         self.optimizer, self.schedule = trainable.configure_optimizers()
         self.module = fabric.setup_module(trainable)
 
