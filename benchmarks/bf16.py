@@ -2,7 +2,7 @@
 
 python benchmarks/bf16.py runs/Task04_Hippocampus Task04_Hippocampus --cases 10
 
-The volumes are the run's test cases. On a processor without bf16 instructions the numbers are the same, only slower.
+The volumes are the run's test cases. On a processor without AMX the numbers are the same, only slower.
 Without arguments it says what it needs, and measures nothing.
 """
 

@@ -201,10 +201,10 @@ def main() -> None:
     with memories_in_float32(model):
         exact = torch.stack(list(their_side(model, prepared)))
     theirs, their_seconds = logits["transformers, fp32"], seconds["transformers, fp32"]
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    amx = torch.cpu._is_amx_tile_supported()
     print(
         f"{size}, {image_size} px, {arguments.slices} slices, {arguments.threads} thread(s), load "
-        f"{os.getloadavg()[0]:.1f}; bf16 instructions: {'yes' if fast else 'no'}; "
+        f"{os.getloadavg()[0]:.1f}; AMX: {'yes' if amx else 'no'}; "
         f"{arguments.weights or f'random weights of gain {arguments.gain}'}; "
         f"foreground {(theirs > 0).float().mean():.2f}; standard deviation of a logit {theirs.std():.2f}"
     )

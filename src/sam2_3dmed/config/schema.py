@@ -17,7 +17,7 @@ Positive = Annotated[float, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0)]
 Volume = Annotated[float, Field(ge=0)]
 Precision = Annotated[Literal["auto", "32", "bf16"], BeforeValidator(lambda value: "32" if value == 32 else value)]
-"""`auto`: bf16 autocast where the processor or GPU has fast bf16, else 32."""
+"""`auto`: bf16 autocast on a GPU with bf16 and on a processor with AMX, else 32."""
 
 
 class Frozen(BaseModel):
@@ -216,7 +216,7 @@ class TrainingConfig(Frozen):
     clip_gradient_norm: Positive | None = 1.0
     """Largest norm of all gradients; larger ones are scaled down. None: no limit."""
     precision: Precision = "auto"
-    """`auto`: bf16 autocast where the processor or GPU has fast bf16, else 32 bit."""
+    """`auto`: bf16 autocast on a GPU with bf16 and on a processor with AMX, else 32 bit."""
     foreground_fraction: Fraction = 0.5
     """Share of the draws that are centred on foreground (reading 6)."""
     validate_every: Annotated[int, Field(ge=1)] = 5
@@ -291,7 +291,7 @@ class InferenceConfig(Frozen):
     """Each slice passes four times, shifted by half a logit towards each corner; the logits are averaged. With flips,
     two of the four are mirrored at no extra cost."""
     precision: Precision = "auto"
-    """`auto`: bf16 autocast where the processor or GPU has fast bf16, else 32 bit."""
+    """`auto`: bf16 autocast on a GPU with bf16 and on a processor with AMX, else 32 bit."""
     compile: bool = False
     """Compile the network first. This takes minutes, which pay off over hundreds of slices."""
     largest_component: bool | tuple[str, ...] = False
