@@ -63,6 +63,18 @@ def test_help_needs_no_torch() -> None:
     assert done.stdout.endswith("False False\n")
 
 
+@pytest.mark.parametrize(("variables", "rounds"), [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+def test_threads_that_wait_soon_sleep(variables: dict[str, str], rounds: str, tmp_path: Path) -> None:
+    """GNU OpenMP itself says how many rounds it waits awake. A user's own number stays."""
+    if sys.platform != "linux":
+        pytest.skip("torch has GNU OpenMP on Linux")
+    command = [sys.executable, "-m", "sam2_3dmed", "predict", "scan.nii.gz", "-o", "masks", "--model", tmp_path]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    environment |= {"OMP_DISPLAY_ENV": "verbose", **variables}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert f"GOMP_SPINCOUNT = '{rounds}'" in done.stderr
+
+
 def test_a_broken_package_costs_only_its_own_command(tmp_path: Path) -> None:
     (tmp_path / "stranger-1.dist-info").mkdir()
     (tmp_path / "stranger-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger\nVersion: 1\n")
