@@ -37,14 +37,14 @@ def link_cases(run: Path, data: Path, num_cases: int, folder: Path) -> None:
 
 def start_anew(run: Path, settings: list[str], seed: int, folder: Path) -> Any:
     """Write a run with the trained encoder and everything else new. Returns: the recipe."""
-    from sam2_3dmed.config import scratch, with_settings
+    from sam2_3dmed.config import paper_scratch, with_settings
     from sam2_3dmed.run.build_model import make_model
     from sam2_3dmed.run.run_folder import MODEL_FILE, read_record, read_weights, save_model
     from sam2_3dmed.training.distributed import seed_all
 
     record = read_record(run)
     model = [f"model.size={record.recipe.model.size}", f"model.image_size={record.recipe.model.image_size}"]
-    recipe = with_settings(scratch(), [*model, *settings])
+    recipe = with_settings(paper_scratch(), [*model, *settings])
     seed_all(seed)
     plain = with_settings(recipe, ["feature_cache.views=0"])
     network, made = make_model(plain, record.plan, "none")

@@ -68,17 +68,17 @@ def logits(network: SAM2For3dMed) -> Tensor:
 
 def test_lora_leaves_plain_weights_in_which_only_the_attention_moved(train, blob_run: Path) -> None:
     projections = {f"backbone.blocks.{block}.attn.{part}.weight" for block in range(5) for part in ("qkv", "proj")}
-    assert moved(train("scratch+lora+ema"), blob_run) == projections
+    assert moved(train("paper_scratch+lora+ema"), blob_run) == projections
 
 
 def test_the_last_stage_moves_and_what_lies_before_it_keeps_its_last_bit(train, blob_run: Path) -> None:
-    names = moved(train("scratch+last_stage"), blob_run)
+    names = moved(train("paper_scratch+last_stage"), blob_run)
     assert names
     assert all(name.removeprefix("backbone.").startswith(LAST_STAGE) for name in names)
 
 
 def test_merged_weights_predict_what_the_adapters_did_and_need_no_peft(train, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = train("scratch+lora+ema")
+    run = train("paper_scratch+lora+ema")
     adapted = remake_model(read_record(run))
     best = best_state(run / "checkpoints")["state_dict"]
     adapted.load_state_dict({name.removeprefix("network."): tensor for name, tensor in best.items()})
@@ -88,7 +88,7 @@ def test_merged_weights_predict_what_the_adapters_did_and_need_no_peft(train, mo
     torch.testing.assert_close(logits(merged), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["scratch+lora+ema", "scratch+last_stage"])
+@pytest.mark.parametrize("name", ["paper_scratch+lora+ema", "paper_scratch+last_stage"])
 def test_a_resumed_run_equals_an_uninterrupted_one(train, blobs: Path, tmp_path: Path, name: str) -> None:
     straight = train(name)
     cut = Path(shutil.copytree(straight, tmp_path / "cut"))
@@ -103,9 +103,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(train, blobs: Path, tmp_path:
 
 @pytest.mark.parametrize("how", ["frozen", "lora", "last_stage"])
 def test_a_run_starts_from_one_that_adapted_its_encoder(train, how: str) -> None:
-    run = train("scratch+lora+ema")
+    run = train("paper_scratch+lora+ema")
     plan = read_record(run).plan
-    network, record = make_model(with_settings(read_recipe("scratch"), [f"training.encoder={how}"]), plan, str(run))
+    network, record = make_model(
+        with_settings(read_recipe("paper_scratch"), [f"training.encoder={how}"]), plan, str(run)
+    )
     torch.testing.assert_close(logits(network), logits(load_model(run).network), atol=1e-5, rtol=1e-5)
     assert record.recipe.training.encoder == how
     assert network.encoder.frozen == (how == "frozen")

@@ -34,7 +34,7 @@ SETTINGS += ["inference.direction=both", "inference.flips=true"]
 
 
 def trained(data: Path, folder: Path, *settings: str) -> Path:
-    config = with_settings(read_recipe("scratch+medsam2_boxes"), [*SETTINGS, *settings])
+    config = with_settings(read_recipe("paper_scratch+medsam2_boxes"), [*SETTINGS, *settings])
     run = train(TrainRequest(data, folder, recipe=config, weights="none", cache=folder.parent / "cache"))
     assert run is not None
     return run

@@ -1,16 +1,18 @@
 """Where training starts: from scratch, or strictly from a run of ours (SAM2's weights: model/test_weights.py)."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from sam2_3dmed.config import ChannelPlan, Plan, RunConfig, paper, with_settings
 from sam2_3dmed.errors import WeightsError
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.run_config import Sam2Record
-from sam2_3dmed.run.run_folder import load_model, save_model
+from sam2_3dmed.run.run_folder import MODEL_FILE, load_model, read_weights, save_model
 
 CHANNEL = ChannelPlan(name="CT", normalisation="fixed", low=-100, high=200)
 
@@ -99,6 +101,21 @@ def test_a_run_of_another_size_is_refused(run: Path) -> None:
         make_model(recipe("model.size=tiny"), plan(), str(run))
 
 
-def test_other_switches_name_the_keys(run: Path) -> None:
-    with pytest.raises(WeightsError, match=r"not the weights of this model: Unexpected key.*srpp\.slice_encoder"):
-        make_model(recipe("model.srpp=false"), plan(), str(run))
+def test_parts_that_a_run_lacks_start_fresh_and_others_are_left_out(run: Path, caplog) -> None:
+    with caplog.at_level("INFO", "sam2_3dmed"):
+        started, _ = make_model(recipe("model.srpp=false", "model.slice_mixing=true"), plan(), str(run))
+    assert "model.srpp=True, model.slice_mixing=False: parts that it lacks start fresh" in caplog.text
+    assert started.srpp is None
+    assert not started.mixer.conv2.weight.any()
+    before = read_weights(run / MODEL_FILE)
+    for name, tensor in started.state_dict().items():
+        assert "mixer" in name or torch.equal(tensor, before[name])
+
+
+def test_weights_that_are_not_those_of_their_record_name_the_keys(run: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(run, tmp_path / "broken"))
+    weights = read_weights(run / MODEL_FILE)
+    name = next(name for name in weights if name.startswith("srpp."))
+    save_file({other: tensor for other, tensor in weights.items() if other != name}, broken / MODEL_FILE)
+    with pytest.raises(WeightsError, match=rf"not the weights of this model: Missing key.*{name}"):
+        make_model(recipe(), plan(), str(broken))

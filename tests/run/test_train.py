@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from sam2_3dmed.baselines.train import PatchRun
 from sam2_3dmed.cli import main as cli
-from sam2_3dmed.config import RunConfig, SplitConfig, scratch, with_settings
+from sam2_3dmed.config import RunConfig, SplitConfig, paper_scratch, with_settings
 from sam2_3dmed.data.splits import Split, split_cases
 from sam2_3dmed.dicom.codes import UNKNOWN, Code
 from sam2_3dmed.dicom.segmentation import segment_codes
@@ -40,7 +40,7 @@ QUICK = [
 
 
 def config(*settings: str) -> RunConfig:
-    return with_settings(scratch(), [*QUICK, *settings])
+    return with_settings(paper_scratch(), [*QUICK, *settings])
 
 
 @pytest.fixture(scope="module")

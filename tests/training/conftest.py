@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from sam2_3dmed.config import LossConfig, RunConfig, scratch, with_settings
+from sam2_3dmed.config import LossConfig, RunConfig, paper_scratch, with_settings
 
 if TYPE_CHECKING:
     from sam2_3dmed.training.slab_training import SlabTraining
@@ -32,8 +32,8 @@ QUICK = [
 
 @pytest.fixture(scope="session")
 def quick() -> Callable[..., RunConfig]:
-    """The recipe `scratch` cut down; more settings as arguments."""
-    return lambda *settings: with_settings(scratch(), [*QUICK, *settings])
+    """The recipe `paper_scratch` cut down; more settings as arguments."""
+    return lambda *settings: with_settings(paper_scratch(), [*QUICK, *settings])
 
 
 @pytest.fixture(scope="session")
@@ -154,7 +154,7 @@ def make_module() -> Callable[..., "SlabTraining"]:
             slab_slices=3,
             config=InferenceConfig(precision="32"),
         )
-        training = scratch().training.model_copy(update=changes)
+        training = paper_scratch().training.model_copy(update=changes)
         return SlabTraining(
             predictor,
             DataLoader([], batch_sampler=Division(samples_per_epoch=5, batch_size=1)),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam2_3dmed.config import scratch, with_settings
+from sam2_3dmed.config import paper_scratch, with_settings
 from sam2_3dmed.encoders.precision import use_bf16
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.run.run_folder import MODEL_FILE, read_weights
@@ -94,7 +94,7 @@ def test_bf16_is_chosen_by_hand_or_by_the_processor() -> None:
 
 
 SETTINGS = [
-    *("model.size=nano", "model.image_size=64", "slab_slices=2", "model.boundary=false"),
+    *("model.size=nano", "model.slice_mixing=true", "model.image_size=64", "slab_slices=2", "model.boundary=false"),
     *("training.epochs=2", "training.single_slice_fraction=0.5", "training.validate_every=1"),
     # Seven slabs in batches of four: shares of 2 and 2, then of 1 and 2. SGD, since AdamW and Muon turn the rounding
     # errors of gradients that should be zero (those of keys' biases) into steps of full length.
@@ -108,7 +108,7 @@ def train(
     data: Path, out: Path, *options: str, starter: tuple[str, ...] = (), program: tuple[str, ...] = ("-m", "sam2_3dmed")
 ) -> subprocess.CompletedProcess[str]:
     command = [*(starter or (sys.executable,)), *program, "train", str(data), "--out", str(out)]
-    command += ["--recipe", "scratch", "--weights", "none", *options]
+    command += ["--recipe", "paper_scratch", "--weights", "none", *options]
     command += [word for setting in SETTINGS for word in ("--set", setting)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
@@ -153,7 +153,7 @@ def unequal_blobs(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="module")
 def alone(unequal_blobs: Path) -> Path:
     folder = unequal_blobs.parent / "alone"
-    train_run(TrainRequest(unequal_blobs, folder, recipe=with_settings(scratch(), SETTINGS), weights="none"))
+    train_run(TrainRequest(unequal_blobs, folder, recipe=with_settings(paper_scratch(), SETTINGS), weights="none"))
     return folder
 
 

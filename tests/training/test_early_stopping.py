@@ -2,7 +2,7 @@
 
 import pytest
 
-from sam2_3dmed.config import scratch
+from sam2_3dmed.config import paper_scratch
 from sam2_3dmed.training.loop import EarlyStopping
 from sam2_3dmed.training.optimizer import Cooldown
 from sam2_3dmed.training.trainable import Progress
@@ -12,7 +12,7 @@ class Run:
     """Five steps an epoch, a validation after each."""
 
     def __init__(self, epochs: int, **changes: object) -> None:
-        config = scratch().training.model_copy(update={"epochs": epochs, "validate_every": 5, **changes})
+        config = paper_scratch().training.model_copy(update={"epochs": epochs, "validate_every": 5, **changes})
         self.cooldown = Cooldown()
         self.stopping = EarlyStopping(config, self.cooldown, 5)
         self.progress = Progress()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sam2_3dmed.config import scratch, with_settings
+from sam2_3dmed.config import paper_scratch, with_settings
 from sam2_3dmed.run.run_folder import read_record, read_weights
 from sam2_3dmed.run.train import TrainRequest, train
 from sam2_3dmed.training.checkpoints import is_whole, saved_states, step_of
@@ -21,6 +21,7 @@ STEPS = 3
 """An epoch."""
 SETTINGS = [
     "model.size=nano",
+    "model.slice_mixing=true",
     "model.image_size=64",
     "slab_slices=2",
     "training.epochs=3",
@@ -58,7 +59,8 @@ def killed(step: int, name: str) -> str:
 
 def anew(data: Path, folder: Path, *settings: str) -> list[object]:
     """The arguments of a new run."""
-    return ["train", data, "--out", folder, "--weights", "none", *(f"--set={s}" for s in [*SETTINGS, *settings])]
+    start = ["train", data, "--out", folder, "--recipe", "paper_scratch", "--weights", "none"]
+    return [*start, *(f"--set={s}" for s in [*SETTINGS, *settings])]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +86,7 @@ def test_killed_twice_it_equals_an_uninterrupted_run(
     settings: tuple[str, ...], blobs: Path, root: Path, command_line: CommandLine
 ) -> None:
     folder, straight = (root / f"{name}{len(settings)}" for name in ("killed", "straight"))
-    config = with_settings(scratch(), [*SETTINGS, *settings])
+    config = with_settings(paper_scratch(), [*SETTINGS, *settings])
     train(TrainRequest(blobs, straight, recipe=config, weights="none"))
     status, output = command_line(
         *anew(blobs, folder, EVERY_STEP, *settings), before=killed(1, "SIGTERM")

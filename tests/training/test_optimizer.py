@@ -5,7 +5,7 @@ import math
 import pytest
 from torch import nn
 
-from sam2_3dmed.config import scratch
+from sam2_3dmed.config import paper_scratch
 from sam2_3dmed.training.optimizer import Cooldown, learning_rate_factor, make_optimizer, make_schedule
 
 
@@ -30,7 +30,7 @@ def test_learning_rate(step: int, warmup: float, final: float, expected: float) 
 def test_another_shape_of_the_fall() -> None:
     factors = [learning_rate_factor(step, 100, 0.1, 0.2, lambda progress: 1 - progress) for step in (4, 50, 100)]
     assert factors == pytest.approx([0.5 * (0.2 + 0.8 * 0.96), 0.6, 0.2])
-    config = scratch().training.model_copy(update={"warmup_fraction": 0.0})
+    config = paper_scratch().training.model_copy(update={"warmup_fraction": 0.0})
     linear = make_schedule(
         make_optimizer(nn.Linear(1, 1), config), config, 0, 10, falling=lambda progress: 1 - progress
     )
@@ -38,7 +38,7 @@ def test_another_shape_of_the_fall() -> None:
 
 
 def test_each_part_of_the_run_has_its_own_schedule() -> None:
-    config = scratch().training.model_copy(update={"slab_rate": 0.25})
+    config = paper_scratch().training.model_copy(update={"slab_rate": 0.25})
     schedule = make_schedule(make_optimizer(nn.Linear(1, 1), config), config, 15, 5)
     (rate,) = schedule.lr_lambdas
     assert [rate(step) for step in range(15)] == [learning_rate_factor(step, 15, 0.05, 0.1) for step in range(15)]
@@ -47,7 +47,7 @@ def test_each_part_of_the_run_has_its_own_schedule() -> None:
 
 
 def test_a_cooldown_goes_from_the_rate_as_it_is_to_the_final_one() -> None:
-    config = scratch().training.model_copy(update={"slab_rate": 0.25})
+    config = paper_scratch().training.model_copy(update={"slab_rate": 0.25})
     cooldown = Cooldown()
     schedule = make_schedule(make_optimizer(nn.Linear(1, 1), config), config, 15, 100, cooldown)
     (rate,) = schedule.lr_lambdas
@@ -63,7 +63,7 @@ def test_a_cooldown_goes_from_the_rate_as_it_is_to_the_final_one() -> None:
 def test_the_optimiser_holds_what_trains() -> None:
     network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
     network[0].requires_grad_(False)
-    (group,) = make_optimizer(network, scratch().training).param_groups
+    (group,) = make_optimizer(network, paper_scratch().training).param_groups
     assert {id(p) for p in group["params"]} == {id(p) for p in network[1].parameters()}
     assert group["lr"] > 0
 
@@ -73,7 +73,7 @@ def test_the_encoder_has_a_rate_for_each_layer() -> None:
     network = nn.Sequential(*(nn.Linear(2, 2) for _ in range(4)))
     network[1].bias.requires_grad_(False)
     layers = [list(layer.parameters()) for layer in network[:3]]
-    config = scratch().training.model_copy(update={"learning_rate": 1.0, "encoder_rate": 0.5, "layer_decay": 0.1})
+    config = paper_scratch().training.model_copy(update={"learning_rate": 1.0, "encoder_rate": 0.5, "layer_decay": 0.1})
     groups = make_optimizer(network, config, layers).param_groups
     assert [group["lr"] for group in groups] == pytest.approx([1.0, 0.005, 0.05, 0.5])
     expected = [list(network[3].parameters()), layers[0], [network[1].weight], layers[2]]
@@ -83,7 +83,7 @@ def test_the_encoder_has_a_rate_for_each_layer() -> None:
 
 def test_every_rate_follows_the_schedule() -> None:
     network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
-    config = scratch().training.model_copy(update={"encoder_rate": 0.1, "warmup_fraction": 0.0})
+    config = paper_scratch().training.model_copy(update={"encoder_rate": 0.1, "warmup_fraction": 0.0})
     optimizer = make_optimizer(network, config, [list(network[0].parameters())])
     schedule = make_schedule(optimizer, config, 0, 10)
     for _ in range(5):
@@ -108,7 +108,9 @@ def test_muon_is_for_matrices_that_mix_channels() -> None:
     )
     network["convolution"].bias.requires_grad_(False)
     network["pixels"].bias.requires_grad_(False)
-    config = scratch().training.model_copy(update={"optimizer": "muon", "encoder_rate": 0.5, "learning_rate": 1.0})
+    config = paper_scratch().training.model_copy(
+        update={"optimizer": "muon", "encoder_rate": 0.5, "learning_rate": 1.0}
+    )
     encoder = [list(network["linear"].parameters())]
     groups = make_optimizer(network, config, encoder).param_groups
     names = {parameter: name for name, parameter in network.named_parameters()}
@@ -124,5 +126,5 @@ def test_muon_is_for_matrices_that_mix_channels() -> None:
 
 def test_equal_rates_are_one_group_in_the_networks_order() -> None:
     network = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
-    (group,) = make_optimizer(network, scratch().training, [list(network[0].parameters())]).param_groups
+    (group,) = make_optimizer(network, paper_scratch().training, [list(network[0].parameters())]).param_groups
     assert list(map(id, group["params"])) == list(map(id, network.parameters()))

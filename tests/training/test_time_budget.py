@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed.config import TrainingConfig, scratch, with_settings
+from sam2_3dmed.config import TrainingConfig, paper_scratch, with_settings
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.training.trials import SCHEDULE_FILE, Costs, Schedule, fitting_schedule, read_schedule
 
@@ -13,7 +13,7 @@ MARGIN = 0.97
 
 
 def recipe(*settings: str, minutes: float = 10) -> TrainingConfig:
-    return with_settings(scratch(), ["training.epochs=50", f"training.minutes={minutes}", *settings]).training
+    return with_settings(paper_scratch(), ["training.epochs=50", f"training.minutes={minutes}", *settings]).training
 
 
 def seconds(training: TrainingConfig, schedule: Schedule, costs: Costs) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.utils.data import DataLoader
 
-from sam2_3dmed.config import scratch
+from sam2_3dmed.config import paper_scratch
 from sam2_3dmed.training.loader import Division, Part
 from sam2_3dmed.training.trainable import MONITORED, Trainable
 
@@ -44,7 +44,7 @@ def module() -> Guess:
         SimpleNamespace(network=nn.Linear(1, 1), labels={1: "a", 3: "b"}),
         DataLoader([], batch_sampler=Division(samples_per_epoch=5, batch_size=4, grad_accum_steps=2)),
         validation=[case, case],
-        config=scratch().training,
+        config=paper_scratch().training,
     )
     half = truth.copy()
     half[2, 0, 2:] = 0

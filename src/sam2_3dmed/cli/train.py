@@ -115,8 +115,12 @@ def _options(
     system: str, recipe: str, weights: str, plan: Path | None, fold: str | None, settings: list[str]
 ) -> dict[str, Any]:
     """Fields of a TrainRequest; mistakes are found before the imports that take seconds."""
+    from sam2_3dmed.run.run_config import is_without_memory
     from sam2_3dmed.run.systems import find_system
 
+    preset, *changes = recipe.split("+")
+    if preset == "auto" and is_without_memory(weights):
+        recipe = "+".join(["scratch", *changes])
     chosen = find_system(system).recipe(recipe, settings, from_scratch=weights == "none")
     return {"system": system, "recipe": chosen, "weights": weights, "plan": plan, "fold": _fold(fold)}
 

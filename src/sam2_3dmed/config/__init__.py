@@ -13,6 +13,7 @@ from sam2_3dmed.config.presets import (
     PRESETS,
     auto,
     paper,
+    paper_scratch,
     read_recipe,
     scratch,
     with_settings,

@@ -225,7 +225,10 @@ def plan_experiment(request: ReproduceRequest) -> Experiment:
     titles = select_rows(request.table, request.methods)
     names = request.tasks or ((".",) if _is_data_set(request.data) else paper.tasks)
     tasks = tuple(_find_task(request.data, name) for name in names)
-    base = read_recipe(request.recipe, from_scratch=request.weights == "none")
+    preset, *changes = request.recipe.split("+")
+    if preset == "auto":  # the paper's network in either case
+        preset = "paper_scratch" if request.weights == "none" else "paper"
+    base = read_recipe("+".join([preset, *changes]), from_scratch=request.weights == "none")
     base = with_settings(base, [*request.settings, *request.budget])
     rows = tuple(_plan_row(request, name, title, tasks, base) for name, title in titles.items())
     full = {task.name: _plan_runs(request, FULL, task, base) for task in tasks}

@@ -58,7 +58,8 @@ class SliceMixer(nn.Module):
 
     def _normed(self, stack: Tensor) -> Tensor:
         """(B, D, C, h, w) -> (B, C, D, h, w)."""
-        return self.norm(stack.flatten(0, 1)).unflatten(0, stack.shape[:2]).transpose(1, 2)
+        # Contiguous: torch 2.13 crashes in the gradient of a norm of features with channels last that need no gradient.
+        return self.norm(stack.flatten(0, 1).contiguous()).unflatten(0, stack.shape[:2]).transpose(1, 2)
 
 
 def _along_slices(conv: nn.Conv3d, chunks: Iterable[Chunk]) -> Iterator[Chunk]:

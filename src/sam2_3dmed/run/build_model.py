@@ -105,7 +105,8 @@ def _from_sam2(wanted: NetworkConfig, plan: Plan, source: str) -> tuple[SAM2For3
 
 
 def _from_run(wanted: NetworkConfig, plan: Plan, folder: Path) -> tuple[SAM2For3dMed, NetworkConfig, str]:
-    """As `_from_scratch`, with the weights of a run; the parts of the classes start fresh if their number differs."""
+    """As `_from_scratch`, with the weights of a run. Parts that it lacks start fresh, and so do those of the classes if
+    their number differs."""
     record = read_sam2_record(folder, "--weights")
     old = record.recipe.model
     dictated = {key: getattr(old, key) for key in ("encoder", "size", "channels", "pointer_time", "no_memory_token")}
@@ -119,6 +120,11 @@ def _from_run(wanted: NetworkConfig, plan: Plan, folder: Path) -> tuple[SAM2For3
         logger.info("%s has %d classes, this data %d: their parts start fresh", folder, before, now)
         fresh = {name: tensor for name, tensor in network.state_dict().items() if "class_" in name}
         state = {name: tensor for name, tensor in state.items() if "class_" not in name} | fresh
+    others = [f"model.{key}={value}" for key, value in old if getattr(config, key) != value]
+    fresh = network.state_dict()
+    if others and state.keys() != fresh.keys():
+        logger.info("%s has %s: parts that it lacks start fresh, and others are left out", folder, ", ".join(others))
+        state = fresh | {name: tensor for name, tensor in state.items() if name in fresh}
     fill_network(network, state, folder / MODEL_FILE)
     return network, config, "train" if record.recipe.training.encoder == "train" else "frozen"
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Final, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from sam2_3dmed.config import Plan, RunConfig
+from sam2_3dmed.config import Plan, RunConfig, read_yaml
 from sam2_3dmed.processes.atomic import write_text
 
 CONFIG_FILE = "config.yaml"
@@ -79,3 +79,17 @@ class Sam2Record(RunRecord):
     @property
     def needs_reference(self) -> bool:
         return self.recipe.model.box_every > 0
+
+
+def is_without_memory(weights: str) -> bool:
+    """Whether weights are the folder of a run without memory: `auto` is then `scratch`, which goes on with its network.
+
+    Raises: ConfigError for a broken config.yaml.
+    """
+    file = Path(weights) / CONFIG_FILE
+    if not file.is_file():
+        return False
+    record: Any = read_yaml(file)
+    for key in ("recipe", "model", "memory"):
+        record = record.get(key) if isinstance(record, dict) else None
+    return bool(record == "none")
