@@ -2,6 +2,7 @@
 
     python benchmarks/video_model.py [--size tiny] [--image-size 512] [--slices 24] [--threads 1] [--gain 0.85]
     python benchmarks/video_model.py --weights facebook/sam2.1-hiera-tiny                    (or a folder, or a .pt)
+    python benchmarks/video_model.py --pooled       (also ours with pooled memory, and what it changes and saves)
 
 Both track one class through all slices, forward, without a prompt: theirs with its session and its memories, ours as
 `slice_logits` in stream mode, without SRPP and BD. Weights are random or given, the same for both; the object score is
@@ -141,6 +142,45 @@ def dice(one: torch.Tensor, other: torch.Tensor) -> float:
     return float(scores.mean())
 
 
+def their_model_and_weights(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """Theirs, and the same weights as ours read them."""
+    from sam2_3dmed.model.weights import read_sam2
+
+    given = read_sam2(arguments.weights) if arguments.weights else None
+    model = their_model(given.size if given else arguments.size, arguments.image_size)
+    if given:
+        model.load_state_dict(given.state, strict=False)  # the position code's twin is missing
+    else:
+        make_weights(model, arguments.gain)
+    finish(model)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return model, read_sam2(folder)
+
+
+def our_network(image_size: int, weights: Any, memory_pooling: int = 1) -> Any:
+    from sam2_3dmed.config import NetworkConfig
+    from sam2_3dmed.model.build import build_network
+    from sam2_3dmed.model.weights import load_sam2
+
+    switches = {"srpp": False, "boundary": False, "memory_pooling": memory_pooling}
+    network = build_network(NetworkConfig(size=weights.size, image_size=image_size, **switches), 1).eval()
+    load_sam2(network, weights)
+    return network
+
+
+def print_pooled(logits: dict[str, torch.Tensor], sides: dict[str, Callable[[int], Iterator[torch.Tensor]]]) -> None:
+    """What pooling changes and saves: masks beside our own, and operations."""
+    from sam2_3dmed.experiments.resource_meter import count_flops
+
+    print(f"pooled beside ours: {agreement(logits['ours, pooled'], logits['ours, fp32'])}")
+    num_slices = len(logits["ours, fp32"])
+    for name in ("ours, fp32", "ours, pooled"):
+        with count_flops() as counter:
+            list(sides[name](num_slices))
+        print(f"{name:20} {counter.get_total_flops() / 1e9 / num_slices:.1f} GFLOP a slice")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -156,27 +196,14 @@ def main() -> None:
     parser.add_argument("--weights", help="SAM2's, instead of random ones: a hub id, a folder, or a .pt of Meta's")
     parser.add_argument("--gain", type=float, default=0.85)
     parser.add_argument("--no-bf16", action="store_true", help="leave out the bf16 row")
+    parser.add_argument("--pooled", action="store_true", help="also ours with model.memory_pooling=2")
     parser.add_argument("--compile", action="store_true", help="also ours compiled, whose compilation is timed apart")
     arguments = parser.parse_args()
 
-    from sam2_3dmed.config import NetworkConfig
-    from sam2_3dmed.model.build import build_network
-    from sam2_3dmed.model.weights import load_sam2, read_sam2
-
     torch.set_num_threads(arguments.threads)
-    given = read_sam2(arguments.weights) if arguments.weights else None
-    size, image_size = given.size if given else arguments.size, arguments.image_size
-    model = their_model(size, image_size)
-    if given:
-        model.load_state_dict(given.state, strict=False)  # the position code's twin is missing
-    else:
-        make_weights(model, arguments.gain)
-    finish(model)
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
-        weights = read_sam2(folder)
-    network = build_network(NetworkConfig(size=size, image_size=image_size, srpp=False, boundary=False), 1).eval()
-    load_sam2(network, weights)
+    model, weights = their_model_and_weights(arguments)
+    size, image_size = weights.size, arguments.image_size
+    network = our_network(image_size, weights)
     slices = make_slices(arguments.slices, image_size)
     prepared = network.encoder.prepare(torch.from_numpy(slices).unsqueeze(0))[0]
     sides: dict[str, Callable[[int], Iterator[torch.Tensor]]] = {
@@ -185,6 +212,9 @@ def main() -> None:
     }
     if not arguments.no_bf16:
         sides["ours, bf16"] = lambda count: our_side(network, slices[:count], precision="bf16")
+    if arguments.pooled:
+        pooled = our_network(image_size, weights, memory_pooling=2)
+        sides["ours, pooled"] = lambda count: our_side(pooled, slices[:count])
     if arguments.compile:
         compiled = copy.deepcopy(network)
         sides["ours, compiled"] = lambda count: our_side(compiled, slices[:count], compile=True)
@@ -215,6 +245,8 @@ def main() -> None:
             f"{statistics.median(ratios):5.2f} times theirs ({min(ratios):.2f} to {max(ratios):.2f})   "
             f"{agreement(logits[name], theirs)}   with its memories in float32: {agreement(logits[name], exact)}"
         )
+    if arguments.pooled:
+        print_pooled(logits, sides)
 
 
 def agreement(one: torch.Tensor, other: torch.Tensor) -> str:

@@ -40,6 +40,7 @@ def test_nothing_can_be_assigned(section):
         ("model", "image_size", 48),
         ("model", "image_size", 130),
         ("model", "image_size", 2048),
+        ("model", "memory_pooling", 3),
         ("loss", "terms", {}),
         ("loss", "terms", {"relative_position": -0.1}),
         ("loss", "terms", {"boundary": float("nan")}),

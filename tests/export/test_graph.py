@@ -11,7 +11,9 @@ from sam2_3dmed.inference.onnx_network import FEATURES, open_session
 from sam2_3dmed.model.build import build_network
 
 
-@pytest.fixture(scope="module", params=[{}, {"slice_mixing": True}, {"slice_mixing": True, "memory": "none"}])
+@pytest.fixture(
+    scope="module", params=[{}, {"slice_mixing": True, "memory_pooling": 2}, {"slice_mixing": True, "memory": "none"}]
+)
 def network(request):
     torch.manual_seed(0)
     made = build_network(NetworkConfig(size="nano", image_size=64, fusion_residual=True, **request.param), 2)

@@ -87,3 +87,23 @@ def test_weighing_tokens_gives_the_gradients_of_weighing_projections(monkeypatch
     monkeypatch.setattr(memory_attention, "_values", lambda layer, tokens: layer.v_proj(tokens))
     for one, other in zip(ours, gradients(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_a_pooled_memory_has_the_means_of_windows() -> None:
+    """Of rotated keys, values and temporal biases; row by row, 4 x 4 places become 2 x 2."""
+    torch.manual_seed(0)
+    sizes = {"channels": 16, "feed_forward": 32, "num_layers": 2, "grid": 4, "memory_channels": 8, "theta": 10_000}
+    plain, pooled = (MemoryAttention(**sizes, pooling=pooling) for pooling in (1, 2))
+    pooled.load_state_dict(plain.state_dict())
+    memory, position, temporal = torch.randn(2, 16, 8), torch.randn(1, 16, 8), torch.randn(7, 8)
+
+    def means(tokens: torch.Tensor) -> torch.Tensor:
+        corners = (0, 2, 8, 10)
+        return torch.stack([sum(tokens[:, c + step] for step in (0, 1, 4, 5)) / 4 for c in corners], dim=1)
+
+    of_places, of_windows = (attention.project_spatial(memory, position) for attention in (plain, pooled))
+    biases = zip(plain.temporal_bias(temporal), pooled.temporal_bias(temporal), strict=True)
+    for places, windows, (every, few) in zip(of_places, of_windows, biases, strict=True):
+        torch.testing.assert_close(windows.keys, means(places.keys))
+        torch.testing.assert_close(windows.values, means(places.values))
+        torch.testing.assert_close(torch.stack(few), means(torch.stack(every)))

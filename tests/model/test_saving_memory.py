@@ -32,9 +32,10 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance
         torch.testing.assert_close(found[name], gradient, rtol=0, atol=tolerance * (1 + gradient.abs().max().item()))
 
 
-def test_gradients_are_those_without(nano, slab, open_paths) -> None:
+@pytest.mark.parametrize("memory_pooling", [1, 2])
+def test_gradients_are_those_without(nano, slab, open_paths, memory_pooling: int) -> None:
     """Nine slices: the bank has let go of some that earlier slices read, and all are read again on the way back."""
-    network, slices = open_paths(nano()), slab(depth=9)
+    network, slices = open_paths(nano(memory_pooling=memory_pooling)), slab(depth=9)
     plain, plain_bytes = learn(network, slices)
     network.save_memory(activation_checkpointing=True, slices_at_once=2)
     lean, lean_bytes = learn(network, slices)

@@ -147,7 +147,7 @@ def network(nano, open_paths):
 @pytest.mark.parametrize("num_classes", [1, 3])
 @pytest.mark.parametrize("parts", [False, True])
 def test_a_batch_equals_its_slabs_one_by_one(network, slab, num_classes: int, parts: bool) -> None:
-    made = network(num_classes=num_classes, srpp=parts, boundary=parts)
+    made = network(num_classes=num_classes, srpp=parts, boundary=parts, memory_pooling=1 + parts)
     slabs = slab(batch=2, depth=6)
     with torch.no_grad():
         both = made(slabs).segmentation

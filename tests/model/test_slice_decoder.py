@@ -153,6 +153,35 @@ def test_slice_i_reads_the_bank_as_upstream_does(decoders, i: int, length: int) 
         torch.testing.assert_close(gradient, other, atol=1e-3 * other.abs().max().item(), rtol=1e-3)
 
 
+@pytest.mark.parametrize("channels", [64, 128])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("i", [1, 9])
+def test_a_pooled_token_weighs_as_much_as_its_places_beside_pointers(nano, channels: int, bf16: bool, i: int) -> None:
+    """A memory in which each of four places has their mean is read as the pooled one, whatever computes it."""
+    switches = {"srpp": False, "boundary": False, "channels": channels}
+    plain, pooled = (nano(**switches, memory_pooling=pooling).segmentation for pooling in (1, 2))
+    for decoder in (plain, pooled):
+        torch.manual_seed(0)
+        nn.init.normal_(decoder.memory_temporal_positional_encoding)
+        nn.init.normal_(decoder.memory_attention.layers[0].cross_attn_image.k_proj.weight)
+    few, every = MemoryBank(LENGTH), MemoryBank(LENGTH)
+    context = torch.randn(2, channels, 4, 4, generator=torch.Generator().manual_seed(99))
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        memories = [random_memory(pooled, j) for j in range(i)]
+        for memory in memories:
+            few.append(memory)
+            copies = tuple(KeyValues(*(x.repeat_interleave(4, dim=1) for x in read)) for read in memory.key_values)
+            every.append(memory._replace(key_values=copies))
+        found = pooled.attend(context, few)
+        every.temporal_bias = tuple(tuple(b.repeat_interleave(4, 0) for b in layer) for layer in few.temporal_bias)
+        expected = plain.attend(context, every)
+    assert expected.std() > 0.1
+    tolerance = 0.05 if bf16 else 1e-5
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    for gradient in torch.autograd.grad(found.square().sum(), [memories[j].spatial for j in SPATIAL[i]]):
+        assert gradient.abs().amax(dim=-1).min() > 0
+
+
 def test_the_first_slice_gets_the_no_memory_embedding(nano) -> None:
     decoder = nano(srpp=False, boundary=False).segmentation
     context = torch.randn(2, decoder.channels, 4, 4)

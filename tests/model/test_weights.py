@@ -94,6 +94,25 @@ def test_our_loop_is_sam2(meta_tiny: Path, shared_data: Path, slice_mixing: bool
         np.testing.assert_allclose(spatial.numpy(), reference[expected], atol=1e-3)
 
 
+@pytest.mark.slow
+def test_how_near_a_pooled_memory_stays_to_sam2(meta_tiny: Path, shared_data: Path) -> None:
+    """Slices 1 to 8 beside Meta's outputs, with the same weights, which were not made for pooling."""
+    expected = torch.from_numpy(np.load(shared_data / "oracle" / "meta_tiny_512.npz")["mask_logits"])
+    config = NetworkConfig(size="tiny", image_size=512, srpp=False, boundary=False, memory_pooling=2)
+    network = build_network(config, 1).eval()
+    load_sam2(network, read_sam2(meta_tiny))
+    with torch.inference_mode():
+        found = network.decode(network.encoder.encode(oracle_input().unsqueeze(0))).segmentation[0, 0]
+    torch.testing.assert_close(found[0], expected[0], atol=1e-3, rtol=0)  # it reads no memory
+    ours, theirs = (logits[1:].flatten(1) > 0 for logits in (found, expected))
+    dice = 2 * (ours & theirs).sum(dim=1) / (ours.sum(dim=1) + theirs.sum(dim=1))
+    difference = (found - expected)[1:]
+    assert float(dice.mean()) == pytest.approx(0.987, abs=5e-4)
+    assert float(dice.min()) == pytest.approx(0.978, abs=5e-4)
+    assert float(difference.square().mean().sqrt()) == pytest.approx(0.349, abs=5e-3)
+    assert float(expected[1:].std()) == pytest.approx(6.8, abs=0.1)
+
+
 @pytest.mark.parametrize("size", ["small", "base_plus", "large"])
 def test_the_other_sizes_load_by_name_and_shape(size: str, meta_shapes: dict) -> None:
     with torch.device("meta"):

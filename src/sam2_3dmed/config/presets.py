@@ -86,6 +86,7 @@ ADDITIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "last_stage": lambda c: _adapted(c, "last_stage", encoder_rate=0.6, layer_decay=0.9),
     "slice_mixing": lambda c: _change(c, "model", slice_mixing=True),
     "without_memory": lambda c: _change(c, "model", memory="none"),
+    "pooled_memory": lambda c: _change(c, "model", memory_pooling=2),
     "ema": lambda c: _change(c, "training", ema_decay=0.999),
     "bce": lambda c: _segmentation_loss(c, bce=1.0),
     "dice_bce": lambda c: _segmentation_loss(c, dice=1.0, bce=1.0),
@@ -93,7 +94,7 @@ ADDITIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "focal_tversky": lambda c: _segmentation_loss(c, focal_tversky=1.0),
 }
 """Beyond the paper: ways to adapt a pre-trained encoder, slices that learn from their neighbours instead of or beside
-SAM2's memory, a moving average of the weights, and other forms of L_seg
+SAM2's memory, that memory with a quarter of its tokens, a moving average of the weights, and other forms of L_seg
 (`focal_dice` is SAM2's). The rates of `last_stage` are those of SAM2's own fine-tuning. Measurements:
 `docs/notes/adapting_the_encoder.md`."""
 

@@ -112,6 +112,9 @@ class NetworkConfig(Frozen):
     memory: Memory = "recent"
     """`recent`: SAM2's bank of the first and the latest slices. `self_sorting`: MedSAM-2's bank of 16 confident and
     diverse slices. `none`: slices have no memories, and all slices of a slab are decoded at once."""
+    memory_pooling: Literal[1, 2] = 1
+    """2: a slice attends to the means of 2 x 2 places of a memory, which are a quarter of the tokens (EfficientTAM). It
+    has no weights of its own. 1: to every place, as SAM2."""
     box_every: Annotated[int, Field(ge=0)] = 0
     """Every so many slices, the network gets a box around each class, taken from the reference: MedSAM-2 as published.
     0: no boxes."""

@@ -94,6 +94,7 @@ def build_network(config: NetworkConfig, num_classes: int) -> SAM2For3dMed:
             no_memory_token=bool(config.no_memory_token),
             boxes=config.box_every > 0,
             slice_mixing=config.slice_mixing,
+            memory_pooling=config.memory_pooling,
             has_memory=config.memory != "none",
         )
 

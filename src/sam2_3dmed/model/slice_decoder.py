@@ -50,6 +50,7 @@ class SliceDecoder(nn.Module):
             embedding is added to it.
         boxes: it takes boxes as prompts.
         slice_mixing: its mask decoder has mixers.
+        memory_pooling: see `MemoryAttention`.
         has_memory: without, each slice is decoded by itself, as SAM2 decodes images.
     """
 
@@ -66,15 +67,14 @@ class SliceDecoder(nn.Module):
         no_memory_token: bool,
         boxes: bool,
         slice_mixing: bool = False,
+        memory_pooling: int = 1,
         has_memory: bool = True,
     ) -> None:
         from transformers.models.sam2_video import modeling_sam2_video as upstream
 
         super().__init__()
         channels, grid = sam2.memory_attention_hidden_size, sam2.image_size // 16
-        self.channels = channels
-        self.self_sorting = self_sorting
-        self.has_memory = has_memory
+        self.channels, self.self_sorting, self.has_memory = channels, self_sorting, has_memory
         self.no_memory_token = no_memory_token and has_memory
         mask_decoder = MaskDecoder(
             sam2, num_classes, predicts_iou=self_sorting, takes_boxes=boxes, slice_mixing=slice_mixing
@@ -90,6 +90,7 @@ class SliceDecoder(nn.Module):
             grid=grid,
             memory_channels=MEMORY_CHANNELS,
             theta=sam2.rope_parameters["rope_theta"],
+            pooling=memory_pooling,
         )
         self.memory_encoder = upstream.Sam2VideoMemoryEncoder(sam2)
         self.mask_decoder = mask_decoder  # drawn first, so that a seed goes on giving the same network
@@ -131,13 +132,16 @@ class SliceDecoder(nn.Module):
         """Memory attention of one slice, (B, C, h, w) -> (B, C, h, w); without memories, see `no_memory_token`."""
         if bank.count == 0 and not self.no_memory_token:
             return context + self.no_memory_embedding.view(1, -1, 1, 1)
+        log_counts = None
         tokens = context.flatten(2).transpose(1, 2)  # (B, h w, C)
         if bank.count == 0:
             token = self.no_memory_embedding.repeat(len(tokens), 1, 1)
             memory = self.memory_attention.project_pointers(token, torch.zeros_like(token))
+        elif isinstance(bank, SelfSortingBank):
+            memory = bank.read(context)
         else:
-            memory = bank.read(context) if isinstance(bank, SelfSortingBank) else self._read(bank)
-        attended = self.memory_attention(tokens + 0.1 * self.position_encoding.to(tokens.dtype), memory)
+            memory, log_counts = self._read(bank)
+        attended = self.memory_attention(tokens + 0.1 * self.position_encoding.to(tokens.dtype), memory, log_counts)
         return attended.transpose(1, 2).unflatten(-1, context.shape[-2:])
 
     def finish(
@@ -188,8 +192,11 @@ class SliceDecoder(nn.Module):
             bank.temporal_bias = self.memory_attention.temporal_bias(codes)
         return bank.temporal_bias
 
-    def _read(self, bank: MemoryBank) -> tuple[KeyValues, ...]:
-        """The bank's keys and values for each layer: spatial memories first, then C / 64 tokens a pointer."""
+    def _read(self, bank: MemoryBank) -> tuple[tuple[KeyValues, ...], Tensor | None]:
+        """The bank's keys and values for each layer: spatial memories first, then C / 64 tokens a pointer.
+
+        Also `MemoryAttention.log_counts` of these.
+        """
         memories, rows = bank.spatial()
         pointers, distances = bank.pointers()
         tokens = torch.stack(pointers, dim=1).unflatten(-1, (-1, MEMORY_CHANNELS)).flatten(1, 2)  # (B, P C/64, 64)
@@ -200,7 +207,8 @@ class SliceDecoder(nn.Module):
             keys = [m.key_values[layer].keys + bias[row] for m, row in zip(memories, rows, strict=True)]
             values = [m.key_values[layer].values for m in memories]
             layers.append(KeyValues(torch.cat([*keys, last.keys], dim=1), torch.cat([*values, last.values], dim=1)))
-        return tuple(layers)
+        num_spatial = layers[0].keys.shape[1] - tokens.shape[1]
+        return tuple(layers), self.memory_attention.log_counts(num_spatial, of_pointers[0].keys)
 
     def _pointer_position(self, distances: list[int], bank: MemoryBank, tokens: Tensor) -> Tensor:
         """The code of each pointer's distance, as a share of the farthest that SAM2 codes; the same for its tokens."""
