@@ -27,15 +27,7 @@ from accuracy_screen import score
 STEPS_PER_EPOCH = 10
 FIRST_STEPS, SECOND_STEPS = 10, 40
 SIDES: dict[str, tuple[str, str, int, list[str]]] = {
-    "ours": (
-        "sam2_3dmed",
-        "scratch+slice_mixing+without_memory+without_srpp+without_boundary",
-        2,
-        [
-            *("model.size=nano", "slab_slices=24", "training.single_slice_fraction=0", "training.slab_rate=1"),
-            *("inference.mode=stream", "inference.shifts=false"),
-        ],
-    ),
+    "ours": ("sam2_3dmed", "scratch", 2, ["model.size=nano", "inference.shifts=false"]),
     "unet": (
         "unet",
         "auto",

@@ -8,7 +8,7 @@ from sam2_3dmed.config import InferenceConfig, NetworkConfig
 from sam2_3dmed.inference.stream import stream_logits
 from sam2_3dmed.inference.tta import Forward
 from sam2_3dmed.model.build import build_network
-from sam2_3dmed.model.slice_mixing import SliceMixer
+from sam2_3dmed.model.slice_mixing import SliceMixer, SliceMixers
 from sam2_3dmed.model.weights import load_sam2, read_sam2
 
 
@@ -64,6 +64,15 @@ class TestMixer:
 
         for done, _ in enumerate(mixer.stream(chunks()), start=1):
             assert len(given) <= done + mixer.reach
+
+    def test_several_pass_as_a_stream_one_after_the_other(self, move):
+        mixers = SliceMixers(SliceMixer(8), SliceMixer(8))
+        move(*mixers)
+        stack = torch.randn(2, 11, 8, 6, 5)
+        first, second = mixers
+        torch.testing.assert_close(mixers(stack), second(first(stack)))
+        mixed = torch.cat([x for (x,) in mixers.stream([part] for part in stack.split([4, 1, 6], dim=1))], dim=1)
+        torch.testing.assert_close(mixed, mixers(stack), atol=1e-5, rtol=1e-5)
 
 
 class TestNetwork:

@@ -132,7 +132,7 @@ def scratch() -> RunConfig:
     """
     config = _change(paper_scratch(), "model", slice_mixing=True, memory="none", srpp=False, boundary=False)
     config = _change(config, "inference", mode="stream")
-    training = {"epochs": 36, "samples_per_epoch": 200, "batch_size": 2, "validate_every": 12}
+    training = {"epochs": 32, "samples_per_epoch": 200, "batch_size": 2, "validate_every": 16}
     config = _change(config, "training", single_slice_fraction=0.0, slab_rate=1.0, **training)
     return config.model_copy(update={"slab_slices": 24})
 

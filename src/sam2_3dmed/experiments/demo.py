@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 def demo_recipe(minutes: float | None = None) -> RunConfig:
     """`scratch` with the nano model and a short training."""
     settings = ["model.size=nano", "model.image_size=128"]  # 96 pixels are too few for thin organs
-    # The rate is higher than that of `scratch`, which has more than three times as many steps.
-    training = {"epochs": 10, "single_slice_fraction": 0.8, "validate_every": 10, "learning_rate": 2.5e-3}
+    # The rate is higher than that of `scratch`, which has ten times as many steps.
+    training = {"epochs": 12, "samples_per_epoch": 50, "validate_every": 12, "learning_rate": 2.5e-3}
     settings += [f"training.{key}={value}" for key, value in {**training, "minutes": minutes}.items()]
     return with_settings(scratch(), settings)
 

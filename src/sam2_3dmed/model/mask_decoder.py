@@ -9,7 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from sam2_3dmed.model.slice_mixing import Chunk, SliceMixer
+from sam2_3dmed.model.slice_mixing import Chunk, SliceMixer, SliceMixers
+
+MIXERS = 2
+"""Slice mixers after each upscaling, one after the other."""
 
 
 class Upscaled(NamedTuple):
@@ -102,7 +105,9 @@ class MaskDecoder(nn.Module):
             widths = channels, config.iou_head_hidden_dim, num_masks, config.iou_head_depth
             self.iou_prediction_head = upstream.Sam2VideoFeedForward(*widths, sigmoid_output=True)
         if slice_mixing:
-            self.mixer8, self.mixer4 = SliceMixer(channels // 4), SliceMixer(channels // 8)
+            self.mixer8, self.mixer4 = (
+                SliceMixers(*(SliceMixer(width) for _ in range(MIXERS))) for width in (channels // 4, channels // 8)
+            )
 
     def forward(self, features: Tensor, stride8: Tensor, stride4: Tensor, prompts: Tensor | None = None) -> Masks:
         """The masks of one slice, from (B, C, h, w) after memory attention, (B, C/4, 2h, 2w) and (B, C/8, 4h, 4w).

@@ -62,6 +62,16 @@ class SliceMixer(nn.Module):
         return self.norm(stack.flatten(0, 1).contiguous()).unflatten(0, stack.shape[:2]).transpose(1, 2)
 
 
+class SliceMixers(nn.Sequential):
+    """Several slice mixers, one after the other."""
+
+    def stream(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
+        """See `SliceMixer.stream`."""
+        for mixer in self:
+            chunks = mixer.stream(chunks)
+        return chunks
+
+
 def _along_slices(conv: nn.Conv3d, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """A convolution of the first tensor of a stream (B, n, C, h, w), with zeros before and after the whole stack."""
     reach = conv.kernel_size[0] // 2
