@@ -143,7 +143,9 @@ class TestNetwork:
             forward = Forward(network, slices[0].numpy(), config)
             order, logits = zip(*stream_logits(forward, 4), strict=True)
         assert list(order) == list(range(11))[:: -1 if direction == "backward" else 1]
-        torch.testing.assert_close(torch.stack(logits), whole, atol=1e-5, rtol=1e-5)
+        # With memory, an input that is 1e-7 larger moves the logits of this network by 1e-4.
+        close = 1e-5 if memory == "none" else 5e-4
+        torch.testing.assert_close(torch.stack(logits), whole, atol=close, rtol=close)
 
     def test_without_memory_both_directions_are_one_pass(self, move):
         network = made(move, memory="none", srpp=False)

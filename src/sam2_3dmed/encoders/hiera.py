@@ -17,6 +17,8 @@ from sam2_3dmed.encoders.precision import in_float32
 from sam2_3dmed.encoders.registry import Encoder
 
 NUM_LEVELS = 3
+TOKENS_AT_ONCE = 2048
+"""In a block with windows on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +120,7 @@ class HieraEncoder(Encoder):
         hidden = in_float32(self._patches, pixels)
         stages = []
         for number, block in enumerate(self.backbone.blocks):
-            hidden = _block(block, hidden)
+            hidden = _in_stripes(block, hidden)
             if number in self.backbone.stage_ends:
                 stages.append(hidden)
         return stages
@@ -149,6 +151,15 @@ class HieraEncoder(Encoder):
                 level = (pairs + levels[-1].unsqueeze(3).unsqueeze(2)).view(level.shape)
             levels.append(level)
         return levels[: -NUM_LEVELS - 1 : -1]
+
+
+def _in_stripes(block: Any, hidden: Tensor) -> Tensor:
+    """`_block`. On a CPU, a block with windows takes a few rows of them at a time, which stay in the cache."""
+    window, (height, width) = block.window_size, (int(side) for side in hidden.shape[1:3])
+    rows = window * max(1, TOKENS_AT_ONCE // (window * width)) if window else height
+    if hidden.device.type != "cpu" or rows >= height or torch.is_grad_enabled() or torch.onnx.is_in_onnx_export():
+        return _block(block, hidden)
+    return torch.cat([_block(block, stripe) for stripe in hidden.split(rows, dim=1)], dim=1)
 
 
 def _block(block: Any, hidden: Tensor) -> Tensor:

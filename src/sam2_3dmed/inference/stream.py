@@ -56,7 +56,7 @@ def _one_pass(
     forward: Forward, encode: Encode, slab_slices: int, reverse: bool, on_positions: OnPositions
 ) -> Iterator[tuple[int, Tensor]]:
     order = range(len(forward.slices))[:: -1 if reverse else 1]
-    mixed = _in_chunks(forward.mix(_features(min(forward.chunk, slab_slices), encode, order)), slab_slices)
+    mixed = forward.mix(_features(min(forward.chunk, slab_slices), encode, order), slab_slices)
     yield from zip(order, forward.logits(_outputs(forward, mixed, order, on_positions)), strict=True)
 
 
@@ -66,18 +66,6 @@ def _features(chunk_slices: int, encode: Encode, order: range) -> Iterator[Decod
         chunk = order[first : first + chunk_slices]
         features = encode(min(chunk), max(chunk) + 1)
         yield features if order.step > 0 else features.each(lambda tensor: tensor.flip(1))
-
-
-def _in_chunks(features: Iterator[DecoderFeatures], size: int) -> Iterator[DecoderFeatures]:
-    """The same slices, `size` at a time; the last are as many as there are."""
-    waiting: DecoderFeatures | None = None
-    for chunk in features:
-        waiting = chunk if waiting is None else DecoderFeatures.cat([waiting, chunk], dim=1)
-        while waiting.z.shape[1] >= size:
-            yield waiting.between(0, size)
-            waiting = waiting.between(size, None)
-    if waiting is not None and waiting.z.shape[1]:
-        yield waiting
 
 
 def _outputs(

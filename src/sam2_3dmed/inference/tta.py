@@ -106,9 +106,9 @@ class Forward:
             positions = positions.view(count, rows, *positions.shape[1:]).mean(dim=1)
         return self._mean(prediction.segmentation, prediction.boundary, rows), positions
 
-    def mix(self, chunks: Iterable[DecoderFeatures]) -> Iterator[DecoderFeatures]:
-        """The features of all slices of a pass after slice mixing, as they come."""
-        return self._in_float32(self.network.mixed_stream(chunks))
+    def mix(self, chunks: Iterable[DecoderFeatures], size: int) -> Iterator[DecoderFeatures]:
+        """The features of all slices of a pass after slice mixing, `size` slices at a time."""
+        return self._in_float32(self.network.mixed_stream(chunks, size))
 
     def slice_context(self, features: DecoderFeatures) -> tuple[Tensor, Tensor | None]:
         """The SRPP context (rows, n, C, h, w) of each slice among the others, and P_pos (n, n) or None."""

@@ -13,7 +13,7 @@ from sam2_3dmed.model.boundary import BoundaryDetector
 from sam2_3dmed.model.mask_decoder import Upscaled
 from sam2_3dmed.model.memory_bank import Bank
 from sam2_3dmed.model.slice_decoder import DecodedSlice, SliceDecoder
-from sam2_3dmed.model.slice_mixing import Chunk, SliceMixer
+from sam2_3dmed.model.slice_mixing import Chunk, SliceMixer, in_chunks
 from sam2_3dmed.model.srpp import SliceRelativePositionPredictor, zero_conv
 
 
@@ -154,15 +154,13 @@ class SAM2For3dMed(nn.Module):
         outputs = self.step(self.start(1), flat, context.flatten(0, 1))
         return [tensor.unflatten(0, context.shape[:2]) for tensor in outputs]
 
-    def mixed_stream(self, chunks: Iterable[DecoderFeatures]) -> Iterator[DecoderFeatures]:
-        """The features (B, n, ...) of a whole stack that comes in chunks, after mixing."""
+    def mixed_stream(self, chunks: Iterable[DecoderFeatures], size: int) -> Iterator[DecoderFeatures]:
+        """The features (B, n, ...) of a whole stack that comes in chunks, `size` slices at a time, after mixing."""
         chunks = iter(chunks)
-        if self.mixer is None:
-            yield from chunks
-            return
         first = next(chunks)
-        for tensors in self.mixer.stream(chunk.tensors() for chunk in chain([first], chunks)):
-            yield first.with_tensors(tensors)
+        tensors: Iterable[Chunk] = (chunk.tensors() for chunk in chain([first], chunks))
+        for chunk in in_chunks(tensors if self.mixer is None else self.mixer.stream(tensors), size):
+            yield first.with_tensors(chunk)
 
     def logits_stream(self, outputs: Iterable[Chunk]) -> Iterator[tuple[Tensor, Tensor | None]]:
         """P_seg and P_bd (B, K, n, 4h, 4w) of a whole stack, from chunks (B, n, ...) of the outputs of `step`."""

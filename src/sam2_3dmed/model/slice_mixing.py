@@ -28,10 +28,10 @@ class SliceMixer(nn.Module):
 
     def __init__(self, channels: int, *, depthwise: bool = False) -> None:
         super().__init__()
-        width, kernel, groups = (channels, 1, channels) if depthwise else (2 * channels, 3, 1)
+        width, groups = (channels, channels) if depthwise else (2 * channels, 1)
         self.norm = nn.GroupNorm(1, channels)
         self.conv1 = nn.Conv3d(channels, width, 3, padding=1, groups=groups)
-        self.conv2 = nn.Conv3d(width, channels, kernel, padding=kernel // 2)
+        self.conv2 = _Pointwise(width, channels, 1) if depthwise else nn.Conv3d(width, channels, 3, padding=1)
         nn.init.zeros_(self.conv2.weight)
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
@@ -42,7 +42,7 @@ class SliceMixer(nn.Module):
 
     def forward(self, stack: Tensor) -> Tensor:
         """(B, D, C, h, w) -> (B, D, C, h, w)."""
-        hidden = F.gelu(self.conv1(self._normed(stack)))
+        hidden = F.gelu(self.conv1(self._normed(stack).permute(0, 4, 1, 2, 3)))
         return stack + self.conv2(hidden).transpose(1, 2)
 
     def stream(self, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
@@ -51,15 +51,42 @@ class SliceMixer(nn.Module):
         Args:
             chunks: the first tensor of each is the features. The others pass unchanged, beside their slices.
         """
-        normed = ([self._normed(x).transpose(1, 2), x, *rest] for x, *rest in chunks)
+        normed = ([self._normed(x), x, *rest] for x, *rest in chunks)
         hidden = _along_slices(self.conv1, normed)
         mixed = _along_slices(self.conv2, ([F.gelu(x), *rest] for x, *rest in hidden))
-        return ([x + change, *rest] for change, x, *rest in mixed)
+        return ([x + change.permute(0, 1, 4, 2, 3), *rest] for change, x, *rest in mixed)
 
     def _normed(self, stack: Tensor) -> Tensor:
-        """(B, D, C, h, w) -> (B, C, D, h, w)."""
-        # Contiguous: torch 2.13 crashes in the gradient of a norm of features with channels last that need no gradient.
-        return self.norm(stack.flatten(0, 1).contiguous()).unflatten(0, stack.shape[:2]).transpose(1, 2)
+        """(B, D, C, h, w) -> (B, D, h, w, C): with channels last in memory, convolutions on a CPU are fastest."""
+        planes = stack.permute(0, 1, 3, 4, 2).contiguous()
+        # torch 2.13 crashes in the gradient of GroupNorm itself, if features with channels last need none.
+        normed = F.layer_norm(planes, planes.shape[2:], eps=self.norm.eps)
+        return torch.addcmul(self.norm.bias, normed, self.norm.weight)
+
+
+class _Pointwise(nn.Conv3d):
+    """A convolution of each pixel alone, as the matrix product that it is: a fraction of the time in training."""
+
+    def forward(self, stack: Tensor) -> Tensor:
+        pixels = stack.permute(0, 2, 3, 4, 1)
+        return F.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
+
+
+def in_chunks(chunks: Iterable[Chunk], size: int) -> Iterator[Chunk]:
+    """The same slices, `size` at a time; the last are as many as there are."""
+    waiting: list[Chunk] = []
+    for chunk in chunks:
+        waiting.append(chunk)
+        while sum(tensors[0].shape[1] for tensors in waiting) >= size:
+            joined = _joined(waiting)
+            yield [tensor[:, :size] for tensor in joined]
+            waiting = [[tensor[:, size:] for tensor in joined]]
+    if waiting and (joined := _joined(waiting))[0].shape[1]:
+        yield joined
+
+
+def _joined(chunks: Sequence[Chunk]) -> Chunk:
+    return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True)]
 
 
 class SliceMixers(nn.Sequential):
@@ -73,23 +100,32 @@ class SliceMixers(nn.Sequential):
 
 
 def _along_slices(conv: nn.Conv3d, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """A convolution of the first tensor of a stream (B, n, C, h, w), with zeros before and after the whole stack."""
+    """A convolution of the first tensor of a stream (B, n, h, w, C), with zeros before and after the whole stack."""
     reach = conv.kernel_size[0] // 2
-    padding = (0, *conv.padding[1:])
     ahead: Tensor | None = None  # slices whose neighbours have not come, after `reach` slices that are done
-    waiting: list[Tensor] = []
-
-    def convolved(x: Tensor) -> Tensor:
-        y = F.conv3d(x.transpose(1, 2), conv.weight, conv.bias, padding=padding, groups=conv.groups)
-        return y.transpose(1, 2)
-
+    waiting: Chunk = []
     for x, *rest in chunks:
-        nothing = torch.zeros_like(x[:, :1]).expand(-1, reach, -1, -1, -1)
+        nothing = torch.zeros_like(x[:, :1])[:, :reach]
         ahead = torch.cat([nothing if ahead is None else ahead, x], dim=1)
-        waiting = [torch.cat(pair, dim=1) for pair in zip(waiting, rest, strict=True)] if waiting else rest
+        waiting = _joined([waiting, rest]) if waiting else rest
         ready = ahead.shape[1] - 2 * reach
         if ready > 0:
-            yield [convolved(ahead), *(tensor[:, :ready] for tensor in waiting)]
+            yield [_convolved(conv, ahead), *(tensor[:, :ready] for tensor in waiting)]
             ahead, waiting = ahead[:, ready:], [tensor[:, ready:] for tensor in waiting]
     if ahead is not None and waiting[0].shape[1]:
-        yield [convolved(torch.cat([ahead, nothing], dim=1)), *waiting]
+        yield [_convolved(conv, torch.cat([ahead, nothing], dim=1)), *waiting]
+
+
+def _convolved(conv: nn.Conv3d, stack: Tensor) -> Tensor:
+    """A convolution of (B, n, h, w, C) that gives n slices, less those that are neighbours only."""
+    if conv.kernel_size[0] == 1:
+        return F.linear(stack, conv.weight.flatten(1), conv.bias)
+    if conv.groups > 1:
+        given = stack.permute(0, 4, 1, 2, 3)
+        return F.conv3d(given, conv.weight, conv.bias, padding=(0, 1, 1), groups=conv.groups).permute(0, 2, 3, 4, 1)
+    # As a 2D convolution of three slices' channels, since 3D ones of few slices are slow on a CPU.
+    count = stack.shape[1] - 2
+    threes = torch.cat([stack[:, i : i + count] for i in range(3)], dim=-1).flatten(0, 1)
+    weight = conv.weight.transpose(1, 2).flatten(1, 2)
+    convolved = F.conv2d(threes.permute(0, 3, 1, 2), weight, conv.bias, padding=1)
+    return convolved.permute(0, 2, 3, 1).unflatten(0, (-1, count))
