@@ -60,7 +60,8 @@ class SliceMixer(nn.Module):
         """(B, D, C, h, w) -> (B, D, h, w, C): with channels last in memory, convolutions on a CPU are fastest."""
         planes = stack.permute(0, 1, 3, 4, 2).contiguous()
         # torch 2.13 crashes in the gradient of GroupNorm itself, if features with channels last need none.
-        normed = F.layer_norm(planes, planes.shape[2:], eps=self.norm.eps)
+        plane = [int(side) for side in planes.shape[2:]]  # numbers, also while ONNX traces
+        normed = F.layer_norm(planes, plane, eps=self.norm.eps)
         return torch.addcmul(self.norm.bias, normed, self.norm.weight)
 
 
@@ -77,12 +78,13 @@ def in_chunks(chunks: Iterable[Chunk], size: int) -> Iterator[Chunk]:
     waiting: list[Chunk] = []
     for chunk in chunks:
         waiting.append(chunk)
-        while sum(tensors[0].shape[1] for tensors in waiting) >= size:
+        while (count := sum(tensors[0].shape[1] for tensors in waiting)) >= size:
             joined = _joined(waiting)
+            waiting = [[tensor[:, size:] for tensor in joined]] if count > size else []
             yield [tensor[:, :size] for tensor in joined]
-            waiting = [[tensor[:, size:] for tensor in joined]]
-    if waiting and (joined := _joined(waiting))[0].shape[1]:
-        yield joined
+            del joined
+    if waiting:
+        yield _joined(waiting)
 
 
 def _joined(chunks: Sequence[Chunk]) -> Chunk:
