@@ -1,11 +1,15 @@
 """Checkpointing and encoding a few slices at a time: less is kept, nothing else changes. And no dropout."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.model.slice_mixing import SliceMixer
 
 
 def learn(network: SAM2For3dMed, slices: Tensor, *, bf16: bool = False) -> tuple[dict[str, Tensor], int]:
@@ -24,6 +28,15 @@ def learn(network: SAM2For3dMed, slices: Tensor, *, bf16: bool = False) -> tuple
         loss = sum(part.float().square().mean() for part in prediction)
     loss.backward()
     return {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}, sum(kept.values())
+
+
+@contextmanager
+def sizes_of_calls(module: nn.Module) -> Iterator[list[int]]:
+    """The batch size of each call of a module."""
+    sizes: list[int] = []
+    hook = module.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])))
+    yield sizes
+    hook.remove()
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
@@ -52,6 +65,20 @@ def test_gradients_of_single_slices_are_those_without(nano, slab, open_paths) ->
     network.save_memory(activation_checkpointing=True, slices_at_once=2)
     lean, lean_bytes = learn(network, slices)
     assert_same(lean, plain, 1e-5)
+    assert lean_bytes < plain_bytes / 3
+
+
+def test_gradients_without_memory_are_those_without(nano, slab, move) -> None:
+    network, slices = nano(memory="none", slice_mixing=True), slab(depth=9)
+    move(*(module for module in network.modules() if isinstance(module, SliceMixer)), std=0.1)
+    move(network.srpp.to_context, network.boundary_to_segmentation)
+    network.encoder.freeze()
+    plain, plain_bytes = learn(network, slices)
+    network.save_memory(activation_checkpointing=True, slices_at_once=2)
+    with sizes_of_calls(network.segmentation.mask_decoder) as sizes:
+        lean, lean_bytes = learn(network, slices)
+    assert_same(lean, plain, 1e-5)
+    assert sizes == [2, 2, 2, 2, 1, 1, 2, 2, 2, 2]  # forward, and again going backward
     assert lean_bytes < plain_bytes / 3
 
 

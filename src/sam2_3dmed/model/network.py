@@ -126,17 +126,11 @@ class SAM2For3dMed(nn.Module):
 
     def decode_slabs(self, features: DecoderFeatures) -> Prediction:
         """Predict slabs of D slices: SRPP's context first, then slice by slice, or all at once without memory."""
-        depth, at_once = features.z.shape[1], self.encoder.slices_at_once
-        if depth == 1 and self._checkpoints and at_once is not None and len(features.z) > at_once:
-            # A single slice has no later step that could be computed again alone, so a few slices take a step's place.
-            lots = zip(*(tensor.split(at_once) for tensor in features.tensors()), strict=True)
-            parts = [self.decode_slabs(features.with_tensors(lot)) for lot in lots]
-            joined = (None if part[0] is None else torch.cat(part) for part in zip(*parts, strict=True))
-            return Prediction(*joined)  # type: ignore[arg-type]
+        depth = features.z.shape[1]
         if self.mixer is not None:
-            features = features._replace(z=self.mixer(features.z))
+            features = features._replace(z=self._compute(self.mixer, features.z))
         context, relative_position = self.slice_context(features.z)
-        if self.has_memory:
+        if self.has_memory and depth > 1:
             state = self.start(depth)
             steps = [self.step(state, features.at(i), context[:, i]) for i in range(depth)]
             outputs = [torch.stack(of_slices, dim=1) for of_slices in zip(*steps, strict=True)]
@@ -144,14 +138,18 @@ class SAM2For3dMed(nn.Module):
             outputs = self.decode_at_once(features, context)
         if self.mixer is not None:
             stacks = (Upscaled(*outputs[start : start + 3]) for start in range(0, len(outputs), 3))
-            outputs = [d.mask_decoder.mixed_logits(stack) for d, stack in zip(self.decoders, stacks, strict=True)]
+            mixing = [decoder.mask_decoder.mixed_logits for decoder in self.decoders]
+            outputs = [self._compute(mix, stack) for mix, stack in zip(mixing, stacks, strict=True)]
         segmentation, *boundary = (logits.transpose(1, 2) for logits in outputs)
         return Prediction(segmentation, boundary[0] if boundary else None, relative_position)
 
     def decode_at_once(self, features: DecoderFeatures, context: Tensor) -> list[Tensor]:
-        """The outputs of `step` for all slices, (B, D, ...), of a network without memory."""
-        flat = features.each(lambda tensor: tensor.flatten(0, 1))
-        outputs = self.step(self.start(1), flat, context.flatten(0, 1))
+        """The outputs of `step` for all slices, (B, D, ...), of a network without memory, or of slabs of one slice."""
+        flat = [tensor.flatten(0, 1) for tensor in (context, *features.tensors())]
+        size = self.encoder.slices_at_once if self._checkpoints else None
+        lots = zip(*(tensor.split(size or len(tensor)) for tensor in flat), strict=True)
+        parts = [self.step(self.start(1), features.with_tensors(rest), first) for first, *rest in lots]
+        outputs = parts[0] if len(parts) == 1 else [torch.cat(of_lots) for of_lots in zip(*parts, strict=True)]
         return [tensor.unflatten(0, context.shape[:2]) for tensor in outputs]
 
     def mixed_stream(self, chunks: Iterable[DecoderFeatures], size: int) -> Iterator[DecoderFeatures]:
@@ -237,9 +235,9 @@ class SAM2For3dMed(nn.Module):
         """Train with less memory and the same gradients, in more time.
 
         Args:
-            activation_checkpointing: keep only the inputs and outputs of SRPP, of every slice and of a training
-                encoder, and compute the rest again in the backward pass.
-            slices_at_once: encode so many together, and decode so many where each is a slab of its own; None: all.
+            activation_checkpointing: keep only the inputs and outputs of SRPP, of slice mixing, of every slice and of
+                a training encoder, and compute the rest again in the backward pass.
+            slices_at_once: encode so many together, and decode so many where none has memories to read; None: all.
         """
         self.activation_checkpointing = self.encoder.activation_checkpointing = activation_checkpointing
         self.encoder.slices_at_once = slices_at_once
