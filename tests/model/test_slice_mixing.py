@@ -126,7 +126,7 @@ class TestNetwork:
         loss = prediction.segmentation.square().mean() + prediction.boundary.square().mean()
         (loss + prediction.relative_position.square().mean()).backward()
         mixers = [name for name, weight in network.named_parameters() if "mixer" in name]
-        assert len(mixers) == 5 * 6
+        assert len(mixers) == 9 * 6
         without = [n for n, w in network.named_parameters() if "mixer" in n and (w.grad is None or not w.grad.any())]
         assert not without
 
