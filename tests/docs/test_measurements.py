@@ -73,7 +73,7 @@ def test_a_figure_that_does_not_exist_is_an_error(measurements: Measurements, te
 def test_a_row_of_another_length_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "measurements.yaml"
     text = (ROOT / "docs" / "measurements.yaml").read_text(encoding="utf-8")
-    file.write_text(text.replace("[anterior, 0.854, 1.6, 0.983]", "[anterior, 0.854]"))
+    file.write_text(re.sub(r"(\[anterior, [\d.]+),[^\]]*\]", r"\1]", text))
     with pytest.raises(ValueError, match="hippocampus: row anterior"):
         read_measurements(file)
 

@@ -200,7 +200,7 @@ class TrainingConfig(Frozen):
     lora_rank: Annotated[int, Field(ge=1)] = 8
     """Rank of the matrix that each adapter adds to a weight."""
     encoder_slices: Annotated[int, Field(ge=1)] | None = None
-    """Slices that are encoded together; also decoded together where each is a slab of its own. None: all of a pass."""
+    """Slices that are encoded together; also decoded together where none has memories to read. None: all of a pass."""
     optimizer: Literal["adamw", "muon", "sgd"] = "adamw"
     """`muon`: Muon for the weights of linear layers and convolutions, AdamW for the rest. `sgd`: Nesterov's, with
     momentum 0.99."""

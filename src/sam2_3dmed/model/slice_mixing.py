@@ -6,6 +6,7 @@ that a network with SAM2's weights starts as SAM2.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +97,7 @@ class SliceMixers(nn.Sequential):
 
     def stream(self, chunks: Iterable[Chunk]) -> Iterable[Chunk]:
         """See `SliceMixer.stream`."""
-        for mixer in self:
+        for mixer in cast(Iterable[SliceMixer], self):
             chunks = mixer.stream(chunks)
         return chunks
 
