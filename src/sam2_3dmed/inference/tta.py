@@ -133,7 +133,7 @@ class Forward:
     def logits(self, outputs: Iterable[Chunk]) -> Iterator[Tensor]:
         """The logits of each slice, (K or 2K, h, w) float32, from the outputs of `step` for all slices of a pass."""
         floats = ([tensor.float() for tensor in chunk] for chunk in outputs)
-        for segmentation, boundary in self._in_float32(self.network.logits_stream(floats)):
+        for segmentation, boundary in self._in_float32(self.network.logits_stream(floats, boundary=self.boundary)):
             yield from self._mean(segmentation, boundary, len(segmentation))[0].unbind(1)
 
     def _in_float32(self, items: Iterator[Item]) -> Iterator[Item]:

@@ -1,7 +1,6 @@
 """SAM2-3dMed, the whole network (paper 3, Figure 2): slices in, masks, boundaries and relative positions out."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -154,19 +153,31 @@ class SAM2For3dMed(nn.Module):
 
     def mixed_stream(self, chunks: Iterable[DecoderFeatures], size: int) -> Iterator[DecoderFeatures]:
         """The features (B, n, ...) of a whole stack that comes in chunks, `size` slices at a time, after mixing."""
-        chunks = iter(chunks)
-        first = next(chunks)
-        tensors: Iterable[Chunk] = (chunk.tensors() for chunk in chain([first], chunks))
-        for chunk in in_chunks(tensors if self.mixer is None else self.mixer.stream(tensors), size):
-            yield first.with_tensors(chunk)
+        latest: DecoderFeatures
 
-    def logits_stream(self, outputs: Iterable[Chunk]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """P_seg and P_bd (B, K, n, 4h, 4w) of a whole stack, from chunks (B, n, ...) of the outputs of `step`."""
-        for decoder in self.decoders if self.mixer is not None else ():
-            outputs = decoder.mask_decoder.mixed_stream(outputs)
+        def tensors() -> Iterator[Chunk]:
+            nonlocal latest
+            for latest in chunks:
+                yield latest.tensors()
+
+        for chunk in in_chunks(tensors() if self.mixer is None else self.mixer.stream(tensors()), size):
+            yield latest.with_tensors(chunk)
+
+    def logits_stream(
+        self, outputs: Iterable[Chunk], *, boundary: bool = True
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """P_seg and P_bd (B, K, n, 4h, 4w) of a whole stack, from chunks (B, n, ...) of the outputs of `step`.
+
+        boundary: whether P_bd is asked for; slice mixing for it is a tenth of the time of a stream.
+        """
+        decoders = self.decoders if boundary else [self.segmentation]
+        if self.mixer is not None:
+            outputs = (chunk[: len(Upscaled._fields) * len(decoders)] for chunk in outputs)
+            for decoder in decoders:
+                outputs = decoder.mask_decoder.mixed_stream(outputs)
         for chunk in outputs:
-            segmentation, *boundary = (logits.transpose(1, 2) for logits in chunk)
-            yield segmentation, boundary[0] if boundary else None
+            segmentation, *others = (logits.transpose(1, 2) for logits in chunk)
+            yield segmentation, others[0] if others else None
 
     def slice_context(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """The context (B, D, C, h, w) that slices give each other, and P_pos (B, D, D); without SRPP z and None."""

@@ -80,16 +80,22 @@ def in_chunks(chunks: Iterable[Chunk], size: int) -> Iterator[Chunk]:
     for chunk in chunks:
         waiting.append(chunk)
         while (count := sum(tensors[0].shape[1] for tensors in waiting)) >= size:
-            joined = _joined(waiting)
-            waiting = [[tensor[:, size:] for tensor in joined]] if count > size else []
-            yield [tensor[:, :size] for tensor in joined]
-            del joined
+            yield _take(waiting, size)
     if waiting:
-        yield _joined(waiting)
+        yield _take(waiting, count)
 
 
-def _joined(chunks: Sequence[Chunk]) -> Chunk:
-    return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True)]
+def _take(waiting: list[Chunk], count: int) -> Chunk:
+    """Remove the first slices of some chunks. Returns: them as one; a chunk that is taken whole is not copied."""
+    taken: list[Chunk] = []
+    while count > 0:
+        first = waiting.pop(0)
+        if (rest := first[0].shape[1] - count) > 0:
+            waiting.insert(0, [tensor[:, -rest:] for tensor in first])
+            first = [tensor[:, :count] for tensor in first]
+        taken.append(first)
+        count = -rest
+    return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in zip(*taken, strict=True)]
 
 
 class SliceMixers(nn.Sequential):
@@ -105,30 +111,28 @@ class SliceMixers(nn.Sequential):
 def _along_slices(conv: nn.Conv3d, chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """A convolution of the first tensor of a stream (B, n, h, w, C), with zeros before and after the whole stack."""
     reach = conv.kernel_size[0] // 2
-    ahead: Tensor | None = None  # slices whose neighbours have not come, after `reach` slices that are done
-    waiting: Chunk = []
+    ahead: list[Tensor] = []  # slices (B, h, w, C) whose neighbours have not come, after `reach` slices that are done
+    waiting: list[Chunk] = []
     for x, *rest in chunks:
-        nothing = torch.zeros_like(x[:, :1])[:, :reach]
-        ahead = torch.cat([nothing if ahead is None else ahead, x], dim=1)
-        waiting = _joined([waiting, rest]) if waiting else rest
-        ready = ahead.shape[1] - 2 * reach
-        if ready > 0:
-            yield [_convolved(conv, ahead), *(tensor[:, :ready] for tensor in waiting)]
-            ahead, waiting = ahead[:, ready:], [tensor[:, ready:] for tensor in waiting]
-    if ahead is not None and waiting[0].shape[1]:
-        yield [_convolved(conv, torch.cat([ahead, nothing], dim=1)), *waiting]
+        nothing = [torch.zeros_like(x[:, 0])] * reach
+        ahead = [*(ahead or nothing), *x.unbind(dim=1)]
+        waiting.append(rest)
+        if (ready := len(ahead) - 2 * reach) > 0:
+            yield [_convolved(conv, ahead), *_take(waiting, ready)]
+            ahead = ahead[ready:]
+    if waiting:
+        yield [_convolved(conv, [*ahead, *nothing]), *_take(waiting, len(ahead) - reach)]
 
 
-def _convolved(conv: nn.Conv3d, stack: Tensor) -> Tensor:
-    """A convolution of (B, n, h, w, C) that gives n slices, less those that are neighbours only."""
+def _convolved(conv: nn.Conv3d, slices: Sequence[Tensor]) -> Tensor:
+    """A convolution of n slices (B, h, w, C) that gives (B, n, h, w, C), less those that are neighbours only."""
     if conv.kernel_size[0] == 1:
-        return F.linear(stack, conv.weight.flatten(1), conv.bias)
+        return F.linear(torch.stack(tuple(slices), dim=1), conv.weight.flatten(1), conv.bias)
     if conv.groups > 1:
-        given = stack.permute(0, 4, 1, 2, 3)
-        return F.conv3d(given, conv.weight, conv.bias, padding=(0, 1, 1), groups=conv.groups).permute(0, 2, 3, 4, 1)
+        stack = torch.stack(tuple(slices), dim=1).permute(0, 4, 1, 2, 3)
+        return F.conv3d(stack, conv.weight, conv.bias, padding=(0, 1, 1), groups=conv.groups).permute(0, 2, 3, 4, 1)
     # As a 2D convolution of three slices' channels, since 3D ones of few slices are slow on a CPU.
-    count = stack.shape[1] - 2
-    threes = torch.cat([stack[:, i : i + count] for i in range(3)], dim=-1).flatten(0, 1)
-    weight = conv.weight.transpose(1, 2).flatten(1, 2)
-    convolved = F.conv2d(threes.permute(0, 3, 1, 2), weight, conv.bias, padding=1)
-    return convolved.permute(0, 2, 3, 1).unflatten(0, (-1, count))
+    threes = [torch.cat(list(slices[i : i + 3]), dim=-1) for i in range(len(slices) - 2)]
+    planes = (threes[0] if len(threes) == 1 else torch.cat(threes)).permute(0, 3, 1, 2)
+    convolved = F.conv2d(planes, conv.weight.transpose(1, 2).flatten(1, 2), conv.bias, padding=1)
+    return convolved.permute(0, 2, 3, 1).unflatten(0, (len(threes), -1)).transpose(0, 1)
