@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,18 @@ def make_in_process(path: Path, size: int, num_slices: int) -> None:
     run_alone(__file__, "--make", str(path), str(size), str(num_slices))
 
 
-def random_predictor(model: str, image_size: int | None = None, **settings: Any) -> Any:
-    """A predictor with random weights. image_size: none: 512, or 96 for nano; settings: of `InferenceConfig`."""
+def random_predictor(
+    model: str,
+    image_size: int | None = None,
+    *,
+    network: Mapping[str, Any] | None = None,
+    slab_slices: int = SLAB_SLICES,
+    **settings: Any,
+) -> Any:
+    """A predictor with random weights.
+
+    image_size: none: 512, or 96 for nano; network, settings: of `NetworkConfig` and of `InferenceConfig`.
+    """
     import torch
 
     from sam2_3dmed.config import InferenceConfig, NetworkConfig
@@ -51,10 +62,11 @@ def random_predictor(model: str, image_size: int | None = None, **settings: Any)
 
     torch.manual_seed(0)
     pixels = image_size or (96 if model == "nano" else 512)
-    network = build_network(NetworkConfig(size=model, image_size=pixels), len(LABELS)).eval()
-    config = InferenceConfig(precision="32", **settings)
+    made = {**(network or {}), "size": model, "image_size": pixels}
+    built = build_network(NetworkConfig.model_validate(made), len(LABELS)).eval()
+    config = InferenceConfig(**{**settings, "precision": "32"})
     preprocessing = Preprocessing("axial", (Normalisation("fixed", -160, 240),))
-    return Predictor(network, preprocessing=preprocessing, labels=LABELS, slab_slices=SLAB_SLICES, config=config)
+    return Predictor(built, preprocessing=preprocessing, labels=LABELS, slab_slices=slab_slices, config=config)
 
 
 def run_alone(script: str, *arguments: str, threads: int | None = None) -> dict[str, Any]:
