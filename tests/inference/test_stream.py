@@ -10,6 +10,7 @@ import torch
 from sam2_3dmed.config import InferenceConfig, NetworkConfig
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.inference import stream as stream_module
+from sam2_3dmed.inference import tta
 from sam2_3dmed.inference.stream import TensorSpill, stream_logits
 from sam2_3dmed.inference.tta import Forward
 from sam2_3dmed.model.build import build_network
@@ -132,20 +133,29 @@ class TestBoth:
 
 @pytest.mark.parametrize("direction", ["forward", "both"])
 def test_what_is_held_does_not_grow_with_the_slices(network, monkeypatch, direction):
-    """Features of no more than two slabs live at any time, and no waiting tensor is in memory."""
+    """The features of a slab and of one slice more live at most, none is a copy, and no waiting tensor is in memory."""
     monkeypatch.setattr(stream_module, "IN_MEMORY_BYTES", 0)
     monkeypatch.setattr(stream_module, "IN_MEMORY_SHARE", 0)
-    alive, slice_context = weakref.WeakSet(), Forward.slice_context
+    monkeypatch.setattr(tta, "PIXELS_AT_ONCE", (1, 1))
+    alive, counts, project, step = weakref.WeakSet(), [], network.project, Forward.step
 
-    def watch(self, features):
-        alive.add(features.z)
-        return slice_context(self, features)
+    def watch(features):
+        projected = project(features)
+        alive.add(projected.stride4)
+        counts.append(len(alive))
+        return projected
 
-    monkeypatch.setattr(Forward, "slice_context", watch)
+    def watch_step(self, state, features, context):
+        assert features.stride4.untyped_storage().nbytes() == features.stride4.nbytes
+        return step(self, state, features, context)
+
+    monkeypatch.setattr(network, "project", watch)
+    monkeypatch.setattr(Forward, "step", watch_step)
     with torch.inference_mode():
         config = InferenceConfig(direction=direction, precision="32")
-        for _ in stream_logits(Forward(network, stack(40), config), 4):
-            assert len(alive) <= 2
+        assert len(list(stream_logits(Forward(network, stack(40), config), 4))) == 40
+    assert max(counts) <= 5
+    assert len(counts) == 40
 
 
 @pytest.mark.parametrize(("direction", "passes"), [("forward", [False]), ("backward", [True]), ("both", [False, True])])

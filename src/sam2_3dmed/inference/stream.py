@@ -69,22 +69,27 @@ def _features(chunk_slices: int, encode: Encode, order: range) -> Iterator[Decod
 
 
 def _outputs(
-    forward: Forward, chunks: Iterator[DecoderFeatures], order: range, on_positions: OnPositions
+    forward: Forward, slabs: Iterator[list[DecoderFeatures]], order: range, on_positions: OnPositions
 ) -> Iterator[Chunk]:
-    """The decoders' outputs for all slices. Slices of a chunk give each other SRPP's context."""
+    """The decoders' outputs for all slices, from the features of slabs, whose slices give each other SRPP's context.
+
+    Features are freed as soon as they are decoded.
+    """
     state, done = forward.start(), 0
-    for features in chunks:
-        context, positions = forward.slice_context(features)
+    for parts in slabs:
+        context, positions = forward.slice_context(torch.cat([part.z for part in parts], dim=1))
         slab = order[done : done + context.shape[1]]
         done += len(slab)
         if positions is not None:
             on_positions(Slab(min(slab), len(slab), order.step < 0), positions)
-        if forward.network.has_memory:
-            yield from (forward.step(state, features.at(i), context[:, i]) for i in range(len(slab)))
-        else:
-            for start in range(0, len(slab), forward.chunk):
-                stop = start + forward.chunk
-                yield forward.decode_at_once(features.between(start, stop), context[:, start:stop])
+        while parts:
+            features = parts.pop(0)
+            count = features.z.shape[1]
+            own, context = context[:, :count], context[:, count:]
+            if forward.network.has_memory:
+                yield from (forward.step(state, features.at(i), own[:, i]) for i in range(count))
+            else:
+                yield forward.decode_at_once(features, own)
 
 
 def _both(forward: Forward, slab_slices: int, on_positions: OnPositions) -> Iterator[tuple[int, Tensor]]:

@@ -106,14 +106,14 @@ class Forward:
             positions = positions.view(count, rows, *positions.shape[1:]).mean(dim=1)
         return self._mean(prediction.segmentation, prediction.boundary, rows), positions
 
-    def mix(self, chunks: Iterable[DecoderFeatures], size: int) -> Iterator[DecoderFeatures]:
-        """The features of all slices of a pass after slice mixing, `size` slices at a time."""
+    def mix(self, chunks: Iterable[DecoderFeatures], size: int) -> Iterator[list[DecoderFeatures]]:
+        """The features of all slices of a pass after slice mixing, in lists of parts, `size` slices a list."""
         return self._in_float32(self.network.mixed_stream(chunks, size))
 
-    def slice_context(self, features: DecoderFeatures) -> tuple[Tensor, Tensor | None]:
+    def slice_context(self, z: Tensor) -> tuple[Tensor, Tensor | None]:
         """The SRPP context (rows, n, C, h, w) of each slice among the others, and P_pos (n, n) or None."""
         with self._autocast():
-            context, positions = self.network.slice_context(features.z)
+            context, positions = self.network.slice_context(z)
         return context, None if positions is None else positions.mean(dim=0)
 
     def start(self) -> DecoderState:

@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+_QUERIES_AT_ONCE = 256
+"""Without gradients. The scores of seven memories of 32 x 32 places then take 7 MB instead of 29, and less time."""
+
 
 class KeyValues(NamedTuple):
     """Memory tokens as one layer reads them."""
@@ -176,10 +179,16 @@ def _read(
         return memory.values if are_projected else projection(memory.values)
     if are_projected:
         return attend(query, memory.keys, memory.values, log_counts)
+    blocks = [query] if torch.is_grad_enabled() else query.split(_QUERIES_AT_ONCE, dim=1)
+    return projection(torch.cat([_weigh(block, memory, log_counts) for block in blocks], dim=1))
+
+
+def _weigh(query: Tensor, memory: KeyValues, log_counts: Tensor | None) -> Tensor:
+    """(B, N, C) -> (B, N, 64): the mean of the memory's tokens, weighed by each query."""
     scores = (query * query.shape[-1] ** -0.5) @ memory.keys.transpose(1, 2)
     if log_counts is not None:
         scores = scores + log_counts
-    return projection(torch.softmax(scores, dim=-1) @ memory.values)
+    return torch.softmax(scores, dim=-1) @ memory.values
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:

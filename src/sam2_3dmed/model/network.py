@@ -12,7 +12,7 @@ from sam2_3dmed.model.boundary import BoundaryDetector
 from sam2_3dmed.model.mask_decoder import Upscaled
 from sam2_3dmed.model.memory_bank import Bank
 from sam2_3dmed.model.slice_decoder import DecodedSlice, SliceDecoder
-from sam2_3dmed.model.slice_mixing import Chunk, SliceMixer, in_chunks
+from sam2_3dmed.model.slice_mixing import Chunk, SliceMixer, in_slabs
 from sam2_3dmed.model.srpp import SliceRelativePositionPredictor, zero_conv
 
 
@@ -151,8 +151,8 @@ class SAM2For3dMed(nn.Module):
         outputs = parts[0] if len(parts) == 1 else [torch.cat(of_lots) for of_lots in zip(*parts, strict=True)]
         return [tensor.unflatten(0, context.shape[:2]) for tensor in outputs]
 
-    def mixed_stream(self, chunks: Iterable[DecoderFeatures], size: int) -> Iterator[DecoderFeatures]:
-        """The features (B, n, ...) of a whole stack that comes in chunks, `size` slices at a time, after mixing."""
+    def mixed_stream(self, chunks: Iterable[DecoderFeatures], size: int) -> Iterator[list[DecoderFeatures]]:
+        """The features (B, n, ...) of a whole stack after slice mixing, in lists of parts, `size` slices a list."""
         latest: DecoderFeatures
 
         def tensors() -> Iterator[Chunk]:
@@ -160,8 +160,10 @@ class SAM2For3dMed(nn.Module):
             for latest in chunks:
                 yield latest.tensors()
 
-        for chunk in in_chunks(tensors() if self.mixer is None else self.mixer.stream(tensors()), size):
-            yield latest.with_tensors(chunk)
+        def with_names(slab: list[Chunk]) -> list[DecoderFeatures]:
+            return [latest.with_tensors(chunk) for chunk in slab]
+
+        return map(with_names, in_slabs(tensors() if self.mixer is None else self.mixer.stream(tensors()), size))
 
     def logits_stream(
         self, outputs: Iterable[Chunk], *, boundary: bool = True

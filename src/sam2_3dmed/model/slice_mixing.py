@@ -74,19 +74,23 @@ class _Pointwise(nn.Conv3d):
         return F.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 4, 1, 2, 3)
 
 
-def in_chunks(chunks: Iterable[Chunk], size: int) -> Iterator[Chunk]:
-    """The same slices, `size` at a time; the last are as many as there are."""
+def in_slabs(chunks: Iterable[Chunk], size: int) -> Iterator[list[Chunk]]:
+    """The same slices in lists of chunks, `size` slices a list; the last has as many as there are. Nothing is copied.
+
+    What is yielded is held nowhere else, so that who takes chunks from a list frees them.
+    """
     waiting: list[Chunk] = []
     for chunk in chunks:
         waiting.append(chunk)
+        del chunk
         while (count := sum(tensors[0].shape[1] for tensors in waiting)) >= size:
-            yield _take(waiting, size)
+            yield _split(waiting, size)
     if waiting:
-        yield _take(waiting, count)
+        yield _split(waiting, count)
 
 
-def _take(waiting: list[Chunk], count: int) -> Chunk:
-    """Remove the first slices of some chunks. Returns: them as one; a chunk that is taken whole is not copied."""
+def _split(waiting: list[Chunk], count: int) -> list[Chunk]:
+    """Remove the first slices of some chunks. Returns: them, as chunks."""
     taken: list[Chunk] = []
     while count > 0:
         first = waiting.pop(0)
@@ -95,7 +99,13 @@ def _take(waiting: list[Chunk], count: int) -> Chunk:
             first = [tensor[:, :count] for tensor in first]
         taken.append(first)
         count = -rest
-    return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in zip(*taken, strict=True)]
+    return taken
+
+
+def _take(waiting: list[Chunk], count: int) -> Chunk:
+    """As `_split`, but one chunk. A chunk that is taken whole is not copied."""
+    columns = zip(*_split(waiting, count), strict=True)
+    return [parts[0] if len(parts) == 1 else torch.cat(parts, dim=1) for parts in columns]
 
 
 class SliceMixers(nn.Sequential):
