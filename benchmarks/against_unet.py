@@ -2,6 +2,7 @@
 
     python benchmarks/against_unet.py Task04_Hippocampus --budgets 200 500 1000 3000 --seeds 0 1 --picture curve.png
     python benchmarks/against_unet.py Task04_Hippocampus --budgets 60 --seeds 0            (a trial: minutes)
+    python benchmarks/against_unet.py Task04_Hippocampus --seeds 1 --results rows.jsonl    (goes on where it ended)
 
 Both sides are calls of `train` from scratch, with the split, the preprocessing and the cases that it makes. The U-Net
 is the system `unet`, MONAI's DynUNet with 16, 32, 64 and 128 channels on patches of 32 x 48 x 32: Dice and cross
@@ -10,8 +11,9 @@ SRPP and BD: two slabs of 24 slices a step. `--unet-set` and `--ours-set` change
 
 A first short and a second longer run of each side give the seconds of a step and of everything else (reading, one
 validation). A budget then decides the number of steps, over which the rate falls to its end. The table has the seconds
-that each run took. Validation cases are predicted mirrored as well. Test cases are not opened. Without arguments it
-says what it needs, and measures nothing.
+that each run took. Validation cases are predicted mirrored as well. Test cases are not opened. With `--results`, the
+rows of a file are not measured again and new ones are added to it, also by several processes at a time; the picture has
+all of them. Without arguments it says what it needs, and measures nothing.
 """
 
 import argparse
@@ -79,6 +81,7 @@ def main() -> None:
     parser.add_argument("--ours-set", action="append", help="section.key=value, as for `train`")
     parser.add_argument("--unet-set", action="append", help="the same for the U-Net")
     parser.add_argument("--picture", type=Path, help="a PNG of Dice over seconds")
+    parser.add_argument("--results", type=Path, help="a file of rows, one JSON object a line")
     arguments = parser.parse_args()
     if arguments.data is None:
         print("nothing measured: it needs DATA, the folder of a data set; see --help")
@@ -87,24 +90,36 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    found = []
+    found = read_rows(arguments.results)
+    done = {(row["side"], row["seed"], row["budget"]) for row in found}
     with tempfile.TemporaryDirectory() as folder:
         arguments.folder = Path(folder)
         for side in arguments.sides:
+            wanted = [(seed, budget) for seed in arguments.seeds for budget in arguments.budgets]
+            wanted = [(seed, budget) for seed, budget in wanted if (side, seed, budget) not in done]
+            if not wanted:
+                continue
             train_side(side, 1, 0, arguments)  # prepares the cases
             first, second = (train_side(side, steps, 0, arguments)[1] for steps in (FIRST_STEPS, SECOND_STEPS))
             of_step = (second - first) / (SECOND_STEPS - FIRST_STEPS)
             others = max(0.0, first - FIRST_STEPS * of_step)
             print(f"{side}: {of_step:.3f} seconds a step, {others:.0f} for everything else", flush=True)
-            for seed in arguments.seeds:
-                for budget in arguments.budgets:
-                    steps = max(STEPS_PER_EPOCH, int((budget - others) / of_step))
-                    run, seconds = train_side(side, steps, seed, arguments)
-                    row = {"side": side, "seed": seed, "budget": budget, "steps": steps, "seconds": round(seconds)}
-                    found.append(row | {"dice": round(float(score(run, arguments.data).mean()), 4)})
-                    print(json.dumps(found[-1]), flush=True)
+            for seed, budget in wanted:
+                steps = max(STEPS_PER_EPOCH, int((budget - others) / of_step))
+                run, seconds = train_side(side, steps, seed, arguments)
+                row = {"side": side, "seed": seed, "budget": budget, "steps": steps, "seconds": round(seconds)}
+                found.append(row | {"dice": round(float(score(run, arguments.data).mean()), 4)})
+                print(json.dumps(found[-1]), flush=True)
+                if arguments.results:
+                    with arguments.results.open("a") as file:
+                        file.write(json.dumps(found[-1]) + "\n")
     if arguments.picture:
         draw(found, arguments.picture)
+
+
+def read_rows(path: Path | None) -> list[dict[str, Any]]:
+    """The rows of a file of results; none without a file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:

@@ -23,21 +23,19 @@ from typing import Any
 from synthetic_ct import make_ct, peak_mb, random_predictor, run_alone
 
 THEIRS = "transformers"
-STREAM = ["inference.mode=stream"]
-SIDES: dict[str, tuple[str, list[str]]] = {
-    "paper": ("paper", []),
-    "paper, slice mixing": ("paper+slice_mixing+forward_only", STREAM),
-    "the same, pooled memory": ("paper+slice_mixing+pooled_memory+forward_only", STREAM),
-    "slice mixing alone": ("paper+slice_mixing+without_memory+without_srpp+without_boundary", STREAM),
+SIDES = {
+    "paper": "paper",
+    "paper, slice mixing": "paper+slice_mixing",
+    "the same, pooled memory": "paper+slice_mixing+pooled_memory",
+    "slice mixing alone": "paper+slice_mixing+without_memory+without_srpp+without_boundary",
 }
-"""Recipes with settings."""
+"""Recipes."""
 
 
 def recipe_of(side: str) -> Any:
-    from sam2_3dmed.config.presets import read_recipe, with_settings
+    from sam2_3dmed.config.presets import read_recipe
 
-    name, settings = SIDES[side]
-    return with_settings(read_recipe(name), settings)
+    return read_recipe(SIDES[side])
 
 
 def predict(side: str, arguments: Any, folder: Path) -> float:

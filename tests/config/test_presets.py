@@ -123,7 +123,7 @@ def test_ablations_add_up_in_any_order():
             "last_stage",
             {"training.encoder": "last_stage", "training.encoder_rate": 0.6, "training.layer_decay": 0.9},
         ),
-        ("slice_mixing", {"model.slice_mixing": True}),
+        ("slice_mixing", {"model.slice_mixing": True, "inference.mode": "stream", "inference.direction": "forward"}),
         ("pooled_memory", {"model.memory_pooling": 2}),
         ("without_memory", {"model.memory": "none"}),
         ("ema", {"training.ema_decay": 0.999}),

@@ -81,10 +81,15 @@ def _adapted(config: RunConfig, how: str, encoder_rate: float, layer_decay: floa
     return _change(config, "training", encoder=how, encoder_rate=encoder_rate, layer_decay=layer_decay)
 
 
+def _slice_mixing(config: RunConfig) -> RunConfig:
+    """Mixers look both ways, so that a stream in one direction shows every slice its neighbours on both sides."""
+    return _change(_change(config, "model", slice_mixing=True), "inference", mode="stream", direction="forward")
+
+
 ADDITIONS: Mapping[str, Callable[[RunConfig], RunConfig]] = {
     "lora": lambda c: _adapted(c, "lora", encoder_rate=5.0),
     "last_stage": lambda c: _adapted(c, "last_stage", encoder_rate=0.6, layer_decay=0.9),
-    "slice_mixing": lambda c: _change(c, "model", slice_mixing=True),
+    "slice_mixing": _slice_mixing,
     "without_memory": lambda c: _change(c, "model", memory="none"),
     "pooled_memory": lambda c: _change(c, "model", memory_pooling=2),
     "ema": lambda c: _change(c, "training", ema_decay=0.999),
@@ -130,9 +135,8 @@ def scratch() -> RunConfig:
     Memory attention, SRPP and BD are off: without them it was better in the same time on validation cases of real data.
     The figures are in `docs/notes/what_moved_accuracy.md`.
     """
-    config = _change(paper_scratch(), "model", slice_mixing=True, memory="none", srpp=False, boundary=False)
-    config = _change(config, "inference", mode="stream")
-    training = {"epochs": 32, "samples_per_epoch": 200, "batch_size": 2, "validate_every": 16}
+    config = _change(_slice_mixing(paper_scratch()), "model", memory="none", srpp=False, boundary=False)
+    training = {"epochs": 42, "samples_per_epoch": 200, "batch_size": 2, "validate_every": 21}
     config = _change(config, "training", single_slice_fraction=0.0, slab_rate=1.0, **training)
     return config.model_copy(update={"slab_slices": 24})
 
