@@ -117,7 +117,7 @@ def test_who_gives_no_boxes_or_too_many_is_told(run: Path, blob_run: Path, blobs
         (run, [], "--boxes-from has the masks"),
         (blob_run, ["--boxes-from", label], "is for a model trained with model.box_every"),
         (run, ["--boxes-from", blobs / "imagesTs"], "no such file or folder"),
-        (run, ["--boxes-from", run], "no .nii or .nii.gz file in this folder"),
+        (run, ["--boxes-from", run], "no image in this folder, and predictions has 2 (blob_01.nii.gz, blob_11.nii.gz)"),
     ):
         error = command(image, "-m", model, "-o", tmp_path / "masks", *arguments)
         assert words in str(error)

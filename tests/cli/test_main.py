@@ -244,3 +244,25 @@ def test_volumes_that_cannot_be_predicted(array, line, trained, tmp_path: Path, 
     assert status == 1
     assert "odd.nii.gz" in errors
     assert line in errors
+
+
+def test_names_of_files_that_are_not_utf8(tmp_path, monkeypatch):
+    """Scored, written and shown with an escape in the place of the byte."""
+    name = os.fsdecode(b"caf\xe9.nii.gz")
+    for folder in ("masks", "labels"):
+        (tmp_path / folder).mkdir()
+        Volume(np.ones((2, 3, 4), np.uint8), np.eye(4)).write(tmp_path / folder / name)
+    command = [
+        sys.executable,
+        "-m",
+        "sam2_3dmed",
+        "evaluate",
+        tmp_path / "masks",
+        tmp_path / "labels",
+        "-o",
+        tmp_path / "out",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "cases.json").read_text())[0]["case"] == os.fsdecode(b"caf\xe9")
+    assert "caf\\udce9" in (tmp_path / "out" / "cases.csv").read_text()

@@ -45,7 +45,7 @@ def test_all_that_is_unmatched_is_listed(tmp_path):
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [([], "no .nii or .nii.gz files"), (["a.nii", "a.nii.gz"], "more than one file for a")],
+    [([], "no .nii, .nii.gz, .nrrd, .mha or .mhd files"), (["a.nii", "a.nii.gz"], "more than one file for a")],
 )
 def test_unusable_folders(tmp_path, names, message):
     with pytest.raises(DataError, match=message):

@@ -275,6 +275,27 @@ def test_a_failure_is_done_again(job, four):
     assert runner.given == [["b"]]
 
 
+def test_a_scan_that_is_replaced_while_it_is_computed_is_done_again(job, four):
+    def replacing(volume, **options):
+        mask = threshold(volume, **options)
+        Volume(np.zeros((2, 2, 3), np.int16), np.eye(4)).write(four[0].files[0])
+        return mask
+
+    predict_batch(replace(job, load=of(replacing)), four[:1])
+    assert Volume.read(job.folder / "a.nii.gz").shape == (2, 2, 2)
+    (outcome,) = predict_batch(job, four[:1])
+    assert not outcome.earlier
+    assert Volume.read(job.folder / "a.nii.gz").shape == (2, 2, 3)
+
+
+def test_a_scan_that_has_vanished_costs_only_itself(job, four):
+    predict_batch(job, four)
+    four[2].files[0].unlink()
+    outcomes = predict_batch(job, four)
+    assert [outcome.earlier for outcome in outcomes] == [True, True, False, True]
+    assert outcomes[2].error == f"{four[2].files[0]}: cannot be read: No such file or directory"
+
+
 def test_without_a_manifest_all_is_done(job, four):
     bare = Job(job.load, job.folder)
     runner = Here()

@@ -55,8 +55,21 @@ class TestFindInputs:
     def test_two_volumes_of_one_name(self, tmp_path, num_channels):
         """Also for two channels: two files of one name are not the two channels of a volume."""
         files = [*touch(tmp_path / "one", "a.nii"), *touch(tmp_path / "two", "a.nii.gz")]
-        with pytest.raises(DataError, match=r"one/a\.nii: 2 inputs have the name 'a'"):
-            require_unique_names(find_inputs(files, num_channels))
+        assert found(files, num_channels) == {"one": ["a.nii"], "two": ["a.nii.gz"]}
+        same = [*touch(tmp_path / "x" / "one", "a.nii"), *touch(tmp_path / "y" / "one", "a.nii")]
+        with pytest.raises(DataError, match=r"x/one/a\.nii: 2 inputs have the name 'a'"):
+            require_unique_names(find_inputs(same, num_channels))
+
+    def test_a_folder_of_folders_of_one_case(self, tmp_path):
+        for case in ("case_00000", "case_00001"):
+            touch(tmp_path / case, "imaging.nii.gz", "segmentation.nii.gz")
+        assert found([tmp_path], 1) == {"case_00000": ["imaging.nii.gz"], "case_00001": ["imaging.nii.gz"]}
+
+    def test_channels_in_folders_of_one_case(self, tmp_path):
+        for case in ("p1", "p2"):
+            touch(tmp_path / case, "mr_0000.nii.gz", "mr_0001.nii.gz")
+        files = sorted(tmp_path.glob("*/*"))
+        assert found(files, 2) == {case: ["mr_0000.nii.gz", "mr_0001.nii.gz"] for case in ("p1", "p2")}
 
     def test_a_file_given_twice(self, tmp_path):
         files = touch(tmp_path, "a.nii")
@@ -69,7 +82,7 @@ class TestFindInputs:
 
     def test_an_empty_folder(self, tmp_path):
         touch(tmp_path, "notes.txt")
-        with pytest.raises(DataError, match=r"no \.nii or \.nii\.gz file in this folder"):
+        with pytest.raises(DataError, match=r"no \.nii, .* file in this folder or in a folder of one case"):
             find_inputs([tmp_path], 1)
 
     def test_channels_from_files_of_their_own(self, tmp_path):

@@ -40,7 +40,7 @@ def lines(manifest, name="manifest.jsonl"):
 
 
 def test_a_line_says_all_of_it(manifest, item, output):
-    manifest.note(item, [output], 1.23456)
+    manifest.note(item, manifest.decisive(item), [output], 1.23456)
     (line,) = lines(manifest)
     assert line["name"] == "a"
     assert line["input"] == [str(item.files[0].resolve())]
@@ -79,13 +79,39 @@ def gone(item, output):
 
 @pytest.mark.parametrize("change", [touched, grown, damaged, gone])
 def test_a_case_whose_files_changed_is_done_again(manifest, item, output, change):
-    manifest.note(item, [output], 1)
+    manifest.note(item, manifest.decisive(item), [output], 1)
     change(item, output)
     assert manifest.finished([item]) == [False]
 
 
+def test_an_input_that_was_replaced_after_it_was_read_is_done_again(manifest, item, output):
+    decisive = manifest.decisive(item)
+    item.files[0].write_bytes(b"another scan")
+    manifest.note(item, decisive, [output], 1)
+    assert manifest.finished([item]) == [False]
+
+
+def test_a_name_that_is_not_utf8(manifest, output, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.nii.gz")
+    path.write_bytes(b"scan")
+    item = Input(path.name, (path,))
+    manifest.note(item, manifest.decisive(item), [output], 1)
+    assert manifest.finished([item]) == [True]
+    path.write_bytes(b"another")
+    assert manifest.finished([item]) == [False]
+
+
+def test_an_input_that_has_vanished_is_not_finished(manifest, item, output, tmp_path):
+    other = Input("b", (tmp_path / "b.nii.gz",))
+    other.files[0].write_bytes(b"scan")
+    for one in (item, other):
+        manifest.note(one, manifest.decisive(one), [output], 1)
+    other.files[0].unlink()
+    assert manifest.finished([item, other]) == [True, False]
+
+
 def test_a_case_that_lies_elsewhere_is_another(manifest, item, output, tmp_path):
-    manifest.note(item, [output], 1)
+    manifest.note(item, manifest.decisive(item), [output], 1)
     (tmp_path / "deep").mkdir()
     moved = item.files[0].rename(tmp_path / "deep" / "a.nii.gz")
     assert manifest.finished([Input("a", (moved,))]) == [False]
@@ -102,12 +128,12 @@ def test_a_case_that_lies_elsewhere_is_another(manifest, item, output, tmp_path)
     ],
 )
 def test_another_model_or_option_does_it_again(manifest, item, output, change, finished):
-    manifest.note(item, [output], 1)
+    manifest.note(item, manifest.decisive(item), [output], 1)
     assert replace(manifest, **change).finished([item]) == [finished]
 
 
 def test_another_series_of_the_same_files(manifest, item, output):
-    manifest.note(item, [output], 1)
+    manifest.note(item, manifest.decisive(item), [output], 1)
     assert manifest.finished([replace(item, series_uid="1.2")]) == [False]
 
 
@@ -115,7 +141,7 @@ def test_a_folder_changes_with_any_file_of_its_tree(manifest, output, tmp_path):
     (tmp_path / "study" / "deep").mkdir(parents=True)
     (tmp_path / "study" / "deep" / "1").write_bytes(b"1")
     study = Input("a", (tmp_path / "study",))
-    manifest.note(study, [output], 1)
+    manifest.note(study, manifest.decisive(study), [output], 1)
     assert manifest.finished([study]) == [True]
     (tmp_path / "study" / "2").write_bytes(b"2")
     assert manifest.finished([study]) == [False]
@@ -125,7 +151,7 @@ def test_every_output_must_be_whole(manifest, item, output):
     (manifest.folder / "auxiliary").mkdir()
     extra = manifest.folder / "auxiliary" / "a.json"
     extra.write_text("{}")
-    manifest.note(item, [output, extra], 1)
+    manifest.note(item, manifest.decisive(item), [output, extra], 1)
     assert manifest.finished([item]) == [True]
     extra.unlink()
     assert manifest.finished([item]) == [False]
@@ -133,33 +159,34 @@ def test_every_output_must_be_whole(manifest, item, output):
 
 @pytest.mark.parametrize("cut", [1, 40])
 def test_a_torn_last_line_is_repaired_by_the_next(manifest, item, output, cut):
-    manifest.note(item, [output], 1)
-    manifest.note(replace(item, name="b"), [output], 1)
+    manifest.note(item, manifest.decisive(item), [output], 1)
+    manifest.note(replace(item, name="b"), manifest.decisive(item), [output], 1)
     path = manifest.folder / "manifest.jsonl"
     path.write_bytes(path.read_bytes()[:-cut])
     assert manifest.finished([item]) == [True]
-    manifest.note(replace(item, name="c"), [output], 1)
+    manifest.note(replace(item, name="c"), manifest.decisive(item), [output], 1)
     assert [line["name"] for line in lines(manifest)] == ["a", "c"]
 
 
 def test_a_file_that_is_one_torn_line(manifest, item, output):
     (manifest.folder / "manifest.jsonl").write_text('{"name": "a"')
     assert manifest.finished([item]) == [False]
-    manifest.note(item, [output], 1)
+    manifest.note(item, manifest.decisive(item), [output], 1)
     assert [line["name"] for line in lines(manifest)] == ["a"]
 
 
 @pytest.mark.parametrize("text", ["[]", "3", '{"name": "a"}', '{"name": "a", "outputs": 3}', "no json", '{"name": []}'])
 def test_lines_of_something_else_say_nothing(manifest, item, output, text):
-    manifest.note(item, [output], 1)
+    manifest.note(item, manifest.decisive(item), [output], 1)
     with (manifest.folder / "manifest.jsonl").open("a") as file:
         file.write(text + "\n")
     assert manifest.finished([item]) == [True]
 
 
 def _write_many(manifest, item, output, first):
+    decisive = manifest.decisive(item)
     for number in range(first, first + 50):
-        manifest.note(replace(item, name=f"case {number} " + "x" * 3000), [output], 1)
+        manifest.note(replace(item, name=f"case {number} " + "x" * 3000), decisive, [output], 1)
 
 
 def test_several_writers_lose_and_mix_nothing(manifest, item, output):
@@ -175,15 +202,15 @@ def test_several_writers_lose_and_mix_nothing(manifest, item, output):
 
 def test_files_of_several_hosts_are_read_together(manifest, item, output):
     other = replace(manifest, per_host=True)
-    other.note(item, [output], 1)
+    other.note(item, manifest.decisive(item), [output], 1)
     assert [path.name for path in manifest.folder.glob("*.jsonl")] == [f"manifest.{socket.gethostname()}.jsonl"]
     assert manifest.finished([item]) == [True]
 
 
 def test_to_forget_takes_just_these_cases_away(manifest, item, output):
     for name in "abc":
-        manifest.note(replace(item, name=name), [output], 1)
-    replace(manifest, per_host=True).note(item, [output], 1)
+        manifest.note(replace(item, name=name), manifest.decisive(item), [output], 1)
+    replace(manifest, per_host=True).note(item, manifest.decisive(item), [output], 1)
     manifest.forget([item, replace(item, name="c")])
     assert [line["name"] for line in lines(manifest)] == ["b"]
     assert manifest.finished([item, replace(item, name="b")]) == [False, True]
@@ -192,7 +219,7 @@ def test_to_forget_takes_just_these_cases_away(manifest, item, output):
 def test_what_cannot_be_written_or_read_is_a_line(manifest, item, output):
     (manifest.folder / "manifest.jsonl").mkdir()
     with pytest.raises(DataError, match=r"manifest\.jsonl: cannot be written: Is a directory"):
-        manifest.note(item, [output], 1)
+        manifest.note(item, manifest.decisive(item), [output], 1)
     with pytest.raises(DataError, match=r"manifest\.jsonl: cannot be read: Is a directory"):
         manifest.finished([item])
 

@@ -60,5 +60,5 @@ def test_dicom_without_a_series(mask, tmp_path, name):
 
 
 def test_names_of_formats():
-    with pytest.raises(ConfigError, match="--format png: expected nifti, nrrd, dicom-seg, rtstruct"):
+    with pytest.raises(ConfigError, match="--format png: expected nifti, mha, nrrd, dicom-seg, rtstruct"):
         MaskFormat("png")

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.volume.files import case_name, list_volumes, read_channels, require_same_grid
+from sam2_3dmed.volume.files import (
+    case_name,
+    list_volumes,
+    named_by_folder,
+    read_channels,
+    require_same_grid,
+    volumes_of_case_folders,
+)
 from sam2_3dmed.volume.volume import Volume
 
 
@@ -34,6 +41,12 @@ def write(tmp_path: Path):
         ("a_000x.nii.gz", "a_000x", "a_000x"),
         ("a_0001_b.nii.gz", "a_0001_b", "a_0001_b"),
         ("a_0001_0000.nii.gz", "a_0001_0000", "a_0001"),
+        ("A.NII.GZ", "A", "A"),
+        ("A_0001.Nii.gz", "A_0001", "A"),
+        ("a.seg.nrrd", "a", "a"),
+        ("a.seg.nii.gz", "a.seg", "a.seg"),
+        ("a.b.nrrd", "a.b", "a.b"),
+        ("a_0000.mha", "a_0000", "a"),
     ],
 )
 def test_case_name(file, plain, without_channel):
@@ -51,6 +64,12 @@ class TestListVolumes:
         for name in ("b.nii", "a.nii.gz"):
             (tmp_path / name).touch()
         assert [file.name for file in list_volumes(tmp_path, [".nii.gz"])] == ["a.nii.gz"]
+
+    def test_capitals_and_other_formats(self, tmp_path: Path):
+        for name in ("a.NII.GZ", "b.Nii", "c.nrrd", "d.MHA", "e.mhd", "e.raw", "f.seg.nrrd"):
+            (tmp_path / name).touch()
+        found = ["a.NII.GZ", "b.Nii", "c.nrrd", "d.MHA", "e.mhd", "f.seg.nrrd"]
+        assert [file.name for file in list_volumes(tmp_path)] == found
 
     def test_nothing(self, tmp_path: Path):
         assert list_volumes(tmp_path) == []
@@ -108,3 +127,35 @@ def test_require_same_grid():
     with pytest.raises(VolumeError) as caught:
         require_same_grid(a, Path("a.nii"), Volume(np.zeros((2, 3, 4)), moved), Path("b.nii"))
     assert str(caught.value) == "b.nii: not on the grid of a.nii: affines differ: the same voxel lies up to 3 mm apart"
+
+
+class TestFoldersOfOneCase:
+    """As in KiTS: case_00000/imaging.nii.gz and case_00000/segmentation.nii.gz."""
+
+    @pytest.fixture
+    def kits(self, tmp_path: Path):
+        for case in ("case_00000", "case_00001"):
+            (tmp_path / case).mkdir()
+            for name in ("imaging", "segmentation"):
+                (tmp_path / case / f"{name}.nii.gz").touch()
+        return tmp_path
+
+    def test_images_and_masks(self, kits: Path):
+        cases = ["case_00000", "case_00001"]
+        assert volumes_of_case_folders(kits) == [kits / case / "imaging.nii.gz" for case in cases]
+        assert volumes_of_case_folders(kits, masks=True) == [kits / case / "segmentation.nii.gz" for case in cases]
+
+    def test_several_images_in_a_folder(self, kits: Path):
+        (kits / "case_00001" / "other.nii.gz").touch()
+        with pytest.raises(VolumeError, match=r"no image in this folder, and case_00001 has 2 \(imaging.nii.gz, other.nii.gz\)"):
+            volumes_of_case_folders(kits)
+
+    def test_the_folder_tells_files_of_one_name_apart(self):
+        def named(*paths):
+            files = [Path(path) for path in paths]
+            return named_by_folder(files, [case_name(file) for file in files])
+
+        assert named("a/imaging.nii", "b/imaging.nii", "b/other.nii") == ["a", "b", "other"]
+        assert named("x/a/imaging.nii", "y/a/imaging.nii") == ["imaging", "imaging"]
+        assert named("a/x.nii", "b/x.nii", "c/a.nii") == ["x", "x", "a"]
+        assert named("a/x.nii", "a/x.nii") == ["x", "x"]

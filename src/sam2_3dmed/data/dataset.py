@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.volume.files import ENDINGS, case_name, list_volumes, read_channels, require_same_grid
+from sam2_3dmed.volume.files import (
+    ENDINGS,
+    LISTED,
+    case_name,
+    list_volumes,
+    named_by_folder,
+    read_channels,
+    require_same_grid,
+    uncropped,
+)
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
@@ -100,37 +109,46 @@ def read_case(case: Case, allowed: Collection[int] | None = None) -> tuple[Volum
     image = read_channels(case.images)
     if case.label is None:
         return image, None
-    label = read_label(case.label, allowed)
+    label = uncropped(read_label(case.label, allowed), case.label, image)
     require_same_grid(image, case.images[0], label, case.label)
     return image, label
 
 
 def _msd_cases(root: Path, file: Path, content: Mapping[str, Any], num_channels: int) -> list[Case]:
     cases: list[Case] = []
+    listed: dict[Path, dict[str, Path]] = {}
     for image, label in _training_entries(file, content["training"]):
         paths = [_inside(root, file, part) for part in image]
         if paths[0].name.startswith("._"):
             continue
         name = case_name(paths[0], channel_suffix=len(paths) > 1)
         if len(paths) == 1 and not paths[0].is_file():  # nnU-Net v1 names NAME and has NAME_0000, ...
-            paths = _channel_files(paths[0].parent, name, num_channels) or paths
+            folder = paths[0].parent
+            if folder not in listed:
+                listed[folder] = _list_files(folder, ENDINGS) if folder.is_dir() else {}
+            paths = _channel_files(listed[folder], name, num_channels) or paths
         cases.append(Case(name, tuple(paths), _inside(root, file, label) if label else None))
-    return cases
+    names = named_by_folder([case.images[0] for case in cases], [case.name for case in cases])
+    return [replace(case, name=name) for case, name in zip(cases, names, strict=True)]
 
 
 def _nnunet_cases(root: Path, file: Path, content: Mapping[str, Any], num_channels: int) -> list[Case]:
     ending = content.get("file_ending", ENDINGS[0])
     if ending not in ENDINGS:
-        raise DataError(f'{file}: "file_ending" is {ending!r}; only {" and ".join(ENDINGS)} can be read')
+        raise DataError(f'{file}: "file_ending" is {ending!r}; only {LISTED} can be read')
     if "dataset" in content:
         return [
             Case(name, tuple(_inside(root, file, p) for p in images), _inside(root, file, label))
             for name, images, label in _dataset_entries(file, content["dataset"])
         ]
+
+    def numbered(name: str) -> list[str]:
+        return [f"{name}_{i:04d}" for i in range(num_channels)]
+
     images = _list_files(root / "imagesTr", (ending,))
     annotated = _list_files(root / "labelsTr", (ending,))
     cases = [
-        Case(name, tuple(root / "imagesTr" / f"{name}_{i:04d}{ending}" for i in range(num_channels)), label)
+        Case(name, tuple(images.get(n, root / "imagesTr" / (n + ending)) for n in numbered(name)), label)
         for name, label in annotated.items()
     ]
     unlabelled = {name[:-5] for name in images if name.endswith("_0000")} - set(annotated)
@@ -146,7 +164,7 @@ def _folder_cases(root: Path) -> tuple[Path, list[Case]]:
     cases: list[Case] = []
     used: set[str] = set()
     for name, label in annotated.items():
-        files = [images[name]] if name in images else _channel_files(root / pair[0], name)
+        files = [images[name]] if name in images else _channel_files(images, name)
         used.update(case_name(file) for file in files)
         cases.append(Case(name, tuple(files) or (root / pair[0] / label.name,), label))
     counts = {len(case.images): case.name for case in cases if case.images[0].is_file()}
@@ -196,14 +214,10 @@ def _list_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
     return found
 
 
-def _channel_files(folder: Path, name: str, count: int | None = None) -> list[Path]:
-    """NAME_0000, NAME_0001, ... as far as they exist; with `count`, that many or an empty list."""
+def _channel_files(listed: Mapping[str, Path], name: str, count: int | None = None) -> list[Path]:
+    """NAME_0000, NAME_0001, ... of a folder as far as they exist; with `count`, that many or an empty list."""
     files: list[Path] = []
-    while count is None or len(files) < count:
-        stem = f"{name}_{len(files):04d}"
-        file = next((folder / (stem + e) for e in ENDINGS if (folder / (stem + e)).is_file()), None)
-        if file is None:
-            break
+    while (count is None or len(files) < count) and (file := listed.get(f"{name}_{len(files):04d}")):
         files.append(file)
     return files if count is None or len(files) == count else []
 

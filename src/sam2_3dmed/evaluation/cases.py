@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sam2_3dmed.errors import DataError
-from sam2_3dmed.evaluation.masks import Floats
+from sam2_3dmed.evaluation.masks import Floats, grid_spacing
 from sam2_3dmed.evaluation.metrics import (
     DEFAULT_TOLERANCES_MM,
     EMPTY_POLICIES,
@@ -32,7 +32,15 @@ from sam2_3dmed.evaluation.text_tables import csv_text
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.affine import canonical_axes
-from sam2_3dmed.volume.files import case_name, list_volumes, require_same_grid
+from sam2_3dmed.volume.files import (
+    LISTED,
+    case_name,
+    list_volumes,
+    named_by_folder,
+    require_same_grid,
+    uncropped,
+    volumes_of_case_folders,
+)
 from sam2_3dmed.volume.label import label_values, read_label
 
 # Processes start in about half a second. Masks are small on disk: this is about a hundred small pairs, or five of a
@@ -137,11 +145,12 @@ def _volumes(folder: Path) -> dict[str, Path]:
     """Case name -> file."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder (both must be folders, or both files)")
-    paths = list_volumes(folder)
+    paths = list_volumes(folder) or volumes_of_case_folders(folder, masks=True)
     if not paths:
-        raise DataError(f"{folder}: no .nii or .nii.gz files")
-    check_unique(map(_case_name, paths), str(folder))
-    return {_case_name(path): path for path in paths}
+        raise DataError(f"{folder}: no {LISTED} files")
+    names = named_by_folder(paths, [_case_name(path) for path in paths])
+    check_unique(names, str(folder))
+    return dict(zip(names, paths, strict=True))
 
 
 def _case_name(path: Path) -> str:
@@ -282,7 +291,7 @@ def evaluate_folders(
     """Score a folder of predicted label maps against a folder of labels, one file against one file, or listed pairs.
 
     Args:
-        predictions, labels: Folders of .nii and .nii.gz files, matched by name (without a trailing "_0000"), or two
+        predictions, labels: Folders of images that `Volume.read` reads, matched by name (without "_0000"), or two
             files. Without `labels`, a CSV file with the columns prediction, label and optionally case.
         class_names: Value -> name of the foreground classes, or a dataset.json with them (MSD or nnU-Net). None takes
             the values in the label files.
@@ -308,13 +317,15 @@ def evaluate_folders(
 
 def _evaluate_case(pair: Pair, labels: Mapping[int, str], scoring: Scoring, with_paper_style: bool) -> CaseResult:
     predicted, true = read_label(pair.prediction, labels), read_label(pair.truth, labels)
+    predicted = uncropped(predicted, pair.prediction, true)
+    true = uncropped(true, pair.truth, predicted)
     require_same_grid(true, pair.truth, predicted, pair.prediction)
-    maps = predicted.array, true.array
-    rows = case_metrics(*maps, labels, true.spacing_mm, scoring)
+    maps, spacing = (predicted.array, true.array), grid_spacing(true)
+    rows = case_metrics(*maps, labels, spacing, scoring)
     paper_rows: list[PaperRow] = []
     if with_paper_style:
         axial = canonical_axes(true.affine)[2][0]
-        paper_rows = paper_style(*maps, labels, true.spacing_mm, axial, scoring)
+        paper_rows = paper_style(*maps, labels, spacing, axial, scoring)
     return CaseResult(*pair, true.spacing_mm, tuple(rows), tuple(paper_rows))
 
 

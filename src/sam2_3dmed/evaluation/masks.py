@@ -8,10 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.volume.affine import is_sheared
+from sam2_3dmed.volume.volume import Volume
 
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Box = tuple[slice, slice, slice]
+Three = tuple[float, float, float]
+Spacing = Three | tuple[Three, Three, Three]
+"""Three voxel sizes in mm; for a sheared grid the rows of the matrix from steps in voxels to mm."""
 
 
 def check_masks(prediction: NDArray[Any], truth: NDArray[Any], kinds: str = "b", what: str = "boolean mask") -> None:
@@ -30,13 +35,32 @@ def check_label_maps(prediction: NDArray[Any], truth: NDArray[Any], labels: Mapp
         raise VolumeError(f"labels must name one or more classes of value 1 or more, not {dict(labels)}")
 
 
-def check_spacing(spacing_mm: Sequence[float]) -> tuple[float, float, float]:
-    """Return three voxel sizes in mm; raise VolumeError unless they are positive and finite."""
+def check_spacing(spacing_mm: Sequence[float] | Sequence[Sequence[float]] | Floats) -> Spacing:
+    """Return three voxel sizes in mm, or the (3, 3) upper left of the affine of a sheared grid, as tuples.
+
+    Raises:
+        VolumeError: the sizes are not positive and finite, or the matrix is singular.
+    """
     values = np.asarray(spacing_mm, dtype=np.float64)
+    if values.shape == (3, 3):
+        if not np.isfinite(values).all() or np.linalg.det(values) == 0:
+            raise VolumeError(f"the steps of the grid must not lie in one plane: {values.tolist()}")
+        return tuple(tuple(row) for row in values.tolist())  # type: ignore[return-value]
     if values.shape != (3,) or not np.isfinite(values).all() or (values <= 0).any():
         raise VolumeError(f"spacing_mm must be three positive numbers, not {tuple(values.ravel().tolist())}")
     x, y, z = values.tolist()
     return x, y, z
+
+
+def grid_spacing(volume: Volume) -> Spacing:
+    """The spacing of a volume's grid, as `check_spacing` returns it."""
+    return check_spacing(volume.affine[:3, :3] if is_sheared(volume.affine) else volume.spacing_mm)
+
+
+def voxel_mm3(spacing_mm: Spacing) -> float:
+    """The volume of a voxel."""
+    values = np.array(spacing_mm)
+    return math.prod(values.tolist()) if values.ndim == 1 else abs(float(np.linalg.det(values)))
 
 
 def class_masks(maps: tuple[NDArray[Any], NDArray[Any]], *values: int) -> tuple[Mask, Mask]:
@@ -64,6 +88,11 @@ def bounding_box(*arrays: NDArray[Any]) -> Box:
     return box[0], box[1], box[2]
 
 
-def diagonal_mm(shape: Sequence[int], spacing_mm: Sequence[float]) -> float:
-    """The length from corner to corner of the whole grid."""
-    return math.hypot(*(size * spacing for size, spacing in zip(shape, spacing_mm, strict=True)))
+def diagonal_mm(shape: Sequence[int], spacing_mm: Spacing, axes: Sequence[int] = (0, 1, 2)) -> float:
+    """The largest length from corner to corner of the whole grid, or of its part along some axes."""
+    sizes = np.array([size if axis in axes else 0 for axis, size in enumerate(shape)])
+    values = np.array(spacing_mm)
+    if values.ndim == 1:
+        return math.hypot(*(sizes * values).tolist())
+    signs = np.array([(1, 1, 1), (1, 1, -1), (1, -1, 1), (-1, 1, 1)])
+    return float(np.linalg.norm((signs * sizes) @ values.T, axis=1).max())

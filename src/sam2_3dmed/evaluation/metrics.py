@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.evaluation.masks import (
     Mask,
+    Spacing,
     bounding_box,
     check_label_maps,
     check_masks,
     check_spacing,
     class_masks,
     diagonal_mm,
+    voxel_mm3,
 )
 from sam2_3dmed.evaluation.surface import SURFACES, SurfaceDefinition, surface_distances
 
@@ -251,7 +253,7 @@ def case_metrics(
     prediction: NDArray[Any],
     truth: NDArray[Any],
     labels: Mapping[int, str],
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[float] | Sequence[Sequence[float]],
     scoring: Scoring = Scoring(),
 ) -> list[ClassMetrics]:
     """Compute all metrics of one case.
@@ -259,7 +261,7 @@ def case_metrics(
     Args:
         prediction, truth: (X, Y, Z) integer label maps.
         labels: Value -> name of the foreground classes; other values count as background.
-        spacing_mm: In the array's axis order.
+        spacing_mm: In the array's axis order; for a sheared grid the (3, 3) upper left of its affine.
 
     Returns:
         A row for each class in the order of `labels`, for their mean and, if there are several, for their union.
@@ -285,7 +287,7 @@ def _class_metrics(
     name: str,
     label: int | None,
     masks: tuple[Mask, Mask],
-    spacing_mm: tuple[float, float, float],
+    spacing_mm: Spacing,
     diagonal: float,
     scoring: Scoring,
 ) -> ClassMetrics:
@@ -293,8 +295,8 @@ def _class_metrics(
     prediction, truth = (mask[box] for mask in masks)
     overlap, lesions = Overlap.of(prediction, truth), count_lesions(prediction, truth)
     surfaces = surface_distances(prediction, truth, spacing_mm, scoring.surface)
-    voxel_mm3 = math.prod(spacing_mm)
-    scores = overlap.scores(voxel_mm3) | {
+    of_voxel = voxel_mm3(spacing_mm)
+    scores = overlap.scores(of_voxel) | {
         "hd95_mm": surfaces.hausdorff_mm(95),
         "hd100_mm": surfaces.hausdorff_mm(100),
         "assd_mm": surfaces.average_mm(),
@@ -302,7 +304,7 @@ def _class_metrics(
         "lesion_f1": lesions.f1(),
     }
     scores = scoring.penalised(scores, scoring.columns(), overlap.presence, diagonal)
-    volumes_mm3 = overlap.prediction * voxel_mm3, overlap.truth * voxel_mm3
+    volumes_mm3 = overlap.prediction * of_voxel, overlap.truth * of_voxel
     return ClassMetrics(kind, name, label, scores, overlap.presence, lesions, *volumes_mm3)
 
 

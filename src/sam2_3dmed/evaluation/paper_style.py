@@ -14,7 +14,15 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.evaluation.masks import Mask, bounding_box, check_label_maps, check_spacing, class_masks, diagonal_mm
+from sam2_3dmed.evaluation.masks import (
+    Mask,
+    Spacing,
+    bounding_box,
+    check_label_maps,
+    check_spacing,
+    class_masks,
+    diagonal_mm,
+)
 from sam2_3dmed.evaluation.metrics import METRICS, Overlap, Scoring, mean_scores, without_nan
 from sam2_3dmed.evaluation.surface import surface_distances
 
@@ -46,7 +54,7 @@ def paper_style(
     prediction: NDArray[Any],
     truth: NDArray[Any],
     labels: Mapping[int, str],
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[float] | Sequence[Sequence[float]],
     slice_axis: int,
     scoring: Scoring,
 ) -> list[PaperRow]:
@@ -58,7 +66,7 @@ def paper_style(
             one mask only costs the diagonal of the slice. The surface is not used.
     """
     check_label_maps(prediction, truth, labels)
-    units = {"mm": check_spacing(spacing_mm), "voxel": (1.0, 1.0, 1.0)}
+    units: dict[str, Spacing] = {"mm": check_spacing(spacing_mm), "voxel": (1.0, 1.0, 1.0)}
     box = bounding_box(prediction, truth)
     rows = []
     for value, name in labels.items():
@@ -105,7 +113,7 @@ def _score(
     truth: Mask,
     axes: tuple[int, ...],
     shape: tuple[int, ...],
-    spacing: tuple[float, float, float],
+    spacing: Spacing,
     scoring: Scoring,
 ) -> dict[str, float]:
     """The scores of a volume, or of a slice along `axes`. shape: of the whole volume."""
@@ -116,5 +124,5 @@ def _score(
     for tolerance in scoring.tolerances_mm:
         scores[f"nsd_{tolerance:g}"] = surfaces.share_within(tolerance)
         columns[f"nsd_{tolerance:g}"] = METRICS["nsd"]
-    diagonal = diagonal_mm([shape[axis] for axis in axes], [spacing[axis] for axis in axes])
+    diagonal = diagonal_mm(shape, spacing, axes)
     return scoring.penalised(scores, columns, overlap.presence, diagonal)

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.evaluation.masks import Floats, Mask, bounding_box, check_masks, check_spacing
+from sam2_3dmed.evaluation.masks import Floats, Mask, Spacing, bounding_box, check_masks, check_spacing, voxel_mm3
 
 SurfaceDefinition = Literal["surfel", "voxel"]
 SURFACES: dict[SurfaceDefinition, str] = {
@@ -42,22 +42,22 @@ _LOOKED_UP = 512  # positions around a voxel, about
 _MAX_VISITS_PER_VOXEL = 60
 
 # The marching cubes, up to rotation, mirroring and swapping mask with background: the neighbourhood's code,
-# and its triangles' area vectors (absolute values along the three axes, in eighths of a voxel's face). Corner
-# (x, y, z) of the neighbourhood is the bit 128 >> (4x + 2y + z) of the code.
+# and its triangles' area vectors along the three axes, in eighths of a voxel's face. Corner (x, y, z) of the
+# neighbourhood is the bit 128 >> (4x + 2y + z) of the code.
 _BASE_CUBES: dict[int, tuple[tuple[int, int, int], ...]] = {
     0b00000001: ((1, 1, 1),),
     0b00000011: ((2, 2, 0), (2, 2, 0)),
-    0b00000110: ((1, 1, 1), (1, 1, 1)),
+    0b00000110: ((1, -1, 1), (1, 1, -1)),
     0b00000111: ((4, 0, 0), (2, 2, 2), (1, 1, 1)),
     0b00001111: ((4, 0, 0), (4, 0, 0)),
-    0b00010110: ((1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    0b00010110: ((1, 1, -1), (1, -1, 1), (-1, 1, 1)),
     0b00010111: ((2, 2, 2), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
-    0b00011000: ((1, 1, 1), (1, 1, 1)),
-    0b00011001: ((0, 2, 2), (0, 2, 2), (1, 1, 1)),
-    0b00011011: ((3, 3, 3), (2, 0, 2), (0, 2, 2), (1, 1, 1)),
+    0b00011000: ((-1, 1, 1), (-1, 1, 1)),
+    0b00011001: ((0, 2, 2), (0, 2, 2), (-1, 1, 1)),
+    0b00011011: ((3, 3, 3), (2, 0, -2), (0, 2, -2), (1, 1, 1)),
     0b00011110: ((4, 0, 0), (2, 2, 2), (1, 1, 1), (1, 1, 1)),
-    0b00111100: ((2, 2, 0), (2, 2, 0), (2, 2, 0), (2, 2, 0)),
-    0b01101001: ((1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1)),
+    0b00111100: ((2, -2, 0), (2, -2, 0), (2, -2, 0), (2, -2, 0)),
+    0b01101001: ((-1, 1, 1), (1, -1, 1), (1, 1, -1), (1, 1, 1)),
 }
 _FULL = 0b11111111
 
@@ -120,7 +120,7 @@ class SurfaceDistances:
 def surface_distances(
     prediction: Mask,
     truth: Mask,
-    spacing_mm: Sequence[float],
+    spacing_mm: Sequence[float] | Sequence[Sequence[float]],
     definition: SurfaceDefinition = "surfel",
     axes: Iterable[int] = (0, 1, 2),
 ) -> SurfaceDistances:
@@ -128,6 +128,7 @@ def surface_distances(
 
     The outside of the array is background, so a mask that touches the border of the array has a surface there.
 
+    spacing_mm: three voxel sizes, or the (3, 3) upper left of the affine of a sheared grid.
     axes: only for `voxel`, the axes along which a border voxel has a neighbour in the background.
     """
     check_masks(prediction, truth)
@@ -156,7 +157,7 @@ def border_voxels(mask: Mask, axes: Iterable[int] = (0, 1, 2)) -> tuple[Mask, Fl
     return border, np.ones(np.count_nonzero(border))
 
 
-def surfels(mask: Mask, spacing_mm: Sequence[float]) -> tuple[Mask, Floats]:
+def surfels(mask: Mask, spacing_mm: Spacing) -> tuple[Mask, Floats]:
     """The surface elements of an (X, Y, Z) mask, as (X + 1, Y + 1, Z + 1) bool, and their (n,) areas in mm^2."""
     codes = np.pad(mask, 1).view(np.uint8)
     for axis, bits in ((2, 1), (1, 2), (0, 4)):  # neighbours along an axis become one number of twice the bits
@@ -167,10 +168,15 @@ def surfels(mask: Mask, spacing_mm: Sequence[float]) -> tuple[Mask, Floats]:
     return surface, surface_areas_mm2(spacing_mm)[codes[surface]]
 
 
-def surface_areas_mm2(spacing_mm: Sequence[float]) -> Floats:
+def surface_areas_mm2(spacing_mm: Sequence[float] | Spacing) -> Floats:
     """(256,) area in mm^2 of the surface inside a 2 x 2 x 2 neighbourhood of each code; 0 for the codes 0 and 255."""
-    x, y, z = check_spacing(spacing_mm)
-    areas: Floats = np.linalg.norm(_area_vectors() * np.array([y * z, x * z, x * y]), axis=-1).sum(axis=-1)
+    values = np.array(check_spacing(spacing_mm))
+    if values.ndim == 1:
+        x, y, z = values
+        vectors = _area_vectors() * np.array([y * z, x * z, x * y])
+    else:  # the cofactors of the matrix take area vectors from voxels to mm
+        vectors = _area_vectors() @ np.linalg.inv(values) * np.linalg.det(values)
+    areas: Floats = np.linalg.norm(vectors, axis=-1).sum(axis=-1)
     return areas
 
 
@@ -181,8 +187,8 @@ def _area_vectors() -> Floats:
     for base, triangles in _BASE_CUBES.items():
         corners = np.unpackbits(np.array([base], dtype=np.uint8)).reshape(2, 2, 2)
         for axes in itertools.permutations(range(3)):
-            eighths = np.array(triangles)[:, axes]
             for steps in itertools.product((1, -1), repeat=3):
+                eighths = np.array(triangles)[:, axes] * steps
                 turned = corners.transpose(axes)[:: steps[0], :: steps[1], :: steps[2]]
                 code = int(np.packbits(turned.ravel())[0])
                 for same_surface in (code, _FULL - code):
@@ -196,21 +202,22 @@ def _sorted(distances_mm: Floats, weights: Floats) -> tuple[Floats, Floats]:
     return distances_mm[order], weights[order]
 
 
-def nearest_mm(voxels: Mask, targets: Mask, spacing_mm: tuple[float, float, float]) -> Floats:
+def nearest_mm(voxels: Mask, targets: Mask, spacing_mm: Spacing) -> Floats:
     """(n,) mm from each voxel of one (X, Y, Z) set, in its order, to the nearest target; infinite if there is none.
 
     Compared surfaces mostly lie close together. So the positions around each voxel are looked up first, the closest
     first. A KD-tree finds the others, or a distance transform if they are many and far away. A small box goes to the
-    transform at once. All three methods give the same number to the last bit.
+    transform at once. All three methods give the same number to the last bit. A sheared grid has no transform.
     """
     count = int(np.count_nonzero(voxels))
     if count == 0 or not targets.any():
         return np.full(count, np.inf)
-    if voxels.size <= _SMALL_BOX:
+    has_transform = np.ndim(spacing_mm) == 1
+    if voxels.size <= _SMALL_BOX and has_transform:
         return _by_transform(voxels, targets, spacing_mm)
     distances = _by_lookup(voxels, targets, spacing_mm)
     missing = np.flatnonzero(np.isinf(distances))
-    if missing.size * np.count_nonzero(targets) > _MAX_VISITS_PER_VOXEL * voxels.size:
+    if has_transform and missing.size * np.count_nonzero(targets) > _MAX_VISITS_PER_VOXEL * voxels.size:
         return _by_transform(voxels, targets, spacing_mm)
     if missing.size:
         left = np.stack(np.unravel_index(np.flatnonzero(voxels)[missing], voxels.shape), axis=-1)
@@ -218,7 +225,7 @@ def nearest_mm(voxels: Mask, targets: Mask, spacing_mm: tuple[float, float, floa
     return distances
 
 
-def _by_lookup(voxels: Mask, targets: Mask, spacing_mm: tuple[float, float, float]) -> Floats:
+def _by_lookup(voxels: Mask, targets: Mask, spacing_mm: Spacing) -> Floats:
     """As `nearest_mm`, but infinite beyond the positions that are looked up."""
     steps, lengths_mm = _steps(spacing_mm)
     possible = (np.abs(steps) < voxels.shape).all(axis=1)
@@ -242,12 +249,14 @@ def _by_lookup(voxels: Mask, targets: Mask, spacing_mm: tuple[float, float, floa
 
 
 @lru_cache(maxsize=64)
-def _steps(spacing_mm: tuple[float, float, float]) -> tuple[Indices, Floats]:
+def _steps(spacing_mm: Spacing) -> tuple[Indices, Floats]:
     """All steps in voxels within a ball of about `_LOOKED_UP` voxels, and their lengths in mm; shortest first."""
-    radius_mm = (3 * _LOOKED_UP * math.prod(spacing_mm) / (4 * math.pi)) ** (1 / 3)
-    sides = [range(-int(radius_mm // size), int(radius_mm // size) + 1) for size in spacing_mm]
+    radius_mm = (3 * _LOOKED_UP * voxel_mm3(spacing_mm) / (4 * math.pi)) ** (1 / 3)
+    values = np.array(spacing_mm)
+    planes_mm = values if values.ndim == 1 else 1 / np.linalg.norm(np.linalg.inv(values), axis=1)
+    sides = [range(-int(radius_mm // size), int(radius_mm // size) + 1) for size in planes_mm.tolist()]
     steps = np.array(list(itertools.product(*sides)))
-    lengths_mm = _lengths_mm(steps, np.array(spacing_mm))
+    lengths_mm = _lengths_mm(steps, values)
     order = np.argsort(lengths_mm, kind="stable")
     order = order[lengths_mm[order] <= radius_mm]
     return steps[order], lengths_mm[order]
@@ -256,12 +265,12 @@ def _steps(spacing_mm: tuple[float, float, float]) -> tuple[Indices, Floats]:
 def _by_tree(voxels: Indices, targets: Indices, spacing_mm: Floats) -> Floats:
     from scipy.spatial import cKDTree  # here: scipy takes half a second to import
 
-    tree = cKDTree(targets * spacing_mm, balanced_tree=False)
-    nearest = np.asarray(tree.query(voxels * spacing_mm)[1])
+    tree = cKDTree(_places_mm(targets, spacing_mm), balanced_tree=False)
+    nearest = np.asarray(tree.query(_places_mm(voxels, spacing_mm))[1])
     return _lengths_mm(targets[nearest] - voxels, spacing_mm)
 
 
-def _by_transform(voxels: Mask, targets: Mask, spacing_mm: tuple[float, float, float]) -> Floats:
+def _by_transform(voxels: Mask, targets: Mask, spacing_mm: Spacing) -> Floats:
     from scipy.ndimage import distance_transform_edt
 
     # Its indices take 12 bytes a voxel of the box; the distances of all voxels would take 44.
@@ -271,5 +280,11 @@ def _by_transform(voxels: Mask, targets: Mask, spacing_mm: tuple[float, float, f
 
 def _lengths_mm(steps: Indices, spacing_mm: Floats) -> Floats:
     """(n, 3) steps in voxels -> (n,) mm. All methods end here: i * s - j * s would round differently."""
-    lengths: Floats = np.sqrt(((steps * spacing_mm) ** 2).sum(axis=1))
+    lengths: Floats = np.sqrt((_places_mm(steps, spacing_mm) ** 2).sum(axis=1))
     return lengths
+
+
+def _places_mm(indices: Indices, spacing_mm: Floats) -> Floats:
+    """(n, 3) voxels -> (n, 3) mm."""
+    places: Floats = indices * spacing_mm if spacing_mm.ndim == 1 else indices @ spacing_mm.T
+    return places

@@ -4,7 +4,7 @@ A volume that cannot be read, predicted or written fails alone.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 from time import perf_counter
+from typing import Any
 
 from sam2_3dmed.dicom.series import DicomSeries
 from sam2_3dmed.errors import Cancelled, DataError, UserError
@@ -189,6 +190,8 @@ class _Case:
     series: DicomSeries | None = None
     volume: Volume | None = None
     reference: Volume | None = None
+    decisive: Mapping[str, Any] | None = None
+    """What decides the mask, before the input was read; see `Manifest.note`."""
 
     @contextmanager
     def _step(self) -> Iterator[None]:
@@ -207,6 +210,8 @@ class _Case:
 
     def read(self) -> None:
         with self._step():
+            if self.job.manifest is not None and self.item.files:
+                self.decisive = self.job.manifest.decisive(self.item)
             self.series = self.item.series()
             self.job.mask_format.require(self.series)
             self.volume = self.item.read() if self.series is None else self.series.read()
@@ -237,8 +242,8 @@ class _Case:
                 if auxiliary is not None and job.auxiliary_folder is not None:
                     auxiliary.write(job.auxiliary_folder, self.item.name)
                 job.mask_format.write(mask, path, self.series)
-                if job.manifest is not None and self.item.files:
+                if job.manifest is not None and self.decisive is not None:
                     files = [file for file in job.files(self.item) if file.is_file()]
-                    job.manifest.note(self.item, files, self.seconds + perf_counter() - started)
+                    job.manifest.note(self.item, self.decisive, files, self.seconds + perf_counter() - started)
                 self.outcome = Outcome(self.item.name, path)
         report(self.index, self.outcome)

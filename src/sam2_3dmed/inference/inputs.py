@@ -13,7 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 from sam2_3dmed.dicom.files import files_below, holds_dicom, study_folders, study_name
 from sam2_3dmed.dicom.series import DicomSeries, choose_series
 from sam2_3dmed.errors import ConfigError, DataError
-from sam2_3dmed.volume.files import ENDINGS, case_name, list_volumes, read_channels
+from sam2_3dmed.volume.files import (
+    LISTED,
+    case_name,
+    has_ending,
+    list_volumes,
+    named_by_folder,
+    read_channels,
+    volumes_of_case_folders,
+)
 from sam2_3dmed.volume.volume import Volume
 
 
@@ -43,7 +51,7 @@ class Input:
 
     def series(self) -> DicomSeries | None:
         """The DICOM series, if it is one. Raises VolumeError as `choose_series`."""
-        if not self.files or self.files[0].name.endswith(ENDINGS) or not holds_dicom(self.files[0]):
+        if not self.files or has_ending(self.files[0]) or not holds_dicom(self.files[0]):
             return None
         return choose_series(self.files[0], self.series_uid)
 
@@ -83,12 +91,13 @@ def find_inputs(paths: Sequence[Path], num_channels: int, series_uid: str | None
     """The volumes among files and folders.
 
     NAME_0000, NAME_0001, ... are one volume if the model has as many channels. A folder with DICOM files and without
-    NIfTI files is one volume, or one volume for each study below it. With `series_uid`, a single path is one volume.
+    others is one volume, or one volume for each study below it. With `series_uid`, a single path is one volume. Files
+    of one name have the names of their folders; a folder may hold a folder for each case.
     Raises DataError if a path is missing, a folder has no volume, or a UID is for several paths.
     """
     if series_uid is not None and len(paths) != 1:
         raise DataError(f"--series {series_uid}: a series can be chosen for one input, not for {len(paths)}")
-    grouped: dict[str, list[Path]] = {}
+    grouped: dict[tuple[Path, str], list[Path]] = {}
     inputs: list[Input] = []
     for path in paths:
         files = _files(path)
@@ -97,14 +106,16 @@ def find_inputs(paths: Sequence[Path], num_channels: int, series_uid: str | None
             inputs += [Input(study_name(path, study), (study,), series_uid) for study in studies]
         else:
             for file in files:
-                grouped.setdefault(case_name(file, channel_suffix=True), []).append(file)
-    for name, group in grouped.items():
+                grouped.setdefault((file.parent, case_name(file, channel_suffix=True)), []).append(file)
+    found: list[tuple[str, tuple[Path, ...]]] = []
+    for (_, name), group in grouped.items():
         files = sorted(group, key=lambda file: file.name)
         if [case_name(file) for file in files] == [f"{name}_{channel:04d}" for channel in range(num_channels)]:
-            inputs.append(Input(name, tuple(files), series_uid))
+            found.append((name, tuple(files)))
         else:
-            inputs += [Input(case_name(file), (file,), series_uid) for file in files]
-    return inputs
+            found += [(case_name(file), (file,)) for file in files]
+    names = named_by_folder([files[0] for _, files in found], [name for name, _ in found])
+    return inputs + [Input(name, files, series_uid) for name, (_, files) in zip(names, found, strict=True)]
 
 
 def require_unique_names(inputs: Sequence[Input]) -> None:
@@ -119,7 +130,8 @@ def with_references(inputs: Sequence[Input], source: Path) -> list[Input]:
     """The inputs with their references: NAME.nii.gz or NAME.nii in a folder, or a file for a single input."""
     if source.is_file() and len(inputs) == 1:
         return [replace(inputs[0], reference=source)]
-    masks = {case_name(file): file for file in _files(source)}
+    files = _files(source, masks=True)
+    masks = dict(zip(named_by_folder(files, [case_name(file) for file in files]), files, strict=True))
     if missing := [item.name for item in inputs if item.name not in masks]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise DataError(f"{source}: has no mask {missing[0]}.nii.gz{more}")
@@ -149,11 +161,13 @@ def read_list(table: Path) -> list[Path]:
     return paths
 
 
-def _files(path: Path) -> list[Path]:
-    """The NIfTI files of a folder; the path itself if it is a file, or a folder with DICOM files."""
+def _files(path: Path, *, masks: bool = False) -> list[Path]:
+    """The image files of a folder, or of its folders of one case; the path itself if it is a file or holds DICOM."""
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     found = list_volumes(path) if path.is_dir() else [path]
-    if not found and not holds_dicom(path):
-        raise DataError(f"{path}: no .nii or .nii.gz file in this folder, and no DICOM file below it")
+    if not found and not holds_dicom(path) and not (found := volumes_of_case_folders(path, masks=masks)):
+        raise DataError(
+            f"{path}: no {LISTED} file in this folder or in a folder of one case, and no DICOM file below it"
+        )
     return found or [path]

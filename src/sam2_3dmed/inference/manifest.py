@@ -17,7 +17,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any, cast
 
-from sam2_3dmed.errors import DataError
+from sam2_3dmed.errors import DataError, UserError
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.processes.atomic import naming, write_text
 
@@ -38,11 +38,15 @@ class Manifest:
     per_host: bool = False
     """Append to a file of this machine's own: on a network file system, machines may not append to the same one."""
 
-    def note(self, item: Input, outputs: Sequence[Path], seconds: float) -> None:
-        """Append the line of a finished input, after removing a torn line that a killed process has left."""
+    def note(self, item: Input, decisive: Mapping[str, Any], outputs: Sequence[Path], seconds: float) -> None:
+        """Append the line of a finished input, after removing a torn line that a killed process has left.
+
+        decisive: what `decisive` gave before the input was read. If the input has changed since, the line is no longer
+            about it, and a later run predicts it again.
+        """
         line = {
             "name": item.name,
-            **self._decisive(item),
+            **decisive,
             "outputs": {path.relative_to(self.folder).as_posix(): checksum([path]) for path in outputs},
             "seconds": round(seconds, 3),
             "model": self.model,
@@ -57,7 +61,7 @@ class Manifest:
 
                 fcntl.flock(file, fcntl.LOCK_EX)
             _cut_torn_line(file)
-            file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            file.write(json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
 
     def finished(self, inputs: Sequence[Input]) -> list[bool]:
         """Whether the outputs of each input are whole, and were made of it as it is now by this model and its options.
@@ -72,12 +76,15 @@ class Manifest:
     def _is_finished(self, item: Input, lines: Sequence[dict[str, Any]]) -> bool:
         if not lines:
             return False
-        expected = self._decisive(item)
+        try:
+            expected = self.decisive(item)
+        except UserError:  # it has vanished: it fails alone when it is read
+            return False
         same = (line for line in reversed(lines) if expected.items() <= line.items())
         return any(self._are_whole(line.get("outputs")) for line in same)
 
-    def _decisive(self, item: Input) -> dict[str, Any]:
-        """Everything that decides the outputs of an input, as JSON gives it back."""
+    def decisive(self, item: Input) -> dict[str, Any]:
+        """Everything that decides the outputs of an input, as JSON gives it back. Raises UserError if it is gone."""
         decisive = _identity(item) | {"model_checksum": self.model_checksum, "options": asdict(self)["options"]}
         return cast(dict[str, Any], json.loads(json.dumps(decisive)))
 
@@ -124,7 +131,7 @@ def _identity(item: Input) -> dict[str, Any]:
         with naming(file, "cannot be read"):
             state = file.stat()
         size += state.st_size
-        digest.update(f"{file.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        digest.update(os.fsencode(file.name) + f"\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     paths = [str(path.resolve()) for path in item.files]
     identity = {"input": paths, "series": item.series_uid, "input_bytes": size, "input_state": digest.hexdigest()}
     if item.reference is not None:

@@ -26,6 +26,7 @@ class Writer(NamedTuple):
 
 FORMATS: Mapping[str, Writer] = {
     "nifti": Writer(".nii.gz", "sam2_3dmed.volume.volume:Volume.write"),
+    "mha": Writer(".mha", "sam2_3dmed.volume.volume:Volume.write"),
     "nrrd": Writer(".seg.nrrd", "sam2_3dmed.volume.nrrd:write_segmentation_nrrd", ("labels",)),
     "dicom-seg": Writer(".seg.dcm", "sam2_3dmed.dicom.segmentation:write_segmentation", ("series", "labels", "codes")),
     "rtstruct": Writer(".rtstruct.dcm", "sam2_3dmed.dicom.structures:write_structures", ("series", "labels")),

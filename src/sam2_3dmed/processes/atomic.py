@@ -26,11 +26,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 to `path`, whose folder is made if need be; a DataError if it cannot be written."""
+    """Write UTF-8 to `path`, whose folder is made if need be; a DataError if it cannot be written.
+
+    What is no UTF-8 in the name of a file becomes an escape, which JSON reads back as it was.
+    """
     with naming(path, "cannot be written"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            file.write(text.encode("utf-8"))
+            file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

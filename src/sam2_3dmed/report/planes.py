@@ -30,7 +30,7 @@ from sam2_3dmed.report.panels import (
     panel_rows,
 )
 from sam2_3dmed.report.surfaces import Mesh, bounds, render, surface_meshes
-from sam2_3dmed.volume.files import require_same_grid
+from sam2_3dmed.volume.files import require_same_grid, uncropped
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.preprocess import Preprocessing
 from sam2_3dmed.volume.slices import WORLD_AXES, SlicingAxis, volume_to_slices
@@ -294,6 +294,7 @@ def read_volumes(entry: CaseEntry, labels: Mapping[int, str]) -> tuple[Volume | 
         image, truth = None, read_label(entry.truth, labels)
     if truth is None:
         raise VolumeError(f"{entry.name}: has no label")
+    prediction = uncropped(prediction, entry.prediction, truth)
     require_same_grid(truth, entry.truth, prediction, entry.prediction)
     return image, truth, prediction
 

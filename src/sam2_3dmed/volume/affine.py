@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 from sam2_3dmed.errors import VolumeError
 
+_RIGHT_ANGLE = 1e-3
+"""The largest cosine of an angle that counts as a right one: 0.06 degrees."""
+
 
 def checked_affine(affine: NDArray[Any]) -> NDArray[np.float64]:
     """A read-only copy in float64.
@@ -30,6 +33,31 @@ def checked_affine(affine: NDArray[Any]) -> NDArray[np.float64]:
         raise VolumeError("the affine is singular: its axes lie in one plane")
     checked.flags.writeable = False
     return checked
+
+
+def spacing_mm(affine: NDArray[np.float64]) -> tuple[float, float, float]:
+    """The distances between neighbouring voxels along the array's axes; their product is a voxel's volume.
+
+    On a sheared grid, such as that of a tilted gantry, two axes at right angles span planes. The distance along the
+    third is that between the planes. If two axes could be the third, it is the one with longer steps, or the later one.
+    """
+    steps = affine[:3, :3]
+    spacing = np.linalg.norm(steps, axis=0)
+    if is_sheared(affine):
+        cosines = np.abs((steps / spacing).T @ (steps / spacing))
+        pairs = ((0, 1), (0, 2), (1, 2))
+        first, second = min(pairs, key=lambda pair: (round(cosines[pair], 6), -round(spacing[3 - sum(pair)], 6)))
+        area = float(np.linalg.norm(np.cross(steps[:, first], steps[:, second])))
+        spacing[second] = area / spacing[first]
+        spacing[3 - first - second] = abs(np.linalg.det(steps)) / area
+    x, y, z = spacing.tolist()
+    return x, y, z
+
+
+def is_sheared(affine: NDArray[np.float64]) -> bool:
+    """Whether axes of the array are not at right angles; what rounding does to a file's affine does not count."""
+    directions = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    return bool(np.abs(directions.T @ directions - np.eye(3)).max() > _RIGHT_ANGLE)
 
 
 def canonical_axes(affine: NDArray[np.float64]) -> tuple[tuple[int, bool], ...]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.volume.affine import largest_distance_mm
+from sam2_3dmed.volume.placement import Placement
 
 _GZIP_MAGIC = b"\x1f\x8b"
 # isal's stubs take the exception type for an exception.
@@ -23,7 +24,6 @@ _MAX_DEFLATE_RATIO = 1032  # no gzip stream expands further
 _CHUNK = 1 << 20
 _INTEGERS = tuple(np.dtype(name) for name in ("uint8", "int8", "int16", "uint16", "int32", "uint32"))
 _MAX_AXIS = int(np.iinfo(np.int16).max)
-_MM_PER_UNIT = {1: 1000.0, 3: 0.001}  # NIfTI's codes for metre and micron
 _REASONS = {
     errno.ENOENT: "no such file or folder",
     errno.EISDIR: "this is a folder, not an image file",
@@ -32,8 +32,8 @@ _REASONS = {
 }
 
 
-def read_nifti(path: Path | BinaryIO) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """The array, (X, Y, Z) or (X, Y, Z, C), and the affine of a file; `Volume.read` documents the dtypes and the rest.
+def read_nifti(path: Path | BinaryIO) -> tuple[NDArray[Any], NDArray[np.float64], Placement]:
+    """The array, (X, Y, Z) or (X, Y, Z, C), the affine and the forms of a file; `Volume.read` documents the rest.
 
     An array that is a memory map may be written to: that changes memory only. Its file must stay as long as it is.
     """
@@ -44,24 +44,26 @@ def read_nifti(path: Path | BinaryIO) -> tuple[NDArray[Any], NDArray[np.float64]
         with _opened(header_path) as (file, size):
             header = _read_header(file)
             if header.is_single:
-                return _read_voxels(file, header, size), _affine(header)
+                return _read_voxels(file, header, size), *_placed(header)
         data_path = _with_ending(header_path, ".hdr", ".img")
         if not isinstance(data_path, Path) or data_path == header_path or not data_path.is_file():
             raise VolumeError("this is a header whose .img file is missing")
         with _opened(data_path) as (file, size):
-            return _read_voxels(file, header, size), _affine(header)
+            return _read_voxels(file, header, size), *_placed(header)
 
 
 def read_affine(path: Path) -> NDArray[np.float64]:
     """The affine of a file, without reading its voxels. Raises VolumeError if the header cannot be used."""
     with _naming(path), _opened(_with_ending(path, ".img", ".hdr")) as (file, _):
-        return _affine(_read_header(file))
+        return Placement(_read_header(file)).affine()
 
 
-def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) -> None:
+def write_nifti(
+    path: Path, array: NDArray[Any], affine: NDArray[np.float64], placement: Placement | None = None
+) -> None:
     """Write an array, (X, Y, Z) or (X, Y, Z, C); `Volume.write` documents the rest."""
     stored = np.dtype({"bool": "u1", "float16": "f4"}.get(array.dtype.name, array.dtype)).newbyteorder("=")
-    with writing_nifti(path, array.shape, stored, affine) as stream:
+    with writing_nifti(path, array.shape, stored, affine, placement) as stream:
         planes = array.T  # (C, Z, Y, X) in C order is NIfTI's order on disk
         for index in np.ndindex(planes.shape[:-2]):
             stream.write(planes[index].astype(stored, copy=False).tobytes())
@@ -69,25 +71,34 @@ def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64]) ->
 
 @contextmanager
 def writing_nifti(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], affine: NDArray[np.float64], slope: float = 1.0
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    affine: NDArray[np.float64],
+    placement: Placement | None = None,
+    slope: float = 1.0,
 ) -> Iterator[Any]:
     """A stream for the voxels of a file, which appears whole at the end or not at all.
 
     Args:
         path: ends with .nii, or with .nii.gz to be compressed.
         dtype: of the voxels as stored.
+        placement: of the file that the affine comes from. It is kept. None: both forms hold the affine if they can.
         slope: the real value of a stored 1.
 
     Raises:
         VolumeError: another ending, an axis too long for NIfTI, or any OSError while the file is written.
     """
-    if not path.name.endswith((".nii", ".nii.gz")):
-        raise VolumeError(f"{path}: a volume is written as .nii or .nii.gz")
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        raise VolumeError(f"{path}: a volume is written as .nii, .nii.gz, .nrrd, .nhdr, .mha or .mhd")
     if max(shape) > _MAX_AXIS:
         raise VolumeError(f"{path}: NIfTI has no room for the shape {shape}")
-    header = _make_header(shape, dtype, affine, slope)
+    header = _make_header(shape, dtype, affine, placement, slope)
     try:
-        with replacing(path) as file, compressing(file) if path.suffix == ".gz" else nullcontext(file) as stream:
+        with (
+            replacing(path) as file,
+            compressing(file) if path.suffix.lower() == ".gz" else nullcontext(file) as stream,
+        ):
             header.write_to(stream)
             yield stream
     except OSError as error:
@@ -121,11 +132,15 @@ def _reason(error: Exception) -> str:
 
 
 def _with_ending(path: Path | BinaryIO, ending: str, other: str) -> Path | BinaryIO:
-    """The path with `other` in place of `ending`, before a `.gz` if there is one; anything else as it is."""
+    """The path with `other` in place of `ending`, before a `.gz` if there is one; anything else as it is.
+
+    Capitals stay capitals.
+    """
     if isinstance(path, Path):
         for gz in ("", ".gz"):
-            if path.name.endswith(ending + gz):
-                return path.with_name(path.name.removesuffix(ending + gz) + other + gz)
+            stem, found = path.name[: -len(ending + gz)], path.name[-len(ending + gz) :]
+            if found.lower() == ending + gz:
+                return path.with_name(stem + (other + gz).upper() if found.isupper() else stem + other + gz)
     return path
 
 
@@ -168,25 +183,27 @@ def _read_header(file: Any) -> Any:
     return header
 
 
-def _affine(header: Any) -> NDArray[np.float64]:
-    from nibabel.spatialimages import HeaderDataError
-
-    try:
-        with np.errstate(all="ignore"):  # `Volume` reports values that are not finite
-            affine = np.array(header.get_best_affine(), dtype=np.float64)
-    except (HeaderDataError, ValueError) as error:
-        raise VolumeError("the affine is unusable: its quaternion (qform) is no rotation") from error
-    affine[:3] *= _MM_PER_UNIT.get(int(header["xyzt_units"]) & 7, 1.0)
-    return affine
+def _placed(header: Any) -> tuple[NDArray[np.float64], Placement]:
+    placement = Placement(header)
+    return placement.affine(), placement
 
 
-def _make_header(shape: tuple[int, ...], dtype: np.dtype[Any], affine: NDArray[np.float64], slope: float) -> Any:
+def _make_header(
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    affine: NDArray[np.float64],
+    placement: Placement | None,
+    slope: float,
+) -> Any:
     from nibabel.nifti1 import Nifti1Header
 
     header = Nifti1Header()
     header.set_data_shape(shape)
     header.set_data_dtype(dtype)
     header.set_slope_inter(slope, 0)
+    if placement is not None:
+        placement.copy_to(header)
+        return header
     header.set_xyzt_units("mm")
     header.set_sform(affine, code="scanner")
     header.set_qform(affine, code="scanner", strip_shears=True)
@@ -212,6 +229,8 @@ def _read_voxels(file: Any, header: Any, file_size: int) -> NDArray[Any]:
     if offset > _MAX_DEFLATE_RATIO * file_size:
         raise VolumeError(f"the file is truncated: its voxels start at byte {offset}, beyond {file_size} bytes")
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
+    if slope != 0 and math.isfinite(slope) and not math.isfinite(intercept):
+        raise VolumeError(f"the header scales the voxels by {slope:g} and adds {intercept} (scl_slope, scl_inter)")
     is_scaled = slope != 0 and math.isfinite(slope) and (slope, intercept) != (1, 0)
     if isinstance(file, BufferedReader) and stored.isnative and not is_scaled and offset + num_bytes <= file_size:
         array: NDArray[Any] = np.memmap(file, stored, "c", offset, shape, "F")
@@ -219,11 +238,15 @@ def _read_voxels(file: Any, header: Any, file_size: int) -> NDArray[Any]:
         array = _load(file, offset, stored, shape)
     if is_scaled:
         array = _scaled(array, slope, intercept)
+    return array
+
+
+def require_finite(array: NDArray[Any]) -> None:
+    """Raise VolumeError if a voxel is NaN or infinite."""
     if array.dtype.kind == "f":
         num_bad = sum(len(chunk) - int(np.count_nonzero(np.isfinite(chunk))) for chunk in _chunks(array))
         if num_bad:
             raise VolumeError(f"{num_bad} of {array.size} voxels are NaN or infinite")
-    return array
 
 
 def _load(file: Any, offset: int, stored: np.dtype[Any], shape: tuple[int, ...]) -> NDArray[Any]:

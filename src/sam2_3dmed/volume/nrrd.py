@@ -34,17 +34,18 @@ def write_segmentation_nrrd(mask: Volume, path: Path, labels: Mapping[int, str])
 
 
 def _header(mask: Volume, labels: Mapping[int, str]) -> str:
+    affine = mask.itk_affine  # 3D Slicer opens the image with ITK
     lines = [
         "NRRD0004",
         f"type: {_TYPES[mask.array.dtype.name]}",
         "dimension: 3",
         "space: right-anterior-superior",
         f"sizes: {' '.join(map(str, mask.shape))}",
-        f"space directions: {' '.join(_vector(mask.affine[:3, axis]) for axis in range(3))}",
+        f"space directions: {' '.join(_vector(affine[:3, axis]) for axis in range(3))}",
         "kinds: domain domain domain",
         "endian: little",
         "encoding: gzip",
-        f"space origin: {_vector(mask.affine[:3, 3])}",
+        f"space origin: {_vector(affine[:3, 3])}",
         "Segmentation_ContainedRepresentationNames:=Binary labelmap|",
         "Segmentation_MasterRepresentation:=Binary labelmap",
         "Segmentation_ReferenceImageExtentOffset:=0 0 0",

@@ -62,7 +62,7 @@ def array_axes(volume: Volume, axis: SlicingAxis) -> tuple[tuple[int, ...], tupl
 def writing_slices(path: Path, grid: Volume, axis: SlicingAxis, slope: float = 1.0) -> Iterator[SliceWriter]:
     """A writer of uint8 slices into a file on the grid of a volume, as `writing_nifti`."""
     with (
-        writing_nifti(path, grid.shape, np.dtype(np.uint8), grid.affine, slope) as stream,
+        writing_nifti(path, grid.shape, np.dtype(np.uint8), grid.affine, grid.placement, slope) as stream,
         SpooledTemporaryFile(_KEPT_IN_MEMORY, dir=str(path.parent)) as waiting,
     ):
         writer = SliceWriter(path, grid, axis, stream, waiting)

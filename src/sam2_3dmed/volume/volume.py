@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -10,8 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.errors import VolumeError
-from sam2_3dmed.volume.affine import canonical_axes, checked_affine, in_mm, largest_distance_mm
-from sam2_3dmed.volume.nifti import read_nifti, write_nifti
+from sam2_3dmed.volume.affine import canonical_axes, checked_affine, in_mm, largest_distance_mm, spacing_mm
+from sam2_3dmed.volume.itk_files import ENDINGS, read_itk, write_itk
+from sam2_3dmed.volume.nifti import read_nifti, require_finite, write_nifti
+from sam2_3dmed.volume.placement import Placement
+
+MOST_APART = 0.25
+"""The largest distance, in voxels, between the same voxel of two files on one grid. Files round their affines."""
 
 _DIRECTIONS = (("R", "L"), ("A", "P"), ("S", "I"))
 
@@ -23,6 +28,7 @@ class Volume:
     Args:
         array: (X, Y, Z), or (X, Y, Z, C) with C = 2 or 3 channels. Bool, integers or floats; not copied.
         affine: (4, 4), voxel index -> mm in RAS+ world space. Kept as a read-only copy in float64.
+        placement: of the NIfTI file that the affine was read from; `write` keeps it.
 
     Raises:
         VolumeError: the array has another shape or dtype, or the affine is not finite or is singular.
@@ -30,6 +36,7 @@ class Volume:
 
     array: NDArray[Any]
     affine: NDArray[np.float64]
+    placement: Placement | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
         array = np.asarray(self.array)
@@ -48,7 +55,8 @@ class Volume:
     def read(cls, path: str | Path | BinaryIO) -> Volume:
         """Read an image from NIfTI-1 or -2: `.nii`, `.nii.gz`, a `.hdr` / `.img` pair, or an open binary file.
 
-        The content decides whether a file is gzipped, not its name. Voxels keep the file's dtype unless the header
+        With the extra `itk`, SimpleITK reads `.nrrd`, `.nhdr`, `.mha` and `.mhd`, too. What follows is about NIfTI. The
+        content decides whether a file is gzipped, not its name. Voxels keep the file's dtype unless the header
         scales them. Then integers stay integers where slope and intercept are: in the file's dtype if it holds them,
         else in the smallest of up to 4 bytes that does. All others become float32, or float64 from 4-byte integers
         up. The voxels of a file that is not gzipped are a memory map if nothing has to change. A 2D image becomes
@@ -59,23 +67,33 @@ class Volume:
             VolumeError: the file is missing, empty, truncated or not NIfTI; it has more than 3 channels, complex, RGB,
                 NaN or infinite voxels, or an affine that is not finite or is singular. One line that names the file.
         """
-        array, affine = read_nifti(Path(path) if isinstance(path, str | Path) else path)
+        path = Path(path) if isinstance(path, str) else path
+        if isinstance(path, Path) and path.name.lower().endswith(ENDINGS):
+            (array, affine), placement = read_itk(path), None
+        else:
+            array, affine, placement = read_nifti(path)
         try:
-            return cls(array, affine)
+            require_finite(array)
+            return cls(array, affine, placement=placement)
         except VolumeError as error:
             raise VolumeError(f"{path}: {error}") from error
 
     def write(self, path: str | Path) -> None:
-        """Write `.nii` or `.nii.gz`, whole or not at all.
+        """Write `.nii`, `.nii.gz`, or with the extra `itk` `.nrrd`, `.nhdr`, `.mha` or `.mhd`; whole or not at all.
 
-        The dtype is kept, except that bool becomes uint8 and float16 float32. The sform (float32) holds the affine,
-        and so does the qform where a quaternion can. The same volume always gives the same bytes.
+        The dtype is kept, except that bool becomes uint8 and float16 float32. On the grid of a NIfTI file both forms,
+        their codes and the unit are that file's own. Else the sform (float32) holds the affine, and so does the qform
+        where a quaternion can. The same volume always gives the same bytes.
 
         Raises:
             VolumeError: the name has another ending, or the file cannot be written. Nothing is left behind then, and
                 a file that was there is unchanged.
         """
-        write_nifti(Path(path), self.array, self.affine)
+        path = Path(path)
+        if path.name.lower().endswith(ENDINGS):
+            write_itk(path, self.array, self.itk_affine)
+        else:
+            write_nifti(path, self.array, self.affine, self.placement)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -89,9 +107,8 @@ class Volume:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Distance between neighbouring voxels in mm, in the array's axis order."""
-        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0).tolist()
-        return x, y, z
+        """Distance between neighbouring voxels in mm, in the array's axis order; see `affine.spacing_mm`."""
+        return spacing_mm(self.affine)
 
     @property
     def canonical_spacing_mm(self) -> tuple[float, float, float]:
@@ -111,23 +128,48 @@ class Volume:
         """Another array on the same grid. Raises VolumeError if X, Y, Z differ."""
         if array.shape[:3] != self.shape:
             raise VolumeError(f"an array of shape {array.shape} does not fit the grid {self.shape}")
-        return Volume(array, self.affine)
+        return Volume(array, self.affine, placement=self.placement)
+
+    @property
+    def itk_affine(self) -> NDArray[np.float64]:
+        """The affine by which ITK's programs read the file of this grid; `affine` if it is from no NIfTI file."""
+        found = None if self.placement is None else self.placement.itk_affine()
+        return self.affine if found is None else found
 
 
-def same_grid(a: Volume, b: Volume, tolerance_mm: float = 0.05) -> bool:
-    """Whether two volumes have the same X, Y, Z and no voxel lies further apart than `tolerance_mm`."""
-    return describe_difference(a, b, tolerance_mm) is None
+def same_grid(a: Volume, b: Volume, tolerance_mm: float | None = None) -> bool:
+    """Whether two volumes have the same X, Y, Z and no voxel lies further apart than `tolerance_mm`.
+
+    tolerance_mm: None: `describe_difference` decides.
+    """
+    if tolerance_mm is None:
+        return describe_difference(a, b) is None
+    return a.shape == b.shape and largest_distance_mm(a.shape, a.affine, b.affine) <= tolerance_mm
 
 
-def describe_difference(a: Volume, b: Volume, tolerance_mm: float = 0.05) -> str | None:
-    """How the grids of two volumes differ, in one line; None if no voxel lies further apart than `tolerance_mm`."""
+def describe_difference(a: Volume, b: Volume) -> str | None:
+    """How the grids of two volumes differ, in one line; None if they are one grid.
+
+    They are if no voxel lies further apart than `MOST_APART` voxels, either as nibabel or as ITK reads their files.
+    """
     if a.shape != b.shape:
         return f"shapes differ: {a.shape} and {b.shape}"
-    distance = largest_distance_mm(a.shape, a.affine, b.affine)
-    if distance <= tolerance_mm:
+    if voxels_apart(a, b) <= MOST_APART:
         return None
     if a.orientation != b.orientation:
         return f"affines differ: orientations {a.orientation} and {b.orientation}"
     if not np.allclose(a.spacing_mm, b.spacing_mm, rtol=1e-3):
         return f"affines differ: spacings {in_mm(a.spacing_mm)} and {in_mm(b.spacing_mm)}"
+    distance = largest_distance_mm(a.shape, a.affine, b.affine)
     return f"affines differ: the same voxel lies up to {distance:.3g} mm apart"
+
+
+def voxels_apart(a: Volume, b: Volume, *, itk: bool = True) -> float:
+    """How far apart two grids of one shape put the same voxel, at most, in sides of the smallest voxel.
+
+    itk: as ITK reads their files, where that is less.
+    """
+    apart = [largest_distance_mm(a.shape, a.affine, b.affine)]
+    if itk:
+        apart.append(largest_distance_mm(a.shape, a.itk_affine, b.itk_affine))
+    return min(apart) / min(*a.spacing_mm, *b.spacing_mm)
