@@ -147,7 +147,7 @@ class TestFoldersOfOneCase:
 
     def test_several_images_in_a_folder(self, kits: Path):
         (kits / "case_00001" / "other.nii.gz").touch()
-        with pytest.raises(VolumeError, match=r"no image in this folder, and case_00001 has 2 \(imaging.nii.gz, other.nii.gz\)"):
+        with pytest.raises(VolumeError, match=r"no image in this folder, and case_00001 has 2 \(imaging.nii.gz, "):
             volumes_of_case_folders(kits)
 
     def test_the_folder_tells_files_of_one_name_apart(self):
