@@ -150,3 +150,46 @@ def test_the_split_has_the_shares_that_a_recipe_asks_for() -> None:
     assert (len(split.train), len(split.validation), len(split.test)) == (11, 3, 6)
     fold = split_cases(_names(20), options, (2, 5))
     assert (len(fold.train), len(fold.validation), len(fold.test)) == (13, 3, 4)
+
+
+class TestForeground:
+    """Sizes are those of 10 cases: 7 to train, 1 to validate, 2 to test; of 50: 36, 4 and 10."""
+
+    def test_nothing_changes_where_every_case_has_foreground(self) -> None:
+        names = _names(50)
+        assert split_cases(names, SplitConfig(), foreground=names) == make_split(names)
+
+    def test_the_only_validation_case_has_foreground(self) -> None:
+        plain = make_split(_names(10))
+        foreground = [*plain.train[:3], *plain.test]
+        split = split_cases(_names(10), SplitConfig(), foreground=foreground)
+        assert split.test == plain.test
+        assert len(split.validation) == 1
+        assert set(split.validation) < set(plain.train[:3])
+
+    def test_training_and_validation_have_equal_shares(self) -> None:
+        rest = {*_names(50)} - {*make_split(_names(50)).test}
+        foreground = sorted(rest)[::2]  # 20 of 40
+        split = split_cases(_names(50), SplitConfig(), foreground=foreground)
+        assert len({*split.validation} & {*foreground}) == 2
+        assert len({*split.train} & {*foreground}) == 18
+        assert split == split_cases(_names(50)[::-1], SplitConfig(), foreground=foreground[::-1])
+
+    def test_the_last_case_with_foreground_is_trained_on(self) -> None:
+        plain = make_split(_names(10))
+        split = split_cases(_names(10), SplitConfig(), foreground=plain.validation)
+        assert set(plain.validation) < set(split.train)
+        assert len(split.validation) == 1
+
+    @given(st.integers(3, 30), st.sets(st.integers(0, 29)), st.integers(0, 3))
+    def test_sizes_stay_and_both_parts_have_foreground(self, count: int, with_foreground: set[int], seed: int) -> None:
+        names, options = _names(count), SplitConfig(seed=seed, validation_fraction=0.3)
+        plain = split_cases(names, options)
+        foreground = [name for number, name in enumerate(names) if number in with_foreground]
+        split = split_cases(names, options, foreground=foreground)
+        assert split.test == plain.test
+        assert _all(split) == names
+        assert len(split.validation) == len(plain.validation)
+        holding = {*foreground} - {*split.test}
+        assert bool({*split.train} & holding) == (len(holding) > 0)
+        assert bool({*split.validation} & holding) == (len(holding) > 1)

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from pydicom import dcmread
 from typer.testing import CliRunner
@@ -13,13 +14,14 @@ from typer.testing import CliRunner
 from sam2_3dmed.baselines.train import PatchRun
 from sam2_3dmed.cli import main as cli
 from sam2_3dmed.config import RunConfig, SplitConfig, paper_scratch, with_settings
+from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.splits import Split, split_cases
 from sam2_3dmed.dicom.codes import UNKNOWN, Code
 from sam2_3dmed.dicom.segmentation import segment_codes
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.run.run_folder import SPLIT_FILE, read_record, remembered_codes, remembered_data
 from sam2_3dmed.run.systems import find_system
-from sam2_3dmed.run.train import TrainRequest, test_run, train
+from sam2_3dmed.run.train import TrainRequest, choose_split_and_plan, test_run, train
 from sam2_3dmed.training.loop import FitResult
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume, same_grid
@@ -232,3 +234,31 @@ def test_the_test_cases_stay_closed_for_every_system(
     split = Split.read(run / SPLIT_FILE)
     assert split == split_cases([f"blob_{number:02d}" for number in range(12)], recipe.split)  # as of any system
     assert set(opened) == {*split.train, *split.validation}
+
+
+@pytest.mark.parametrize("own_plan", [False, True])
+def test_validation_cases_have_foreground(tmp_path: Path, caplog: pytest.LogCaptureFixture, own_plan: bool) -> None:
+    """Of six cases c0 and c2 are empty, and c0 alone would validate; the test case cannot be read."""
+    names = [f"c{number}" for number in range(6)]
+    plain = split_cases(names, SplitConfig())
+    assert plain.validation == ("c0",)
+    image = np.random.default_rng(0).normal(size=(16, 16, 8)).astype(np.float32)
+    for number, name in enumerate(names):
+        label = np.zeros((16, 16, 8), np.uint8)
+        label[4:10, 4:10, 2:6] = number not in (0, 2)
+        for folder, array in (("images", image), ("labels", label)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Volume(array, np.eye(4)).write(tmp_path / folder / f"{name}.nii.gz")
+    for file in tmp_path.glob(f"*/{plain.test[0]}.nii.gz"):
+        file.write_bytes(b"closed")
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(
+        "dataset: Mine\nchannels: [{name: CT, normalisation: fixed, low: -1, high: 1}]\nlabels: {1: ball}\n"
+    )
+    with caplog.at_level("INFO"):
+        split, _ = choose_split_and_plan(read_dataset(tmp_path), SplitConfig(), path=plan if own_plan else None)
+    assert split.test == plain.test
+    assert len(split.validation) == 1
+    assert not {"c0", "c2"} & {*split.validation}
+    line = "2 of 4 training and 0 of 1 validation cases have no foreground: the split is stratified by it"
+    assert line in caplog.messages

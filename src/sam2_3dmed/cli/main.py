@@ -69,7 +69,7 @@ def fingerprint(
     with progress_bar("Reading cases") as progress:
         found = take(dataset, workers=workers, progress=progress)
     try:  # the plan comes from the cases that `train` would train on, so that nothing leaks from the others
-        names = split_cases(dataset.names, SplitConfig()).train
+        names = split_cases(dataset.names, SplitConfig(), foreground=found.with_foreground).train
     except DataError:  # too few cases for a split
         names = dataset.names
     plan = propose_plan(found, names)

@@ -1,7 +1,7 @@
 """The fingerprint of a data set: every case read once, checked, and summed up in a few numbers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -15,6 +15,7 @@ from sam2_3dmed.data.dataset import Case, MedicalDataset, read_case
 from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.affine import canonical_axes
+from sam2_3dmed.volume.label import label_values, read_label
 from sam2_3dmed.volume.slices import WORLD_AXES, SlicingAxis
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ class Fingerprint:
     channels: tuple[str, ...]
     labels: dict[int, str]
     cases: tuple[CaseFingerprint, ...]
+
+    @property
+    def with_foreground(self) -> tuple[str, ...]:
+        """The names of the cases whose label holds a class."""
+        return tuple(case.name for case in self.cases if case.num_foreground)
 
 
 def fingerprint(
@@ -124,6 +130,23 @@ def _fingerprint_case(case: Case, *, labels: tuple[int, ...], num_channels: int)
     )
 
 
+def cases_with_foreground(
+    dataset: MedicalDataset, values: Collection[int], *, progress: Progress | None = None
+) -> tuple[str, ...]:
+    """The names of the cases whose label holds one of the values; no image is opened.
+
+    Raises:
+        DataError: labels that cannot be read; all are listed.
+    """
+    held = map_cases(partial(_holds, values=tuple(values)), dataset.cases, progress=progress)
+    return tuple(case.name for case, holds in zip(dataset.cases, held, strict=True) if holds)
+
+
+def _holds(case: Case, *, values: tuple[int, ...]) -> bool:
+    assert case.label is not None  # the cases of a data set are labelled
+    return bool(np.isin(values, label_values(read_label(case.label).array)).any())
+
+
 def foreground_percentiles(cases: Sequence[CaseFingerprint], channel: int, percentiles: Sequence[float]) -> list[float]:
     """Percentiles of the foreground voxels of all cases together, every voxel with the same weight.
 
@@ -156,6 +179,7 @@ def describe(found: Fingerprint, axis: SlicingAxis) -> "RenderableType":
         overview.add_row(f"{channel}, median of the foreground", _spread(middles))
     orientations = Counter(case.orientation for case in cases).most_common()
     overview.add_row("stored as", ", ".join(f"{name} ({count})" for name, count in orientations))
+    overview.add_row("without foreground", f"{len(cases) - len(found.with_foreground)} cases")
     classes = Table("", "class", "ml", f"{axis} slices", "absent in", title="Where present", title_justify="left")
     for value, name in found.labels.items():
         present = [case.classes[value] for case in cases if value in case.classes]

@@ -66,7 +66,13 @@ class Split:
             raise DataError(f"{path}: {error}") from None
 
 
-def split_cases(names: Sequence[str], options: SplitConfig, fold: tuple[int, int] | None = None) -> Split:
+def split_cases(
+    names: Sequence[str],
+    options: SplitConfig,
+    fold: tuple[int, int] | None = None,
+    *,
+    foreground: Collection[str] | None = None,
+) -> Split:
     """The split that a recipe asks for. It depends on the names and the seed, not on the order of the names.
 
     The test set is a random part of all cases; in cross-validation every case is in the test set of exactly one fold,
@@ -75,6 +81,8 @@ def split_cases(names: Sequence[str], options: SplitConfig, fold: tuple[int, int
 
     Args:
         fold: (i, n), fold i of n, 1 <= i <= n.
+        foreground: the cases whose label holds a class. Training and validation then have equal shares of them, and at
+            least one each if there are two. The test set does not depend on it.
 
     Raises:
         DataError: a name occurs twice, fewer than 2 folds, or too few cases to train, select and test.
@@ -102,8 +110,18 @@ def split_cases(names: Sequence[str], options: SplitConfig, fold: tuple[int, int
             )
         test = ranked[number - 1 :: count]
         rest = _shuffled(set(names) - set(test), f"{options.seed}/fold {number - 1}")
-    validation = rest[: _share(len(rest), options.validation_fraction)]
+    count = _share(len(rest), options.validation_fraction)
+    validation = rest[:count] if foreground is None else _stratified(rest, count, foreground)
     return Split(*(tuple(sorted(part)) for part in (set(rest) - set(validation), validation, test)))
+
+
+def _stratified(ranked: Sequence[str], count: int, foreground: Collection[str]) -> list[str]:
+    """The first cases with foreground and the first without it, `count` together, in the proportion of all."""
+    holding = [name for name in ranked if name in foreground]
+    empty = [name for name in ranked if name not in foreground]
+    wanted = min(_share(len(holding), count / len(ranked)), count, len(holding) - 1)
+    wanted = max(wanted, count - len(empty), 0)
+    return [*holding[:wanted], *empty[: count - wanted]]
 
 
 def _shuffled(names: Collection[str], salt: str) -> list[str]:

@@ -16,10 +16,9 @@ from typing import Any
 from sam2_3dmed.config import ABLATIONS, BASELINES, RunConfig, SplitConfig, read_recipe, with_settings
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.plan import read_plan_yaml, write_plan_yaml
-from sam2_3dmed.data.splits import split_cases
 from sam2_3dmed.errors import ConfigError, DataError, suggest
 from sam2_3dmed.run.systems import OURS, find_system, system_names
-from sam2_3dmed.run.train import choose_plan
+from sam2_3dmed.run.train import choose_split_and_plan
 
 METRICS = ("dice", "iou", "hd95", "nsd")
 """The metrics of every cell in the paper's order. The paper states neither HD95's unit nor NSD's tolerance."""
@@ -242,9 +241,7 @@ def shared_plan(out: Path, task: Task, split: SplitConfig) -> Path:
     """
     path = out / "plans" / f"{task.folder.name}-{_hash([task.checksum, split.model_dump()])}.yaml"
     if not path.is_file():
-        dataset = read_dataset(task.folder)
-        parts = split_cases(dataset.names, split)
-        write_plan_yaml(choose_plan(dataset.subset({*parts.train, *parts.validation}), parts), path)
+        write_plan_yaml(choose_split_and_plan(read_dataset(task.folder), split)[1], path)
     return path
 
 

@@ -3,7 +3,7 @@
 import errno
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +11,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from sam2_3dmed.config import Plan
+from sam2_3dmed.config import Plan, SplitConfig
 from sam2_3dmed.data.dataset import MedicalDataset, read_dataset
-from sam2_3dmed.data.fingerprint import fingerprint
+from sam2_3dmed.data.fingerprint import cases_with_foreground, fingerprint
 from sam2_3dmed.data.plan import propose_plan, read_plan_yaml
 from sam2_3dmed.data.splits import Split, split_cases
 from sam2_3dmed.dicom.codes import read_codes
@@ -156,10 +156,12 @@ def _start(
 ) -> tuple[TrainingRun, Split]:
     """A run that is ready to train. old: of the run that is resumed, or that another process has begun."""
     recipe = old.recipe if old else recipe
-    split = Split.read(folder / SPLIT_FILE) if old else split_cases(dataset.names, recipe.split, request.fold)
-    split.require_known(dataset.names)
+    if old:
+        split, plan = Split.read(folder / SPLIT_FILE), old.plan
+        split.require_known(dataset.names)
+    else:
+        split, plan = choose_split_and_plan(dataset, recipe.split, request.fold, request.plan)
     opened = dataset.subset({*split.train, *split.validation})  # the test cases stay closed
-    plan = old.plan if old else choose_plan(opened, split, request.plan)
     logger.info(
         "%s: %d cases to train on, %d to validate, %d to test; %s slices",
         *(dataset.name, len(split.train), len(split.validation), len(split.test), plan.slicing_axis),
@@ -180,13 +182,37 @@ def _start(
     return find_system(old.system if old else request.system).start(preparation), split
 
 
-def choose_plan(dataset: MedicalDataset, split: Split, path: Path | None = None) -> Plan:
-    """The given plan, or one proposed from the training cases alone, so that nothing leaks from the others."""
-    if path is not None:
-        return read_plan_yaml(path)
+def choose_split_and_plan(
+    dataset: MedicalDataset, options: SplitConfig, fold: tuple[int, int] | None = None, path: Path | None = None
+) -> tuple[Split, Plan]:
+    """A split that is stratified by foreground, and the plan of a file or one of the training cases alone.
+
+    The test cases stay closed, so that nothing leaks from them.
+    """
+    split = split_cases(dataset.names, options, fold)
+    opened = dataset.subset({*split.train, *split.validation})
     with progress_bar("Reading cases") as progress:
-        found = fingerprint(dataset, progress=progress)
-    return propose_plan(found, split.train)
+        if path is None:
+            found = fingerprint(opened, progress=progress)
+            holding = found.with_foreground
+        else:
+            plan = read_plan_yaml(path)
+            holding = cases_with_foreground(opened, plan.label_values, progress=progress)
+    if not holding:
+        raise DataError(f"{dataset.name}: no label holds any foreground")
+    split = split_cases(dataset.names, options, fold, foreground=holding)
+    _log_empty_cases(split, holding)
+    return split, propose_plan(found, split.train) if path is None else plan
+
+
+def _log_empty_cases(split: Split, holding: Collection[str]) -> None:
+    """A line if cases have no foreground; a warning if such cases alone choose the weights."""
+    empty = [len({*part} - {*holding}) for part in (split.train, split.validation)]
+    if empty[1] == len(split.validation):
+        logger.warning("no validation case has foreground, so the best weights may be those that find nothing")
+    elif any(empty):
+        text = "%d of %d training and %d of %d validation cases have no foreground: the split is stratified by it"
+        logger.info(text, empty[0], len(split.train), empty[1], len(split.validation))
 
 
 def find_learning_rate(request: TrainRequest) -> tuple[float, Path]:
