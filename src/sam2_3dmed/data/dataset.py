@@ -20,6 +20,7 @@ from sam2_3dmed.volume.files import (
     uncropped,
 )
 from sam2_3dmed.volume.label import read_label
+from sam2_3dmed.volume.label_scheme import parse_labels, whole_number
 from sam2_3dmed.volume.volume import Volume
 
 MAX_CHANNELS = 3
@@ -93,7 +94,7 @@ def read_dataset(path: Path | str) -> MedicalDataset:
         raise DataError(f'{file}: has neither "training" (MSD) nor "channel_names" (nnU-Net v2)')
     key, read = ("channel_names", _nnunet_cases) if "channel_names" in content else ("modality", _msd_cases)
     channels = _channel_names(file, content.get(key, {}), key)
-    labels = _foreground(file, content.get("labels"))
+    labels = _labels(file, content)
     return _checked(root, file, read(root, file, content, len(channels)), channels, labels, content.get("name"))
 
 
@@ -234,57 +235,24 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _foreground(file: Path, labels: Any) -> dict[int, str]:
-    """Class names by label value, ascending, without the background; from {"1": "liver"} or {"liver": 1}."""
-    if not isinstance(labels, dict) or not labels:
-        raise DataError(f'{file}: "labels" must name the classes, such as {{"background": 0, "liver": 1}}')
-    names: dict[int, str] = {}
-    for value, name in (_label(file, key, item) for key, item in labels.items()):
-        if value in names:
-            raise DataError(f'{file}: "labels" gives the value {value} twice ({names[value]!r} and {name!r})')
-        names[value] = name
-    names.pop(0, None)
-    if not names:
-        raise DataError(f'{file}: "labels" names no class besides the background')
-    if len(set(names.values())) < len(names):
-        raise DataError(f'{file}: "labels" gives the same name to two values: {sorted(names.values())}')
-    return dict(sorted(names.items()))
-
-
-def _label(file: Path, key: str, item: Any) -> tuple[int, str]:
-    if isinstance(item, list):
-        raise DataError(
-            f"{file}: label {key!r} is a list: region-based labels cannot be used, give one value per class"
-        )
-    as_key, as_item = _integer(key), _integer(item)
-    if as_key is not None and (isinstance(item, str) or as_item is None):
-        value, name = as_key, str(item)
-    elif as_item is not None:
-        value, name = as_item, key
-    else:
-        raise DataError(f'{file}: "labels" must pair names with whole numbers, not {key!r} with {item!r}')
-    if name.strip().lower() == "ignore" and value != 0:
-        raise DataError(f"{file}: an ignore label ({value}) cannot be used: sparse annotations are not supported")
-    if not 0 <= value <= 65535:
-        raise DataError(f"{file}: label {name!r} has the value {value}; values lie in 0 to 65535")
-    return value, name
-
-
-def _integer(item: Any) -> int | None:
-    if isinstance(item, bool) or not isinstance(item, int | float | str):
-        return None
+def _labels(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
+    """Class names by label value, ascending, without the background."""
     try:
-        number = float(item)
-        return int(number) if number.is_integer() else None
-    except (ValueError, OverflowError):
-        return None
+        scheme = parse_labels(content)
+    except DataError as error:
+        raise DataError(f"{file}: {error}") from None
+    if scheme.regions:
+        raise DataError(f"{file}: region-based labels cannot be trained on; `evaluate` scores them")
+    if scheme.ignore is not None:
+        raise DataError(f"{file}: an ignore label ({scheme.ignore}) cannot be trained on; `evaluate` leaves it out")
+    return dict(scheme)
 
 
 def _channel_names(file: Path, modality: Any, key: str) -> tuple[str, ...]:
     """Channel names in order, from {"0": "CT"} or ["CT"]."""
     if isinstance(modality, list):
         modality = {str(i): name for i, name in enumerate(modality)}
-    numbers = {_integer(number): str(name) for number, name in modality.items()} if isinstance(modality, dict) else {}
+    numbers = {whole_number(number): str(name) for number, name in modality.items()} if isinstance(modality, dict) else {}
     if not numbers or len(numbers) != len(modality) or set(numbers) != set(range(len(numbers))):
         raise DataError(f'{file}: "{key}" must name the channels by number, such as {{"0": "CT"}}')
     return tuple(numbers[i] for i in range(len(numbers)))

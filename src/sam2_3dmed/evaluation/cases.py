@@ -42,6 +42,7 @@ from sam2_3dmed.volume.files import (
     volumes_of_case_folders,
 )
 from sam2_3dmed.volume.label import label_values, read_label
+from sam2_3dmed.volume.label_scheme import LabelScheme, parse_labels
 
 # Processes start in about half a second. Masks are small on disk: this is about a hundred small pairs, or five of a
 # whole CT, to score, which takes a second or two; and this much more to read only.
@@ -120,18 +121,13 @@ def read_pairs(table: Path) -> list[Pair]:
     return pairs
 
 
-def read_class_names(path: str | Path) -> dict[int, str]:
-    """Read the foreground classes (value -> name, ascending) from an MSD or nnU-Net dataset.json."""
+def read_class_names(path: str | Path) -> LabelScheme:
+    """Read the foreground classes from an MSD or nnU-Net dataset.json, with regions and the ignore label."""
     try:
-        labels = json.loads(Path(path).read_text(encoding="utf-8"))["labels"]
-        pairs = [(key, value) if str(key).isdigit() else (value, key) for key, value in labels.items()]
-        names = {int(value): str(name) for value, name in pairs}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f'{path}: no class names ("labels" must give each class one value): {error!r}') from error
-    foreground = {value: names[value] for value in sorted(names) if value > 0}
-    if not foreground:
-        raise DataError(f"{path}: no class names: only the background is named")
-    return foreground
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        return parse_labels(content if isinstance(content, dict) else {})
+    except (OSError, ValueError, RecursionError, DataError) as error:
+        raise DataError(f"{path}: no class names: {error}") from None
 
 
 def check_unique(names: Iterable[str], where: str) -> None:
@@ -197,6 +193,7 @@ class Evaluation:
         return {
             "cases": len(names),
             "labels": {str(value): name for value, name in self.labels.items()},
+            **_described(LabelScheme.of(self.labels)),
             "missed": sum(result["missed"] for result in classes),
             "false_positive": sum(result["false_positive"] for result in classes),
             "results": results,
@@ -253,6 +250,7 @@ def evaluate_cases(
     Args:
         pairs: (case name, prediction file, label file).
         labels: Value -> name of the foreground classes; None takes the values in the label files, named "1", "2", ...
+            A `LabelScheme` may also have regions and a value that is ignored.
         with_paper_style: Also score every case in the ways of `paper_style`, with axial slices.
         workers: Processes; 0 works in this process, None chooses by the size of the files.
 
@@ -271,9 +269,10 @@ def evaluate_cases(
         if not labels:
             raise DataError("no label file holds a class: every voxel is 0; name the classes to evaluate")
     scoring = scoring or Scoring()
-    evaluate = partial(_evaluate_case, labels=dict(labels), scoring=scoring, with_paper_style=with_paper_style)
+    labels = LabelScheme.of(labels)
+    evaluate = partial(_evaluate_case, labels=labels, scoring=scoring, with_paper_style=with_paper_style)
     results = map_cases(evaluate, cases, workers=workers, progress=progress, worth_a_pool_bytes=_WORTH_A_POOL_BYTES)
-    return Evaluation(labels=dict(labels), cases=tuple(results), scoring=scoring)
+    return Evaluation(labels=labels, cases=tuple(results), scoring=scoring)
 
 
 def evaluate_folders(
@@ -293,8 +292,8 @@ def evaluate_folders(
     Args:
         predictions, labels: Folders of images that `Volume.read` reads, matched by name (without "_0000"), or two
             files. Without `labels`, a CSV file with the columns prediction, label and optionally case.
-        class_names: Value -> name of the foreground classes, or a dataset.json with them (MSD or nnU-Net). None takes
-            the values in the label files.
+        class_names: Value -> name of the foreground classes, or a dataset.json with them (MSD or nnU-Net), whose
+            regions and ignore label count as in nnU-Net. None takes the values in the label files.
         tolerances_mm, surface, empty: See `Scoring`.
         with_paper_style, workers, progress: See `evaluate_cases`.
 
@@ -315,8 +314,8 @@ def evaluate_folders(
     )
 
 
-def _evaluate_case(pair: Pair, labels: Mapping[int, str], scoring: Scoring, with_paper_style: bool) -> CaseResult:
-    predicted, true = read_label(pair.prediction, labels), read_label(pair.truth, labels)
+def _evaluate_case(pair: Pair, labels: LabelScheme, scoring: Scoring, with_paper_style: bool) -> CaseResult:
+    predicted, true = (read_label(path, labels.allowed) for path in (pair.prediction, pair.truth))
     predicted = uncropped(predicted, pair.prediction, true)
     true = uncropped(true, pair.truth, predicted)
     require_same_grid(true, pair.truth, predicted, pair.prediction)
@@ -331,6 +330,15 @@ def _evaluate_case(pair: Pair, labels: Mapping[int, str], scoring: Scoring, with
 
 def _labels_of(pair: Pair) -> set[int]:
     return set(label_values(read_label(pair.truth).array).tolist())
+
+
+def _described(labels: LabelScheme) -> dict[str, Any]:
+    """The values of regions, and the ignored one, if there are any."""
+    regions = {str(value): list(members) for value, members in labels.regions.items()}
+    return {
+        **({"regions": regions} if regions else {}),
+        **({} if labels.ignore is None else {"ignore_label": labels.ignore}),
+    }
 
 
 def _write_csv(path: Path, lines: list[dict[str, Any]]) -> None:

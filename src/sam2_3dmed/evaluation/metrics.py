@@ -22,6 +22,7 @@ from sam2_3dmed.evaluation.masks import (
     voxel_mm3,
 )
 from sam2_3dmed.evaluation.surface import SURFACES, SurfaceDefinition, surface_distances
+from sam2_3dmed.volume.label_scheme import LabelScheme
 
 Better = Literal["higher", "lower", "zero"]
 EmptyPolicy = Literal["penalise", "nan"]
@@ -260,7 +261,8 @@ def case_metrics(
 
     Args:
         prediction, truth: (X, Y, Z) integer label maps.
-        labels: Value -> name of the foreground classes; other values count as background.
+        labels: Value -> name of the foreground classes; other values count as background. A `LabelScheme` may name
+            regions, and a value of the truth that is ignored: both maps are background there.
         spacing_mm: In the array's axis order; for a sheared grid the (3, 3) upper left of its affine.
 
     Returns:
@@ -272,13 +274,15 @@ def case_metrics(
     """
     spacing = check_spacing(spacing_mm)
     check_label_maps(prediction, truth, labels)
+    scheme = LabelScheme.of(labels)
+    truth, prediction = scheme.cut(truth, prediction)
     box = bounding_box(prediction, truth)
     maps = prediction[box], truth[box]
     score = partial(_class_metrics, spacing_mm=spacing, diagonal=diagonal_mm(truth.shape, spacing), scoring=scoring)
-    rows = [score("class", name, value, class_masks(maps, value)) for value, name in labels.items()]
+    rows = [score("class", name, value, class_masks(maps, *scheme.members(value))) for value, name in labels.items()]
     rows.append(ClassMetrics("mean", MEAN_NAME, None, mean_scores([row.scores for row in rows])))
     if len(labels) > 1:
-        rows.append(score("union", UNION_NAME, None, class_masks(maps, *labels)))
+        rows.append(score("union", UNION_NAME, None, class_masks(maps, *scheme.file_values)))
     return rows
 
 

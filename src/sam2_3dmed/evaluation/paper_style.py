@@ -25,6 +25,7 @@ from sam2_3dmed.evaluation.masks import (
 )
 from sam2_3dmed.evaluation.metrics import METRICS, Overlap, Scoring, mean_scores, without_nan
 from sam2_3dmed.evaluation.surface import surface_distances
+from sam2_3dmed.volume.label_scheme import LabelScheme
 
 Averaging = Literal["volume", "slices_with_either", "slices_with_truth", "all_slices"]
 AVERAGINGS: dict[Averaging, str] = {
@@ -58,7 +59,7 @@ def paper_style(
     slice_axis: int,
     scoring: Scoring,
 ) -> list[PaperRow]:
-    """Score every class of a case in every averaging and unit. See `case_metrics`.
+    """Score every class of a case in every averaging and unit. See `case_metrics`. Ignored slices do not count.
 
     Args:
         slice_axis: The array axis along which slices lie.
@@ -67,13 +68,18 @@ def paper_style(
     """
     check_label_maps(prediction, truth, labels)
     units: dict[str, Spacing] = {"mm": check_spacing(spacing_mm), "voxel": (1.0, 1.0, 1.0)}
+    scheme = LabelScheme.of(labels)
+    known = scheme.annotated(truth)
+    in_plane = tuple(axis for axis in range(3) if axis != slice_axis)
+    num_slices = truth.shape[slice_axis] if known is None else int(known.any(axis=in_plane).sum())
+    truth, prediction = scheme.cut(truth, prediction)
     box = bounding_box(prediction, truth)
     rows = []
     for value, name in labels.items():
-        masks = class_masks((prediction[box], truth[box]), value)
+        masks = class_masks((prediction[box], truth[box]), *scheme.members(value))
         for unit, spacing in units.items():
             score = partial(_score, shape=truth.shape, spacing=spacing, scoring=scoring)
-            averagings = _averagings(*masks, slice_axis, truth.shape[slice_axis], score)
+            averagings = _averagings(*masks, slice_axis, num_slices, score)
             rows += [PaperRow(name, averaging, unit, mean_scores(scores)) for averaging, scores in averagings.items()]
     return rows
 
@@ -104,7 +110,7 @@ def _averagings(
         "volume": [score(prediction, truth, axes=(0, 1, 2))],
         "slices_with_either": list(scores.values()) or [absent],
         "slices_with_truth": [scores[index] for index in np.flatnonzero(with_truth).tolist()] or [absent],
-        "all_slices": [*scores.values(), *[absent] * (num_slices - len(scores))],
+        "all_slices": [*scores.values(), *[absent] * (num_slices - len(scores))] or [absent],
     }
 
 

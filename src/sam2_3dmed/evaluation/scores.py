@@ -30,7 +30,7 @@ class Scores:
         name: The run's name in tables.
         folder: Holds cases.csv and summary.json.
         metrics: Column -> its entry of summary.json.
-        empty_masks: The entries of summary.json on masks without a voxel.
+        empty_masks: The entries of summary.json on masks without a voxel, on regions and on ignored voxels.
         values: (row, column) -> (cases,) values, NaN where undefined; also of `truth_mm3` if the table has it.
     """
 
@@ -77,7 +77,7 @@ def read_scores(path: str | Path) -> Scores:
         (row, column): np.array([_number(by_row[case, row][column], f"{file}: case {case}") for case in cases])
         for row, column in product(rows, columns)
     }
-    empty_masks = {key: value for key, value in summary.items() if key.startswith("empty")}
+    empty_masks = {key: value for key, value in summary.items() if key.startswith(("empty", "regions", "ignore"))}
     return Scores(_names([folder])[0], folder, summary["metrics"], empty_masks, cases, rows, values)
 
 
