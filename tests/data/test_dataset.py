@@ -186,7 +186,7 @@ class TestNnunet:
         ("changes", "message"),
         [
             ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "region-based"),
-            ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "ignore label"),
+            ({"labels": {"background": 0, "liver": 1, "ignore": [2, 3]}}, '"ignore" one value that no class has'),
             ({"channel_names": {"0": "CT", "1": "PET", "2": "T1"}}, "a_0002.nii.gz: no such file"),
             ({"file_ending": ".tif"}, "'.tif'"),
             ({"dataset": {"x/y": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}}, "cannot be a case name"),

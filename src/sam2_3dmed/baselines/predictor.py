@@ -1,6 +1,6 @@
 """A volume in, its mask out, on the same grid: sliding windows over patches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import ceil, prod
 from threading import Event
 from typing import Unpack
@@ -30,7 +30,7 @@ class PatchPredictor(WithoutAuxiliary):
         self.network = network
         self.spec = spec
         self.preprocessing = plan.preprocessing
-        self.labels = plan.labels
+        self.labels: Mapping[int, str] = plan.labels
         self.num_channels = len(plan.channels)
         self.config = config
 

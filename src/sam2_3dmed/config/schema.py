@@ -1,9 +1,19 @@
 """Every option of a run, in frozen models that are checked where they are made."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
+from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.preprocess import Normalisation, Preprocessing
 from sam2_3dmed.volume.slices import SlicingAxis
 
@@ -49,6 +59,7 @@ class Plan(Frozen):
     dataset: str
     channels: Annotated[tuple[ChannelPlan, ...], Field(min_length=1, max_length=3)]
     labels: Annotated[dict[int, str], Field(min_length=1)]
+    ignore_label: Annotated[int, Field(ge=1, le=65535)] | None = None
     slicing_axis: SlicingAxis = "axial"
     slab_slices: Annotated[int, Field(ge=1, le=64)] = 6
     nsd_tolerance_mm: Positive = 2.0
@@ -58,7 +69,14 @@ class Plan(Frozen):
         values = list(self.labels)
         if values != sorted(values) or values[0] < 1 or values[-1] > 65535:
             raise ValueError(f"label values must be ascending, between 1 and 65535, not {values}")
+        if self.ignore_label in values:
+            raise ValueError(f"ignore_label: {self.ignore_label} is the value of a class")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without an ignore label a plan is written, and its checksum is, as before there was one."""
+        return {key: value for key, value in write(self).items() if key != "ignore_label" or value is not None}
 
     @property
     def num_classes(self) -> int:
@@ -69,6 +87,11 @@ class Plan(Frozen):
     def label_values(self) -> tuple[int, ...]:
         """The value in the label files of class 1..K, ascending."""
         return tuple(self.labels)
+
+    @property
+    def scheme(self) -> LabelScheme:
+        """The classes with the value that is ignored."""
+        return LabelScheme(self.labels, ignore=self.ignore_label)
 
     @property
     def preprocessing(self) -> Preprocessing:

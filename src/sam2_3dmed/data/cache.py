@@ -29,12 +29,14 @@ class CachedCase:
 
     Args:
         class_slices: for class k = 1..K, the ascending indices of the slices that hold it; empty where it is absent.
+        annotated_slices: those with a voxel that is not to be ignored; None where the data set has no ignore label.
     """
 
     name: str
     folder: Path
     num_slices: int
     class_slices: dict[int, NDArray[np.int64]]
+    annotated_slices: NDArray[np.int64] | None = None
 
     @property
     def image(self) -> "np.memmap[Any, np.dtype[np.float16]]":
@@ -43,7 +45,10 @@ class CachedCase:
 
     @property
     def label(self) -> "np.memmap[Any, np.dtype[np.uint8]]":
-        """(D, H, W) class index, 0 is background, uint8, or uint16 if K > 255; read-only, opened anew each time."""
+        """(D, H, W) as `LabelScheme.indexed` has it: 0 is background, k class k and K + 1 is to be ignored.
+
+        uint8, or uint16 for more values; read-only, opened anew each time.
+        """
         return open_array(self.folder / f"{self.name}.label.npy")
 
     @property
@@ -84,25 +89,27 @@ def _prepare(case: Case, *, plan: Plan, folder: Path) -> CachedCase:
     cached = _load(case.name, key, folder)
     if cached is not None:
         return cached
-    image, label = read_case(case, plan.label_values)
+    scheme = plan.scheme
+    image, label = read_case(case, scheme.allowed)
     if label is None:
         raise DataError(f"{case.images[0]}: has no label, so it cannot be prepared for training")
     try:
         slices = plan.preprocessing.slices(image).astype(np.float16)
     except VolumeError as error:
         raise VolumeError(f"{case.images[0]}: {error}") from None
-    classes = np.zeros(max(plan.label_values) + 1, dtype=np.min_scalar_type(plan.num_classes))
-    classes[list(plan.label_values)] = np.arange(1, plan.num_classes + 1)
-    indices = classes[volume_to_slices(label, plan.slicing_axis)]  # (D, H, W), 0..K
+    indices = scheme.to_indices(volume_to_slices(label, plan.slicing_axis))  # (D, H, W)
     held = {k: np.flatnonzero((indices == k).any(axis=(1, 2))) for k in range(1, plan.num_classes + 1)}
+    known = scheme.indexed.annotated(indices)
+    annotated = None if known is None else np.flatnonzero(known.any(axis=(1, 2)))
     index = {"key": key, "num_slices": len(slices), "class_slices": {str(k): held[k].tolist() for k in held}}
+    index["annotated_slices"] = None if annotated is None else annotated.tolist()
     index_file = folder / f"{case.name}.json"
     index_file.unlink(missing_ok=True)
     write_array(slices, folder / f"{case.name}.image.npy")
     write_array(indices, folder / f"{case.name}.label.npy")
     with replacing(index_file) as stream:
         stream.write(json.dumps(index).encode())
-    return CachedCase(case.name, folder, len(slices), held)
+    return CachedCase(case.name, folder, len(slices), held, annotated)
 
 
 def _key(case: Case, plan: Plan) -> str:
@@ -110,13 +117,15 @@ def _key(case: Case, plan: Plan) -> str:
         status = [(file.name, file.stat()) for file in case.files]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
-    depends_on = {
+    depends_on: dict[str, Any] = {
         "version": _VERSION,
         "files": [(name, s.st_size, s.st_mtime_ns) for name, s in status],
         "slicing_axis": plan.slicing_axis,
         "channels": [(c.normalisation, c.low, c.high) for c in plan.channels],
         "labels": plan.label_values,
     }
+    if plan.ignore_label is not None:
+        depends_on["ignore_label"] = plan.ignore_label
     return sha256(json.dumps(depends_on).encode()).hexdigest()
 
 
@@ -125,7 +134,9 @@ def _load(name: str, key: str, folder: Path) -> CachedCase | None:
     try:
         index = _read_index(folder, name)
         held = {int(k): np.array(slices, dtype=np.int64) for k, slices in index["class_slices"].items()}
-        case = CachedCase(name, folder, int(index["num_slices"]), held)
+        annotated = index.get("annotated_slices")
+        known = None if annotated is None else np.array(annotated, dtype=np.int64)
+        case = CachedCase(name, folder, int(index["num_slices"]), held, known)
         image, label = case.image.shape, case.label.shape
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -20,10 +20,11 @@ from sam2_3dmed.volume.files import (
     uncropped,
 )
 from sam2_3dmed.volume.label import read_label
-from sam2_3dmed.volume.label_scheme import parse_labels, whole_number
+from sam2_3dmed.volume.label_scheme import LabelScheme, parse_labels, whole_number
 from sam2_3dmed.volume.volume import Volume
 
 MAX_CHANNELS = 3
+_NO_LABELS = LabelScheme({})
 _FOLDER_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
 
 
@@ -52,14 +53,15 @@ class MedicalDataset:
 
     Args:
         channels: modality names such as ("CT",). Empty where the layout names none (a pair of folders).
-        labels: foreground names by label value, ascending. Empty where the layout names none.
+        labels: the foreground classes by label value, ascending, and the value to ignore. Empty where the layout names
+            none.
         unlabelled: images that have no label.
     """
 
     name: str
     cases: tuple[Case, ...]
     channels: tuple[str, ...]
-    labels: dict[int, str]
+    labels: LabelScheme
     unlabelled: tuple[str, ...] = ()
 
     @property
@@ -180,7 +182,7 @@ def _checked(
     source: Path,
     cases: Sequence[Case],
     channels: tuple[str, ...] = (),
-    labels: dict[int, str] | None = None,
+    labels: LabelScheme = _NO_LABELS,
     title: Any = None,
 ) -> MedicalDataset:
     """The data set, after the checks that all layouts share; `source` is the file or folder to blame."""
@@ -199,7 +201,7 @@ def _checked(
         raise DataError(f"{missing[0]}: no such file, but {source} asks for it{more}")
     name = title if isinstance(title, str) and title.strip() else root.resolve().name
     unlabelled = sorted(case.name for case in cases if case.label is None)
-    return MedicalDataset(name, tuple(labelled), channels, labels or {}, tuple(unlabelled))
+    return MedicalDataset(name, tuple(labelled), channels, labels, tuple(unlabelled))
 
 
 def _list_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:
@@ -235,24 +237,22 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _labels(file: Path, content: Mapping[str, Any]) -> dict[int, str]:
-    """Class names by label value, ascending, without the background."""
+def _labels(file: Path, content: Mapping[str, Any]) -> LabelScheme:
     try:
         scheme = parse_labels(content)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
     if scheme.regions:
         raise DataError(f"{file}: region-based labels cannot be trained on; `evaluate` scores them")
-    if scheme.ignore is not None:
-        raise DataError(f"{file}: an ignore label ({scheme.ignore}) cannot be trained on; `evaluate` leaves it out")
-    return dict(scheme)
+    return scheme
 
 
 def _channel_names(file: Path, modality: Any, key: str) -> tuple[str, ...]:
     """Channel names in order, from {"0": "CT"} or ["CT"]."""
     if isinstance(modality, list):
         modality = {str(i): name for i, name in enumerate(modality)}
-    numbers = {whole_number(number): str(name) for number, name in modality.items()} if isinstance(modality, dict) else {}
+    items = modality.items() if isinstance(modality, dict) else ()
+    numbers = {whole_number(number): str(name) for number, name in items}
     if not numbers or len(numbers) != len(modality) or set(numbers) != set(range(len(numbers))):
         raise DataError(f'{file}: "{key}" must name the channels by number, such as {{"0": "CT"}}')
     return tuple(numbers[i] for i in range(len(numbers)))

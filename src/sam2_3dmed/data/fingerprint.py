@@ -1,7 +1,7 @@
 """The fingerprint of a data set: every case read once, checked, and summed up in a few numbers."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -16,6 +16,7 @@ from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.affine import canonical_axes
 from sam2_3dmed.volume.label import label_values, read_label
+from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.slices import WORLD_AXES, SlicingAxis
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Fingerprint:
 
     dataset: str
     channels: tuple[str, ...]
-    labels: dict[int, str]
+    labels: Mapping[int, str]
     cases: tuple[CaseFingerprint, ...]
 
     @property
@@ -76,12 +77,12 @@ def fingerprint(
         DataError: unusable cases (all are listed, by file), images with different numbers of channels, or no
             foreground.
     """
-    function = partial(_fingerprint_case, labels=tuple(dataset.labels), num_channels=len(dataset.channels))
+    function = partial(_fingerprint_case, labels=dataset.labels, num_channels=len(dataset.channels))
     cases = tuple(map_cases(function, dataset.cases, workers=workers, progress=progress))
     present = sorted({value for case in cases for value in case.classes})
     if not present:
         raise DataError(f"{dataset.name}: no label holds any foreground")
-    labels = dataset.labels or {value: f"class {value}" for value in present}
+    labels = dataset.labels or LabelScheme({value: f"class {value}" for value in present})
     return Fingerprint(dataset.name, dataset.channels or _channel_names(dataset.name, cases), labels, cases)
 
 
@@ -94,13 +95,14 @@ def _channel_names(dataset: str, cases: Sequence[CaseFingerprint]) -> tuple[str,
     return ("image",) if usual == 1 else tuple(f"channel {i}" for i in range(usual))
 
 
-def _fingerprint_case(case: Case, *, labels: tuple[int, ...], num_channels: int) -> CaseFingerprint:
+def _fingerprint_case(case: Case, *, labels: LabelScheme, num_channels: int) -> CaseFingerprint:
     """The fingerprint of a case; `labels` and `num_channels` are empty and 0 where the layout names none."""
-    image, label = read_case(case, labels or None)
+    image, label = read_case(case, labels.allowed or None)
     if num_channels and image.num_channels != num_channels:
         raise VolumeError(f"{case.images[0]}: {image.num_channels} channels, but the data set names {num_channels}")
     if label is None:
         raise DataError(f"{case.images[0]}: has no label")
+    label = label.with_array(*labels.cut(label.array))
     # In the smallest box that holds the foreground: four times as fast as in the whole volume.
     planes = [np.flatnonzero(label.array.any(axis=rest)) for rest in ((1, 2), (0, 2), (0, 1))]
     box = tuple(slice(held[0], held[-1] + 1) if held.size else slice(0) for held in planes)

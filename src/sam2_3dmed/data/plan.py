@@ -14,6 +14,7 @@ from sam2_3dmed.config import ChannelPlan, Plan, parse, read_yaml
 from sam2_3dmed.data.fingerprint import AXES, CaseFingerprint, Fingerprint, foreground_percentiles
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.slices import SlicingAxis
 
 _LOW, _HIGH = 0.5, 99.5
@@ -37,12 +38,14 @@ def propose_plan(fingerprint: Fingerprint, names: Sequence[str] | None = None) -
         DataError: a CT without foreground or with a constant one.
     """
     cases = [case for case in fingerprint.cases if names is None or case.name in names]
+    scheme = LabelScheme.of(fingerprint.labels)
     axis = choose_slicing_axis([case.spacing_mm for case in cases])
     words = " ".join([fingerprint.dataset, *fingerprint.labels.values()]).lower()
     return Plan(
         dataset=fingerprint.dataset,
         channels=tuple(_channel(fingerprint.dataset, cases, i, name) for i, name in enumerate(fingerprint.channels)),
-        labels=fingerprint.labels,
+        labels=dict(scheme),
+        ignore_label=scheme.ignore,
         slicing_axis=axis,
         slab_slices=_slab(cases, fingerprint.labels, axis),
         nsd_tolerance_mm=next((mm for organ, mm in _TOLERANCES_MM.items() if organ in words), 2.0),
@@ -88,9 +91,12 @@ def _slab(cases: Sequence[CaseFingerprint], labels: Iterable[int], axis: Slicing
 def plan_yaml(plan: Plan) -> str:
     """A plan as YAML with a comment on every key."""
     content = plan.model_dump()
+    optional = "".join(
+        text + _yaml({key: content.pop(key)}) + "\n" for key, text in _OPTIONAL.items() if key in content
+    )
     blocks = {"channels": _yaml(content["channels"]), "labels": _yaml(content["labels"])}
     lines = {key: _yaml(value) for key, value in content.items() if key not in blocks}
-    return _TEMPLATE.format(**lines, **{key: indent(text, "  ") for key, text in blocks.items()})
+    return _TEMPLATE.format(**lines, **{key: indent(text, "  ") for key, text in blocks.items()}, optional=optional)
 
 
 def write_plan_yaml(plan: Plan, path: Path) -> None:
@@ -114,6 +120,9 @@ def _yaml(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
+_OPTIONAL = {
+    "ignore_label": "\n# The value of voxels that nobody annotated. They count nowhere, in no loss and no score.\n",
+}
 _TEMPLATE = """\
 # The plan of a data set, proposed from its fingerprint. Edit it where you know better.
 
@@ -130,7 +139,7 @@ channels:
 # The classes: value in the label files, and name. 0 is the background and not listed. Ascending.
 labels:
 {labels}
-
+{optional}
 # The direction in which a volume is cut into slices: sagittal, coronal or axial.
 slicing_axis: {slicing_axis}
 

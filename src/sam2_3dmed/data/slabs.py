@@ -29,7 +29,7 @@ class Slabs(NamedTuple):
     """Slabs of equal length as the network takes them."""
 
     slices: Tensor  # (B, D, C, H, W) float32 in [0, 1], C as in the volumes
-    labels: Tensor  # (B, D, H, W) class indices, 0 background
+    labels: Tensor  # (B, D, H, W) class indices, 0 background, and K + 1 where there is an ignore label
     positions: Tensor  # (B, D), each slice's index in its volume; descending where the slab is fed in reverse
 
     def single_slices(self) -> "Slabs":
@@ -67,7 +67,8 @@ class SlabDataset(Dataset[Slabs]):
     Args:
         foreground_fraction: share of the slabs that are centred on a foreground slice. A class is drawn first, each
             with the same chance, then a case that has it, then a slice that holds it, so rare classes come as often as
-            common ones. The other slabs start anywhere in the next case of a shuffled round.
+            common ones. The other slabs start anywhere in the next case of a shuffled round, or lie around a slice that
+            is annotated in part.
         single_slice_epochs: so many epochs come first whose slabs hold D unrelated slices, each drawn and augmented on
             its own. For training that takes every slice alone, such a batch is more varied.
     """
@@ -110,14 +111,20 @@ class SlabDataset(Dataset[Slabs]):
         if self.cases_with and rng.random() < self.foreground_fraction:
             k = list(self.cases_with)[rng.integers(len(self.cases_with))]
             case = self.cases_with[k][rng.integers(len(self.cases_with[k]))]
-            centre = int(rng.choice(case.class_slices[k]))
-            length = min(num_slices, case.num_slices)
-            return case, int(np.clip(centre - length // 2, 0, case.num_slices - length)), length
+            return _around(case, int(rng.choice(case.class_slices[k])), num_slices)
         turn, place = divmod(key.number, len(self.cases))
         order = np.random.default_rng([self.seed, key.epoch, turn, 1]).permutation(len(self.cases))
         case = self.cases[order[place]]
+        if case.annotated_slices is not None and len(case.annotated_slices):
+            return _around(case, int(rng.choice(case.annotated_slices)), num_slices)
         length = min(num_slices, case.num_slices)
         return case, int(rng.integers(case.num_slices - length + 1)), length
+
+
+def _around(case: CachedCase, centre: int, num_slices: int) -> tuple[CachedCase, int, int]:
+    """The slab about a slice, as `SlabDataset.draw` returns it."""
+    length = min(num_slices, case.num_slices)
+    return case, int(np.clip(centre - length // 2, 0, case.num_slices - length)), length
 
 
 class ViewDataset(Dataset[ViewSlabs]):

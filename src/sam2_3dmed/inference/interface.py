@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
@@ -93,7 +93,7 @@ class PredictOptions(TypedDict, total=False):
 class Segmenter(Protocol):
     """A trained model of any system."""
 
-    labels: dict[int, str]
+    labels: Mapping[int, str]
     """The mask value and the name of class 1..K, by ascending value."""
 
     @property

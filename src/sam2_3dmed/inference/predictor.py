@@ -32,7 +32,7 @@ class Predictor:
     network: SAM2For3dMed
     _: KW_ONLY
     preprocessing: Preprocessing
-    labels: dict[int, str]
+    labels: Mapping[int, str]
     slab_slices: int
     config: InferenceConfig
 

@@ -32,6 +32,7 @@ from sam2_3dmed.report.panels import (
 from sam2_3dmed.report.surfaces import Mesh, bounds, render, surface_meshes
 from sam2_3dmed.volume.files import require_same_grid, uncropped
 from sam2_3dmed.volume.label import read_label
+from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.preprocess import Preprocessing
 from sam2_3dmed.volume.slices import WORLD_AXES, SlicingAxis, volume_to_slices
 from sam2_3dmed.volume.volume import Volume
@@ -262,7 +263,7 @@ def case_report(
     auxiliary: returns the boundary map and relative positions of a case and its image.
     Raises UserError if a file cannot be used, or the files of the case lie on different grids.
     """
-    image, truth, prediction = read_volumes(entry, plan.labels)
+    image, truth, prediction = read_volumes(entry, plan.scheme)
     extra = auxiliary(entry, image) if image is not None else None
     boundary = extra.boundary if extra else None
     case = case_volumes(truth, prediction, plan.labels, plan.preprocessing, image, boundary)
@@ -284,19 +285,24 @@ def case_report(
 
 
 def read_volumes(entry: CaseEntry, labels: Mapping[int, str]) -> tuple[Volume | None, Volume, Volume]:
-    """The image, truth and prediction of a case whose masks were found. Raises UserError as `case_report`."""
+    """The image, truth and prediction of a case whose masks were found. Raises UserError as `case_report`.
+
+    Both masks are background where the truth is to be ignored.
+    """
+    scheme = LabelScheme.of(labels)
     assert entry.truth is not None
     assert entry.prediction is not None
-    prediction = read_label(entry.prediction, labels)
+    prediction = read_label(entry.prediction, scheme.allowed)
     if entry.images:
-        image, truth = read_case(Case(entry.name, entry.images, entry.truth), labels)
+        image, truth = read_case(Case(entry.name, entry.images, entry.truth), scheme.allowed)
     else:
-        image, truth = None, read_label(entry.truth, labels)
+        image, truth = None, read_label(entry.truth, scheme.allowed)
     if truth is None:
         raise VolumeError(f"{entry.name}: has no label")
     prediction = uncropped(prediction, entry.prediction, truth)
     require_same_grid(truth, entry.truth, prediction, entry.prediction)
-    return image, truth, prediction
+    arrays = scheme.cut(truth.array, prediction.array)
+    return image, truth.with_array(arrays[0]), prediction.with_array(arrays[1])
 
 
 def _positions(extra: Auxiliary, name: str, figures: Path, rank: str) -> Chart:

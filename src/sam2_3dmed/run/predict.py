@@ -172,7 +172,7 @@ def _job_of_run(request: PredictRequest) -> tuple[Job, list[Input]]:
 
 
 def _job(
-    request: PredictRequest, load: Callable[..., Segmenter], labels: dict[int, str], codes: Mapping[str, Any]
+    request: PredictRequest, load: Callable[..., Segmenter], labels: Mapping[int, str], codes: Mapping[str, Any]
 ) -> Job:
     mask_format = MaskFormat(request.format, labels, codes if request.format == "dicom-seg" else {})
     return Job(load, request.out, mask_format, request.save_auxiliary, request.probabilities)

@@ -19,7 +19,7 @@ def make_predictor(network: SAM2For3dMed, record: Sam2Record, **settings: Any) -
     return Predictor(
         network,
         preprocessing=record.plan.preprocessing,
-        labels=record.plan.labels,
+        labels=record.plan.scheme,
         slab_slices=record.recipe.slab_slices or record.plan.slab_slices,
         config=changed(record.recipe.inference, settings, "inference"),
     )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from sam2_3dmed.inference.interface import Segmenter
+    from sam2_3dmed.volume.label_scheme import LabelScheme
 
 
 class Sam2System(System):
@@ -39,6 +40,9 @@ class Sam2System(System):
         require_loggers(recipe.training.loggers)
         TotalLoss(recipe.loss)  # refuses unknown terms
         check_model(recipe, weights)
+
+    def require_labels(self, labels: LabelScheme, recipe: RunConfig) -> None:
+        """Nothing: an ignore label is left out of the losses."""
 
     def start(self, preparation: Preparation) -> TrainingRun:
         from sam2_3dmed.run.sam2_run import start_run

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sam2_3dmed.training.distributed import DistributedContext
     from sam2_3dmed.training.loop import FitResult
     from sam2_3dmed.training.trials import RateTest
+    from sam2_3dmed.volume.label_scheme import LabelScheme
     from sam2_3dmed.volume.volume import Volume
 
 GROUP = "sam2_3dmed.systems"
@@ -139,6 +140,16 @@ class System(Protocol):
 
     def check(self, recipe: Any, *, weights: str, gpu_memory: float | None) -> None:
         """Raise ConfigError for options that do not go together; called before data are read."""
+
+    def require_labels(self, labels: LabelScheme, recipe: Any) -> None:
+        """Raise ConfigError for labels that the system cannot learn from; called before cases are read.
+
+        A system that knows nothing of an ignore label refuses it here.
+        """
+        if labels.ignore is not None:
+            raise ConfigError(
+                f"{self.name} cannot leave out voxels, and {labels.ignore} is an ignore label; --system {OURS} can"
+            )
 
     def start(self, preparation: Preparation) -> TrainingRun:
         """Build the network, or plan it from the cases, and prepare the cases.

@@ -156,17 +156,23 @@ def _start(
 ) -> tuple[TrainingRun, Split]:
     """A run that is ready to train. old: of the run that is resumed, or that another process has begun."""
     recipe = old.recipe if old else recipe
+    system = find_system(old.system if old else request.system)
+    system.require_labels(dataset.labels, recipe)  # before the cases are read
     if old:
         split, plan = Split.read(folder / SPLIT_FILE), old.plan
         split.require_known(dataset.names)
     else:
         split, plan = choose_split_and_plan(dataset, recipe.split, request.fold, request.plan)
     opened = dataset.subset({*split.train, *split.validation})  # the test cases stay closed
+    system.require_labels(plan.scheme, recipe)
     logger.info(
         "%s: %d cases to train on, %d to validate, %d to test; %s slices",
         *(dataset.name, len(split.train), len(split.validation), len(split.test), plan.slicing_axis),
     )
-    key = sha256(f"{request.data.resolve()} {plan.preprocessing} {plan.label_values}".encode()).hexdigest()[:12]
+    prepared_by = f"{plan.preprocessing} {plan.label_values}"
+    if plan.ignore_label is not None:
+        prepared_by += f" {plan.ignore_label}"
+    key = sha256(f"{request.data.resolve()} {prepared_by}".encode()).hexdigest()[:12]
     preparation = Preparation(
         recipe=recipe,
         plan=plan,
@@ -179,7 +185,7 @@ def _start(
         gpu_memory=None if old else request.gpu_memory,
         resumed=old,
     )
-    return find_system(old.system if old else request.system).start(preparation), split
+    return system.start(preparation), split
 
 
 def choose_split_and_plan(
@@ -247,7 +253,7 @@ def test_run(folder: Path, data: Path) -> Evaluation:
     if failed:
         raise DataError("\n".join(failed))
     pairs = [(o.name, o.output, c.label) for o, c in zip(outcomes, cases, strict=True) if o.output and c.label]
-    evaluation = evaluate_cases(pairs, record.plan.labels, Scoring((record.plan.nsd_tolerance_mm, 1.0)))
+    evaluation = evaluate_cases(pairs, record.plan.scheme, Scoring((record.plan.nsd_tolerance_mm, 1.0)))
     evaluation.write(folder / "evaluation")
     return evaluation
 

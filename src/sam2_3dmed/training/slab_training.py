@@ -25,13 +25,14 @@ from sam2_3dmed.training.loader import Part, epoch_loader
 from sam2_3dmed.training.losses import TotalLoss, class_masks
 from sam2_3dmed.training.losses.relative_position import position_error, relative_positions
 from sam2_3dmed.training.trainable import Trainable
+from sam2_3dmed.volume.label_scheme import LabelScheme
 
 
 def training_step(
     network: SAM2For3dMed,
     loss: TotalLoss,
     batch: Sequence[Slabs] | Sequence[ViewSlabs],
-    num_classes: int,
+    classes: int | LabelScheme,
     *,
     single_slices: bool = False,
     features: FeatureCache | None = None,
@@ -41,27 +42,30 @@ def training_step(
 
     Args:
         batch: groups of slabs of equal length.
+        classes: K, or what the slabs' labels mean (`LabelScheme.indexed`).
         single_slices: every slice becomes a slab of its own.
         features: gives the features of slabs of views.
         on_position_error: called for each group of slabs with SRPP's mean error in slices, and the number of slabs.
     """
+    scheme = LabelScheme.numbered(classes) if isinstance(classes, int) else classes
     total = sum(len(slabs.labels) for slabs in batch)
     shares = [len(slabs.labels) / total for slabs in batch]
     losses = []
     for slabs in batch:
         if single_slices:
             slabs = slabs.single_slices()
-        masks = class_masks(slabs.labels, num_classes)
+        masks = class_masks(slabs.labels, len(scheme))
+        annotated = None if scheme.ignore is None else (slabs.labels != scheme.ignore).unsqueeze(1)
         prompts = None
         if network.box_every:
-            values = range(1, num_classes + 1)
+            values = range(1, len(scheme) + 1)
             prompts = boxes_from_labels(slabs.labels, values, slabs.positions, network.box_every)
         if isinstance(slabs, Slabs):
             prediction = network(slabs.slices, prompts)
         else:
             assert features is not None
             prediction = network.decode(features(slabs), prompts, pre_fpn=True)
-        losses.append(loss(prediction, masks, slabs.positions))
+        losses.append(loss(prediction, masks, slabs.positions, annotated))
         predicted = prediction.relative_position
         if on_position_error is not None and predicted is not None and slabs.positions.shape[1] > 1:
             error = position_error(predicted.detach(), relative_positions(slabs.positions))
@@ -117,7 +121,7 @@ class SlabTraining(Trainable):
             self.network,
             self.loss,
             batch,
-            len(self.class_names),
+            self.scheme,
             single_slices=self.sees_single_slices,
             features=self.features,
             on_position_error=count_error,

@@ -26,6 +26,7 @@ from sam2_3dmed.training.loader import Division, Part
 from sam2_3dmed.training.loggers import Slice
 from sam2_3dmed.training.monitoring import EpochMeans, gradient_norms
 from sam2_3dmed.training.optimizer import Cooldown, falling_cosine, make_optimizer, make_schedule
+from sam2_3dmed.volume.label_scheme import LabelScheme
 
 MONITORED = "validation/dice"
 """What early stopping and the best checkpoint go by: the mean over classes and cases of whole volumes."""
@@ -59,6 +60,8 @@ class Trainable(nn.Module, ABC):
         self.loader = loader
         self.division: Division = loader.batch_sampler
         self.class_names: tuple[str, ...] = tuple(predictor.labels.values())
+        self.scheme = LabelScheme.of(predictor.labels).indexed
+        """What the labels of prepared cases mean."""
         self.validation = validation
         self.config = config
         self.single_slice_steps = 0
@@ -131,10 +134,10 @@ class Trainable(nn.Module, ABC):
         return metrics
 
     def _scores(self, number: int) -> list[float]:
-        """Dice of each class of a case, then the position error."""
+        """Dice of each class of a case, then the position error. Voxels to be ignored count nowhere."""
         case = self.validation[number]
         classes, error = self.predict_case(number)
-        truth = case.label
+        truth, classes = self.scheme.cut(case.label, classes)
         if number == 0:
             index = int(np.argmax((truth > 0).sum(axis=(1, 2))))
             self.shown = Slice(*(np.array(part[index]) for part in (case.image, truth, classes)))

@@ -32,6 +32,11 @@ class LabelScheme(Mapping[int, str]):
         """Names by value as a scheme; a scheme as it is."""
         return labels if isinstance(labels, cls) else cls(labels)
 
+    @classmethod
+    def numbered(cls, count: int) -> "LabelScheme":
+        """Classes 1, 2, ... without names of their own."""
+        return cls({number: f"class {number}" for number in range(1, count + 1)})
+
     def __getitem__(self, value: int) -> str:
         return self.names[value]
 
@@ -54,6 +59,22 @@ class LabelScheme(Mapping[int, str]):
     def allowed(self) -> tuple[int, ...]:
         """All values that a label file may hold besides 0."""
         return self.file_values if self.ignore is None else (*self.file_values, self.ignore)
+
+    @cached_property
+    def indexed(self) -> "LabelScheme":
+        """The same classes in prepared labels, where the file values are 1, 2, ... and the value to ignore is next."""
+        index = {value: number for number, value in enumerate(self.file_values, start=1)}
+        return LabelScheme(
+            {index[value]: name for value, name in self.items()},
+            {index[value]: tuple(index[member] for member in members) for value, members in self.regions.items()},
+            None if self.ignore is None else len(index) + 1,
+        )
+
+    def to_indices(self, label: NDArray[Any]) -> NDArray[np.unsignedinteger]:
+        """A label of allowed values as the values of `indexed`."""
+        numbers = np.zeros(max(self.allowed) + 1, dtype=np.min_scalar_type(len(self.allowed)))
+        numbers[list(self.allowed)] = np.arange(1, len(self.allowed) + 1)
+        return np.asarray(numbers[label])
 
     def annotated(self, truth: NDArray[Any]) -> NDArray[np.bool_] | None:
         """Where a label has another value than the one to ignore; None if all voxels have."""

@@ -30,7 +30,7 @@ class NnunetPredictor(WithoutAuxiliary):
         self, weights: Path, spec: NnunetSpec, plan: Plan, *, device: torch.device, config: InferenceConfig
     ) -> None:
         require_known_classes(config, plan.labels.values())
-        self.labels = plan.labels
+        self.labels: Mapping[int, str] = plan.labels
         self.num_channels = len(plan.channels)
         self.config = config
         self._axis = plan.slicing_axis

@@ -7,9 +7,17 @@ imported with the package, so the name is then valid in a recipe.
 from importlib import import_module
 from pkgutil import iter_modules
 
-from sam2_3dmed.training.losses.registry import TERMS, LossInputs, TotalLoss, class_masks, segmentation_term, term
+from sam2_3dmed.training.losses.registry import (
+    TERMS,
+    LossInputs,
+    TotalLoss,
+    class_masks,
+    mean_of_annotated,
+    segmentation_term,
+    term,
+)
 
-__all__ = ["TERMS", "LossInputs", "TotalLoss", "class_masks", "segmentation_term", "term"]
+__all__ = ["TERMS", "LossInputs", "TotalLoss", "class_masks", "mean_of_annotated", "segmentation_term", "term"]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -12,6 +12,7 @@ from sam2_3dmed.errors import ConfigError, suggest
 from sam2_3dmed.model.mask_decoder import upsample
 from sam2_3dmed.model.network import Prediction
 
+_CERTAIN_BACKGROUND = -1e4
 SPACE = (-3, -2, -1)
 """The dimensions D, H, W."""
 
@@ -27,11 +28,17 @@ class LossInputs:
     positions: Tensor
     """(B, D), the index of each slice in its volume."""
     config: LossConfig
+    annotated: Tensor | None = None
+    """(B, 1, D, H, W) bool, false where voxels are to be ignored, whose masks are 0; None: all are annotated."""
 
     @cached_property
     def segmentation(self) -> Tensor:
-        """P_seg, logits (B, K, D, H, W), upsampled to the masks as in SAM2's training."""
-        return self.upsampled(self.prediction.segmentation)
+        """P_seg, logits (B, K, D, H, W), upsampled to the masks as in SAM2's training.
+
+        Voxels to be ignored have the logit of certain background, which costs nothing and has no gradient.
+        """
+        logits = self.upsampled(self.prediction.segmentation)
+        return logits if self.annotated is None else logits.masked_fill(~self.annotated, _CERTAIN_BACKGROUND)
 
     def upsampled(self, logits: Tensor) -> Tensor:
         """(B, K, D, h, w) -> (B, K, D, H, W)."""
@@ -62,7 +69,11 @@ def term(name: str) -> Callable[[Term], Term]:
 
 
 def segmentation_term(name: str) -> Callable[[SegmentationLoss], SegmentationLoss]:
-    """Register a loss between the upsampled logits of the segmentation and its masks."""
+    """Register a loss between the upsampled logits of the segmentation and its masks.
+
+    Where voxels are to be ignored, both are those of certain background. A loss that divides by the number of voxels
+    should take `LossInputs` instead, and `mean_of_annotated`.
+    """
 
     def register(function: SegmentationLoss) -> SegmentationLoss:
         TERMS[name] = lambda inputs: function(inputs.segmentation, inputs.masks)
@@ -80,17 +91,26 @@ class TotalLoss:
             if name not in TERMS:
                 raise ConfigError(f"loss.terms: no term {name!r}; {suggest(name, TERMS)}")
 
-    def __call__(self, prediction: Prediction, masks: Tensor, positions: Tensor) -> dict[str, Tensor]:
+    def __call__(
+        self, prediction: Prediction, masks: Tensor, positions: Tensor, annotated: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """`total` and the unweighted terms of slabs of equal length, of which `LossInputs` has the shapes.
 
         The term of a part that is switched off is 0.
         """
-        inputs = LossInputs(prediction, masks, positions, self.config)
+        inputs = LossInputs(prediction, masks, positions, self.config, annotated)
         terms = {name: TERMS[name](inputs) for name in self.config.terms}
         total = inputs.zero
         for name, weight in self.config.terms.items():
             total = total + weight * terms[name]
         return {"total": total, **terms}
+
+
+def mean_of_annotated(values: Tensor, annotated: Tensor | None) -> Tensor:
+    """The mean of (B, K, D, H, W) over the voxels that are annotated, (B, 1, D, H, W) bool; 0 if none is."""
+    if annotated is None:
+        return values.mean()
+    return (values * annotated).sum() / (annotated.sum() * values.shape[1]).clamp_min(1)
 
 
 def class_masks(labels: Tensor, num_classes: int) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam2_3dmed.training.losses.registry import SPACE, segmentation_term
+from sam2_3dmed.training.losses.registry import SPACE, LossInputs, mean_of_annotated, segmentation_term, term
 
 
 @segmentation_term("dice")
@@ -38,16 +38,31 @@ def focal_tversky(
     return (1 - index).clamp_min(1e-6).pow(1 / gamma).mean()
 
 
-@segmentation_term("bce")
-def bce(logits: Tensor, masks: Tensor) -> Tensor:
-    """Binary cross entropy, the paper's L_seg (3.4; reading 16)."""
-    return F.binary_cross_entropy_with_logits(logits, masks)
+@term("bce")
+def _bce_of_inputs(inputs: LossInputs) -> Tensor:
+    return bce(inputs.segmentation, inputs.masks, inputs.annotated)
 
 
-@segmentation_term("focal")
-def focal(logits: Tensor, masks: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
-    """Focal loss (Lin et al. 2017). SAM2 trains with 20 parts of it to one of Dice (Ravi et al. 2024)."""
+def bce(logits: Tensor, masks: Tensor, annotated: Tensor | None = None) -> Tensor:
+    """Binary cross entropy, the paper's L_seg (3.4; reading 16). annotated: see `mean_of_annotated`."""
+    if annotated is None:
+        return F.binary_cross_entropy_with_logits(logits, masks)
+    return mean_of_annotated(F.binary_cross_entropy_with_logits(logits, masks, reduction="none"), annotated)
+
+
+@term("focal")
+def _focal_of_inputs(inputs: LossInputs) -> Tensor:
+    return focal(inputs.segmentation, inputs.masks, annotated=inputs.annotated)
+
+
+def focal(
+    logits: Tensor, masks: Tensor, alpha: float = 0.25, gamma: float = 2.0, annotated: Tensor | None = None
+) -> Tensor:
+    """Focal loss (Lin et al. 2017). SAM2 trains with 20 parts of it to one of Dice (Ravi et al. 2024).
+
+    annotated: see `mean_of_annotated`.
+    """
     cross_entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
     missed = torch.where(masks > 0, 1 - torch.sigmoid(logits), torch.sigmoid(logits))
     balance = torch.where(masks > 0, alpha, 1 - alpha)
-    return (balance * missed**gamma * cross_entropy).mean()
+    return mean_of_annotated(balance * missed**gamma * cross_entropy, annotated)
