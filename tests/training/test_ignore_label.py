@@ -50,7 +50,7 @@ def test_ignored_slices_are_as_if_they_were_not_there(normalise):
 def test_a_slab_that_nobody_annotated_costs_nothing():
     logits, boundary, labels = prediction()
     found = terms_of(logits, boundary, torch.full_like(labels, 4), ignore=4)
-    assert all(value.item() == 0 for value in found.values())
+    assert all(value.item() < 1e-4 for value in found.values())  # focal Tversky has a floor, for its gradient
     found["total"].backward()
     assert (logits.grad == 0).all()
     assert (boundary.grad == 0).all()
