@@ -17,10 +17,7 @@ BRATS = LabelScheme({2: "whole", 1: "core", 3: "enhancing"}, regions={2: (1, 2, 
 
 
 def nnunet_scores(prediction, truth, members, ignore):
-    """Dice and IoU by nnU-Net's definition (nnunetv2 2.8.1, evaluation/evaluate_predictions.py).
-
-    On the maps of `random_maps(0)`, `compute_metrics` itself gave the numbers of `OF_NNUNET`.
-    """
+    """Dice and IoU by nnU-Net's definition (nnunetv2 2.8.1, evaluation/evaluate_predictions.py)."""
     used = truth != ignore
     reference, predicted = np.isin(truth, members), np.isin(prediction, members)
     tp = (reference & predicted & used).sum()
@@ -37,8 +34,26 @@ def random_maps(seed):
     return np.where((rng.random(truth.shape) < 0.6) & (truth < 4), truth, noise), truth
 
 
+PLAIN = LabelScheme({1: "a", 2: "b", 3: "c"}, ignore=4)
+OF_NNUNET = {
+    (1, 2, 3): (0.8942148760330578, 0.8086696562032885),
+    (1, 3): (0.7718865598027127, 0.6285140562248996),
+    (3,): (0.726530612244898, 0.5705128205128205),
+    (1,): (0.5981308411214953, 0.4266666666666667),
+    (2,): (0.6416040100250626, 0.47232472324723246),
+}
+"""Dice and IoU on `random_maps(0)` that nnunetv2's own `compute_metrics` printed; 4 is its ignore label."""
+
+
+@pytest.mark.parametrize("scheme", [BRATS, PLAIN])
+def test_scores_that_nnunet_itself_has_given(scheme):
+    for row, value in zip(case_metrics(*random_maps(0), scheme, (1, 1, 1)), scheme, strict=False):
+        expected = OF_NNUNET[scheme.members(value)]
+        assert (row.scores["dice"], row.scores["iou"]) == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("scheme", [BRATS, LabelScheme({1: "a", 2: "b", 3: "c"}, ignore=4)])
+@pytest.mark.parametrize("scheme", [BRATS, PLAIN])
 def test_dice_and_iou_are_those_of_nnunet(seed, scheme):
     prediction, truth = random_maps(seed)
     rows = case_metrics(prediction, truth, scheme, (1, 1, 1), Scoring(empty="nan"))

@@ -90,13 +90,10 @@ def _slab(cases: Sequence[CaseFingerprint], labels: Iterable[int], axis: Slicing
 
 def plan_yaml(plan: Plan) -> str:
     """A plan as YAML with a comment on every key."""
-    content = plan.model_dump()
-    optional = "".join(
-        text + _yaml({key: content.pop(key)}) + "\n" for key, text in _OPTIONAL.items() if key in content
-    )
+    content = {"ignore_label": None} | plan.model_dump()
     blocks = {"channels": _yaml(content["channels"]), "labels": _yaml(content["labels"])}
     lines = {key: _yaml(value) for key, value in content.items() if key not in blocks}
-    return _TEMPLATE.format(**lines, **{key: indent(text, "  ") for key, text in blocks.items()}, optional=optional)
+    return _TEMPLATE.format(**lines, **{key: indent(text, "  ") for key, text in blocks.items()})
 
 
 def write_plan_yaml(plan: Plan, path: Path) -> None:
@@ -120,9 +117,6 @@ def _yaml(value: Any) -> str:
     return text.removesuffix("\n").removesuffix("\n...")
 
 
-_OPTIONAL = {
-    "ignore_label": "\n# The value of voxels that nobody annotated. They count nowhere, in no loss and no score.\n",
-}
 _TEMPLATE = """\
 # The plan of a data set, proposed from its fingerprint. Edit it where you know better.
 
@@ -139,7 +133,10 @@ channels:
 # The classes: value in the label files, and name. 0 is the background and not listed. Ascending.
 labels:
 {labels}
-{optional}
+
+# The value of voxels that nobody annotated, which count in no loss and no score; null: there are none.
+ignore_label: {ignore_label}
+
 # The direction in which a volume is cut into slices: sagittal, coronal or axial.
 slicing_axis: {slicing_axis}
 
