@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sam2_3dmed.config import Plan, RunConfig, parse, read_yaml
+from sam2_3dmed.config import Plan, RunConfig, parse
 from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.files.structured import read_yaml
 
 CHANNEL = {"name": "CT", "normalisation": "fixed", "low": 0, "high": 1}
 

@@ -261,7 +261,7 @@ def test_other_folders_get_one_line(tmp_path: Path) -> None:
     assert "an object is expected" in _error(tmp_path)
     file.write_text("{}")
     assert 'neither "training" (MSD) nor "channel_names"' in _error(tmp_path)
-    file.write_bytes(b"\xff\xfe")
+    file.write_bytes(b"\xff")
     assert "cannot be read" in _error(tmp_path)
 
 

@@ -105,8 +105,8 @@ class TestFile:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            ("{", "cannot be read"),
-            ("[]", "expected the keys train, validation, test"),
+            ("{", "broken JSON"),
+            ("[]", "an object is expected, not a list"),
             ('{"train": ["a"], "validation": ["b"]}', "expected the keys"),
             ('{"train": ["a"], "validation": ["b"], "test": ["c"], "seed": 1}', "expected the keys"),
             ('{"train": ["a"], "validation": "b", "test": ["c"]}', "validation: expected a list"),

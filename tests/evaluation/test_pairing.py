@@ -118,5 +118,5 @@ def test_unusable_tables(tmp_path, content, message):
 
 
 def test_missing_table(tmp_path):
-    with pytest.raises(DataError, match=r"gone\.csv: cannot be read as CSV: No such file"):
+    with pytest.raises(DataError, match=r"gone\.csv: cannot be read: No such file"):
         read_pairs(tmp_path / "gone.csv")

@@ -171,5 +171,5 @@ def test_empty_tables(pair):
     with pytest.raises(DataError, match=r"cases\.csv: has no line of kind class$"):
         read_scores(pair[0])
     (pair[0] / "cases.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"cases\.csv: is no CSV that can be read"):
+    with pytest.raises(DataError, match=r"cases\.csv: cannot be read: it is not text"):
         read_scores(pair[0])

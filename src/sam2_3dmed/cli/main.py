@@ -155,6 +155,13 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
+    except OSError as error:  # what the system says about a path, such as a name that is too long
+        where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+        typer.echo(f"Error: {where}{error.strerror or error}", err=True)
+        sys.exit(2)
+    except MemoryError:
+        typer.echo("Error: there is not enough memory", err=True)
+        sys.exit(2)
     except Terminated:
         typer.echo("Terminated; train --resume goes on from the last checkpoint.", err=True)
         sys.exit(EXIT_STATUS)

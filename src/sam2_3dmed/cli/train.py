@@ -1,6 +1,7 @@
 """The commands `train` and `find-rate`."""
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -130,6 +131,6 @@ def _fold(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     number, _, count = text.partition("/")
-    if not (number.isdigit() and count.isdigit() and 1 <= int(number) <= int(count)):
-        raise ConfigError(f"--fold {text}: expected i/n with i from 1 to n, such as 1/5")
+    if not (re.fullmatch(r"[0-9]{1,9}/[0-9]{1,9}", text) and 1 <= int(number) <= int(count)):
+        raise ConfigError(f"--fold {text[:80]}: expected i/n with i from 1 to n, such as 1/5")
     return int(number), int(count)

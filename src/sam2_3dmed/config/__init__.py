@@ -5,7 +5,7 @@ loss, training. A preset is a function that makes a `RunConfig`. An ablation cha
 addition goes beyond the paper.
 """
 
-from sam2_3dmed.config.parsing import changed, parse, read_yaml
+from sam2_3dmed.config.parsing import changed, parse
 from sam2_3dmed.config.presets import (
     ABLATIONS,
     ADDITIONS,

@@ -1,15 +1,14 @@
-"""From YAML to frozen models. A message has a line for each mistake: the file, the key, and the nearest known key."""
+"""From keys and values to frozen models. A message has a line for each mistake: file, key, nearest known key."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, get_args
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from sam2_3dmed.errors import ConfigError, suggest
+from sam2_3dmed.errors import ConfigError, shown, suggest
 
 Config = TypeVar("Config", bound=BaseModel)
+_LONGEST_KEY = 80
 
 
 def parse(data: Any, model: type[BaseModel], source: str) -> Any:
@@ -43,9 +42,9 @@ def _explain(error: Any, model: type[BaseModel], source: str) -> str:
     if error["type"] != "extra_forbidden":
         reason = error["msg"].removeprefix("Value error, ")
         about_many = error["type"] == "missing" or isinstance(error["input"], Mapping | BaseModel)
-        found = "" if about_many else f" (got {error['input']!r})"
-        return f"{source}: {key or 'configuration'}: {reason}{found}"[:300]
-    return f"{source}: no such key {key!r}; {suggest(path[-1], _keys_beside(model, path))}"
+        found = "" if about_many else f" (got {shown(error['input'])})"
+        return f"{source}: {key[:_LONGEST_KEY] or 'configuration'}: {' '.join(reason[:300].split())}{found}"
+    return f"{source}: no such key {shown(key)}; {suggest(path[-1], _keys_beside(model, path))}"
 
 
 def _keys_beside(model: type[BaseModel], path: Sequence[str]) -> list[str]:
@@ -55,19 +54,3 @@ def _keys_beside(model: type[BaseModel], path: Sequence[str]) -> list[str]:
         kinds = (annotation, *get_args(annotation))
         model = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), model)
     return list(model.model_fields)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """The content of a YAML text; a ConfigError if it is none."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; a ConfigError if it cannot be read or is no YAML."""
-    try:
-        return parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from None

@@ -6,9 +6,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from sam2_3dmed.config.parsing import parse, parse_yaml, read_yaml
+from sam2_3dmed.config.parsing import parse
 from sam2_3dmed.config.schema import RunConfig
-from sam2_3dmed.errors import ConfigError, suggest
+from sam2_3dmed.errors import ConfigError, shown, suggest
+from sam2_3dmed.files.structured import parse_yaml, read_yaml
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -195,7 +196,7 @@ def _read_preset(text: str, from_scratch: bool) -> RunConfig:
 
 def _named(table: Mapping[str, Callable[..., RunConfig]], name: str, kind: str) -> Callable[..., RunConfig]:
     if name not in table:
-        raise ConfigError(f"no {kind} {name!r}; {suggest(name, table)}")
+        raise ConfigError(f"no {kind} {shown(name)}; {suggest(name, table)}")
     return table[name]
 
 

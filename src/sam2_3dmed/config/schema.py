@@ -115,7 +115,7 @@ class NetworkConfig(Frozen):
     """`auto`: the size of the weights; from scratch tiny on a GPU and nano on a CPU."""
     image_size: Annotated[int, Field(ge=64, le=1024, multiple_of=32)] | None = None
     """H = W of the slices that the network sees, in pixels. None: 512, and 96 for nano."""
-    channels: Annotated[int, Field(ge=64, multiple_of=64)] | None = None
+    channels: Annotated[int, Field(ge=64, le=4096, multiple_of=64)] | None = None
     """C, the width of the feature pyramid, the decoders and the memory. None: the width of the weights or of the
     size."""
     srpp: bool = True

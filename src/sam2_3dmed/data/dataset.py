@@ -1,6 +1,5 @@
 """The cases of a data set in one of three layouts: MSD, nnU-Net raw, or a pair of folders."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -8,7 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from sam2_3dmed.errors import DataError
+from sam2_3dmed.errors import DataError, shown
+from sam2_3dmed.files.structured import read_object
+from sam2_3dmed.processes.atomic import naming
 from sam2_3dmed.volume.files import (
     ENDINGS,
     LISTED,
@@ -85,13 +86,17 @@ def read_dataset(path: Path | str) -> MedicalDataset:
         DataError: no such folder, no known layout, no labelled case, a broken `dataset.json`, a path in it that leaves
             the folder, a missing file, a name that two cases share, or more than three channels.
     """
-    root = Path(path)
+    with naming(Path(path), "cannot be read"):  # a name in it may be longer than a file system allows
+        return _read(Path(path))
+
+
+def _read(root: Path) -> MedicalDataset:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
     file = root / "dataset.json"
     if not file.is_file():
         return _checked(root, *_folder_cases(root))
-    content = _read_json(file)
+    content = read_object(file)
     if "channel_names" not in content and "training" not in content:
         raise DataError(f'{file}: has neither "training" (MSD) nor "channel_names" (nnU-Net v2)')
     key, read = ("channel_names", _nnunet_cases) if "channel_names" in content else ("modality", _msd_cases)
@@ -138,7 +143,7 @@ def _msd_cases(root: Path, file: Path, content: Mapping[str, Any], num_channels:
 def _nnunet_cases(root: Path, file: Path, content: Mapping[str, Any], num_channels: int) -> list[Case]:
     ending = content.get("file_ending", ENDINGS[0])
     if ending not in ENDINGS:
-        raise DataError(f'{file}: "file_ending" is {ending!r}; only {LISTED} can be read')
+        raise DataError(f'{file}: "file_ending" is {shown(ending)}; only {LISTED} can be read')
     if "dataset" in content:
         return [
             Case(name, tuple(_inside(root, file, p) for p in images), _inside(root, file, label))
@@ -188,7 +193,7 @@ def _checked(
     """The data set, after the checks that all layouts share; `source` is the file or folder to blame."""
     for name, count in Counter(case.name for case in cases).items():
         if count > 1:
-            raise DataError(f"{source}: {count} cases have the name {name!r}")
+            raise DataError(f"{source}: {count} cases have the name {shown(name)}")
     labelled = sorted((case for case in cases if case.label is not None), key=lambda case: case.name)
     if not labelled:
         raise DataError(f"{source}: no labelled case found")
@@ -223,18 +228,6 @@ def _channel_files(listed: Mapping[str, Path], name: str, count: int | None = No
     while (count is None or len(files) < count) and (file := listed.get(f"{name}_{len(files):04d}")):
         files.append(file)
     return files if count is None or len(files) == count else []
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{file}: broken JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise DataError(f"{file}: an object is expected, not a {type(content).__name__}")
-    return content
 
 
 def _labels(file: Path, content: Mapping[str, Any]) -> LabelScheme:
@@ -277,10 +270,10 @@ def _dataset_entries(file: Path, dataset: Any) -> Iterator[tuple[str, list[str],
         images, label = (entry.get("images"), entry.get("label")) if isinstance(entry, dict) else (None, None)
         if not _is_paths(images) or not isinstance(label, str):
             raise DataError(
-                f'{file}: "dataset" must hold {{NAME: {{"images": [paths], "label": path}}}} (see {name!r})'
+                f'{file}: "dataset" must hold {{NAME: {{"images": [paths], "label": path}}}} (see {shown(name)})'
             )
         if not name or name.startswith(".") or "/" in name or "\\" in name:
-            raise DataError(f'{file}: {name!r} in "dataset" cannot be a case name')
+            raise DataError(f'{file}: {shown(name)} in "dataset" cannot be a case name')
         yield name, images, label
 
 
@@ -290,7 +283,9 @@ def _is_paths(item: Any) -> TypeGuard[list[str]]:
 
 def _inside(root: Path, file: Path, path: str) -> Path:
     """`path` below `root`; links inside the folder may lead anywhere, the path itself may not leave it."""
-    relative = os.path.normpath(path)
-    if Path(relative).is_absolute() or Path(relative).parts[:1] == ("..",) or "\0" in path:
-        raise DataError(f"{file}: the path {path!r} leaves the data set's folder")
+    relative = Path(os.path.normpath(path))
+    for base in (root.absolute(), root.resolve()) if relative.is_absolute() else ():
+        relative = relative.relative_to(base) if relative.is_relative_to(base) else relative
+    if relative.is_absolute() or relative.parts[:1] == ("..",) or "\0" in path:
+        raise DataError(f"{file}: the path {shown(path)} leaves the data set's folder")
     return root / relative

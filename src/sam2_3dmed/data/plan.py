@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from sam2_3dmed.config import ChannelPlan, Plan, parse, read_yaml
+from sam2_3dmed.config import ChannelPlan, Plan, parse
 from sam2_3dmed.data.fingerprint import AXES, CaseFingerprint, Fingerprint, foreground_percentiles
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.files.structured import read_yaml
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.slices import SlicingAxis

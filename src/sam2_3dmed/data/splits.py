@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sam2_3dmed.config import SplitConfig
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.processes.atomic import write_text
 
 _PARTS = ("train", "validation", "test")
@@ -51,11 +52,8 @@ class Split:
             DataError: unreadable, other keys than train, validation and test, not lists of names, or an
                 invalid split.
         """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read: {error}") from None
-        if not isinstance(content, dict) or set(content) != set(_PARTS):
+        content = read_object(path)
+        if set(content) != set(_PARTS):
             raise DataError(f"{path}: expected the keys {', '.join(_PARTS)} and no others")
         for part, names in content.items():
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
@@ -141,4 +139,4 @@ def _require_distinct(names: Sequence[str]) -> None:
 
 
 def _shortened(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return ", ".join(name[:80] for name in names[:5]) + (", ..." if len(names) > 5 else "")

@@ -6,9 +6,10 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sam2_3dmed.errors import DataError
+from sam2_3dmed.errors import DataError, shown
+from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.processes.atomic import write_text
 
 
@@ -34,22 +35,19 @@ def read_codes(path: Path) -> dict[str, Code]:
     Raises:
         DataError: unreadable, codes of another form, or longer than DICOM allows. A file may have no "codes".
     """
-    try:
-        given = json.loads(path.read_text(encoding="utf-8-sig")).get("codes", {})
-        codes = {name: Code(*code) for name, code in given.items()}
-        if not all(isinstance(code, list) and all(isinstance(p, str) and p for p in code) for code in given.values()):
-            raise TypeError
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path}: broken JSON: {error}") from None
-    except (TypeError, AttributeError):
-        raise DataError(f'{path}: "codes" must be like {{"spleen": ["78961009", "SCT", "Spleen"]}}') from None
+    given = read_object(path).get("codes", {})
+    if not isinstance(given, dict) or not all(_is_code(code) for code in given.values()):
+        raise DataError(f'{path}: "codes" must be like {{"spleen": ["78961009", "SCT", "Spleen"]}}')
+    codes = {name: Code(*code) for name, code in given.items()}
     for name, code in codes.items():
         if len(code.scheme) > _LONGEST_SCHEME or len(code.meaning) > _LONGEST_MEANING:
             longest = f"{_LONGEST_SCHEME} characters for the scheme, {_LONGEST_MEANING} for the meaning"
-            raise DataError(f'{path}: the code of {name!r} in "codes" is too long: at most {longest}')
+            raise DataError(f'{path}: the code of {shown(name)} in "codes" is too long: at most {longest}')
     return codes
+
+
+def _is_code(item: Any) -> bool:
+    return isinstance(item, list) and len(item) == 3 and all(isinstance(part, str) and part for part in item)
 
 
 def write_codes(path: Path, codes: Mapping[str, Code]) -> None:

@@ -1,6 +1,5 @@
 """From files to tables: pairs of predictions and labels, their metrics in parallel, and the summary of all cases."""
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +27,8 @@ from sam2_3dmed.evaluation.metrics import (
 from sam2_3dmed.evaluation.paper_style import PaperRow, paper_style, summarise_paper_style
 from sam2_3dmed.evaluation.statistics import RESAMPLES, SEED, bootstrap_intervals, goodness
 from sam2_3dmed.evaluation.surface import SURFACES, SurfaceDefinition
-from sam2_3dmed.evaluation.text_tables import csv_text
+from sam2_3dmed.files.structured import read_object
+from sam2_3dmed.files.tables import csv_text, read_csv
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.affine import canonical_axes
@@ -61,6 +61,7 @@ _ROWS = {
     "worst": "the worst cases first; of a metric that is best at 0, the cases furthest from it",
 }
 _MAX_NAMES = 10
+_MAX_LENGTH = 80
 
 
 class Pair(NamedTuple):
@@ -99,18 +100,8 @@ def read_pairs(table: Path) -> list[Pair]:
 
     Paths are relative to the folder of the table. Without `case`, a case has the name of its prediction.
     """
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = list(reader.fieldnames or ())
-            lines = [(reader.line_num, line) for line in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: cannot be read as CSV: {getattr(error, 'strerror', None) or error}") from error
-    missing = [column for column in ("prediction", "label") if column not in columns]
-    if missing:
-        raise DataError(f"{table}: its first line must name the columns prediction and label; no {_listed(missing)}")
     pairs = []
-    for number, line in lines:
+    for number, line in read_csv(table, ["prediction", "label"]).lines:
         if not (line["prediction"] and line["label"]):
             raise DataError(f"{table}: line {number} does not have both a prediction and a label")
         prediction, label = (table.parent / line[column] for column in ("prediction", "label"))
@@ -124,10 +115,9 @@ def read_pairs(table: Path) -> list[Pair]:
 def read_class_names(path: str | Path) -> LabelScheme:
     """Read the foreground classes from an MSD or nnU-Net dataset.json, with regions and the ignore label."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        return parse_labels(content if isinstance(content, dict) else {})
-    except (OSError, ValueError, RecursionError, DataError) as error:
-        raise DataError(f"{path}: no class names: {error}") from None
+        return parse_labels(read_object(Path(path)))
+    except DataError as error:
+        raise DataError(f"{path}: no class names: {str(error).removeprefix(f'{path}: ')}") from None
 
 
 def check_unique(names: Iterable[str], where: str) -> None:
@@ -156,7 +146,7 @@ def _case_name(path: Path) -> str:
 
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
-    return ", ".join(names[:_MAX_NAMES]) + more
+    return ", ".join(name[:_MAX_LENGTH] for name in names[:_MAX_NAMES]) + more
 
 
 @dataclass(frozen=True)
@@ -227,9 +217,10 @@ class Evaluation:
         ]
         lines = [{"case": case.name, **row.record(), **scored} for case in self.cases for row in case.rows]
         paper = [{"case": case.name, **row.record(), **policy} for case in self.cases for row in case.paper_rows]
+        summary = self.summary()
         _write_csv(folder / "cases.csv", lines)
         _write_json(folder / "cases.json", details)
-        _write_json(folder / "summary.json", self.summary())
+        _write_json(folder / "summary.json", summary)
         if paper:
             _write_csv(folder / "paper_style.csv", paper)
         else:

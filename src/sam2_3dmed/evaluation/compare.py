@@ -31,7 +31,8 @@ from sam2_3dmed.evaluation.statistics import (
     ranking_draws,
     significance_ranks,
 )
-from sam2_3dmed.evaluation.text_tables import csv_text, escape_latex, escape_markdown, latex_table, markdown_table
+from sam2_3dmed.evaluation.text_tables import escape_latex, escape_markdown, latex_table, markdown_table
+from sam2_3dmed.files.tables import csv_text
 from sam2_3dmed.processes.atomic import write_text
 
 _DIRECTIONS = {"higher": "higher is better", "lower": "lower is better", "zero": "magnitude; lower is better"}

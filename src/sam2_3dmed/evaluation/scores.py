@@ -1,6 +1,5 @@
 """The results of `evaluate` and `train --test`, read back and checked for comparability."""
 
-import csv
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,9 +10,11 @@ from typing import Any, get_args
 
 import numpy as np
 
-from sam2_3dmed.errors import DataError
+from sam2_3dmed.errors import DataError, shown
 from sam2_3dmed.evaluation.masks import Floats
 from sam2_3dmed.evaluation.metrics import Better
+from sam2_3dmed.files.structured import read_object
+from sam2_3dmed.files.tables import read_csv
 
 _FOLDER = "evaluation"  # of a run
 _TRUTH = "truth_mm3"
@@ -135,31 +136,24 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: is no JSON that can be read: {error}") from error
-    metrics = summary.get("metrics") if isinstance(summary, dict) else None
+    summary = read_object(path)
+    metrics = summary.get("metrics")
     if not isinstance(metrics, dict) or not metrics:
         raise DataError(f"{path}: names no metrics; evaluate again")
     for metric, entry in metrics.items():
         better = entry.get("better") if isinstance(entry, dict) else None
-        if better not in get_args(Better):
+        if better not in list(get_args(Better)):
             expected = ", ".join(get_args(Better))
-            raise DataError(f"{path}: metric {metric}: better is {better!r}, expected {expected}")
-    return dict(summary)
+            raise DataError(f"{path}: metric {shown(metric)}: better is {shown(better)}, expected {expected}")
+    return summary
 
 
 def _read_lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, restval="")
-            lines = list(reader)
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"{path}: is no CSV that can be read: {error}") from error
-    lacking = [column for column in columns if column not in (reader.fieldnames or ())]
+    found = read_csv(path)
+    lacking = [column for column in columns if column not in found.columns]
     if lacking:
-        raise DataError(f"{path}: has no column {lacking[0]}")
+        raise DataError(f"{path}: has no column {shown(lacking[0])}")
+    lines = [cells for _, cells in found.lines]
     if not lines:
         raise DataError(f"{path}: has no cases")
     return lines
@@ -172,23 +166,28 @@ def _number(text: str, where: str) -> float:
     except ValueError:
         value = math.inf
     if math.isinf(value):
-        raise DataError(f"{where}: {text!r} is no finite number")
+        raise DataError(f"{where}: {shown(text)} is no finite number")
     return value
 
 
 def _check_alike(found: Mapping[str, Any], expected: Mapping[str, Any], what: str, other: str) -> None:
     for key in dict.fromkeys([*expected, *found]):
         if found.get(key) != expected.get(key):
-            values = f"{json.dumps(found.get(key))}, but {json.dumps(expected.get(key))} in {other}"
-            raise DataError(f"{what}: other definition: {key} is {values}; evaluate all runs alike")
+            values = f"{_json(found.get(key))}, but {_json(expected.get(key))} in {other}"
+            raise DataError(f"{what}: other definition: {key[:80]} is {values}; evaluate all runs alike")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, str | int | float | None) and len(str(value)) < 80 else shown(value)
 
 
 def _check_same_members(run: Scores, first: Scores, what: str, found: Iterable[str], expected: Iterable[str]) -> None:
     found, expected = set(found), set(expected)
     for having, lacking, missing in ((first, run, expected - found), (run, first, found - expected)):
         if missing:
-            shown = ", ".join(sorted(missing)[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            raise DataError(f"{lacking.folder}: not the {what} of {having.name}: {shown} missing")
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            names = ", ".join(name[:80] for name in sorted(missing)[:5])
+            raise DataError(f"{lacking.folder}: not the {what} of {having.name}: {names}{more} missing")
 
 
 def _check_same_truth(run: Scores, first: Scores) -> None:

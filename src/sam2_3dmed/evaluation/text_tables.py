@@ -1,7 +1,5 @@
-"""Tables as text: Markdown with padded columns, CSV, and LaTeX for booktabs."""
+"""Tables as text: Markdown with padded columns, and LaTeX for booktabs."""
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Sequence
 
@@ -16,13 +14,6 @@ _LATEX = str.maketrans(
         **{letter: f"\\{letter}" for letter in "{}#$%&_"},
     }
 )
-
-
-def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Rows as CSV; None is an empty cell."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 def markdown_table(rows: Sequence[Sequence[str]], left: int | None = None) -> str:

@@ -16,18 +16,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import safe_open
-
 from sam2_3dmed.data.dataset import read_case, read_dataset
 from sam2_3dmed.data.splits import Split
-from sam2_3dmed.errors import UserError
+from sam2_3dmed.errors import DataError, UserError
 from sam2_3dmed.experiments.planning import Run, shared_plan
 from sam2_3dmed.experiments.resource_meter import ResourceUsage, count_flops, hardware, measure_resources
+from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.inference.workers import limit_threads, ray_cluster
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.slurm import SECONDS_BETWEEN_LOOKS, how_it_ended, submit
 from sam2_3dmed.run.run_config import CONFIG_FILE
-from sam2_3dmed.run.run_folder import MODEL_FILE, SPLIT_FILE, load_model, read_record
+from sam2_3dmed.run.run_folder import MODEL_FILE, SPLIT_FILE, load_model, read_record, read_weights
 from sam2_3dmed.run.systems import find_system
 from sam2_3dmed.run.train import TrainRequest, test_run, train
 
@@ -68,7 +67,8 @@ class RunStatus:
     @property
     def cost(self) -> dict[str, Any]:
         """Measurements so far: `training`, `test`, `prediction`, `hardware`."""
-        return read_json(self.folder / _COST_FILE)
+        found = read_json(self.folder / _COST_FILE)
+        return {part: value for part, value in found.items() if isinstance(value, list if part == "hardware" else dict)}
 
     @property
     def failure(self) -> str | None:
@@ -90,10 +90,9 @@ class RunStatus:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. It is empty where there is none, or the file is broken."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_object(path)
+    except DataError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def execute_run(run: Run, out: Path) -> RunStatus:
@@ -182,8 +181,7 @@ def measure_prediction(folder: Path, data: Path) -> dict[str, Any]:
 
 def num_parameters(model: Path) -> int:
     """Numbers in a file of weights, buffers included."""
-    with safe_open(model, framework="pt") as file:
-        return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return sum(tensor.numel() for tensor in read_weights(model).values())
 
 
 def run_sequentially(runs: Sequence[Run], out: Path, on_finished: OnFinished) -> None:

@@ -22,9 +22,10 @@ from sam2_3dmed.evaluation.statistics import (
     holm,
     paired_difference,
 )
-from sam2_3dmed.evaluation.text_tables import csv_text, escape_latex, escape_markdown, latex_table, markdown_table
+from sam2_3dmed.evaluation.text_tables import escape_latex, escape_markdown, latex_table, markdown_table
 from sam2_3dmed.experiments.planning import FULL, METRICS, Experiment, PaperTable, Row, Task, find_method
 from sam2_3dmed.experiments.run_executor import RunStatus
+from sam2_3dmed.files.tables import csv_text
 
 _COSTS = {
     "parameters": ("prediction", "parameters", "parameters [M]", 1e6),

@@ -1,6 +1,5 @@
 """The volumes to predict: found in files, folders and lists, or given in memory."""
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from sam2_3dmed.dicom.files import files_below, holds_dicom, study_folders, study_name
 from sam2_3dmed.dicom.series import DicomSeries, choose_series
 from sam2_3dmed.errors import ConfigError, DataError
+from sam2_3dmed.files.structured import read_text
+from sam2_3dmed.files.tables import read_csv
 from sam2_3dmed.volume.files import (
     LISTED,
     case_name,
@@ -144,17 +145,10 @@ def read_list(table: Path) -> list[Path]:
     Relative paths count from the folder of the file. Empty lines, and lines of a text file that begin with #, are
     passed over. Raises DataError if the file cannot be read, has no such column, or lists nothing.
     """
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            if table.suffix.lower() == ".csv":
-                rows = csv.DictReader(file, skipinitialspace=True)
-                if "input" not in (rows.fieldnames or ()):
-                    raise DataError(f"{table}: its first line must name the column input")
-                texts = [row["input"] or "" for row in rows]
-            else:
-                texts = [line for line in file if not line.startswith("#")]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{table}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if table.suffix.lower() == ".csv":
+        texts = [cells["input"] for _, cells in read_csv(table, ["input"]).lines]
+    else:
+        texts = [line for line in read_text(table).split("\n") if not line.startswith("#")]
     paths = [table.parent / text.strip() for text in texts if text.strip()]
     if not paths:
         raise DataError(f"{table}: lists nothing")

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
-from typing import Protocol, TypedDict, Unpack
+from typing import Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.errors import Cancelled, ConfigError, DataError
+from sam2_3dmed.errors import Cancelled, ConfigError, DataError, shown
+from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.processes.atomic import make_folder, write_text
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
@@ -56,15 +57,21 @@ class Auxiliary:
         if not path.is_file():
             return None
         try:
-            slabs = json.loads(path.read_text(encoding="utf-8"))["slabs"]
-            positions = tuple(
-                SlabPositions(tuple(slab["slices"]), np.array(slab["relative_position"], dtype=np.float32))
-                for slab in slabs
-            )
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{path}: cannot be read: {error}") from None
+            positions = tuple(_slab(entry) for entry in read_object(path)["slabs"])
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise DataError(f"{path}: cannot be read: it is not what a prediction writes: {shown(error)}") from None
         file = boundary_file(folder, name)
         return cls(read_label(file) if file.is_file() else None, positions)
+
+
+def _slab(entry: dict[str, Any]) -> SlabPositions:
+    """Raises an error of any kind for an entry of another form."""
+    slices, positions = entry["slices"], np.array(entry["relative_position"], dtype=np.float32)
+    if not all(type(index) is int and index >= 0 for index in slices):
+        raise ValueError("slices are no indices")
+    if positions.shape != (len(slices), len(slices)) or not np.isfinite(positions).all():
+        raise ValueError("relative_position is no square of finite numbers")
+    return SlabPositions(tuple(slices), positions)
 
 
 def boundary_file(folder: Path, name: str) -> Path:

@@ -15,6 +15,7 @@ from torch import Tensor
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.encoders.image_encoder import Features, resize
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
+from sam2_3dmed.files.structured import parse_json
 from sam2_3dmed.model.network import DecoderFeatures, Prediction
 
 if TYPE_CHECKING:
@@ -69,11 +70,15 @@ class OnnxRecord(BaseModel):
 
     @classmethod
     def from_properties(cls, properties: Mapping[str, str]) -> Self:
-        """The record in metadata_props. Raises ValueError if `export` has not written them."""
+        """The record in metadata_props. Raises ValueError or WeightsError if `export` has not written them."""
         fields = cls.model_fields
         texts = {"part", *(name for name, field in fields.items() if field.annotation is str)}
         return cls.model_validate(
-            {key: value if key in texts else json.loads(value) for key, value in properties.items() if key in fields}
+            {
+                key: value if key in texts else parse_json(value, key, WeightsError)
+                for key, value in properties.items()
+                if key in fields
+            }
         )
 
 
@@ -105,12 +110,12 @@ def read_record(session: "InferenceSession", path: Path) -> OnnxRecord:
     if written is not None and written != str(FORMAT):
         version = properties.get("version", "another version")
         raise WeightsError(
-            f"{path}: written by sam2-3dmed {version} in format {written}, and this version reads {FORMAT}; "
+            f"{path}: written by sam2-3dmed {version[:80]} in format {written[:80]}, and this version reads {FORMAT}; "
             "export the run again"
         )
     try:
         return OnnxRecord.from_properties(properties)
-    except ValueError:
+    except (ValueError, WeightsError):
         raise WeightsError(f"{path}: not written by sam2-3dmed export") from None
 
 

@@ -5,6 +5,7 @@ it belongs to a part that prompt-free segmentation never uses. A missing or unex
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,8 @@ _UNUSED = re.compile(
 )
 
 _OF_MEMORY = re.compile(r"memory_|object_pointer_proj\.|temporal_positional_encoding")
+
+_REAL = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 # Meta's names -> upstream's, applied in this order.
 _MLP = r"(mlps\.\d|obj_ptr_proj|_head)"
@@ -90,6 +93,8 @@ def read_sam2(source: str | Path) -> Sam2Weights:
         raise WeightsError(
             f"{source}: no such weights; expected a hub id, a Hugging Face folder, or a .pt file of Meta's"
         )
+    if other := [name for name, tensor in state.items() if tensor.dtype not in _REAL]:
+        raise WeightsError(f"{source}: {other[0][:80]} is of type {state[other[0]].dtype}; weights are real numbers")
     pointer_time = "temporal_positional_encoding_projection_layer.weight" in state
     return Sam2Weights(state, _detect_size(state, str(source)), pointer_time, str(source))
 
@@ -179,6 +184,7 @@ def _read_meta(path: Path) -> dict[str, Tensor]:
     state = file.get("model") if isinstance(file, dict) else None
     if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
         raise WeightsError(f"{path}: no 'model' dictionary of tensors in it; expected a checkpoint of Meta's SAM2")
+    require_finite(state, path)
     return from_meta(state)
 
 
@@ -204,22 +210,36 @@ def _convolution_or_norm(match: re.Match[str]) -> str:
 
 
 def _read_folder(folder: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = folder / "model.safetensors"
-    try:
-        state: dict[str, Tensor] = load_file(path)
-    except FileNotFoundError:
-        raise WeightsError(f"{folder}: no model.safetensors in this folder") from None
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: not a readable safetensors file: {error}") from None
+    if not path.is_file():
+        raise WeightsError(f"{folder}: no model.safetensors in this folder")
+    state = read_tensors(path)
     # Upstream stores the positional buffer twice; two that differ would mean two models in one file.
     twin = state.pop("prompt_encoder.shared_embedding.positional_embedding", None)
     shared = state.get("shared_image_embedding.positional_embedding")
     if twin is not None and (shared is None or not torch.equal(twin, shared)):
         raise WeightsError(f"{path}: shared_image_embedding and prompt_encoder.shared_embedding differ")
     return state
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; a WeightsError if it is missing or damaged, or a number is not finite."""
+    from safetensors.torch import load_file
+
+    try:
+        state: dict[str, Tensor] = load_file(path)
+    except Exception as error:  # safetensors raises many kinds for headers that are not what they seem
+        raise WeightsError(f"{path}: not a readable safetensors file: {_first_line(error)}") from None
+    require_finite(state, path)
+    return state
+
+
+def require_finite(state: Mapping[str, Tensor], source: Path | str) -> None:
+    """Raise WeightsError for weights that are NaN or infinite: they would give empty masks."""
+    bad = [name for name, tensor in state.items() if tensor.dtype in _REAL and not tensor.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise WeightsError(f"{source}: damaged weights: {bad[0][:80]}{more} hold numbers that are NaN or infinite")
 
 
 def _download(hub_id: str) -> Path:
@@ -235,7 +255,7 @@ def _download(hub_id: str) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 def _detect_size(state: dict[str, Tensor], source: str) -> str:

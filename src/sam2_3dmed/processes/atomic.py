@@ -1,7 +1,5 @@
 """Files that appear whole or not at all: written under a temporary name beside their own, then renamed."""
 
-import csv
-import io
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -9,6 +7,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sam2_3dmed.errors import DataError, UserError
+from sam2_3dmed.files.tables import csv_text
 
 
 @contextmanager
@@ -38,11 +37,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows under a header of all their names, with empty fields for missing values. Raises: as `write_text`."""
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), restval="")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    write_text(path, csv_text([names, *([row.get(name) for name in names] for row in rows)]))
 
 
 def make_folder(path: Path) -> None:

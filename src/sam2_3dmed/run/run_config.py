@@ -4,12 +4,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
-from sam2_3dmed.config import Plan, RunConfig, read_yaml
+from sam2_3dmed.config import Plan, RunConfig
+from sam2_3dmed.files.structured import read_yaml
 from sam2_3dmed.processes.atomic import write_text
 
 CONFIG_FILE = "config.yaml"
@@ -68,6 +69,14 @@ class Sam2Record(RunRecord):
 
     system: Literal["sam2_3dmed"] = "sam2_3dmed"
     recipe: RunConfig
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        model = self.recipe.model
+        open_keys = [key for key, value in model if value is None or (key == "size" and value == "auto")]
+        if open_keys:
+            raise ValueError(f"recipe.model.{open_keys[0]}: a run has a value here")
+        return self
 
     @property
     def about(self) -> str:

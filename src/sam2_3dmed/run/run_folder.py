@@ -21,9 +21,10 @@ from typing import Any, cast, get_args
 import torch
 from torch import nn
 
-from sam2_3dmed.config import parse, read_yaml
+from sam2_3dmed.config import parse
 from sam2_3dmed.dicom.codes import Code, read_codes, write_codes
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
+from sam2_3dmed.files.structured import read_object, read_yaml
 from sam2_3dmed.inference.interface import Segmenter
 from sam2_3dmed.processes.atomic import naming, replacing, write_text
 from sam2_3dmed.run.run_config import CONFIG_FILE, FORMAT, RunRecord, Sam2Record
@@ -74,10 +75,10 @@ def remembered_data(folder: Path) -> Path | None:
     path = folder / DATA_FILE
     if not path.is_file():
         return None
-    try:
-        return Path(json.loads(path.read_text(encoding="utf-8"))["folder"])
-    except (OSError, ValueError, TypeError, KeyError):
-        raise DataError(f'{path}: expected {{"folder": PATH}}') from None
+    found = read_object(path).get("folder")
+    if not isinstance(found, str) or "\0" in found:
+        raise DataError(f'{path}: expected {{"folder": PATH}}')
+    return Path(found)
 
 
 def remember_codes(folder: Path, codes: Mapping[str, Code]) -> None:
@@ -95,19 +96,20 @@ def remembered_codes(folder: Path) -> dict[str, Code]:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file; a WeightsError if it is missing or broken."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    """The tensors of a run; a WeightsError if the file is missing or damaged, or a number in it is not finite."""
+    from sam2_3dmed.model.weights import read_tensors
 
-    try:
-        state: dict[str, torch.Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: cannot be read: {error}") from None
-    return state
+    return read_tensors(path)
 
 
 def fill_network(network: nn.Module, state: Mapping[str, torch.Tensor], source: Path) -> None:
-    """Load weights; a WeightsError names the keys that are missing, unexpected, or of another shape."""
+    """Load weights; a WeightsError names the keys that are missing, unexpected, or of another shape or type."""
+    types = {name: weight.dtype for name, weight in network.state_dict().items()}
+    if other := [name for name, tensor in state.items() if tensor.dtype != types.get(name, tensor.dtype)]:
+        raise WeightsError(
+            f"{source}: not the weights of this model: {other[0]} is of type {state[other[0]].dtype}, not "
+            f"{types[other[0]]}"
+        )
     shared = {name: state[first] for name, first in _first_names(network).items() if first in state}
     try:
         network.load_state_dict({**state, **shared}, strict=True)

@@ -15,7 +15,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from sam2_3dmed.errors import ConfigError, suggest
+from sam2_3dmed.errors import ConfigError, shown, suggest
 
 if TYPE_CHECKING:
     import torch
@@ -188,7 +188,7 @@ def system_names() -> list[str]:
 def find_system(name: str) -> System:
     """The system of a name; a ConfigError if there is none, or its module cannot be loaded."""
     if name not in _installed():
-        raise ConfigError(f"no system {name!r}; {suggest(name, system_names())}")
+        raise ConfigError(f"no system {shown(name)}; {suggest(name, system_names())}")
     try:
         system: System = _installed()[name].load()
     except Exception as error:  # the module of another package may fail in any way

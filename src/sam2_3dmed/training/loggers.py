@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.errors import ConfigError, DataError
+from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.processes.atomic import write_text
-from sam2_3dmed.volume.label import class_colour
+from sam2_3dmed.volume.label import class_colour, in_pictures
 
 PROJECT = "sam2-3dmed"
 ENTRIES_FILE = "loggers.json"
@@ -148,12 +149,11 @@ def make_loggers(names: Sequence[str], folder: Path, resumed_step: int | None = 
 def _entry(folder: Path, name: str, new: Callable[[], str]) -> str:
     """The name of a run's entry with a logger, which is kept in the run folder."""
     path = folder / ENTRIES_FILE
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if name in entries:
-            return str(entries[name])
-    except (OSError, ValueError, TypeError):
-        raise DataError(f"{path}: expected the entry of each logger, by its name") from None
+    entries = read_object(path) if path.is_file() else {}
+    if name in entries:
+        if not isinstance(entries[name], str):
+            raise DataError(f"{path}: expected the entry of each logger, by its name")
+        return str(entries[name])
     entry = new()
     write_text(path, json.dumps({**entries, name: entry}) + "\n")
     return entry
@@ -171,14 +171,14 @@ def draw_slice(shown: Slice, names: Sequence[str], title: str) -> NDArray[np.uin
     for axes in (plain, outlined):
         axes.imshow(shown.image[0] * _WHITEST, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_axis_off()
-    plain.set_title(title, fontsize=9, loc="left")
+    plain.set_title(in_pictures(title), fontsize=9, loc="left")
     for k, name in enumerate(names, start=1):
         colour = np.array(class_colour(k)) / 255
         for classes, look in ((shown.predicted, {"colors": [colour]}), (shown.truth, _TRUTH)):
             inside = np.pad(classes == k, 1).astype(float)  # so that an outline closes at the border
             if inside.any():
                 outlined.contour(np.arange(-1, width + 1), np.arange(-1, height + 1), inside, [0.5], **look)
-        outlined.plot([], color=colour, label=name)
+        outlined.plot([], color=colour, label=in_pictures(name))
     outlined.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
     outlined.plot([], color="white", linestyle="dashed", label="truth")
     figure.legend(loc="outside lower center", ncols=len(names) + 1, fontsize=8, frameon=False)

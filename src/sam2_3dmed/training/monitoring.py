@@ -1,6 +1,5 @@
 """What a run measures of itself: means of an epoch, gradients, time that waiting takes, and curves.csv."""
 
-import csv
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,6 +9,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sam2_3dmed.errors import DataError, shown
+from sam2_3dmed.files.tables import read_csv
 from sam2_3dmed.processes.atomic import write_csv
 from sam2_3dmed.training.distributed import gather
 
@@ -115,6 +116,20 @@ def append_curves(path: Path, row: Mapping[str, Any]) -> None:
     """
     rows: list[Mapping[str, Any]] = []
     if path.exists():
-        with path.open(newline="") as file:
-            rows = [before for before in csv.DictReader(file) if int(before["epoch"]) < row["epoch"]]
+        try:
+            rows = [before for before in read_curves(path) if before["epoch"] < row["epoch"]]
+        except DataError as error:  # the run is worth more than its curves so far
+            aside = path.with_suffix(".broken")
+            logger.warning("%s; it is now %s, and the curves go on without it", error, aside.name)
+            path.replace(aside)
     write_csv(path, [*rows, row])
+
+
+def read_curves(path: Path) -> list[dict[str, Any]]:
+    """The rows of `curves.csv`: the epoch as a number, all else as it is written; a DataError if it is broken."""
+    rows: list[dict[str, Any]] = []
+    for number, cells in read_csv(path, ["epoch"]).lines:
+        if not cells["epoch"].isascii() or not cells["epoch"].isdigit() or len(cells["epoch"]) > 9:
+            raise DataError(f"{path}: line {number}: {shown(cells['epoch'])} is no epoch")
+        rows.append({**cells, "epoch": int(cells["epoch"])})
+    return rows

@@ -15,6 +15,7 @@ from lightning.fabric import Fabric
 
 from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.errors import DataError, TrainingError
+from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.processes.atomic import replacing, write_csv, write_text
 from sam2_3dmed.training.optimizer import trained_weights
 from sam2_3dmed.training.trainable import Learner, Progress, Trainable, check_gradients
@@ -214,11 +215,11 @@ def read_schedule(path: Path) -> Schedule | None:
     """The schedule in a file; None if there is no file. Raises: DataError for a broken one."""
     if not path.is_file():
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Schedule(int(content["epochs"]), int(content["batches"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        raise DataError(f'{path}: expected {{"epochs": N, "batches": N, ...}}') from None
+    content = read_object(path)
+    epochs, batches = content.get("epochs"), content.get("batches")
+    if type(epochs) is not int or type(batches) is not int or min(epochs, batches) < 1:
+        raise DataError(f'{path}: expected {{"epochs": N, "batches": N, ...}}')
+    return Schedule(epochs, batches)
 
 
 def _measure(trainable: Trainable, fabric: Fabric) -> Costs:

@@ -1,4 +1,4 @@
-"""Label maps: arrays of small non-negative integers, one for each class of the data set, and a colour for each."""
+"""Label maps: arrays of small non-negative integers, one for each class of the data set; colours and texts for each."""
 
 import colorsys
 from collections.abc import Collection
@@ -49,6 +49,11 @@ def class_colour(number: int) -> tuple[int, int, int]:
     hue = (number - 1) * 0.61803398875 % 1.0  # the golden ratio
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.75 if number % 2 else 0.55, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def in_pictures(name: str) -> str:
+    """A name as matplotlib takes it for text: it reads dollars as mathematics, and drops names that begin with _."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
 
 
 def _as_integers(array: NDArray[Any]) -> NDArray[Any]:

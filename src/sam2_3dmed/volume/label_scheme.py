@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.errors import DataError
+from sam2_3dmed.errors import DataError, shown
 
 _MAX_LABEL = int(np.iinfo(np.uint16).max)
 
@@ -103,7 +103,7 @@ def parse_labels(content: Mapping[str, Any]) -> LabelScheme:
     for values, name in (_entry(key, item) for key, item in labels.items()):
         if values in names:
             twice = values[0] if len(values) == 1 else list(values)
-            raise DataError(f'"labels" gives the value {twice} twice ({names[values]!r} and {name!r})')
+            raise DataError(f'"labels" gives the value {shown(twice)} twice ({shown(names[values])} and {shown(name)})')
         names[values] = name
     ignored = [values for values, name in names.items() if name.strip().lower() == "ignore" and values != (0,)]
     ignore = _ignore_value(names, ignored[0]) if ignored else None
@@ -111,7 +111,7 @@ def parse_labels(content: Mapping[str, Any]) -> LabelScheme:
     if not names:
         raise DataError('"labels" names no class besides the background')
     if len(set(names.values())) < len(names):
-        raise DataError(f'"labels" gives the same name to two values: {sorted(names.values())}')
+        raise DataError(f'"labels" gives the same name to two values: {shown(sorted(names.values()))}')
     if all(len(values) == 1 for values in names):
         return LabelScheme(dict(sorted((values[0], name) for values, name in names.items())), ignore=ignore)
     return _with_regions(names, content.get("regions_class_order"), ignore)
@@ -147,12 +147,12 @@ def _entry(key: Any, item: Any) -> tuple[tuple[int, ...], str]:
     elif parts and None not in numbers:
         values, name = tuple(sorted({number for number in numbers if number is not None})), str(key)
     else:
-        raise DataError(f'"labels" must pair names with whole numbers, not {key!r} with {item!r}')
+        raise DataError(f'"labels" must pair names with whole numbers, not {shown(key)} with {shown(item)}')
     if not 0 <= values[0] <= values[-1] <= _MAX_LABEL:
         wrong = values[0] if len(values) == 1 else list(values)
-        raise DataError(f"label {name!r} has the value {wrong}; values lie in 0 to {_MAX_LABEL}")
+        raise DataError(f"label {shown(name)} has the value {shown(wrong)}; values lie in 0 to {_MAX_LABEL}")
     if len(values) > 1 and values[0] == 0:
-        raise DataError(f"region {name!r} holds 0, which is the background")
+        raise DataError(f"region {shown(name)} holds 0, which is the background")
     return values, name
 
 

@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory, TemporaryFile
 from typing import IO, Any, Self
 
 from sam2_3dmed.errors import ConfigError, ProcessError
+from sam2_3dmed.files.structured import parse_json, read_object
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.map_cases import num_processors
 
@@ -54,8 +55,7 @@ def find_python() -> Path:
 def installed_versions() -> dict[str, str]:
     """The versions of nnU-Net and torch. Raises: as `find_python`."""
     find_python()
-    content: dict[str, str] = json.loads((environment_folder() / _READY).read_text(encoding="utf-8"))
-    return content
+    return {name: str(found) for name, found in read_object(environment_folder() / _READY, ConfigError).items()}
 
 
 def set_up() -> Path:
@@ -148,7 +148,7 @@ class Worker:
             lines = self._output.read().decode(errors="replace").split("\n")
             last = next((line.strip() for line in reversed(lines) if line.strip()), "without output")
             raise ProcessError(f"nnU-Net has ended: {last} (status {status}){self._where}")
-        content: dict[str, Any] = json.loads(line)
+        content: dict[str, Any] = parse_json(line, "nnU-Net's answer", ProcessError)
         if "error" in content:
             raise ProcessError(str(content["error"]))
         return content

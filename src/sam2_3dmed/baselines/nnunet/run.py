@@ -1,6 +1,5 @@
 """Runs of nnU-Net: its data set, plans and preprocessing, its training, and the weights that are left."""
 
-import csv
 import json
 import logging
 import shutil
@@ -15,12 +14,13 @@ import torch
 from sam2_3dmed.baselines.nnunet.dataset import write_dataset, write_split
 from sam2_3dmed.baselines.nnunet.environment import Worker, installed_versions
 from sam2_3dmed.baselines.recipe import NnunetRecord, NnunetSpec
-from sam2_3dmed.errors import ConfigError
+from sam2_3dmed.errors import ConfigError, DataError
+from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.processes.atomic import naming, write_text
 from sam2_3dmed.run.run_folder import MODEL_FILE
 from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.loop import FitResult
-from sam2_3dmed.training.monitoring import append_curves
+from sam2_3dmed.training.monitoring import append_curves, read_curves
 
 FOLDER = "nnunet"
 """nnU-Net's own folder in a run folder: its log, its results, its memory, and until training has ended its data."""
@@ -98,10 +98,13 @@ class NnunetRun(TrainingRun):
 
     def _result(self) -> FitResult:
         """The best Dice of patches, epochs and steps, from curves.csv."""
-        with (self.folder / "curves.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        best = max(float(row["validation/patch_dice"]) for row in rows)
-        return FitResult(best, int(rows[-1]["epoch"]) + 1, int(rows[-1]["step"]))
+        path = self.folder / "curves.csv"
+        rows = read_curves(path)
+        try:
+            best = max(float(row["validation/patch_dice"]) for row in rows)
+            return FitResult(best, rows[-1]["epoch"] + 1, int(rows[-1]["step"]))
+        except (ValueError, KeyError, IndexError):
+            raise DataError(f"{path}: not what training writes") from None
 
 
 def _variables(folder: Path) -> dict[str, Path]:
@@ -130,10 +133,12 @@ def training_peaks(folder: Path) -> tuple[float | None, float | None]:
     An interrupted run has the highest of its parts.
     """
     try:
-        content = json.loads((folder / FOLDER / _MEMORY_FILE).read_text(encoding="utf-8"))
-        memory_mb, gpu_memory_mb = (content[name] for name in _PEAKS)
-    except (OSError, ValueError, KeyError, TypeError):
+        content = read_object(folder / FOLDER / _MEMORY_FILE)
+    except DataError:
         return None, None
+    memory_mb, gpu_memory_mb = (
+        value if isinstance(value := content.get(name), int | float) else None for name in _PEAKS
+    )
     return memory_mb, gpu_memory_mb
 
 
