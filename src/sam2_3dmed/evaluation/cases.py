@@ -30,6 +30,7 @@ from sam2_3dmed.evaluation.surface import SURFACES, SurfaceDefinition
 from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.files.tables import csv_text, read_csv
 from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.processes.lock import locked
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.affine import canonical_axes
 from sam2_3dmed.volume.files import (
@@ -61,6 +62,8 @@ _ROWS = {
     "worst": "the worst cases first; of a metric that is best at 0, the cases furthest from it",
 }
 _MAX_NAMES = 10
+_WAIT_SECONDS = 60.0
+"""For another evaluation that writes into the same folder, so that the files are of one of them."""
 _MAX_LENGTH = 80
 
 
@@ -218,13 +221,14 @@ class Evaluation:
         lines = [{"case": case.name, **row.record(), **scored} for case in self.cases for row in case.rows]
         paper = [{"case": case.name, **row.record(), **policy} for case in self.cases for row in case.paper_rows]
         summary = self.summary()
-        _write_csv(folder / "cases.csv", lines)
-        _write_json(folder / "cases.json", details)
-        _write_json(folder / "summary.json", summary)
-        if paper:
-            _write_csv(folder / "paper_style.csv", paper)
-        else:
-            (folder / "paper_style.csv").unlink(missing_ok=True)
+        with locked(folder, _WAIT_SECONDS):
+            _write_csv(folder / "cases.csv", lines)
+            _write_json(folder / "cases.json", details)
+            _write_json(folder / "summary.json", summary)
+            if paper:
+                _write_csv(folder / "paper_style.csv", paper)
+            else:
+                (folder / "paper_style.csv").unlink(missing_ok=True)
 
 
 def evaluate_cases(

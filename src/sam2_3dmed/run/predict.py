@@ -1,6 +1,7 @@
 """One request for prediction, which the command line, Python and a server share."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from sam2_3dmed.inference.interface import Segmenter
 from sam2_3dmed.inference.manifest import Manifest, checksum
 from sam2_3dmed.inference.output import MaskFormat
 from sam2_3dmed.inference.workers import assign_devices, in_processes, on_ray, on_slurm
+from sam2_3dmed.processes.lock import locked
 from sam2_3dmed.run.run_folder import load_model, model_files, read_record, remembered_codes
 from sam2_3dmed.run.systems import Backend
 from sam2_3dmed.volume.volume import Volume
@@ -75,22 +77,24 @@ def predict(request: PredictRequest) -> list[Outcome]:
     with the same model and options.
 
     Raises:
-        Cancelled: `request.cancel` was set; finished masks stay. UserError: the request cannot be carried out.
+        Cancelled: `request.cancel` was set; finished masks stay. UserError: the request cannot be carried out, or
+            another process writes into the output folder.
     """
     _check(request)
     runner = _runner(request)
     job, inputs = _job_of_run(request) if isinstance(request.model, str | Path) else _job_of_loaded(request)
     device = request.device.strip() if request.device else None
-    return predict_batch(
-        job,
-        inputs,
-        runner,
-        device=device,
-        overwrite=request.overwrite,
-        progress=request.progress,
-        on_slice=request.on_slice,
-        cancel=request.cancel,
-    )
+    with nullcontext() if request.out is None else locked(request.out):
+        return predict_batch(
+            job,
+            inputs,
+            runner,
+            device=device,
+            overwrite=request.overwrite,
+            progress=request.progress,
+            on_slice=request.on_slice,
+            cancel=request.cancel,
+        )
 
 
 def _check(request: PredictRequest) -> None:

@@ -22,6 +22,7 @@ from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
 from sam2_3dmed.evaluation.metrics import Scoring
 from sam2_3dmed.inference.batch import Job, predict_batch
 from sam2_3dmed.inference.inputs import Input
+from sam2_3dmed.processes.lock import locked
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.processes.signals import Terminated, raising_terminated
 from sam2_3dmed.run.run_config import CONFIG_FILE, RunRecord
@@ -39,7 +40,7 @@ from sam2_3dmed.training.distributed import DistributedContext
 
 _CANNOT_WRITE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST),
+    *(errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 }
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def train(request: TrainRequest) -> Path | None:
             logger.info("%s: this run is finished", folder)
             return folder
         recipe = None if request.resume else _checked_recipe(request)
-        with _writing(folder), log_to(folder / "log.txt"), raising_terminated():
+        with _writing(folder), locked(folder), log_to(folder / "log.txt"), raising_terminated():
             _train(request, recipe, dataset, folder, distributed)
         return folder
     finally:
@@ -230,7 +231,7 @@ def find_learning_rate(request: TrainRequest) -> tuple[float, Path]:
     dataset = read_dataset(request.data)
     folder = request.out or default_folder(dataset)
     recipe = _checked_recipe(request)
-    with _writing(folder):
+    with _writing(folder), locked(folder):
         run, _ = _start(request, recipe, dataset, folder, None, DistributedContext())
         test = run.try_rates()
         test.write(folder)
@@ -244,6 +245,11 @@ def test_run(folder: Path, data: Path) -> Evaluation:
     """
     record, split, dataset = read_record(folder), Split.read(folder / SPLIT_FILE), read_dataset(data)
     split.require_known(dataset.names)
+    with locked(folder):
+        return _test(folder, record, split, dataset)
+
+
+def _test(folder: Path, record: RunRecord, split: Split, dataset: MedicalDataset) -> Evaluation:
     cases = [case for case in dataset.cases if case.name in split.test and case.label]
     inputs = [Input(case.name, case.images, reference=case.label if record.needs_reference else None) for case in cases]
     job = Job(partial(load_model, folder), folder / "predictions")
