@@ -8,14 +8,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import groupby
 from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
-from zipfile import BadZipFile, ZipFile, is_zipfile
+from zipfile import ZipFile, is_zipfile
 
 from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.files.archives import open_zip, read_member
+from sam2_3dmed.processes.atomic import naming
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -130,15 +131,13 @@ def opened(files: Iterable[DicomFile]) -> Iterator[tuple[DicomFile, BinaryIO]]:
     archives: dict[Path, ZipFile] = {}
     with ExitStack() as stack:
         for file in files:
-            try:
-                if not file.member:
+            if not file.member:
+                with naming(file.path, "cannot be read", VolumeError):
                     stream: BinaryIO = file.path.open("rb")
-                else:
-                    if file.path not in archives:
-                        archives[file.path] = stack.enter_context(ZipFile(file.path))
-                    stream = BytesIO(archives[file.path].read(file.member))
-            except (OSError, BadZipFile, RuntimeError, NotImplementedError) as error:  # the last two: encrypted, exotic
-                raise VolumeError(f"{file}: cannot be read: {error}") from None
+            else:
+                if file.path not in archives:
+                    archives[file.path] = stack.enter_context(open_zip(file.path))
+                stream = read_member(archives[file.path], file.member)
             with stream:
                 yield file, stream
 
@@ -210,9 +209,6 @@ def _list_files(path: Path) -> list[DicomFile]:
         return [DicomFile(found) for found in files_below(path)]
     if not is_zipfile(path):
         return [DicomFile(path)]
-    try:
-        with ZipFile(path) as archive:
-            members = [member for member in archive.namelist() if not member.endswith("/")]
-    except BadZipFile as error:
-        raise VolumeError(f"{path}: the zip is damaged: {error}") from None
+    with open_zip(path) as archive:
+        members = [member for member in archive.namelist() if not member.endswith("/")]
     return sorted(DicomFile(path, member) for member in members if not Path(member).name.startswith("."))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sam2_3dmed.errors import DataError, UserError
+from sam2_3dmed.files.structured import parse_json
 from sam2_3dmed.inference.inputs import Input
 from sam2_3dmed.processes.atomic import naming, write_text
 
@@ -55,7 +56,7 @@ class Manifest:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         path = self.folder / (f"manifest.{socket.gethostname()}.jsonl" if self.per_host else "manifest.jsonl")
-        with naming(path, "cannot be written"), path.open("a+b") as file:
+        with naming(path, "cannot be written"), open(path, "a+b", opener=_not_through_a_link) as file:
             with suppress(ImportError, OSError):  # one process at a time, on systems that have locks
                 import fcntl
 
@@ -92,7 +93,7 @@ class Manifest:
         """Whether there are outputs, and each still has its checksum."""
         try:
             return bool(outputs) and all(checksum([self.folder / name]) == sha for name, sha in outputs.items())
-        except (DataError, AttributeError):
+        except (DataError, AttributeError, ValueError):  # a ValueError: a name holds a null byte
             return False
 
     def lines(self) -> list[dict[str, Any]]:
@@ -145,11 +146,15 @@ def _parsed(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         texts = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for text in texts:
         try:
-            line = json.loads(text)
-        except ValueError:
+            line = parse_json(text, path)
+        except DataError:
             continue
         if isinstance(line, dict) and "name" in line:
             yield line, text
+
+
+def _not_through_a_link(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o644)
 
 
 def _cut_torn_line(file: BufferedRandom) -> None:
