@@ -161,7 +161,7 @@ class TestReuse:
         assert read == ["b"]
 
     @pytest.mark.parametrize("ending", ["image.npy", "label.npy", "json"])
-    @pytest.mark.parametrize("damage", ["missing", "truncated", "empty"])
+    @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "a bit", "zeros at the end"])
     def test_a_damaged_case_is_made_anew(
         self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, damage: str
     ) -> None:
@@ -170,11 +170,28 @@ class TestReuse:
         content = file.read_bytes()
         file.unlink()
         if damage != "missing":
-            file.write_bytes(content[:-2] if damage == "truncated" else b"")
+            damaged = {"truncated": content[:-2], "empty": b"", "zeros at the end": content[:-8] + bytes(8)}
+            flipped = content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
+            file.write_bytes(damaged.get(damage, flipped))
         read = _count_reads(monkeypatch)
         again = build_cache(dataset, PLAN, tmp_path / "cache")
         assert read == ["b"]
         np.testing.assert_array_equal(again[1].image, first)
+
+    @pytest.mark.parametrize("part", ["image", "label"])
+    def test_the_files_of_another_case_are_noticed(
+        self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+    ) -> None:
+        """All have the same length and form."""
+        first = build_cache(dataset, PLAN, tmp_path / "cache")
+        expected = {case.name: np.array(getattr(case, part)) for case in first}
+        for name, other in (("a", "c"), ("c", "b")):
+            np.save(tmp_path / "cache" / f"{name}.{part}.npy", expected[other])
+        read = _count_reads(monkeypatch)
+        again = build_cache(dataset, PLAN, tmp_path / "cache")
+        assert set(read) == {name for name in "abc" if not _same(expected, name)}
+        for case in again:
+            np.testing.assert_array_equal(getattr(case, part), expected[case.name])
 
     def test_an_interrupted_build_never_leaves_a_case_half_new(
         self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -193,6 +210,11 @@ class TestReuse:
         case = build_cache(dataset, PLAN, tmp_path / "cache")[0]
         assert read == ["a"]
         np.testing.assert_array_equal(case.image, first)
+
+
+def _same(arrays: dict[str, np.ndarray], name: str) -> bool:
+    other = {"a": "c", "c": "b", "b": "b"}[name]
+    return np.array_equal(arrays[name], arrays[other])
 
 
 def _only_the_first(function, afterwards):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sam2_3dmed.baselines.recipe import Intensities, PatchRecord, PatchSpec
 from sam2_3dmed.config import ChannelPlan, NetworkConfig, Plan, TrainingConfig
@@ -40,6 +41,23 @@ def test_each_kind_is_read_as_what_it_is(patches: PatchRecord, tmp_path: Path, b
     assert (ours.system, ours.has_auxiliary, patches.has_auxiliary) == ("sam2_3dmed", True, False)
     assert ours.about == "size nano, 64 pixels, axial slices"
     assert patches.about == "MedNeXt-B, full, patches of 32 x 128 x 128 voxels of 5 x 0.8 x 0.8 mm"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("labels", {1: "liver", 2: "tumour"}, "the plan has 2 classes, and the network 1"),
+        ("channels", [PLAN.channels[0].model_dump()] * 2, "the plan has 2 channels, and the network 1"),
+    ],
+)
+def test_a_plan_with_other_classes_than_the_network(
+    patches: PatchRecord, tmp_path: Path, key: str, value: object, line: str
+) -> None:
+    content = yaml.safe_load((tmp_path / CONFIG_FILE).read_text())
+    content["plan"][key] = value
+    (tmp_path / CONFIG_FILE).write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=line):
+        read_record(tmp_path)
 
 
 def test_what_is_for_our_runs_says_so(patches: PatchRecord, tmp_path: Path, blob_run: Path) -> None:

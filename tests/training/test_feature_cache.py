@@ -152,7 +152,7 @@ class TestKeeping:
             kept = int(gigabytes > 0) * 3
             assert len(first._memory) == kept
             assert second._num_made == kept
-            assert {file.stat().st_size for file in folder.rglob("*") if file.is_file()} == {PER_SLICE * 2}
+            assert {file.stat().st_size for file in folder.rglob("*") if file.is_file()} == {PER_SLICE * 2 + 4}
 
     def test_bytes_per_slice(self, network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path) -> None:
         views = build_views(cases)
@@ -231,10 +231,11 @@ class TestNeverOutOfDate:
     ) -> None:
         views = build_views(cases)
         made = self.made_by(network, views, tmp_path / "features")
-        for file in filter(Path.is_file, (tmp_path / "features").rglob("*")):
-            file.write_bytes(b"")
-        assert self.made_by(network, views, tmp_path / "features") == made
-        assert self.made_by(network, views, tmp_path / "features") == 0
+        for damage in (lambda content: b"", lambda content: content[:9] + bytes([content[9] ^ 1]) + content[10:]):
+            for file in filter(Path.is_file, (tmp_path / "features").rglob("*")):
+                file.write_bytes(damage(file.read_bytes()))
+            assert self.made_by(network, views, tmp_path / "features") == made
+            assert self.made_by(network, views, tmp_path / "features") == 0
 
 
 def test_an_encoder_that_trains_is_refused(network: SAM2For3dMed, cases: list[CachedCase], tmp_path: Path) -> None:

@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 
 from sam2_3dmed.baselines.grid import Grid, resample_image, resample_labels, resampled_shape, thick_axis
 from sam2_3dmed.baselines.recipe import PatchSpec
-from sam2_3dmed.data.cache import CachedCase, open_array, write_array
+from sam2_3dmed.data.cache import CachedCase, checksum, open_array, read_index, write_array, write_index
 from sam2_3dmed.data.dataset import MedicalDataset
-from sam2_3dmed.processes.atomic import naming, replacing
+from sam2_3dmed.errors import DataError
+from sam2_3dmed.processes.atomic import naming
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.nifti import read_affine
 from sam2_3dmed.volume.slices import SlicingAxis, slice_spacing_mm
 from sam2_3dmed.volume.volume import Volume
 
-_VERSION = 2
+_VERSION = 3
+_PARTS = ("image", "label", "centres")
 _MOST_CENTRES = 10_000
 """Voxels of a class in a case that patches may be centred on, as in nnU-Net."""
 
@@ -91,12 +93,9 @@ def build_patch_cache(
 def _prepare(case: GriddedCase, *, spec: PatchSpec, folder: Path) -> PatchCase:
     """The case from the cache, or resampled now. The index is written last, so it marks complete arrays."""
     name, index_file = case.cached.name, folder / f"{case.cached.name}.json"
-    try:
-        index = json.loads(index_file.read_text(encoding="utf-8"))
-        if index["key"] == case.cached.key:
-            return PatchCase(name, folder, {int(k): int(count) for k, count in index["counts"].items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass
+    cached = _load(name, case.cached.key, folder)
+    if cached is not None:
+        return cached
     index_file.unlink(missing_ok=True)
     shape = resampled_shape(*case.grid, spec.spacing_mm)
     thick = thick_axis(case.grid.spacing_mm, spec.spacing_mm)
@@ -105,11 +104,26 @@ def _prepare(case: GriddedCase, *, spec: PatchSpec, folder: Path) -> PatchCase:
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     centres = {k: _centres(label == k, rng) for k in range(1, spec.num_classes + 1)}
     counts = {k: len(found) for k, found in centres.items()}
-    for part, array in (("image", image), ("label", label), ("centres", np.concatenate(list(centres.values())))):
+    arrays = dict(zip(_PARTS, (image, label, np.concatenate(list(centres.values()))), strict=True))
+    for part, array in arrays.items():
         write_array(array, folder / f"{name}.{part}.npy")
-    with replacing(index_file) as file:
-        file.write(json.dumps({"key": case.cached.key, "counts": counts}).encode())
+    checksums = [checksum(array) for array in arrays.values()]
+    index = {"key": case.cached.key, "counts": {str(k): count for k, count in counts.items()}, "checksums": checksums}
+    write_index(index, index_file)
     return PatchCase(name, folder, counts)
+
+
+def _load(name: str, key: str, folder: Path) -> PatchCase | None:
+    """The case, if its index has this key and its arrays are as they were written."""
+    try:
+        index = read_index(folder / f"{name}.json")
+        if index["key"] != key:
+            return None
+        found = [checksum(open_array(folder / f"{name}.{part}.npy")) for part in _PARTS]
+    except (OSError, EOFError, ValueError, KeyError, DataError):
+        return None
+    counts = {int(k): int(count) for k, count in index["counts"].items()}
+    return PatchCase(name, folder, counts) if found == index["checksums"] else None
 
 
 def _centres(mask: NDArray[np.bool_], rng: np.random.Generator) -> NDArray[np.int32]:

@@ -18,7 +18,14 @@ _NOT_IN_TRAINING = (
 _NOT_IN_INFERENCE = ("mode", "direction", "shifts", "compile")
 _NOT_IN_NNUNET = ("mode", "direction", "batch_size", "shifts", "precision", "compile")
 
+Count = Annotated[int, Field(ge=1)]
 Configuration = Literal["2d", "3d_fullres", "3d_lowres"]
+
+
+def require_same(in_plan: int, in_model: int, what: str) -> None:
+    """Raise ValueError if a plan has other classes or channels than the network."""
+    if in_plan != in_model:
+        raise ValueError(f"the plan has {in_plan} {what}, and the network {in_model}")
 
 
 def refuse_options(config: BaseModel, kind: type[BaseModel], *names: str, systems: str) -> None:
@@ -128,11 +135,11 @@ class PatchSpec(Frozen):
 
     system: str
     size: str
-    spacing_mm: tuple[float, float, float]
+    spacing_mm: tuple[Positive, Positive, Positive]
     """Of the grid that patches are cut from."""
-    patch: tuple[int, int, int]
+    patch: tuple[Count, Count, Count]
     intensities: tuple[Intensities, ...]
-    num_classes: int
+    num_classes: Count
     network: dict[str, Any]
     """The arguments of its constructor."""
     text: str | None = None
@@ -159,6 +166,12 @@ class PatchRecord(RunRecord):
 
     model: PatchSpec
     recipe: PatchConfig
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        require_same(self.plan.num_classes, self.model.num_classes, "classes")
+        require_same(len(self.plan.channels), len(self.model.intensities), "channels")
+        return self
 
     @property
     def about(self) -> str:
@@ -219,6 +232,21 @@ class NnunetSpec(Frozen):
     plans: dict[str, Any]
     dataset: dict[str, Any]
 
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not isinstance(self.dataset.get("labels"), dict):
+            raise ValueError("dataset has no labels")
+        try:
+            _ = self.patch_size
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise ValueError(f"plans have no {self.configuration} with a patch_size") from None
+        return self
+
+    @property
+    def patch_size(self) -> list[int]:
+        """Voxels of a patch."""
+        return [int(size) for size in self.plans["configurations"][self.configuration]["patch_size"]]
+
 
 class NnunetRecord(RunRecord):
     """The record of nnU-Net."""
@@ -227,7 +255,13 @@ class NnunetRecord(RunRecord):
     model: NnunetSpec
     recipe: NnunetConfig
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        in_network = len(self.model.dataset["labels"].keys() - {"background", "ignore"})
+        require_same(self.plan.num_classes, in_network, "classes")
+        return self
+
     @property
     def about(self) -> str:
-        patch = self.model.plans["configurations"][self.model.configuration]["patch_size"]
-        return f"nnU-Net, {self.model.configuration}, patches of {' x '.join(map(str, patch))} voxels"
+        patch = " x ".join(map(str, self.model.patch_size))
+        return f"nnU-Net, {self.model.configuration}, patches of {patch} voxels"

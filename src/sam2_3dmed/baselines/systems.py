@@ -104,9 +104,14 @@ class PatchSystem(Baseline):
     ) -> Segmenter:
         from sam2_3dmed.baselines.networks import build
         from sam2_3dmed.baselines.predictor import PatchPredictor
+        from sam2_3dmed.run.run_config import CONFIG_FILE
         from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights
 
-        network = build(record.model)
+        try:
+            network = build(record.model)
+        except Exception as error:  # each network refuses arguments in its own way
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"{folder / CONFIG_FILE}: model: no network can be built of it: {reason}") from None
         fill_network(network, read_weights(folder / MODEL_FILE), folder / MODEL_FILE)
         config = changed(record.recipe.inference, settings, "inference")
         return PatchPredictor(network.to(device).eval(), record.model, record.plan, config)

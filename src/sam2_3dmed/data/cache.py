@@ -10,16 +10,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from sam2_3dmed.config import Plan
 from sam2_3dmed.data.dataset import Case, MedicalDataset, read_case
 from sam2_3dmed.errors import DataError, VolumeError
+from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.slices import volume_to_slices
 
-_VERSION = 1
+_VERSION = 2
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -54,7 +56,7 @@ class CachedCase:
     @property
     def key(self) -> str:
         """A hash of everything that the prepared arrays depend on."""
-        key: str = _read_index(self.folder, self.name)["key"]
+        key: str = read_object(self.folder / f"{self.name}.json")["key"]
         return key
 
 
@@ -69,7 +71,8 @@ def build_cache(
     """Prepare every case of `dataset` by `plan`, below `folder`; complete and current cases are kept.
 
     A case is current if neither its files (size, time of change) nor the plan's intensities, labels and axis have
-    changed. An interrupted build goes on where it stopped. `workers` and `progress` as in `map_cases`.
+    changed, and its arrays still have their checksums. An interrupted build goes on where it stopped. `workers` and
+    `progress` as in `map_cases`.
 
     Raises:
         DataError: unusable cases (all are listed), or no space left; finished cases stay.
@@ -101,14 +104,18 @@ def _prepare(case: Case, *, plan: Plan, folder: Path) -> CachedCase:
     held = {k: np.flatnonzero((indices == k).any(axis=(1, 2))) for k in range(1, plan.num_classes + 1)}
     known = scheme.indexed.annotated(indices)
     annotated = None if known is None else np.flatnonzero(known.any(axis=(1, 2)))
-    index = {"key": key, "num_slices": len(slices), "class_slices": {str(k): held[k].tolist() for k in held}}
-    index["annotated_slices"] = None if annotated is None else annotated.tolist()
+    index = {
+        "key": key,
+        "num_slices": len(slices),
+        "class_slices": {str(k): held[k].tolist() for k in held},
+        "annotated_slices": None if annotated is None else annotated.tolist(),
+        "checksums": [checksum(slices), checksum(indices)],
+    }
     index_file = folder / f"{case.name}.json"
     index_file.unlink(missing_ok=True)
     write_array(slices, folder / f"{case.name}.image.npy")
     write_array(indices, folder / f"{case.name}.label.npy")
-    with replacing(index_file) as stream:
-        stream.write(json.dumps(index).encode())
+    write_index(index, index_file)
     return CachedCase(case.name, folder, len(slices), held, annotated)
 
 
@@ -130,23 +137,43 @@ def _key(case: Case, plan: Plan) -> str:
 
 
 def _load(name: str, key: str, folder: Path) -> CachedCase | None:
-    """The case, if its index has this key and both arrays are complete."""
+    """The case, if its index has this key and both arrays are as they were written."""
     try:
-        index = _read_index(folder, name)
+        index = read_index(folder / f"{name}.json")
+        if index["key"] != key:
+            return None
         held = {int(k): np.array(slices, dtype=np.int64) for k, slices in index["class_slices"].items()}
-        annotated = index.get("annotated_slices")
+        annotated = index["annotated_slices"]
         known = None if annotated is None else np.array(annotated, dtype=np.int64)
         case = CachedCase(name, folder, int(index["num_slices"]), held, known)
-        image, label = case.image.shape, case.label.shape
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+        found = [checksum(case.image), checksum(case.label)]
+    except (OSError, EOFError, ValueError, KeyError, DataError):
         return None
-    complete = len(image) == 4 and label == (image[0], *image[2:]) and image[0] == case.num_slices
-    return case if complete and index.get("key") == key else None
+    return case if found == index["checksums"] else None
 
 
-def _read_index(folder: Path, name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
-    return content
+def write_index(index: dict[str, Any], file: Path) -> None:
+    """Write the index of a case, whole or not at all, with a checksum of its own. Raises OSError."""
+    with replacing(file) as stream:
+        stream.write(json.dumps(index | {"sha256": _seal(index)}).encode())
+
+
+def read_index(file: Path) -> dict[str, Any]:
+    """The index of a case. Raises DataError if it is not as `write_index` has written it."""
+    index = read_object(file)
+    if index.pop("sha256", None) != _seal(index):
+        raise DataError(f"{file}: damaged")
+    return index
+
+
+def _seal(index: dict[str, Any]) -> str:
+    return sha256(json.dumps(index).encode()).hexdigest()
+
+
+def checksum(array: NDArray[Any]) -> int:
+    """CRC-32 of an array's type, shape and content, which finds damage that leaves a file its length."""
+    about = isal_zlib.crc32(f"{array.dtype} {array.shape}".encode())
+    return int(isal_zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8), about))
 
 
 def write_array(array: NDArray[Any], file: Path) -> None:

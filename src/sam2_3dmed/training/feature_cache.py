@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from isal import isal_zlib
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sam2_3dmed.config import FeatureCacheConfig, TrainingConfig
@@ -23,6 +25,7 @@ from sam2_3dmed.processes.atomic import replacing
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 _AT_ONCE_ON_A_GPU = 16
+_CHECKSUM_BYTES = 4
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +35,11 @@ class _Place(NamedTuple):
 
     view: View
     slice: int
+
+
+def _checksum(content: NDArray[np.uint8]) -> bytes:
+    """At the end of each file, since damage may leave a file its length."""
+    return int(isal_zlib.crc32(content)).to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def require_frozen(encoder: ImageEncoder) -> None:
@@ -116,12 +124,14 @@ class FeatureCache:
             return found
         file = self._file(place)
         try:
-            whole = file.stat().st_size == self.bytes_per_slice  # a power cut can leave less
+            if file.stat().st_size != self.bytes_per_slice + _CHECKSUM_BYTES:  # a power cut can leave less
+                return None
         except FileNotFoundError:
             return None
-        # Mapped: its pages are read when they are copied into a batch. Copy-on-write, since torch warns of memory that
-        # it must not write to.
-        return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="c")).view(self._dtype) if whole else None
+        # Copy-on-write, since torch warns of memory that it must not write to.
+        content = np.memmap(file, dtype=np.uint8, mode="c")
+        flat, written = content[:-_CHECKSUM_BYTES], bytes(content[-_CHECKSUM_BYTES:])
+        return torch.from_numpy(flat).view(self._dtype) if _checksum(flat) == written else None
 
     def _make(self, places: Sequence[_Place]) -> Iterator[tuple[_Place, Tensor]]:
         device = self.encoder.mean.device
@@ -146,8 +156,10 @@ class FeatureCache:
             return
         file = self._file(place)
         file.parent.mkdir(parents=True, exist_ok=True)
+        content = flat.view(torch.uint8).numpy()
         with replacing(file) as stream:
-            stream.write(flat.view(torch.uint8).numpy().data)
+            stream.write(content.data)
+            stream.write(_checksum(content))
 
     def _features(self, flat: Sequence[Tensor], batch: torch.Size) -> Features:
         device = self.encoder.mean.device

@@ -39,6 +39,13 @@ def test_what_cannot_be_said(setting, message):
 
 def test_a_model_in_words(balls):
     plans = {"configurations": {"2d": {"patch_size": [56, 40]}}}
-    spec = NnunetSpec(configuration="2d", plans=plans, dataset={})
-    record = NnunetRecord(model=spec, plan=balls.plan, recipe=NNUNET.recipe(), weights="none", versions={})
-    assert record.about == "nnU-Net, 2d, patches of 56 x 40 voxels"
+    labels = {"background": 0, **{name: number for number, name in enumerate(balls.plan.labels.values(), start=1)}}
+    spec = NnunetSpec(configuration="2d", plans=plans, dataset={"labels": labels})
+    given = {"plan": balls.plan, "recipe": NNUNET.recipe(), "weights": "none", "versions": {}}
+    assert NnunetRecord(model=spec, **given).about == "nnU-Net, 2d, patches of 56 x 40 voxels"
+    more = spec.model_copy(update={"dataset": {"labels": labels | {"another": len(labels)}}})
+    with pytest.raises(ValueError, match=f"the plan has {len(labels) - 1} classes, and the network {len(labels)}"):
+        NnunetRecord(model=more, **given)
+    for broken in ({}, {"configurations": {"2d": {}}}, {"configurations": {"2d": {"patch_size": 5}}}):
+        with pytest.raises(ValueError, match="plans have no 2d with a patch_size"):
+            NnunetSpec(configuration="2d", plans=broken, dataset={"labels": labels})

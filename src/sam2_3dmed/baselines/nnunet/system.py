@@ -42,8 +42,9 @@ class NnunetSystem(Baseline):
         self, folder: Path, record: NnunetRecord, *, device: torch.device, backend: Backend, **settings: Any
     ) -> NnunetPredictor:
         from sam2_3dmed.baselines.nnunet.predictor import NnunetPredictor
-        from sam2_3dmed.run.run_folder import MODEL_FILE
+        from sam2_3dmed.run.run_folder import MODEL_FILE, read_weights
 
+        read_weights(folder / MODEL_FILE)  # nnU-Net's process would predict with damaged ones, too
         config = changed(record.recipe.inference, settings, "inference")
         return NnunetPredictor(folder / MODEL_FILE, record.model, record.plan, device=device, config=config)
 
