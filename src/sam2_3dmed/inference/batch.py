@@ -4,6 +4,7 @@ A volume that cannot be read, predicted or written fails alone.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -78,8 +79,15 @@ class Job:
         return [file for file in files if file is not None]
 
     def make_folders(self, inputs: Sequence[Input]) -> None:
-        """Make the folders. Raises DataError if one cannot be made, or an output would replace an input."""
+        """Make the folders.
+
+        Raises:
+            DataError: one cannot be made, an output would replace an input, or two inputs have the same output.
+        """
         outputs = [file for item in inputs for file in self.files(item)]
+        if twice := [file for file, count in Counter(outputs).items() if count > 1]:
+            makers = " and ".join(item.source for item in inputs if twice[0] in self.files(item))
+            raise DataError(f"{twice[0]}: {makers} would both be written to this file; rename one of them")
         places = {file.resolve() for file in outputs}
         for file in (file for item in inputs for file in item.sources):
             if file.resolve() in places:

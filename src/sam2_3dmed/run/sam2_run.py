@@ -81,6 +81,9 @@ def _first_network(preparation: Preparation) -> tuple[SAM2For3dMed, Sam2Record]:
     old = cast(Sam2Record | None, preparation.resumed)
     if old is None:
         return make_model(preparation.recipe, preparation.plan, preparation.weights)
-    if newest_whole_state(preparation.folder / "checkpoints") is not None:
-        return remake_model(old), old
+    network = remake_model(old)
+    weights = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    if newest_whole_state(preparation.folder / "checkpoints", weights) is not None:
+        return network, old
+    seed_all(old.recipe.training.seed)  # as if the network had not been made before
     return make_model(old.recipe, old.plan, old.weights)[0], old

@@ -12,10 +12,19 @@ import torch
 from lightning.fabric import Fabric
 
 from sam2_3dmed.config import TrainingConfig
+from sam2_3dmed.errors import DataError, shown
 from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.processes.map_cases import terminal_bar
 from sam2_3dmed.processes.signals import Terminated, on_sigterm
-from sam2_3dmed.training.checkpoints import Checkpoints, best_state, newest_whole_state, read_checkpoint, saved_states
+from sam2_3dmed.training.checkpoints import (
+    BEST_CHECKPOINT,
+    Checkpoints,
+    best_state,
+    is_whole,
+    newest_whole_state,
+    read_checkpoint,
+    saved_states,
+)
 from sam2_3dmed.training.distributed import DistributedContext, any_of
 from sam2_3dmed.training.loader import shares
 from sam2_3dmed.training.loggers import RunLogger, draw_slice, make_loggers
@@ -56,10 +65,10 @@ def fit(
     if not resume and distributed.first:
         for path in saved_states(checkpoints):  # of an earlier run in the same place
             path.unlink()
-    checkpoint = newest_whole_state(checkpoints) if resume else None
+    trainable = assemble(training)
+    checkpoint = newest_whole_state(checkpoints, trainable.state_dict()) if resume else None
     if resume and checkpoint is None:
         logger.info("%s: no checkpoint yet, so the run starts anew", folder)
-    trainable = assemble(training)
     fabric = distributed.launch()
     if training.minutes is not None:
         trainable = assemble(within_minutes(trainable, folder, fabric, resume=resume))
@@ -71,7 +80,7 @@ def fit(
     TrainingLoop(trainable, cases, folder, fabric).run(checkpoint)
     if features is not None:
         features.close()
-    best = best_state(checkpoints)
+    best = best_state(checkpoints, trainable.state_dict())
     trainable.cpu().load_state_dict(best["state_dict"])
     return FitResult(best["best_score"], trainable.progress.epoch, trainable.progress.step)
 
@@ -159,9 +168,17 @@ class TrainingLoop:
         Raises:
             TrainingError: the loss or a gradient is not finite.
             Terminated: SIGTERM came; a run that is resumed goes on from the latest checkpoint.
+            DataError: the checkpoint is of another run.
         """
         if checkpoint is not None:
-            self._restore(read_checkpoint(checkpoint))
+            try:
+                self._restore(read_checkpoint(checkpoint))
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                raise DataError(
+                    f"{checkpoint}: not a state of this run ({shown(error)}); without it --resume goes on from the one "
+                    "before"
+                ) from None
+            self._require_best()
         with self._outputs(resumed=checkpoint is not None), self._sigterm(), progress_bar(self) as show:
             while self.progress.epoch < self.stopping.epochs:
                 self._train_epoch(show)
@@ -276,6 +293,13 @@ class TrainingLoop:
         vars(trainable.cooldown).update(state["cooldown"])
         self.stopping.load_state_dict(state["early_stopping"])
         self.best_score = state["best_score"]
+
+    def _require_best(self) -> None:
+        """Without the best weights so far, the best of the coming validations are kept."""
+        path = self.checkpoints.folder / BEST_CHECKPOINT
+        if self.best_score is not None and not is_whole(path):
+            logger.warning("%s: missing or broken; the best weights of what follows take its place", path)
+            self.best_score = None
 
     def _averaged_weights(self) -> dict[str, torch.Tensor]:
         """All weights; of those that train the average, if there is one."""
