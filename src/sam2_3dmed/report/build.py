@@ -1,6 +1,7 @@
 """From a run folder to figures/ and report.html, one file that loads nothing from elsewhere, rendered with Jinja2."""
 
 import base64
+import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib import colormaps
 from matplotlib.colors import Colormap
 
-from sam2_3dmed.errors import UserError
+from sam2_3dmed.errors import DataError, UserError
 from sam2_3dmed.evaluation.masks import Floats
 from sam2_3dmed.inference.interface import Auxiliary, Segmenter
 from sam2_3dmed.processes.atomic import write_text
@@ -50,7 +51,7 @@ def write_report(run: Path, data: Path | None = None, out: Path | None = None) -
         UserError: The folder is no run, a file in it is broken, `data` is no data set, or a file cannot be written.
     """
     contents = read_run(run, data)
-    figures, metrics = run / "figures", contents.metrics
+    figures, metrics = _own_folder(run, "figures"), contents.metrics
     ranked_by = _PREFERRED_METRIC if _PREFERRED_METRIC in metrics else next(iter(metrics), "")
     cases = _cases(contents, ranked_by, figures) if metrics else []
     limit_mm = distance_limit_mm(cases)
@@ -67,6 +68,14 @@ def write_report(run: Path, data: Path | None = None, out: Path | None = None) -
     path = out or run / REPORT_FILE
     write_text(path, html)
     return path
+
+
+def _own_folder(run: Path, name: str) -> Path:
+    """A folder of the run. Raises DataError if it is a link to somewhere else, where nothing may be written."""
+    folder = run / name
+    if not folder.resolve().is_relative_to(run.resolve()):
+        raise DataError(f"{folder}: is a link to a folder outside the run; the report writes only below the run")
+    return folder
 
 
 def _cases(contents: RunContents, ranked_by: str, figures: Path) -> list[CaseReport]:
@@ -89,7 +98,7 @@ def _cases(contents: RunContents, ranked_by: str, figures: Path) -> list[CaseRep
 
 def _auxiliary_source(contents: RunContents) -> Callable[[CaseEntry, Volume], Auxiliary | None]:
     """A function for a case's auxiliary outputs: kept ones, or computed by the model, which is loaded once."""
-    folder = contents.folder / "auxiliary"
+    folder = _own_folder(contents.folder, "auxiliary")
 
     @cache
     def model() -> Segmenter:
@@ -116,8 +125,8 @@ def _curves(contents: RunContents, figures: Path) -> list[Chart]:
     groups: defaultdict[str, dict[str, Sequence[float | None]]] = defaultdict(dict)
     for name, column in contents.curves.items():
         if name not in ("epoch", "step") and any(value is not None for value in column):
-            group, _, short = name.rpartition("/")
-            groups[group or name][short.replace("_", " ")] = column
+            group, _, short = name.partition("/")  # the names of classes may have more slashes
+            groups[group][(short or group).replace("_", " ")] = column
     found = []
     for group, series in groups.items():
         text = group.replace("_", " ")
@@ -198,10 +207,21 @@ def environment() -> Environment:
         "class_colour": class_colour,
         "distance_map": distance_map,
         "error_colours": ERROR_COLOURS,
-        "file_text": lambda name: (_FOLDER / name).read_text(encoding="utf-8"),
+        "file_text": _file_text,
+        "script_hash": script_hash,
         "gradient": gradient,
     }
     return found
+
+
+def _file_text(name: str) -> str:
+    return (_FOLDER / name).read_text(encoding="utf-8")
+
+
+def script_hash(name: str) -> str:
+    """The source expression for a Content-Security-Policy that lets this script of ours run, and no other."""
+    digest = hashlib.sha256(_file_text(name).encode("utf-8")).digest()
+    return f"'sha256-{base64.b64encode(digest).decode('ascii')}'"
 
 
 def _number(value: float | None, unit: str | None = None) -> str:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from sam2_3dmed.errors import DataError
 from sam2_3dmed.evaluation.masks import Floats
 from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.report.panels import CLASS_COLOURS, class_colour
+from sam2_3dmed.volume.label import in_pictures
 
 _STYLE = {
     "font.size": 8,
@@ -33,6 +35,7 @@ _STYLE = {
     "lines.linewidth": 1.5,
 }
 _STRIP_WIDTH = 0.25
+_LONGEST_NAME = 100
 _MARKERS = "os^D"  # when the colours begin anew
 
 
@@ -60,7 +63,11 @@ Slabs = Sequence[tuple[Sequence[int], NDArray[np.floating]]]
 
 
 def save_figure(figure: Any, folder: Path, name: str) -> str:
-    """Write NAME.svg and NAME.png into `folder`, which is made if it is missing; return the text of the SVG."""
+    """Write NAME.svg and NAME.png into `folder`, which is made if it is missing; return the text of the SVG.
+
+    Characters of the name that a file name cannot hold become _, so that no figure lies elsewhere.
+    """
+    name = re.sub(r"[^\w.+-]+", "_", name)[:_LONGEST_NAME]
     contents = {}
     with rc_context(_STYLE):
         figure.get_layout_engine().execute(figure)  # once for both files
@@ -87,7 +94,13 @@ def lines_chart(
         for number, (name, values) in enumerate(series.items()):
             known = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
             marker = "o" if len(known) < 20 else None
-            axes.plot(*zip(*known, strict=True), color=_line_colour(number), label=name, marker=marker, markersize=3)
+            axes.plot(
+                *zip(*known, strict=True),
+                color=_line_colour(number),
+                label=in_pictures(name),
+                marker=marker,
+                markersize=3,
+            )
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         if logarithmic:
@@ -111,8 +124,8 @@ def distribution_chart(title: str, values: Mapping[str, Sequence[float | None]],
             shift = ((np.arange(known.size) * 0.618) % 1 - 0.5) * 2 * _STRIP_WIDTH
             dots = {"s": 9, "color": _line_colour(place), "alpha": 0.75, "linewidths": 0, "zorder": 3}
             axes.scatter(place + shift, np.sort(known), **dots)
-        axes.set_xticks(range(len(values)), list(values))
-        axes.set_ylabel(unit or "")
+        axes.set_xticks(range(len(values)), list(map(in_pictures, values)))
+        axes.set_ylabel(in_pictures(unit or ""))
     return figure
 
 
@@ -132,7 +145,7 @@ def cost_chart(
             colour, marker = _line_colour(number), _MARKERS[number // len(CLASS_COLOURS) % len(_MARKERS)]
             if interval:
                 axes.vlines(x, *interval, color=colour, linewidth=1, alpha=0.6)
-            label = name if parameters is None else f"{name} ({parameters / 1e6:.3g} M)"
+            label = in_pictures(name) if parameters is None else f"{in_pictures(name)} ({parameters / 1e6:.3g} M)"
             size = 12 + 150 * (parameters or 0.0) / largest
             axes.scatter([x], [y], s=size, color=colour, marker=marker, alpha=0.85, linewidths=0, label=label, zorder=3)
         axes.set_xscale("log")
@@ -147,7 +160,7 @@ def slice_dice_chart(title: str, scores: Floats, names: Sequence[str], marked: i
     """(K, D) Dice of each class in each slice, with gaps where it is undefined. marked: the slice of the panels."""
     with _chart(title) as (figure, axes):
         for number, (name, line) in enumerate(zip(names, scores, strict=True)):
-            axes.plot(line, color=class_colour(number), label=name, marker="o", markersize=2.5)
+            axes.plot(line, color=class_colour(number), label=in_pictures(name), marker="o", markersize=2.5)
         axes.axvline(marked, color="0.6", linestyle=":", linewidth=1, label="slice shown")
         axes.set(xlabel="slice", ylabel="Dice", ylim=(-0.03, 1.03))
         axes.legend()
@@ -220,7 +233,7 @@ def _chart(title: str, width: float = 3.6, columns: int = 1) -> Iterator[tuple[A
         figure = Figure(figsize=(width, 2.6), layout="constrained", facecolor="white")
         axes = figure.subplots(1, columns)
         if columns == 1:
-            axes.set_title(title)
+            axes.set_title(in_pictures(title))
         else:
-            figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+            figure.suptitle(in_pictures(title), fontsize=9, x=0.01, ha="left")
         yield figure, axes

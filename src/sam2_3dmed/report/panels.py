@@ -15,6 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
+from sam2_3dmed.volume.label import in_pictures
+
 # Okabe and Ito's colours, which colour-blind readers can distinguish; the truth is always white and dashed.
 CLASS_COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#CC79A7", "#D55E00", "#0072B2")
 TRUTH_COLOUR = "#FFFFFF"
@@ -97,8 +99,10 @@ def panel_rows(
     for axes, panels, title in zip(figure.subplots(len(rows), columns, squeeze=False), rows, titles, strict=True):
         for place, panel in zip(axes, panels, strict=True):
             draw_panel(place, panel)
-        axes[0].set_title(f"{title}\n{panels[0].title}", fontsize=8, loc="left")
-    legend: list[Any] = [Line2D([], [], color=class_colour(i), label=name) for i, name in enumerate(labels.values())]
+        axes[0].set_title(f"{in_pictures(title)}\n{panels[0].title}", fontsize=8, loc="left")
+    legend: list[Any] = [
+        Line2D([], [], color=class_colour(i), label=in_pictures(name)) for i, name in enumerate(labels.values())
+    ]
     legend.append(Line2D([], [], color=_TRUTH_IN_LEGEND, linestyle="--", label="truth"))
     legend += [Patch(color=colour, label=name) for name, colour in (areas or {}).items()]
     figure.legend(handles=legend, loc="outside lower center", ncols=len(legend), frameon=False)
