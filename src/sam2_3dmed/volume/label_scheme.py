@@ -142,6 +142,7 @@ def _entry(key: Any, item: Any) -> tuple[tuple[int, ...], str]:
     parts = item if isinstance(item, list) else [item]
     numbers = [whole_number(part) for part in parts]
     as_key = whole_number(key)
+    values: tuple[int, ...]
     if as_key is not None and not isinstance(item, list) and (isinstance(item, str) or numbers[0] is None):
         values, name = (as_key,), str(item)
     elif parts and None not in numbers:
