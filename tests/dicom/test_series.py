@@ -144,12 +144,49 @@ class TestChoosing:
         assert choose_series(tmp_path).uid == "1.2.3.4"
 
 
+class TestLeftOut:
+    """What is in a series and no slice of it, each with a line."""
+
+    def test_a_localizer(self, tmp_path, write_series, stored_voxels, caplog):
+        write_series(tmp_path / "axial", stored_voxels(), ImageType=["ORIGINAL", "PRIMARY", "AXIAL"])
+        scout = {"directions": ((1, 0, 0), (0, 0, -1)), "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}
+        write_series(tmp_path / "scout", stored_voxels((20, 30, 1)), **scout)
+        assert np.array_equal(read_dicom(tmp_path).array, stored_voxels() - 1024)
+        assert "1 localizers left out; the first: " in caplog.text
+
+    def test_a_series_of_localizers_alone_is_read(self, tmp_path, write_series, stored_voxels):
+        write_series(tmp_path, stored_voxels(), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])
+        assert read_dicom(tmp_path).shape == (9, 7, 5)
+
+    def test_the_same_file_twice(self, tmp_path, write_series, stored_voxels, caplog):
+        write_series(tmp_path / "a", stored_voxels())
+        shutil.copytree(tmp_path / "a", tmp_path / "b")
+        assert np.array_equal(read_dicom(tmp_path).array, stored_voxels() - 1024)
+        assert "5 copies of files left out; the first: " in caplog.text
+
+    def test_two_files_of_one_uid_and_other_pixels_are_doubled_slices(self, tmp_path, write_series, stored_voxels):
+        write_series(tmp_path, stored_voxels())
+        dataset = dcmread(tmp_path / "007_1.dcm")
+        dataset.PixelData = dataset.PixelData[::-1]
+        dataset.save_as(tmp_path / "other.dcm")
+        with pytest.raises(VolumeError, match="1 doubled slices"):
+            read_dicom(tmp_path)
+
+
 def _without(place):
     return lambda here: None if here == place else {}
 
 
 def _at_heights(*heights):
     return lambda place: {"ImagePositionPatient": [0.0, 0.0, float(heights[place])]}
+
+
+def _at(here, position):
+    return lambda place: {"ImagePositionPatient": position} if place == here else {}
+
+
+def _one(**changes):
+    return lambda place: changes if place == 3 else {}
 
 
 BAD_SERIES = {
@@ -167,6 +204,15 @@ BAD_SERIES = {
     "mixed spacing": ({"each": lambda z: {"PixelSpacing": [1 + z, 1]}}, "slices of different pixel spacings"),
     "no position": ({"ImagePositionPatient": None}, "no ImagePositionPatient"),
     "no orientation": ({"ImageOrientationPatient": None}, "no ImageOrientationPatient"),
+    "a slice sideways": ({"each": _at(2, [13, -20, 34])}, r"_2\.dcm lies 3 mm sideways of the other slices"),
+    "the last slice sideways": ({"each": _at(4, [10, -17, 38])}, r"_4\.dcm lies 3 mm sideways of the other slices"),
+    "two patients": ({"each": _one(PatientID="P2")}, r"different patients \(PatientID\): .*_0\.dcm and .*_3\.dcm"),
+    "two names": ({"each": _one(PatientName="Other^Case")}, r"slices of different patients \(PatientName\)"),
+    "two frames of reference": ({"each": _one(FrameOfReferenceUID="1.9")}, "slices of different frames of reference"),
+    "two modalities": ({"each": _one(Modality="MR")}, "slices of different modalities"),
+    "a slope on some slices": ({"each": _one(RescaleSlope=None)}, "has a slope or intercept and .* has none, or the"),
+    "an intercept on some": ({"each": _one(RescaleIntercept=None)}, "has a slope or intercept and .* has none, or the"),
+    "a palette": ({"PhotometricInterpretation": "PALETTE COLOR"}, "a colour picture, not grey values"),
     "spacing zero": ({"PixelSpacing": [0, 1]}, "position, orientation or spacing is out of range"),
     "colour": ({"SamplesPerPixel": 3}, "a colour picture, not grey values"),
 }
@@ -185,6 +231,48 @@ class TestBadInput:
         write_series(tmp_path / "a", stored_voxels())
         write_series(tmp_path / "b", stored_voxels((8, 7, 5)), origin=(10, -20, 130))
         with pytest.raises(VolumeError, match=r"1\.2\.3\.4 .*slices of different sizes: 8 x 7 and 9 x 7"):
+            read_dicom(tmp_path)
+
+    def test_slices_that_are_turned_against_each_other(self, tmp_path, write_series, stored_voxels):
+        """By 0.0009, which moves the last of 1000 columns by 999 * 0.75 * 0.0009 = 0.674 mm."""
+        turned = {"ImageOrientationPatient": [1, 0.0009, 0, -0.0009, 1, 0]}
+        write_series(tmp_path, stored_voxels((1000, 2, 4)), each=lambda z: turned if z == 2 else {})
+        with pytest.raises(VolumeError, match=r"_2\.dcm is turned against .*_0\.dcm: a corner lies 0\.674 mm away"):
+            read_dicom(tmp_path)
+
+    @pytest.mark.parametrize(("keyword", "written"), [("RescaleSlope", b"1.25"), ("RescaleIntercept", b"77.5")])
+    @pytest.mark.parametrize("value", [b"nan ", b"inf "])
+    def test_a_slope_or_intercept_that_is_not_finite(
+        self, tmp_path, write_series, stored_voxels, keyword, written, value
+    ):
+        write_series(tmp_path, stored_voxels(), **{keyword: float(written)})
+        file = sorted(tmp_path.iterdir())[2]
+        file.write_bytes(file.read_bytes().replace(written, value))
+        with pytest.raises(VolumeError, match=f"{file.name}: its header cannot be used: its slope .* is not finite"):
+            read_dicom(tmp_path)
+
+    @pytest.mark.parametrize("columns", [8, 5])
+    def test_pixels_that_do_not_fill_the_columns(self, tmp_path, write_series, stored_voxels, columns):
+        write_series(tmp_path, stored_voxels(), Columns=columns)
+        with pytest.raises(
+            VolumeError, match=f"its pixels take 126 bytes, but its rows and columns hold {14 * columns}"
+        ):
+            read_dicom(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("syntax", "size"),
+        [
+            *((syntax, (63, 40)) for syntax in (JPEG2000Lossless, JPEGLSLossless, RLELossless)),
+            *((syntax, (40, 64)) for syntax in (JPEG2000Lossless, JPEGLSLossless)),  # RLE has no size of its own
+        ],
+    )
+    def test_compressed_pixels_of_another_size(self, tmp_path, write_series, stored_voxels, syntax, size):
+        write_series(tmp_path, stored_voxels((64, 40, 2)), syntax=syntax)
+        for file in tmp_path.iterdir():
+            dataset = dcmread(file)
+            dataset.Columns, dataset.Rows = size
+            dataset.save_as(file)
+        with pytest.raises(VolumeError, match="pixels"):
             read_dicom(tmp_path)
 
     def test_an_empty_folder(self, tmp_path):
@@ -214,7 +302,7 @@ class TestBadInput:
         content = bytearray((tmp_path / "study.zip").read_bytes())
         content[300:400] = bytes(100)
         (tmp_path / "study.zip").write_bytes(content)
-        with pytest.raises(VolumeError, match=r"study\.zip"):
+        with pytest.raises(VolumeError, match=r"study\.zip/.*cannot be read"):
             read_dicom(path)
 
     def test_a_codec_that_is_not_installed(self, tmp_path, write_series, stored_voxels, monkeypatch):

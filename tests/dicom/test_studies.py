@@ -1,5 +1,8 @@
 """Studies in trees of folders: distinguished by their UID, from one file a folder."""
 
+import os
+from time import perf_counter
+
 import pytest
 
 from sam2_3dmed.dicom.files import study_folders, study_name
@@ -77,3 +80,39 @@ def test_nothing_at_all(tmp_path):
 def test_names(tmp_path):
     assert study_name(tmp_path, tmp_path) == tmp_path.name
     assert study_name(tmp_path, tmp_path / "p1" / "2020") == "p1_2020"
+
+
+def test_studies_that_are_links(tree, tmp_path_factory, write_series, stored_voxels, caplog):
+    far = tmp_path_factory.mktemp("far")
+    write_series(far / "ct", stored_voxels((3, 2, 2)), StudyInstanceUID="3")
+    root = tree({"p1/ct": "1", "p2/ct": "2"})
+    (root / "p3").symlink_to(far)
+    (root / "p4").symlink_to(root / "gone")
+    assert below(root) == ["p1", "p2", "p3"]
+    assert f"{root}: 1 files or folders left out; the first: {root}/p4: a link to nothing" in caplog.text
+
+
+def test_a_damaged_file_before_the_others(tree):
+    root = tree({"p1": "1", "p2": "2"})
+    (root / "p1" / "000.dcm").write_bytes(b"\0" * 128 + b"DICM\2\0")
+    assert below(root) == ["p1", "p2"]
+
+
+def test_a_name_that_is_not_utf_8(tmp_path):
+    folder = tmp_path / os.fsdecode("M\xfcller".encode("latin-1"))
+    assert study_name(tmp_path, folder) == "M\xfcller"
+
+
+@pytest.mark.long
+def test_ten_thousand_studies_within_a_minute(tmp_path, write_series, stored_voxels):
+    write_series(tmp_path / "one", stored_voxels((3, 2, 1)), StudyInstanceUID="1.2.300000")
+    (file,) = (tmp_path / "one").iterdir()
+    content = file.read_bytes()
+    for number in range(10_000):
+        (tmp_path / "all" / f"p{number}" / "ct").mkdir(parents=True)
+        (tmp_path / "all" / f"p{number}" / "ct" / "0.dcm").write_bytes(
+            content.replace(b"1.2.300000", f"1.2.3{number:05d}".encode())
+        )
+    began = perf_counter()
+    assert len(study_folders(tmp_path / "all")) == 10_000
+    assert perf_counter() - began < 60

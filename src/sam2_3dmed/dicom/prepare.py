@@ -108,7 +108,7 @@ def find_studies(path: Path) -> list[Study]:
         DataError: there is none.
         VolumeError: as `read_headers`.
     """
-    headers = read_headers(path, _TAGS)
+    headers, _ = read_headers(path, _TAGS)
     images = image_groups(headers)
     annotations: dict[str, Group] = {}
     for file, header in headers:

@@ -8,10 +8,11 @@ and decodes one slice at a time.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -19,12 +20,24 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.dicom.files import NEEDS_THE_EXTRA, DicomFile, opened, quiet, read_elements, read_headers, reading
+from sam2_3dmed.dicom.coded_size import coded_pixels
+from sam2_3dmed.dicom.files import (
+    HEADER_TAGS,
+    NEEDS_THE_EXTRA,
+    DicomFile,
+    left_out,
+    opened,
+    quiet,
+    read_elements,
+    read_headers,
+    reading,
+)
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.volume.volume import Volume
 
 if TYPE_CHECKING:
     from pydicom import Dataset
+    from pydicom.uid import UID
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +65,8 @@ class Plane:
     stored: tuple[int, bool]  # bits and sign of the stored values
     slope: float  # with the intercept, from stored to real values
     intercept: float
+    rescaled: tuple[bool, bool] = (True, True)  # whether the file has them; else they are 1 and 0
+    image_uid: str = ""
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -71,6 +86,8 @@ class DicomSeries:
     uid: str
     planes: tuple[Plane, ...]
     affine: NDArray[np.float64]
+    space_uid: str = ""
+    """The frame of reference, empty where the files name none."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -106,7 +123,8 @@ def choose_series(path: Path, uid: str | None = None) -> DicomSeries:
         VolumeError: no image series; none or several fit (all are listed); slices that make no regular grid; or the
             extra `dicom` is missing.
     """
-    groups = image_groups(read_headers(path))
+    headers, damaged = read_headers(path)
+    groups = image_groups(headers)
     if not groups:
         raise VolumeError(f"{path}: DICOM files, but no images among them")
     if uid is None and len(groups) == 1:
@@ -114,11 +132,11 @@ def choose_series(path: Path, uid: str | None = None) -> DicomSeries:
     if uid is not None:
         if uid not in groups:
             raise VolumeError(f"{path}: no series {uid} here; there are {_listed(groups)}")
-        return make_series(path, groups[uid])
+        return make_series(path, groups[uid], damaged)
     regular = []
     for group in groups.values():
         with suppress(VolumeError):
-            regular.append(make_series(path, group))
+            regular.append(make_series(path, group, damaged))
     fitting = [series for series in regular if len(series.planes) > 1]
     if len(fitting) != 1:
         raise VolumeError(f"{path}: {len(groups)} series, choose one by its UID (--series): {_listed(groups)}")
@@ -135,15 +153,85 @@ def image_groups(headers: Group) -> dict[str, Group]:
     return dict(groups)
 
 
-def make_series(path: Path, group: Group) -> DicomSeries:
-    """The series that these files make. Raises VolumeError, which names it, if its slices make no regular grid."""
+def make_series(path: Path, group: Group, damaged: Mapping[str, str] | None = None) -> DicomSeries:
+    """The series that these files make, without its localizers and copies of a file.
+
+    Args:
+        damaged: of `read_headers`.
+
+    Raises:
+        VolumeError: its slices make no regular grid of one patient's grey values, or one of its files may be damaged.
+            The message names the series.
+    """
     tags = "SeriesInstanceUID", "Modality", "SeriesDescription"
     uid, modality, description = (str(group[0][1].get(tag, "")) for tag in tags)
     try:
+        for place in (uid, *sorted({str(file.folder) for file, _ in group})):
+            if place in (damaged or {}):
+                raise VolumeError((damaged or {})[place])
+        group = _without_copies(path, _without_localizers(path, group))
+        _require_one_source(group)
+        for file, header in group:
+            _require_grey_values(file, header)
         planes, affine = arrange([plane for file, header in group for plane in planes_of(file, header)])
     except VolumeError as error:
         raise VolumeError(f"{path}: series {uid} ({modality}, {description or 'no description'}): {error}") from None
-    return DicomSeries(uid, tuple(planes), affine)
+    spaces = [space for _, header in group if (space := str(header.get("FrameOfReferenceUID") or ""))]
+    return DicomSeries(uid, tuple(planes), affine, spaces[0] if spaces else "")
+
+
+def _without_localizers(path: Path, group: Group) -> Group:
+    kept, localizers = [], []
+    for file, header in group:
+        is_one = "LOCALIZER" in str(header.get("ImageType", "")).upper()
+        (localizers if is_one else kept).append((file, header))
+    if not kept:
+        return group
+    left_out(path, "localizers", [str(file) for file, _ in localizers])
+    return kept
+
+
+def _without_copies(path: Path, group: Group) -> Group:
+    """Without files whose header and pixels another file has, too."""
+    uids = {file: str(header.get("SOPInstanceUID") or "") for file, header in group}
+    counts = Counter(uid for uid in uids.values() if uid)
+    headers = dict(group)
+    seen: set[tuple[object, ...]] = set()
+    copies: set[DicomFile] = set()
+    for file, stream in opened(file for file, uid in uids.items() if counts[uid] > 1):
+        pixels = read_elements(file, stream, ["PixelData"], stop_before_pixels=False).get("PixelData", b"")
+        content = (sha256(pixels).digest(), *(str(headers[file].get(tag)) for tag in HEADER_TAGS))
+        if content in seen:
+            copies.add(file)
+        seen.add(content)
+    left_out(path, "copies of files", map(str, sorted(copies)))
+    return [(file, header) for file, header in group if file not in copies]
+
+
+def _require_one_source(group: Group) -> None:
+    """Raise VolumeError for slices of several patients, frames of reference or modalities; absent values fit all."""
+    for what, keyword in (
+        ("patients", "PatientID"),
+        ("patients", "PatientName"),
+        ("frames of reference", "FrameOfReferenceUID"),
+        ("modalities", "Modality"),
+    ):
+        files: dict[str, DicomFile] = {}
+        for file, header in group:
+            value = " ".join(str(header.get(keyword) or "").casefold().replace("^", " ").split())
+            files.setdefault(value, file)
+        files.pop("", None)
+        if len(files) > 1:
+            first, second, *_ = sorted(files.values())
+            raise VolumeError(f"slices of different {what} ({keyword}): {first} and {second}")
+
+
+def _require_grey_values(file: DicomFile, header: Dataset) -> None:
+    grey = str(header.get("PhotometricInterpretation") or "MONOCHROME2").startswith("MONOCHROME")
+    if header.get("SamplesPerPixel", 1) != 1 or not grey:
+        raise VolumeError(f"{file}: a colour picture, not grey values")
+    if "ModalityLUTSequence" in header:
+        raise VolumeError(f"{file}: its values go through a table (Modality LUT), which is not supported")
 
 
 def _listed(groups: dict[str, Group]) -> str:
@@ -161,12 +249,8 @@ def planes_of(file: DicomFile, header: Dataset) -> list[Plane]:
     """The slices in a file: one, or each of a multi-frame file.
 
     Raises:
-        VolumeError: the header does not place the slices, or the voxels are no grey values.
+        VolumeError: the header does not place the slices.
     """
-    if header.get("SamplesPerPixel", 1) != 1:
-        raise VolumeError(f"{file}: a colour picture, not grey values")
-    if "ModalityLUTSequence" in header:
-        raise VolumeError(f"{file}: its values go through a table (Modality LUT), which is not supported")
     shared = _first(header, "SharedFunctionalGroupsSequence")
     groups = header.get("PerFrameFunctionalGroupsSequence") or [None]
     if groups[0] is None and int(header.get("NumberOfFrames") or 1) > 1:
@@ -176,7 +260,7 @@ def planes_of(file: DicomFile, header: Dataset) -> list[Plane]:
             return [_plane(file, index, header, [group, shared]) for index, group in enumerate(groups)]
     except KeyError as error:
         raise VolumeError(f"{file}: no {error.args[0]}") from None
-    except (TypeError, ValueError) as error:
+    except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
         raise VolumeError(f"{file}: its header cannot be used: {error}") from None
 
 
@@ -215,6 +299,10 @@ def _plane(file: DicomFile, index: int, header: Dataset, groups: Sequence[Datase
     position = np.array(value("ImagePositionPatient", "PlanePositionSequence"), float).reshape(3)
     numbers = [*directions.flat, rows_mm, columns_mm, *position]
     is_orthonormal = np.allclose(directions @ directions.T, np.eye(2), atol=1e-2)
+    transform = "PixelValueTransformationSequence"
+    slope, intercept = (str(value(keyword, transform, "")) for keyword in ("RescaleSlope", "RescaleIntercept"))
+    if not np.isfinite([float(slope or 1), float(intercept or 0)]).all():
+        raise ValueError(f"its slope {slope!r:.20} or intercept {intercept!r:.20} is not finite")
     if not np.isfinite(numbers).all() or min(rows_mm, columns_mm) <= 0 or not is_orthonormal:
         raise ValueError("position, orientation or spacing is out of range")
     return Plane(
@@ -226,8 +314,10 @@ def _plane(file: DicomFile, index: int, header: Dataset, groups: Sequence[Datase
         float(str(thickness)),
         (int(header["Columns"].value), int(header["Rows"].value)),
         (int(header["BitsStored"].value), bool(header.get("PixelRepresentation", 0))),
-        float(str(value("RescaleSlope", "PixelValueTransformationSequence", 1))),
-        float(str(value("RescaleIntercept", "PixelValueTransformationSequence", 0))),
+        float(slope or 1),
+        float(intercept or 0),
+        (slope != "", intercept != ""),
+        str(header.get("SOPInstanceUID") or ""),
     )
 
 
@@ -245,6 +335,9 @@ def _check_alike(planes: Sequence[Plane]) -> None:
         raise VolumeError("slices of different orientations")
     if not all(np.allclose(plane.spacing_mm, first.spacing_mm, rtol=1e-4) for plane in planes):
         raise VolumeError("slices of different pixel spacings")
+    odd = next((plane for plane in planes if plane.rescaled != first.rescaled), None)
+    if odd is not None:
+        raise VolumeError(f"{odd.file} has a slope or intercept and {first.file} has none, or the other way round")
 
 
 def _step(heights: NDArray[np.float64], ordered: Sequence[Plane]) -> NDArray[np.float64]:
@@ -264,12 +357,27 @@ def _step(heights: NDArray[np.float64], ordered: Sequence[Plane]) -> NDArray[np.
     even = heights[0] + np.linspace(0, heights[-1] - heights[0], count)
     if np.abs(heights - even).max() > tolerance:
         _refuse_gaps(gaps, gap, tolerance, ordered)
-    whole = ordered[-1].position_mm - ordered[0].position_mm
-    sideways = whole - (whole @ normal) * normal
-    if np.linalg.norm(sideways) > tolerance:
-        degrees = np.degrees(np.arctan2(np.linalg.norm(sideways), whole @ normal))
-        raise VolumeError(f"gantry tilt: the stack leans by {degrees:.1f} degrees; resample it first")
+    _check_one_above_the_other(heights - heights[0], ordered, tolerance)
     return np.asarray(normal * (heights[-1] - heights[0]) / (count - 1))
+
+
+def _check_one_above_the_other(heights: NDArray[np.float64], ordered: Sequence[Plane], tolerance: float) -> None:
+    """Raise VolumeError if the stack leans, or if a slice lies sideways of the others or is turned against them."""
+    first = ordered[0]
+    offsets = np.array([plane.position_mm - first.position_mm for plane in ordered])
+    sideways = offsets - heights[:, None] * first.normal
+    bent = np.linalg.norm(sideways - np.outer(heights / heights[-1], sideways[-1]), axis=1)
+    if bent.max() > tolerance:
+        away = np.linalg.norm(sideways - np.median(sideways, axis=0), axis=1)
+        raise VolumeError(f"{ordered[int(away.argmax())].file} lies {away.max():.3g} mm sideways of the other slices")
+    if np.linalg.norm(sideways[-1]) > tolerance:
+        degrees = np.degrees(np.arctan2(np.linalg.norm(sideways[-1]), heights[-1]))
+        raise VolumeError(f"gantry tilt: the stack leans by {degrees:.1f} degrees; resample it first")
+    ends = np.array([[1, 0], [0, 1], [1, 1]]) * (np.array(first.size) - 1) * first.spacing_mm
+    turned = np.array([np.linalg.norm(ends @ (plane.directions - first.directions), axis=1).max() for plane in ordered])
+    if turned.max() > max(tolerance, min(first.spacing_mm) / 2):
+        odd = ordered[int(turned.argmax())].file
+        raise VolumeError(f"{odd} is turned against {first.file}: a corner lies {turned.max():.3g} mm away")
 
 
 def _refuse_gaps(gaps: NDArray[np.float64], gap: float, tolerance: float, ordered: Sequence[Plane]) -> None:
@@ -317,6 +425,7 @@ def _pixels(file: DicomFile, stream: BinaryIO, indices: list[int]) -> Iterator[N
     from pydicom.pixels.utils import iter_pixels
 
     syntax = read_elements(file, stream, ["Rows"]).file_meta.get("TransferSyntaxUID")
+    stream.seek(0)
     try:
         available = get_decoder(syntax).is_available
     except (NotImplementedError, ValueError, TypeError):  # pydicom has no such syntax, or the file names none
@@ -327,5 +436,30 @@ def _pixels(file: DicomFile, stream: BinaryIO, indices: list[int]) -> Iterator[N
             f"{file}: pixels stored as {syntax.name!r} need a codec that is not installed; {NEEDS_THE_EXTRA}"
         )
     stream.seek(0)
+    _require_filled(file, stream, syntax, indices)
+    stream.seek(0)
     with reading(file, "its pixels are"):
         yield from iter_pixels(stream, indices=indices, raw=True)
+
+
+def _require_filled(file: DicomFile, stream: BinaryIO, syntax: UID, indices: list[int]) -> None:
+    """Raise VolumeError if there are more pixels than rows and columns hold: then each row would begin elsewhere."""
+    from pydicom.encaps import get_frame
+
+    header = read_elements(file, stream, ["Rows", "Columns", "NumberOfFrames", "BitsAllocated"])
+    if syntax.is_deflated:
+        return
+    with reading(file, "its pixels are"):
+        size, count = (header.Columns, header.Rows), int(header.get("NumberOfFrames") or 1)
+        element = stream.read(12)  # the tag, without or with the type of the value, and the length
+        begin = stream.tell()
+        for index in indices if syntax.is_encapsulated else []:
+            stream.seek(begin)
+            coded = coded_pixels(get_frame(stream, index, number_of_frames=count), syntax)
+            if coded not in (size, size[0] * size[1], None):
+                raise VolumeError(f"{file}: its compressed pixels are {coded}, but its columns and rows are {size}")
+        expected = size[0] * size[1] * count * header.BitsAllocated // 8
+        length = element[4:8] if syntax.is_implicit_VR else element[8:]
+        given = int.from_bytes(length, "little" if syntax.is_little_endian else "big")
+    if not syntax.is_encapsulated and given > expected + expected % 2:
+        raise VolumeError(f"{file}: its pixels take {given} bytes, but its rows and columns hold {expected}")
