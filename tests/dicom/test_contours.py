@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sam2_3dmed.dicom.structures import rasterise, trace
+from sam2_3dmed.dicom.contours import rasterise, trace
 
 SQUARE = np.array([[0.5, 0.5], [3.5, 0.5], [3.5, 2.5], [0.5, 2.5]])
 
@@ -58,7 +58,48 @@ def test_there_and_back(mask):
     assert np.array_equal(rasterise(trace(mask), mask.shape), mask)
 
 
-def test_a_region_with_a_hole_has_two_outlines():
+def filled_by_others(outlines, size):
+    """Two other rasterisers; each fills every outline by itself, as viewers do, by winding numbers or even-odd."""
+    from matplotlib.path import Path
+    from skimage.draw import polygon2mask
+
+    centres = np.stack(np.meshgrid(*map(np.arange, size), indexing="ij"), axis=-1).reshape(-1, 2)
+    matplotlib, skimage = np.zeros(size, bool), np.zeros(size, bool)
+    for outline in outlines:
+        matplotlib |= Path(np.vstack([outline, outline[:1]]), closed=True).contains_points(centres).reshape(size)
+        skimage |= polygon2mask(size, outline)
+    return matplotlib, skimage
+
+
+def test_a_hole_is_a_keyhole():
     mask = np.ones((5, 5), bool)
     mask[2, 2] = False
-    assert len(trace(mask)) == 2
+    (outline,) = trace(mask)
+    for filled in filled_by_others([outline], mask.shape):
+        assert np.array_equal(filled, mask)
+
+
+def test_holes_beside_each_other_and_islands_in_holes():
+    mask = np.zeros((17, 15), bool)
+    mask[1:16, 1:14] = True
+    for left in (2, 5, 8, 11):
+        mask[left : left + 2, 3:5] = False
+    mask[3:14, 6:12] = False
+    mask[5:12, 7:11] = True
+    mask[7:9, 8:10] = False
+    outlines = trace(mask)
+    assert len(outlines) == 2  # the region and the island
+    for filled in filled_by_others(outlines, mask.shape):
+        assert np.array_equal(filled, mask)
+
+
+@given(arrays(bool, st.tuples(st.integers(2, 9), st.integers(2, 9))))
+def test_other_programs_fill_the_same_mask(mask):
+    for filled in filled_by_others(trace(mask), mask.shape):
+        assert np.array_equal(filled, mask)
+
+
+def test_an_outline_that_is_there_twice_counts_once():
+    """From another corner, in the other direction, and rounded otherwise."""
+    again = np.roll(SQUARE, 1, axis=0)[::-1] + 0.001
+    assert rasterise([SQUARE, again, SQUARE], (5, 4)).sum() == 6

@@ -6,7 +6,7 @@ from matplotlib.path import Path as Outline
 from pydicom import dcmread
 
 from sam2_3dmed.dicom.files import DicomFile
-from sam2_3dmed.dicom.structures import read_structures, structure_names, write_structures
+from sam2_3dmed.dicom.structures import drawn_structures, read_structures, structure_names, write_structures
 from sam2_3dmed.errors import VolumeError
 
 
@@ -32,7 +32,7 @@ def test_the_same_voxels_by_another_rasteriser(file, series, mask, labels):
     centres = np.stack(np.meshgrid(np.arange(columns), np.arange(rows), indexing="ij"), axis=-1).reshape(-1, 2)
     for item, value in zip(dataset.ROIContourSequence, labels, strict=True):
         read = np.zeros(series.shape, bool)
-        for contour in item.ContourSequence:
+        for contour in item.get("ContourSequence", []):
             place = images.index(contour.ContourImageSequence[0].ReferencedSOPInstanceUID)
             header = sources[place]
             along = np.array(header.ImageOrientationPatient, float).reshape(2, 3)
@@ -68,20 +68,68 @@ def _moved(voxels):
 
 
 BROKEN = {
-    "between slices": (_moved(0.5), "a contour lies across or between the slices"),
-    "beyond": (_moved(50), "a contour lies beyond the slices"),
-    "two numbers": (lambda contour, series: setattr(contour, "ContourData", [1, 2]), "is not a list of points"),
-    "no points": (lambda contour, series: setattr(contour, "ContourData", []), "a contour has no points"),
+    "two numbers": (lambda contour: setattr(contour, "ContourData", [1, 2]), "is not a list of points"),
+    "no points": (lambda contour: setattr(contour, "ContourData", []), "a contour has no points"),
 }
 
 
 @pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
 def test_contours_that_cannot_be_used(file, series, change, message):
     dataset = dcmread(file)
-    change(dataset.ROIContourSequence[0].ContourSequence[0], series)
+    change(dataset.ROIContourSequence[0].ContourSequence[0])
     with pytest.raises(VolumeError, match=message) as caught:
         list(read_structures(DicomFile(file), dataset, series))
     assert str(caught.value).startswith(f"{file}: region 'left kidney': ")
+
+
+@pytest.mark.parametrize(
+    ("voxels", "how"), [(0.5, "across or between the slices"), (50, "beyond the slices"), (-2, "beyond the slices")]
+)
+def test_a_contour_on_no_slice_is_left_out(file, series, mask, voxels, how, caplog):
+    dataset = dcmread(file)
+    _moved(voxels)(dataset.ROIContourSequence[0].ContourSequence[0], series)
+    read = dict(read_structures(DicomFile(file), dataset, series))
+    assert f"{file}: region 'left kidney': contours left out: 1 {how} of series 1.2.3.4" in caplog.text
+    expected = mask.array == 1
+    expected[:, :, 1] = False  # the first contour is that of the first slice
+    assert np.array_equal(read["left kidney"], expected)
+
+
+def test_regions_in_another_frame_of_reference_are_left_out(file, series, caplog):
+    dataset = dcmread(file)
+    dataset.StructureSetROISequence[1].ReferencedFrameOfReferenceUID = "9.9"
+    assert list(dict(read_structures(DicomFile(file), dataset, series))) == ["left kidney", "spleen"]
+    assert "1 regions in another frame of reference than series 1.2.3.4 left out; the first: tumour" in caplog.text
+
+
+def test_without_any_frame_of_reference_all_regions_are_read(file, series, labels):
+    dataset = dcmread(file)
+    del dataset.FrameOfReferenceUID, dataset.ReferencedFrameOfReferenceSequence
+    for item in dataset.StructureSetROISequence:
+        del item.ReferencedFrameOfReferenceUID
+    assert list(dict(read_structures(DicomFile(file), dataset, series))) == list(labels.values())
+
+
+def test_a_contour_that_is_stored_twice_adds_nothing(file, series, mask):
+    dataset = dcmread(file)
+    contours = dataset.ROIContourSequence[0].ContourSequence
+    contours.append(contours[0])
+    read = dict(read_structures(DicomFile(file), dataset, series))
+    assert np.array_equal(read["left kidney"], mask.array == 1)
+
+
+def test_a_hole_is_no_contour_of_its_own(file):
+    """Programs fill each contour by itself. Slices 1 to 3 have one each, although there is a hole in slice 2."""
+    assert len(dcmread(file).ROIContourSequence[0].ContourSequence) == 3
+
+
+def test_points_and_empty_regions_are_not_drawn(file):
+    dataset = dcmread(file)
+    dataset.ROIContourSequence[0].ContourSequence[0].ContourGeometricType = "POINT"
+    dataset.ROIContourSequence[1].ContourSequence = dataset.ROIContourSequence[1].ContourSequence[:1]
+    dataset.ROIContourSequence[1].ContourSequence[0].NumberOfContourPoints = 1
+    assert "ContourSequence" not in dataset.ROIContourSequence[2]
+    assert drawn_structures(dataset) == {1}
 
 
 def test_points_are_no_regions(file, series, mask):

@@ -1,14 +1,10 @@
-"""DICOM RTSTRUCT: contours as masks on the grid of their series, and masks as contours that refer to the series.
-
-A pixel belongs to a region if its centre lies inside, by the even-odd rule. matplotlib and scikit-image give the same
-pixels unless an outline runs through pixel centres: then they count a shared edge twice or depend on the direction of
-the outline. They also take 150 times as long for a fine outline.
-"""
+"""DICOM RTSTRUCT: contours as masks on the grid of their series, and masks as contours that refer to the series."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.dicom.files import DicomFile, quiet, require_dicom
-from sam2_3dmed.dicom.segmentation import MAKER
+from sam2_3dmed.dicom.contours import Polygon, rasterise, trace
+from sam2_3dmed.dicom.files import DicomFile, left_out, quiet, require_dicom
 from sam2_3dmed.dicom.series import LPS_TO_RAS, DicomSeries
+from sam2_3dmed.dicom.sources import CHARACTERS, MAKER, element_name, source_headers
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.processes.atomic import naming, replacing
 from sam2_3dmed.volume.label import class_colour
@@ -28,13 +25,12 @@ from sam2_3dmed.volume.volume import Volume
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-Polygon = NDArray[np.float64]
-"""(n, 2): column and row of each corner, in pixels, 0 at the centre of the first; the last joins the first."""
+logger = logging.getLogger(__name__)
 
 _CLOSED = {"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"}
+_FEWEST_POINTS = 3
 _BETWEEN_SLICES = 0.2  # of the distance of two slices
 _DECIMALS = 4  # of a mm; a number may have 16 characters
-_ROUNDING = 6  # decimals of a pixel, so that rounding errors of mm do not decide the side of a centre
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 _OF_THE_STUDY = """
     PatientName PatientID PatientBirthDate PatientSex StudyInstanceUID StudyDate StudyTime StudyID AccessionNumber
@@ -47,28 +43,70 @@ def read_structures(
 ) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """The regions of an RTSTRUCT as masks (X, Y, Z) on a series' grid, one at a time; None for `wanted` takes all.
 
+    Regions in another frame of reference are passed over. Contours that lie on no slice of the series are left out,
+    with a line for each region.
+
     Raises:
-        VolumeError: broken contours, or contours that lie on no slice of the series.
+        VolumeError: broken contours.
     """
-    items = dataset.get("ROIContourSequence", [])
-    contours = {int(item.ReferencedROINumber): item.get("ContourSequence", []) for item in items}
-    for number, name in structure_names(dataset).items():
+    contours = _contours_of(dataset)
+    names = structure_names(dataset, series.uid, series.space_uid)
+    elsewhere = [name for number, name in structure_names(dataset).items() if number not in names]
+    left_out(file.path, f"regions in another frame of reference than series {series.uid}", elsewhere)
+    for number, name in names.items():
         if wanted is not None and name not in wanted:
             continue
         on_slices: defaultdict[int, list[Polygon]] = defaultdict(list)
+        outside: Counter[str] = Counter()
+        where = f"{file}: region {name!r}"
         for contour in contours.get(number, []):
-            if contour.get("ContourGeometricType", "CLOSED_PLANAR") in _CLOSED:
-                place, polygon = _on_slice(f"{file}: region {name!r}", contour, series)
+            place, polygon = _on_slice(where, contour, series)
+            if isinstance(place, str):
+                outside[place] += 1
+            else:
                 on_slices[place].append(polygon)
+        if outside:
+            listed = ", ".join(f"{count} {how}" for how, count in sorted(outside.items()))
+            logger.warning("%s: contours left out: %s of series %s", where, listed, series.uid)
         mask = np.zeros(series.shape, bool)
         for place, polygons in on_slices.items():
             mask[:, :, place] = rasterise(polygons, series.shape[:2])
         yield name, mask
 
 
-def structure_names(dataset: Dataset) -> dict[int, str]:
-    """The name of each region by its number."""
-    return {int(item.ROINumber): str(item.get("ROIName", "")) for item in dataset.get("StructureSetROISequence", [])}
+def structure_names(dataset: Dataset, series_uid: str = "", space_uid: str = "") -> dict[int, str]:
+    """The name of each region by its number.
+
+    Args:
+        series_uid: with `space_uid`, its frame of reference: only regions that lie in that frame.
+    """
+    spaces = {str(dataset.get("FrameOfReferenceUID") or ""): {""}}
+    for item in dataset.get("ReferencedFrameOfReferenceSequence", []):
+        space = str(item.get("FrameOfReferenceUID") or "")
+        spaces.setdefault(space, set()).update(referred_series(item))
+    spaces.pop("", None)
+    mine = {space for space, uids in spaces.items() if series_uid in uids} | ({space_uid} - {""})
+    names = {}
+    for item in dataset.get("StructureSetROISequence", []):
+        space = str(item.get("ReferencedFrameOfReferenceUID") or (next(iter(spaces)) if len(spaces) == 1 else ""))
+        is_unknown = not mine or (not space and not spaces)
+        if is_unknown or space in mine or not series_uid:
+            names[int(item.ROINumber)] = str(item.get("ROIName") or "")
+    return names
+
+
+def referred_series(space: Dataset) -> set[str]:
+    """The series in an item of the referenced frames of reference, two levels down."""
+    return {
+        str(series.get("SeriesInstanceUID", ""))
+        for study in space.get("RTReferencedStudySequence", [])
+        for series in study.get("RTReferencedSeriesSequence", [])
+    }
+
+
+def drawn_structures(dataset: Dataset) -> set[int]:
+    """The numbers of the regions that have a closed contour, and not only points, lines or nothing."""
+    return {number for number, contours in _contours_of(dataset).items() if contours}
 
 
 def write_structures(mask: Volume, series: DicomSeries, path: Path, labels: Mapping[int, str]) -> None:
@@ -84,10 +122,11 @@ def write_structures(mask: Volume, series: DicomSeries, path: Path, labels: Mapp
     require_dicom()
     from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
-    sources = series.headers()
+    sources = source_headers(series)
     with quiet():  # for values of the source that its scanner wrote loosely
         structures = _dataset(
-            {keyword: sources[0].get(keyword, "") for keyword in _OF_THE_STUDY.split()}
+            {"SpecificCharacterSet": CHARACTERS}
+            | {keyword: sources[0].get(keyword, "") for keyword in _OF_THE_STUDY.split()}
             | dict.fromkeys(["Manufacturer", "ManufacturerModelName", "StructureSetLabel"], MAKER)
             | _source_elements(sources, series.uid)
             | _region_elements(sources, series, mask, labels),
@@ -110,61 +149,35 @@ def write_structures(mask: Volume, series: DicomSeries, path: Path, labels: Mapp
         structures.save_as(stream, enforce_file_format=True)
 
 
-def rasterise(polygons: Sequence[Polygon], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """The pixels, (columns, rows), whose centres lie inside an odd number of polygons; one in another is a hole."""
-    columns, rows = size
-    # Each edge that crosses the centre line of a row swaps inside and outside for all pixels to its right.
-    swaps = np.zeros((rows, columns + 1), np.int32)
-    for polygon in polygons:
-        at_rows, at_columns = _crossings(np.round(polygon, _ROUNDING), rows)
-        np.add.at(swaps, (at_rows, np.clip(np.ceil(at_columns), 0, columns).astype(np.int64)), 1)
-    inside: NDArray[np.bool_] = np.cumsum(swaps[:, :columns], axis=1) % 2 == 1
-    return inside.T
+def _contours_of(dataset: Dataset) -> dict[int, list[Dataset]]:
+    """The contours that enclose something, by the number of the region."""
+    found: defaultdict[int, list[Dataset]] = defaultdict(list)
+    for item in dataset.get("ROIContourSequence", []):
+        for contour in item.get("ContourSequence", []):
+            is_closed = contour.get("ContourGeometricType", "CLOSED_PLANAR") in _CLOSED
+            count = contour.get("NumberOfContourPoints") or np.size(contour.get("ContourData") or []) // 3
+            if is_closed and count >= _FEWEST_POINTS:
+                found[int(item.ReferencedROINumber)].append(contour)
+    return found
 
 
-def trace(mask: NDArray[np.bool_]) -> list[Polygon]:
-    """Closed outlines of a mask (columns, rows), half-way between pixels inside and outside.
-
-    Holes have outlines of their own. `rasterise` gives the same mask back.
-    """
-    from contourpy import contour_generator
-
-    padded = np.pad(mask.T, 1).astype(np.float64)
-    lines = contour_generator(z=padded).lines(0.5)
-    return [np.asarray(line, np.float64)[:-1] - 1 for line in lines]
-
-
-def _crossings(polygon: Polygon, rows: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Row and column of every crossing of an edge with the centre line of a row.
-
-    An edge owns its upper end and not its lower one, so a corner on a centre line counts once or twice as it must.
-    """
-    (x, y), (next_x, next_y) = polygon.T, np.roll(polygon, -1, axis=0).T
-    first = np.clip(np.ceil(np.minimum(y, next_y)), 0, rows).astype(np.int64)
-    last = np.clip(np.ceil(np.maximum(y, next_y)), 0, rows).astype(np.int64)
-    counts = last - first
-    edge = np.repeat(np.arange(len(polygon)), counts)
-    row = first[edge] + np.arange(len(edge)) - np.repeat(np.cumsum(counts) - counts, counts)
-    along = (row - y[edge]) / (next_y - y)[edge]
-    return row, np.round(x[edge] + along * (next_x - x)[edge], _ROUNDING)
-
-
-def _on_slice(where: str, contour: Dataset, series: DicomSeries) -> tuple[int, Polygon]:
-    """The slice that a contour lies on, and the contour in its columns and rows."""
+def _on_slice(where: str, contour: Dataset, series: DicomSeries) -> tuple[int | str, Polygon]:
+    """The slice that a contour lies on, or how it lies on none, and the contour in columns and rows."""
     try:
         with quiet():
             points = np.array(contour.ContourData, np.float64).reshape(-1, 3)
     except (AttributeError, TypeError, ValueError):
         raise VolumeError(f"{where}: a contour is not a list of points") from None
-    if not points.size:
-        raise VolumeError(f"{where}: a contour has no points")
+    if not points.size or not np.isfinite(points).all():
+        raise VolumeError(f"{where}: a contour has no points, or a point is not finite")
     to_voxels = np.linalg.inv(series.affine) @ LPS_TO_RAS
     voxels = points @ to_voxels[:3, :3].T + to_voxels[:3, 3]
-    place = round(float(np.median(voxels[:, 2])))
-    if np.abs(voxels[:, 2] - place).max() > _BETWEEN_SLICES:
-        raise VolumeError(f"{where}: a contour lies across or between the slices of series {series.uid}")
+    heights = voxels[:, 2]
+    place = round(float(np.median(heights)))
     if not 0 <= place < series.shape[2]:
-        raise VolumeError(f"{where}: a contour lies beyond the slices of series {series.uid}")
+        return "beyond the slices", voxels[:, :2]
+    if np.abs(heights - place).max() > _BETWEEN_SLICES:
+        return "across or between the slices", voxels[:, :2]
     return place, voxels[:, :2]
 
 
@@ -203,10 +216,11 @@ def _region_elements(
     }
     regions, contoured, observed = [], [], []
     for number, (value, name) in enumerate(labels.items(), start=1):
-        regions.append({"ROINumber": number, "ROIName": name[:64], **shared})
+        regions.append({"ROINumber": number, "ROIName": element_name(name), **shared})
         contours = list(_contours(mask.array == value, series, sources))
         colour = list(class_colour(number))
-        contoured.append({"ReferencedROINumber": number, "ROIDisplayColor": colour, "ContourSequence": contours})
+        drawn = {"ContourSequence": contours} if contours else {}
+        contoured.append({"ReferencedROINumber": number, "ROIDisplayColor": colour, **drawn})
         observation = {"RTROIInterpretedType": "", "ROIInterpreter": "", "ObservationUID": generate_uid()}
         observed.append({"ObservationNumber": number, "ReferencedROINumber": number, **observation})
     return {"StructureSetROISequence": regions, "ROIContourSequence": contoured, "RTROIObservationsSequence": observed}

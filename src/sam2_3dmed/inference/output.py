@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from sam2_3dmed.dicom.codes import Code
 from sam2_3dmed.dicom.series import DicomSeries
+from sam2_3dmed.dicom.sources import require_sources
 from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.volume.volume import Volume
 
@@ -51,13 +52,17 @@ class MaskFormat:
         return FORMATS[self.name].ending
 
     def require(self, series: DicomSeries | None) -> None:
-        """Raise DataError if this format refers to a DICOM series and there is none."""
-        if series is None and "series" in FORMATS[self.name].arguments:
+        """Raise DataError if this format refers to a DICOM series and there is none, or VolumeError if it cannot be."""
+        if "series" not in FORMATS[self.name].arguments:
+            return
+        if series is None:
             raise DataError(f"--format {self.name} refers to a DICOM series, which this input is not")
+        require_sources(series)
 
     def write(self, mask: Volume, path: Path, series: DicomSeries | None = None) -> None:
         """Write a mask, whole or not at all. series: the DICOM input that the mask was made from."""
-        self.require(series)
+        if series is None:
+            self.require(series)
         writer = FORMATS[self.name]
         values = {"labels": self.labels, "codes": self.codes, "series": series}
         resolve_name(writer.function)(mask, path=path, **{name: values[name] for name in writer.arguments})
