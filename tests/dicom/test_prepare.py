@@ -3,6 +3,7 @@
 import json
 import shutil
 import zipfile
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -89,10 +90,103 @@ def test_where_two_overlap_the_later_one_wins(tmp_path, write_series, stored_vox
     assert "classes overlap in 8 voxels" in caplog.text
 
 
+def _square(folder, series, name, first, last, **changes):
+    """An RTSTRUCT with a square of pixels on slice 2; changes: elements of other values, None takes one away."""
+    array = np.zeros(series.shape, np.uint8)
+    array[first:last, first:last, 2] = 1
+    write_structures(Volume(array, series.affine), series, folder, {1: name})
+    dataset = dcmread(folder)
+    for keyword, value in changes.items():
+        delattr(dataset, keyword) if value is None else setattr(dataset, keyword, value)
+    dataset.save_as(folder)
+    return dataset
+
+
+@pytest.fixture
+def one(tmp_path, write_series, stored_voxels):
+    write_series(tmp_path / "s" / "ct", stored_voxels())
+    return choose_series(tmp_path / "s" / "ct")
+
+
+@pytest.mark.parametrize(("dates", "voxels"), [(("20240101", "20230101"), 4), (("20230101", "20240101"), 9)])
+def test_two_readers_are_not_mixed(tmp_path, one, dates, voxels, caplog):
+    """Readers drew 4 and 9 pixels, of which 1 is the same."""
+    for date, (name, first, last) in zip(dates, [("a", 1, 3), ("b", 2, 5)], strict=True):
+        _square(tmp_path / "s" / f"{name}.dcm", one, "GTV", first, last, StructureSetDate=date)
+    prepare(tmp_path / "s", tmp_path / "set")
+    assert label_of(tmp_path / "set", "s").sum() == voxels
+    assert "s: 'GTV' is drawn in " in caplog.text
+
+
+def test_the_same_annotation_twice_is_one(tmp_path, one, caplog):
+    _square(tmp_path / "s" / "a.dcm", one, "GTV", 1, 3)
+    shutil.copy(tmp_path / "s" / "a.dcm", tmp_path / "s" / "b.dcm")
+    prepare(tmp_path / "s", tmp_path / "set")
+    assert label_of(tmp_path / "set", "s").sum() == 4
+    assert "is drawn in" not in caplog.text
+
+
+@pytest.mark.parametrize("by", ["images", "frame of reference"])
+def test_an_annotation_without_references(tmp_path, one, write_series, stored_voxels, by):
+    write_series(tmp_path / "s" / "x", stored_voxels(), SeriesInstanceUID="1.2.7", FrameOfReferenceUID="1.7")
+    dataset = _square(tmp_path / "s" / "a.dcm", one, "GTV", 1, 3)
+    del dataset.ReferencedFrameOfReferenceSequence
+    if by == "images":
+        del dataset.FrameOfReferenceUID, dataset.StructureSetROISequence[0].ReferencedFrameOfReferenceUID
+    else:
+        del dataset.ROIContourSequence[0].ContourSequence[0].ContourImageSequence
+    dataset.save_as(tmp_path / "s" / "a.dcm")
+    (study,), _ = find_studies(tmp_path / "s")
+    assert study.image[0][1].SeriesInstanceUID == one.uid
+    prepare(tmp_path / "s", tmp_path / "set")
+    assert label_of(tmp_path / "set", "s").sum() == 4
+
+
+def test_regions_of_two_frames_of_reference(tmp_path, one, write_series, stored_voxels):
+    """Each region is drawn into the series of its frame alone."""
+    write_series(tmp_path / "s" / "x", stored_voxels(), SeriesInstanceUID="1.2.7", FrameOfReferenceUID="1.7")
+    other = choose_series(tmp_path / "s" / "x")
+    first = _square(tmp_path / "s" / "a.dcm", one, "A", 1, 3)
+    second = _square(tmp_path / "s" / "b.dcm", other, "B", 2, 5)
+    (tmp_path / "s" / "b.dcm").unlink()
+    second.StructureSetROISequence[0].ROINumber = second.ROIContourSequence[0].ReferencedROINumber = 2
+    for sequence in ("ReferencedFrameOfReferenceSequence", "StructureSetROISequence", "ROIContourSequence"):
+        setattr(first, sequence, [*first[sequence].value, *second[sequence].value])
+    first.save_as(tmp_path / "s" / "a.dcm")
+    cases, _ = prepare(tmp_path / "s", tmp_path / "set")
+    found = [np.unique(label_of(tmp_path / "set", name), return_counts=True) for name in cases]
+    assert [(values.tolist(), counts.tolist()[1:]) for values, counts in found] == [([0, 1], [4]), ([0, 2], [9])]
+
+
+def test_points_and_empty_regions_are_no_classes(tmp_path, one):
+    dataset = _square(tmp_path / "s" / "a.dcm", one, "GTV", 1, 3)
+    for number, contours in ((2, []), (3, [deepcopy(dataset.ROIContourSequence[0].ContourSequence[0])])):
+        for sequence, keyword in (
+            ("StructureSetROISequence", "ROINumber"),
+            ("ROIContourSequence", "ReferencedROINumber"),
+        ):
+            item = deepcopy(dataset[sequence].value[0])
+            setattr(item, keyword, number)
+            dataset[sequence].value.append(item)
+        dataset.StructureSetROISequence[-1].ROIName = f"other {number}"
+        dataset.ROIContourSequence[-1].ContourSequence = contours
+    point = dataset.ROIContourSequence[-1].ContourSequence[0]
+    point.ContourGeometricType, point.NumberOfContourPoints, point.ContourData = "POINT", 1, [0, 0, 0]
+    dataset.save_as(tmp_path / "s" / "a.dcm")
+    prepare(tmp_path / "s", tmp_path / "set")
+    assert read_dataset(tmp_path / "set").labels == {1: "GTV"}
+
+
+def test_an_annotation_of_images_that_are_not_here(studies, tmp_path, caplog):
+    shutil.rmtree(studies / "patient0" / "ct")
+    assert prepare(studies, tmp_path / "set")[0] == ["patient1"]
+    assert f"1 annotations without images here left out; the first: {studies}/patient0/seg.dcm refers to" in caplog.text
+
+
 def test_a_zip(studies, tmp_path):
     path = shutil.make_archive(str(tmp_path / "all"), "zip", studies)
     assert zipfile.is_zipfile(path)
-    assert [study.name for study in find_studies(tmp_path / "all.zip")] == ["patient0", "patient1"]
+    assert [study.name for study in find_studies(tmp_path / "all.zip")[0]] == ["patient0", "patient1"]
     assert prepare(tmp_path / "all.zip", tmp_path / "set")[0] == ["patient0", "patient1"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonpath
 from pathlib import Path
@@ -15,11 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam2_3dmed.dicom.codes import Code
-from sam2_3dmed.dicom.files import HEADER_TAGS, opened, read_elements, read_headers
-from sam2_3dmed.dicom.segmentation import read_segments, segment_codes, segment_names
+from sam2_3dmed.dicom.files import (
+    HEADER_TAGS,
+    DicomFile,
+    left_out,
+    opened,
+    read_elements,
+    read_headers,
+    readable,
+    reading,
+)
+from sam2_3dmed.dicom.segmentation import drawn_segments, read_segments, segment_codes, segment_names
 from sam2_3dmed.dicom.series import DicomSeries, Group, image_groups, make_series
-from sam2_3dmed.dicom.structures import read_structures, structure_names
-from sam2_3dmed.errors import ConfigError, DataError, UserError
+from sam2_3dmed.dicom.structures import drawn_structures, read_structures, referred_series, structure_names
+from sam2_3dmed.errors import ConfigError, DataError, UserError, VolumeError
 from sam2_3dmed.processes.atomic import make_folder, write_text
 
 if TYPE_CHECKING:
@@ -30,7 +39,30 @@ logger = logging.getLogger(__name__)
 Labels = Sequence[tuple[str, int]]
 """Names of segments or regions with the value each gets; a later one wins where two overlap."""
 
-_TAGS = (*HEADER_TAGS, "SegmentSequence", "StructureSetROISequence", "ReferencedFrameOfReferenceSequence")
+_TAGS = (
+    *HEADER_TAGS,
+    *("SegmentSequence", "SegmentationType", "PixelPaddingValue"),
+    *("StructureSetROISequence", "ReferencedFrameOfReferenceSequence"),
+    *("StructureSetDate", "StructureSetTime", "ContentDate", "ContentTime", "SeriesDate", "SeriesTime"),
+)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """A SEG or an RTSTRUCT, with the names of what it has drawn in a series."""
+
+    file: DicomFile
+    header: Dataset
+    names: frozenset[str]
+
+    @property
+    def made_at(self) -> str:
+        """Date and time, for the order of versions; empty where it names none."""
+        moments = (
+            "".join(str(self.header.get(f"{event}{part}") or "") for part in ("Date", "Time"))
+            for event in ("StructureSet", "Content", "Series")
+        )
+        return next(filter(None, moments), "")
 
 
 @dataclass(frozen=True)
@@ -39,7 +71,7 @@ class Study:
 
     name: str
     image: Group
-    annotations: Group
+    annotations: list[Annotation]
 
 
 def prepare(
@@ -58,7 +90,7 @@ def prepare(
         DataError: no annotated series, several modalities, no such label, no case that works; or `folder` is
             not empty.
     """
-    found = find_studies(studies)
+    found, damaged = find_studies(studies)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: exists and is not an empty folder")
     modalities = Counter(str(study.image[0][1].get("Modality", "unknown")) for study in found)
@@ -70,7 +102,7 @@ def prepare(
     failures: dict[str, str] = {}
     for done, study in enumerate(found, start=1):
         try:
-            _write_case(studies, study, folder, chosen)
+            _write_case(studies, study, folder, chosen, damaged)
             cases.append(study.name)
         except UserError as error:
             logger.warning("%s failed; the reason follows at the end", study.name)
@@ -80,8 +112,8 @@ def prepare(
         raise DataError(f"{studies}: no case could be made; the first: {next(iter(failures.values()))}")
     codes: dict[str, Code] = {}
     for study in found:
-        for _, header in study.annotations:
-            codes |= segment_codes(header)
+        for annotation in study.annotations:
+            codes |= segment_codes(annotation.header)
     _write_dataset_json(studies, folder, cases, next(iter(modalities)), chosen, codes)
     return cases, failures
 
@@ -101,46 +133,120 @@ def parse_labels(texts: Sequence[str]) -> Labels:
     return labels
 
 
-def find_studies(path: Path) -> list[Study]:
+def find_studies(path: Path) -> tuple[list[Study], dict[str, str]]:
     """Every image series that an annotation refers to, named by the folders that their files have in common.
+
+    An annotation without references belongs to the series of its contours' images, else to those of its frame of
+    reference.
+
+    Returns:
+        The studies, and the damaged images of `read_headers`.
 
     Raises:
         DataError: there is none.
         VolumeError: as `read_headers`.
     """
-    headers, _ = read_headers(path, _TAGS)
+    headers, damaged = read_headers(path, _TAGS)
     images = image_groups(headers)
-    annotations: dict[str, Group] = {}
-    for file, header in headers:
-        if header.get("Modality") in ("SEG", "RTSTRUCT"):
-            for uid in set(_referred_series(header)) & set(images):
-                annotations.setdefault(uid, []).append((file, header))
+    place = _Places(images)
+    annotations: dict[str, list[Annotation]] = {}
+    unmatched: list[str] = []
+    for file, header in _without_copies(headers):
+        try:
+            with reading(file, "what it refers to or names is"):
+                contours = _contours(file) if header.get("Modality") == "RTSTRUCT" else None
+                names = {uid: _names(header, contours, uid, place.space_of[uid]) for uid in place.of(header, contours)}
+        except VolumeError as error:
+            unmatched.append(str(error))
+            continue
+        for uid, drawn in names.items():
+            annotations.setdefault(uid, []).append(Annotation(file, header, drawn))
+        if not names:
+            referred = ", ".join(sorted(_referred_series(header))) or "no series, image or frame of reference of these"
+            unmatched.append(f"{file} refers to {referred}")
+    left_out(path, "annotations without images here", unmatched)
     if not annotations:
         raise DataError(f"{path}: no DICOM-SEG or RTSTRUCT here that refers to an image series here")
-    names: Counter[str] = Counter()
+    names_of_cases: Counter[str] = Counter()
     studies = []
     for uid, group in sorted(annotations.items(), key=lambda item: images[item[0]][0][0]):
-        folder = Path(commonpath([Path(str(file)).parent for file, _ in (*images[uid], *group)]))
+        files = [*(file for file, _ in images[uid]), *(annotation.file for annotation in group)]
+        folder = Path(commonpath({file.folder for file in files}))
         parts = folder.relative_to(path).parts if folder.is_relative_to(path) else ()
-        name = "_".join(parts) or path.resolve().name.removesuffix(".zip")
-        names[name] += 1
-        studies.append(Study(name if names[name] == 1 else f"{name}_{names[name]}", images[uid], group))
-    return studies
+        name = readable("_".join(parts) or path.resolve().name.removesuffix(".zip"))
+        names_of_cases[name] += 1
+        count = names_of_cases[name]
+        studies.append(Study(name if count == 1 else f"{name}_{count}", images[uid], group))
+    return studies, damaged
 
 
-def _referred_series(header: Dataset) -> Iterator[str]:
+class _Places:
+    """The image series by what an annotation can name: their UIDs, their images, their frames of reference."""
+
+    def __init__(self, images: Mapping[str, Group]) -> None:
+        self.space_of: dict[str, str] = {}
+        self.of_image: dict[str, str] = {}
+        self.of_space: dict[str, list[str]] = {}
+        for uid, group in images.items():
+            spaces = [space for _, header in group if (space := str(header.get("FrameOfReferenceUID") or ""))]
+            self.space_of[uid] = spaces[0] if spaces else ""
+            self.of_image |= {str(header.get("SOPInstanceUID", "")): uid for _, header in group}
+            for space in spaces[:1]:
+                self.of_space.setdefault(space, []).append(uid)
+
+    def of(self, header: Dataset, contours: Dataset | None) -> list[str]:
+        """The series to which a SEG or an RTSTRUCT belongs."""
+        if named := _referred_series(header):
+            return sorted(named & self.space_of.keys())
+        if by_image := {self.of_image[uid] for uid in _referred_images(header, contours) if uid in self.of_image}:
+            return sorted(by_image)
+        spaces = [header, *header.get("ReferencedFrameOfReferenceSequence", [])]
+        return sorted({uid for item in spaces for uid in self.of_space.get(str(item.get("FrameOfReferenceUID")), [])})
+
+
+def _without_copies(headers: Group) -> Group:
+    """The annotations, each once."""
+    found: dict[str, tuple[DicomFile, Dataset]] = {}
+    for file, header in headers:
+        if header.get("Modality") in ("SEG", "RTSTRUCT"):
+            found.setdefault(str(header.get("SOPInstanceUID") or file), (file, header))
+    return list(found.values())
+
+
+def _contours(file: DicomFile) -> Dataset:
+    ((_, contours),) = ((file, read_elements(file, stream, ["ROIContourSequence"])) for file, stream in opened([file]))
+    return contours
+
+
+def _names(header: Dataset, contours: Dataset | None, series_uid: str, space_uid: str) -> frozenset[str]:
+    """The names of what is drawn in a series."""
+    if contours is None:
+        names, drawn = segment_names(header), drawn_segments(header)
+    else:
+        names, drawn = structure_names(header, series_uid, space_uid), drawn_structures(contours)
+    return frozenset(name for number, name in names.items() if number in drawn)
+
+
+def _referred_series(header: Dataset) -> set[str]:
     """The UIDs of the series that a SEG (directly) or an RTSTRUCT (two levels down) refers to."""
-    for series in header.get("ReferencedSeriesSequence", []):
-        yield str(series.get("SeriesInstanceUID", ""))
-    for space in header.get("ReferencedFrameOfReferenceSequence", []):
-        for study in space.get("RTReferencedStudySequence", []):
-            for series in study.get("RTReferencedSeriesSequence", []):
-                yield str(series.get("SeriesInstanceUID", ""))
+    direct = {str(series.get("SeriesInstanceUID", "")) for series in header.get("ReferencedSeriesSequence", [])}
+    nested = map(referred_series, header.get("ReferencedFrameOfReferenceSequence", []))
+    return direct.union(*nested) - {""}
+
+
+def _referred_images(header: Dataset, contours: Dataset | None) -> Iterator[str]:
+    """The UIDs of the images that the slices of a SEG or the contours of an RTSTRUCT refer to."""
+    if contours is None:
+        nested = header.get("PerFrameFunctionalGroupsSequence", []), "DerivationImageSequence", "SourceImageSequence"
+    else:
+        nested = contours.get("ROIContourSequence", []), "ContourSequence", "ContourImageSequence"
+    items, outer, inner = nested
+    for item in (item for group in items for item in group.get(outer, [])):
+        yield from (str(image.get("ReferencedSOPInstanceUID")) for image in item.get(inner, []))
 
 
 def _choose_labels(path: Path, studies: Sequence[Study], labels: Labels) -> Labels:
-    headers = [header for study in studies for _, header in study.annotations]
-    names = {name for header in headers for name in (segment_names(header) | structure_names(header)).values()}
+    names = {name for study in studies for annotation in study.annotations for name in annotation.names}
     missing = [name for name, _ in labels if name not in names]
     if missing or not names:
         there = ", ".join(sorted(names)) or "none"
@@ -148,8 +254,8 @@ def _choose_labels(path: Path, studies: Sequence[Study], labels: Labels) -> Labe
     return labels or [(name, value) for value, name in enumerate(sorted(names), start=1)]
 
 
-def _write_case(root: Path, study: Study, folder: Path, labels: Labels) -> None:
-    series = make_series(root, study.image)
+def _write_case(root: Path, study: Study, folder: Path, labels: Labels, damaged: Mapping[str, str]) -> None:
+    series = make_series(root, study.image, damaged)
     label = _label(study, series, labels)
     image = series.read()
     for part, volume in (("imagesTr", image), ("labelsTr", image.with_array(label))):
@@ -164,20 +270,37 @@ def _label(study: Study, series: DicomSeries, labels: Labels) -> NDArray[np.inte
     label = np.zeros(series.shape, np.uint8 if max(values.values()) < 256 else np.uint16)
     rank = np.zeros(series.shape, np.uint16)
     found, overlapping = False, 0
-    for file, stream in opened(file for file, _ in study.annotations):
+    newest = _newest(study)
+    by_file = {annotation.file: annotation for annotation in study.annotations}
+    for file, stream in opened(by_file):
         dataset = read_elements(file, stream, stop_before_pixels=False)
         read = read_segments if dataset.Modality == "SEG" else read_structures
-        for name, mask in read(file, dataset, series, order):
-            found = True
-            mine = order.index(name) + 1
-            overlapping += int(np.count_nonzero(mask & (label > 0) & (label != values[name])))
-            mask &= rank < mine
-            label[mask], rank[mask] = values[name], mine
+        wanted = [name for name in order if newest.get(name, by_file[file]) is by_file[file]]
+        with reading(file, "what it has drawn is"):
+            for name, mask in read(file, dataset, series, wanted):
+                found = True
+                mine = order.index(name) + 1
+                overlapping += int(np.count_nonzero(mask & (label > 0) & (label != values[name])))
+                mask &= rank < mine
+                label[mask], rank[mask] = values[name], mine
     if not found:
-        raise DataError(f"{study.annotations[0][0]}: none of the labels {', '.join(order)} in this case")
+        raise DataError(f"{study.annotations[0].file}: none of the labels {', '.join(order)} in this case")
     if overlapping:
         logger.warning("%s: classes overlap in %d voxels; the later label wins", study.name, overlapping)
+    if not label.any():
+        logger.warning("%s: none of the labels %s is drawn in this case", study.name, ", ".join(order))
     return label
+
+
+def _newest(study: Study) -> dict[str, Annotation]:
+    """The annotation to take for each name. Warns where there are several: readers or versions are not mixed."""
+    chosen: dict[str, Annotation] = {}
+    for annotation in sorted(study.annotations, key=lambda item: (item.made_at, item.file)):
+        for name in sorted(annotation.names & chosen.keys()):
+            listed = f"{chosen[name].file} and {annotation.file}"
+            logger.warning("%s: %r is drawn in %s; the newer one, the latter, is taken", study.name, name, listed)
+        chosen |= dict.fromkeys(annotation.names, annotation)
+    return chosen
 
 
 def _write_dataset_json(
