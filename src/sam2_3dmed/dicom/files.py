@@ -7,11 +7,11 @@ import os
 import re
 import struct
 import warnings
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
