@@ -181,7 +181,8 @@ def make_series(path: Path, group: Group, damaged: Mapping[str, str] | None = No
 
 
 def _without_localizers(path: Path, group: Group) -> Group:
-    kept, localizers = [], []
+    kept: Group = []
+    localizers: Group = []
     for file, header in group:
         is_one = "LOCALIZER" in str(header.get("ImageType", "")).upper()
         (localizers if is_one else kept).append((file, header))

@@ -79,9 +79,12 @@ def _usable(keyword: str, value: Any) -> Any:
     """A value of the source, or nothing where the standard does not allow it."""
     from pydicom.valuerep import DA, TM
 
-    check = {"PatientSex": {"M": "M", "F": "F", "O": "O"}.__getitem__, "PatientBirthDate": DA, "StudyDate": DA}
+    if keyword == "PatientSex" and value not in ("M", "F", "O"):
+        return ""
+    read = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}.get(keyword)
     try:
-        (check | {"StudyTime": TM}).get(keyword, str)(str(value or ""))
-    except (KeyError, ValueError):
+        if read is not None:
+            read(str(value or ""))
+    except ValueError:
         return ""
     return "" if value is None else value
