@@ -161,7 +161,7 @@ class TestReuse:
         assert read == ["b"]
 
     @pytest.mark.parametrize("ending", ["image.npy", "label.npy", "json"])
-    @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "a bit", "zeros at the end"])
+    @pytest.mark.parametrize("damage", ["missing", "truncated", "empty", "a bit", "other bytes at the end"])
     def test_a_damaged_case_is_made_anew(
         self, dataset: MedicalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str, damage: str
     ) -> None:
@@ -170,7 +170,7 @@ class TestReuse:
         content = file.read_bytes()
         file.unlink()
         if damage != "missing":
-            damaged = {"truncated": content[:-2], "empty": b"", "zeros at the end": content[:-8] + bytes(8)}
+            damaged = {"truncated": content[:-2], "empty": b"", "other bytes at the end": content[:-8] + b"\1" * 8}
             flipped = content[:-5] + bytes([content[-5] ^ 1]) + content[-4:]
             file.write_bytes(damaged.get(damage, flipped))
         read = _count_reads(monkeypatch)

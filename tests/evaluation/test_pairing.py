@@ -71,13 +71,20 @@ def test_class_names_of_both_layouts(tmp_path, labels):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "[]", "{}", '{"labels": ["a"]}', '{"labels": {"whole": [1, 2]}}', '{"labels": {"background": 0}}'],
+    ("text", "message"),
+    [
+        ("", "broken JSON"),
+        ("[]", "an object is expected, not a list"),
+        ("{}", "no class names"),
+        ('{"labels": ["a"]}', "no class names"),
+        ('{"labels": {"whole": [1, 2]}}', "label 'whole' is a list: region-based labels cannot be used here"),
+        ('{"labels": {"background": 0}}', "no class names: only the background is named"),
+    ],
 )
-def test_unusable_class_names(tmp_path, text):
+def test_unusable_class_names(tmp_path, text, message):
     path = tmp_path / "dataset.json"
     path.write_text(text)
-    with pytest.raises(DataError, match=r"dataset\.json: no class names"):
+    with pytest.raises(DataError, match=rf"dataset\.json: {message}"):
         read_class_names(path)
 
 
@@ -107,8 +114,8 @@ def test_pairs_may_name_their_cases(tmp_path):
         (b"prediction,label\n", "lists no pairs"),
         (b"prediction,label\na.nii,b.nii\nc.nii\n", "line 3 does not have both"),
         (b"prediction,label\na.nii,b.nii\na.nii.gz,c.nii\n", "more than one file for a"),
-        (b"\xff\xfe\x00", "cannot be read as CSV"),
-        (b"\x1f\x8b\x08\x00", "cannot be read as CSV|must name the columns"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b"\x1f\x8b\x08\x00", "cannot be read"),
     ],
 )
 def test_unusable_tables(tmp_path, content, message):

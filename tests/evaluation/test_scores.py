@@ -89,7 +89,7 @@ def test_the_pair_may_be_compared(pair):
         ("cases.csv", "case,", "c,", "second/cases.csv: has no column case"),
         ("cases.csv", "case_1", "case_0", "second/cases.csv: case case_0 has organ twice"),
         ("cases.csv", "case_1,class,organ", "case_1,class,tumour", "case case_0 has no line for tumour"),
-        ("summary.json", "{", "[", "second/summary.json: is no JSON that can be read: "),
+        ("summary.json", "{", "[", "second/summary.json: broken JSON: "),
         ("summary.json", '"metrics"', '"metric"', "second/summary.json: names no metrics"),
         ("summary.json", '"higher"', '"up"', "second/summary.json: metric dice: better is 'up', expected higher, "),
         (

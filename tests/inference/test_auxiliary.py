@@ -82,7 +82,7 @@ def test_what_was_never_written_is_none_and_no_map_is_no_file(tmp_path) -> None:
 @pytest.mark.parametrize("text", ["{", "[]", '{"slabs": [{"slices": [0]}]}', '{"slabs": 3}'])
 def test_broken_files_are_named(tmp_path, text: str) -> None:
     positions_file(tmp_path, "case").write_text(text)
-    with pytest.raises(DataError, match=r"case_positions\.json: cannot be read"):
+    with pytest.raises(DataError, match=r"case_positions\.json: (cannot be read|broken JSON|an object is expected)"):
         Auxiliary.read(tmp_path, "case")
 
 

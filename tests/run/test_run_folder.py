@@ -101,9 +101,10 @@ def test_where_the_data_set_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     remember_data(tmp_path, Path("data"))
     assert remembered_data(tmp_path) == tmp_path.resolve() / "data"
-    for text in ("{", "[]", '{"folder": 3}'):
+    lines = {"{": "broken JSON", "[]": "an object is expected", '{"folder": 3}': r'expected \{"folder": PATH\}'}
+    for text, line in lines.items():
         (tmp_path / "data.json").write_text(text)
-        with pytest.raises(DataError, match=r'data\.json: expected \{"folder": PATH\}'):
+        with pytest.raises(DataError, match=rf"data\.json: {line}"):
             remembered_data(tmp_path)
 
 
@@ -133,7 +134,11 @@ def test_a_device_that_is_not_here(run: Path) -> None:
             WeightsError,
             r"not finished \(it has no model\.safetensors\); train --res",
         ),
-        (lambda f: (f / MODEL_FILE).write_bytes(b"\0" * 50), WeightsError, r"model\.safetensors: cannot be read"),
+        (
+            lambda f: (f / MODEL_FILE).write_bytes(b"\0" * 50),
+            WeightsError,
+            r"model\.safetensors: not a readable safetensors file",
+        ),
         (lambda f: (f / CONFIG_FILE).write_text("kind: ["), ConfigError, r"config\.yaml: not valid YAML"),
         (
             lambda f: (f / CONFIG_FILE).write_text("format: 2\nsystem: sam2_3dmed"),

@@ -50,6 +50,7 @@ def test_wandb_writes_into_the_run_folder(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_broken_list_of_entries_is_named(tmp_path: Path) -> None:
-    (tmp_path / ENTRIES_FILE).write_text("[]]")
-    with pytest.raises(DataError, match=r"loggers\.json: expected"):
-        make_loggers(["wandb"], tmp_path)
+    for text, line in (("[]]", "broken JSON"), ("[]", "an object"), ('{"wandb": 5}', "expected the entry")):
+        (tmp_path / ENTRIES_FILE).write_text(text)
+        with pytest.raises(DataError, match=rf"loggers\.json: {line}"):
+            make_loggers(["wandb"], tmp_path)

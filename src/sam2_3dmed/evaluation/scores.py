@@ -144,7 +144,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
         better = entry.get("better") if isinstance(entry, dict) else None
         if better not in list(get_args(Better)):
             expected = ", ".join(get_args(Better))
-            raise DataError(f"{path}: metric {shown(metric)}: better is {shown(better)}, expected {expected}")
+            raise DataError(f"{path}: metric {metric[:80]}: better is {shown(better)}, expected {expected}")
     return summary
 
 
@@ -152,7 +152,7 @@ def _read_lines(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
     found = read_csv(path)
     lacking = [column for column in columns if column not in found.columns]
     if lacking:
-        raise DataError(f"{path}: has no column {shown(lacking[0])}")
+        raise DataError(f"{path}: has no column {lacking[0][:80]}")
     lines = [cells for _, cells in found.lines]
     if not lines:
         raise DataError(f"{path}: has no cases")

@@ -18,6 +18,9 @@ from sam2_3dmed.processes.atomic import make_folder, write_text
 from sam2_3dmed.volume.label import read_label
 from sam2_3dmed.volume.volume import Volume
 
+_FARTHEST = 1e6
+"""Slices that one may be predicted to lie from another."""
+
 
 @dataclass(frozen=True)
 class SlabPositions:
@@ -66,12 +69,12 @@ class Auxiliary:
 
 def _slab(entry: dict[str, Any]) -> SlabPositions:
     """Raises an error of any kind for an entry of another form."""
-    slices, positions = entry["slices"], np.array(entry["relative_position"], dtype=np.float32)
+    slices, positions = entry["slices"], np.array(entry["relative_position"], dtype=np.float64)
     if not all(type(index) is int and index >= 0 for index in slices):
         raise ValueError("slices are no indices")
-    if positions.shape != (len(slices), len(slices)) or not np.isfinite(positions).all():
-        raise ValueError("relative_position is no square of finite numbers")
-    return SlabPositions(tuple(slices), positions)
+    if positions.shape != (len(slices), len(slices)) or not (np.abs(positions) < _FARTHEST).all():
+        raise ValueError("relative_position is no square of numbers of slices")
+    return SlabPositions(tuple(slices), positions.astype(np.float32))
 
 
 def boundary_file(folder: Path, name: str) -> Path:

@@ -145,7 +145,8 @@ def _entry(folder: Path, detail: Any, dataset: Mapping[str, Case], file: Path, m
     _require(isinstance(detail, dict), file, "a case is no object")
     texts = [detail.get(key) for key in ("case", "prediction", "truth")]
     _require(all(isinstance(text, str) and "\0" not in text for text in texts), file, "a case without name or files")
-    _require(Path(detail["case"]).name == detail["case"], file, f"{shown(detail['case'])} is no name of a case")
+    is_name = Path(detail["case"]).name == detail["case"] and detail["case"] not in ("", ".", "..")
+    _require(is_name, file, f"{shown(detail['case'])} is no name of a case")
     _require(isinstance(detail.get("rows"), list), file, f"{shown(detail['case'])} has no rows")
     for row in detail["rows"]:
         fits = isinstance(row, dict) and isinstance(row.get("kind"), str) and isinstance(row.get("class"), str)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.volume.volume import Volume
 
+_LONGEST_IN_PICTURES = 40
 _MAX_LABEL = int(np.iinfo(np.uint16).max)
 
 
@@ -52,8 +53,12 @@ def class_colour(number: int) -> tuple[int, int, int]:
 
 
 def in_pictures(name: str) -> str:
-    """A name as matplotlib takes it for text: it reads dollars as mathematics, and drops names that begin with _."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+    """A name as matplotlib takes it for text, cut to what has room.
+
+    It reads dollars as mathematics, and drops names that begin with _.
+    """
+    text = name if len(name) <= _LONGEST_IN_PICTURES else f"{name[:_LONGEST_IN_PICTURES]}..."
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def _as_integers(array: NDArray[Any]) -> NDArray[Any]:
