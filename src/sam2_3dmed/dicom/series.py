@@ -181,15 +181,11 @@ def make_series(path: Path, group: Group, damaged: Mapping[str, str] | None = No
 
 
 def _without_localizers(path: Path, group: Group) -> Group:
-    kept: Group = []
-    localizers: Group = []
-    for file, header in group:
-        is_one = "LOCALIZER" in str(header.get("ImageType", "")).upper()
-        (localizers if is_one else kept).append((file, header))
-    if not kept:
+    localizers = {file for file, header in group if "LOCALIZER" in str(header.get("ImageType", "")).upper()}
+    if len(localizers) == len(group):
         return group
-    left_out(path, "localizers", [str(file) for file, _ in localizers])
-    return kept
+    left_out(path, "localizers", map(str, sorted(localizers)))
+    return [(file, header) for file, header in group if file not in localizers]
 
 
 def _without_copies(path: Path, group: Group) -> Group:

@@ -79,12 +79,13 @@ def _usable(keyword: str, value: Any) -> Any:
     """A value of the source, or nothing where the standard does not allow it."""
     from pydicom.valuerep import DA, TM
 
-    if keyword == "PatientSex" and value not in ("M", "F", "O"):
-        return ""
-    read = {"PatientBirthDate": DA, "StudyDate": DA, "StudyTime": TM}.get(keyword)
+    text = str(value or "")
     try:
-        if read is not None:
-            read(str(value or ""))
+        if keyword.endswith("Date"):
+            DA(text)
+        elif keyword.endswith("Time"):
+            TM(text)
     except ValueError:
         return ""
-    return "" if value is None else value
+    is_other_sex = keyword == "PatientSex" and text not in ("M", "F", "O")
+    return "" if value is None or is_other_sex else value
