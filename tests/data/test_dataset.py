@@ -141,6 +141,19 @@ class TestMsd:
         (case,) = read_dataset(_msd(tmp_path, training=[{**_entry("a"), "image": path}])).cases
         assert case.images == (tmp_path / "imagesTr/a.nii.gz",)
 
+    def test_an_absolute_path_into_the_folder_is_below_the_root(self, tmp_path: Path) -> None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "data")
+        image = str(tmp_path / "data" / "imagesTr" / "a.nii.gz")
+        _msd(tmp_path / "data", training=[{**_entry("a"), "image": image}])
+        for root in (tmp_path / "data", tmp_path / "link"):
+            (case,) = read_dataset(root).cases
+            assert case.images == (root / "imagesTr/a.nii.gz",)
+
+    def test_a_path_of_300_letters_gets_one_line(self, tmp_path: Path) -> None:
+        line = _error(_msd(tmp_path, training=[{**_entry("a"), "image": "a" * 300}]))
+        assert line == f"{tmp_path}: cannot be read: File name too long"
+
     @pytest.mark.parametrize("path", ["..", "../a", "a/../../b", "/a", "a\0b"])
     def test_a_path_that_leaves_is_an_error(self, tmp_path: Path, path: str) -> None:
         line = _error(_msd(tmp_path, training=[{**_entry("a"), "image": path}]))
