@@ -73,12 +73,12 @@ def test_class_names_of_both_layouts(tmp_path, labels):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "broken JSON"),
-        ("[]", "an object is expected, not a list"),
+        ("", "no class names: broken JSON"),
+        ("[]", "no class names: an object is expected, not a list"),
         ("{}", "no class names"),
         ('{"labels": ["a"]}', "no class names"),
-        ('{"labels": {"whole": [1, 2]}}', "label 'whole' is a list: region-based labels cannot be used here"),
-        ('{"labels": {"background": 0}}', "no class names: only the background is named"),
+        ('{"labels": {"whole": [1, 2]}}', 'no class names: region-based labels need "regions_class_order"'),
+        ('{"labels": {"background": 0}}', 'no class names: "labels" names no class besides the background'),
     ],
 )
 def test_unusable_class_names(tmp_path, text, message):

@@ -156,7 +156,7 @@ def test_positions(tmp_path: Path) -> None:
 def test_manifest(tmp_path: Path) -> None:
     manifest, item = Manifest(tmp_path, "run", "checksum"), Input("a", (tmp_path / "a.nii.gz",))
     (tmp_path / "a.nii.gz").write_bytes(b"scan")
-    manifest.note(item, [tmp_path / "a.nii.gz"], 1.0)
+    manifest.note(item, manifest.decisive(item), [tmp_path / "a.nii.gz"], 1.0)
     file = tmp_path / "manifest.jsonl"
     content = json.loads(file.read_text())
     walk(file, content, json.dumps, lambda: manifest.finished([item]))
