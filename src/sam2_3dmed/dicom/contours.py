@@ -48,40 +48,58 @@ def trace(mask: NDArray[np.bool_]) -> list[Polygon]:
     outlines = [np.asarray(line, np.float64)[:-1] - 1 for line in contour_generator(z=padded).lines(0.5)]
     areas = [_signed_area(outline) for outline in outlines]
     outward = np.sign(max(areas, key=abs, default=0.0))
-    loops = [outline for outline, area in zip(outlines, areas, strict=True) if area * outward > 0]
-    holes = [outline for outline, area in zip(outlines, areas, strict=True) if area * outward < 0]
-    # The first edge to the left of a hole is the outline around it, or another hole that is joined already.
-    for hole in sorted(holes, key=lambda hole: float(hole[:, 0].min())):
-        row = hole[hole[:, 0].argmin(), 1] + _BESIDE_THE_CENTRES
-        edge, column = min(_edges_at(hole, row), key=lambda found: found[1])
-        around, (joint, left) = max(
-            (
-                (number, found)
-                for number, loop in enumerate(loops)
-                for found in _edges_at(loop, row)
-                if found[1] < column
-            ),
-            key=lambda item: item[1][1],
-        )
+    holes = [number for number, area in enumerate(areas) if area * outward < 0]
+    return _keyholes(outlines, holes) if holes else outlines
+
+
+def _keyholes(outlines: list[Polygon], holes: list[int]) -> list[Polygon]:
+    """The outlines that are no holes, with a way into each hole and around it. It leaves from the edge to its left."""
+    crossings = _crossings_beside_the_centres(outlines)
+    first: dict[tuple[int, float], int] = {}
+    for place, (row, _, number, _) in enumerate(crossings):
+        first.setdefault((number, row), place)
+    ways: list[dict[int, Polygon]] = [{} for _ in outlines]
+    # What is reached from a hole lies further right, so it is complete before the hole is.
+    for number in sorted(holes, key=lambda hole: -outlines[hole][:, 0].min()):
+        hole = outlines[number]
+        place = first[number, float(hole[hole[:, 0].argmin(), 1]) + _BESIDE_THE_CENTRES]
+        (_, left, around, joint), (row, column, _, edge) = crossings[place - 1 : place + 1]
         cut = np.array([[left, row], [column, row]])
-        turned = np.roll(hole, -edge - 1, axis=0)
-        loop = loops[around]
-        loops[around] = np.vstack([loop[: joint + 1], cut, turned, cut[::-1], loop[joint + 1 :]])
-    return loops
+        turned = {(key - edge - 1) % len(hole): way for key, way in ways[number].items()}
+        ways[around][joint] = np.vstack([cut, _with_ways(np.roll(hole, -edge - 1, axis=0), turned), cut[::-1]])
+    others = set(range(len(outlines))) - set(holes)
+    return [_with_ways(outlines[number], ways[number]) for number in sorted(others)]
+
+
+def _with_ways(outline: Polygon, ways: dict[int, Polygon]) -> Polygon:
+    """An outline that takes a way after the first corner of some of its edges."""
+    pieces: list[Polygon] = []
+    last = 0
+    for edge in sorted(ways):
+        pieces += [outline[last : edge + 1], ways[edge]]
+        last = edge + 1
+    return np.vstack([*pieces, outline[last:]])
+
+
+def _crossings_beside_the_centres(outlines: list[Polygon]) -> list[tuple[float, float, int, int]]:
+    """Where edges cross rows beside the centres of pixels, row by row: row, column, number of outline and edge.
+
+    An edge of `trace` crosses at most one.
+    """
+    found: list[tuple[float, float, int, int]] = []
+    for number, outline in enumerate(outlines):
+        (x, y), (next_x, next_y) = outline.T, np.roll(outline, -1, axis=0).T
+        rows = np.ceil(np.minimum(y, next_y) - _BESIDE_THE_CENTRES) + _BESIDE_THE_CENTRES
+        edges = np.flatnonzero(rows < np.maximum(y, next_y))
+        along = (rows - y)[edges] / (next_y - y)[edges]
+        columns = x[edges] + along * (next_x - x)[edges]
+        found += zip(rows[edges].tolist(), columns.tolist(), [number] * len(edges), edges.tolist(), strict=True)
+    return sorted(found)
 
 
 def _signed_area(polygon: Polygon) -> float:
     (x, y), (next_x, next_y) = polygon.T, np.roll(polygon, -1, axis=0).T
     return float((x * next_y - next_x * y).sum() / 2)
-
-
-def _edges_at(polygon: Polygon, row: float) -> list[tuple[int, float]]:
-    """The edges that cross a row between the centres of pixels, each with the column where it does."""
-    y, next_y = polygon[:, 1], np.roll(polygon[:, 1], -1)
-    edges = np.flatnonzero((np.minimum(y, next_y) <= row) & (row < np.maximum(y, next_y)))
-    x, next_x = polygon[edges, 0], np.roll(polygon[:, 0], -1)[edges]
-    columns = x + (row - y[edges]) / (next_y - y)[edges] * (next_x - x)
-    return list(zip(edges.tolist(), columns.tolist(), strict=True))
 
 
 def _crossings(polygon: Polygon, rows: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
