@@ -177,6 +177,16 @@ def test_points_and_empty_regions_are_no_classes(tmp_path, one):
     assert read_dataset(tmp_path / "set").labels == {1: "GTV"}
 
 
+@pytest.mark.parametrize("kept", [0.2, 0.5, 0.9])
+@pytest.mark.parametrize(("broken", "file"), [("patient0", "seg.dcm"), ("patient1", "rs.dcm")])
+def test_a_damaged_annotation_costs_only_its_case(studies, tmp_path, broken, file, kept, caplog):
+    path = studies / broken / file
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    (case,), failures = prepare(studies, tmp_path / "set")
+    assert case != broken
+    assert str(path) in failures.get(broken, caplog.text)
+
+
 def test_an_annotation_of_images_that_are_not_here(studies, tmp_path, caplog):
     shutil.rmtree(studies / "patient0" / "ct")
     assert prepare(studies, tmp_path / "set")[0] == ["patient1"]
