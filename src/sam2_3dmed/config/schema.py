@@ -59,6 +59,7 @@ class Plan(Frozen):
     dataset: str
     channels: Annotated[tuple[ChannelPlan, ...], Field(min_length=1, max_length=3)]
     labels: Annotated[dict[int, str], Field(min_length=1)]
+    regions: dict[int, Annotated[tuple[int, ...], Field(min_length=1)]] = {}
     ignore_label: Annotated[int, Field(ge=1, le=65535)] | None = None
     slicing_axis: SlicingAxis = "axial"
     slab_slices: Annotated[int, Field(ge=1, le=64)] = 6
@@ -67,16 +68,22 @@ class Plan(Frozen):
     @model_validator(mode="after")
     def _labels_ascend(self) -> Self:
         values = list(self.labels)
-        if values != sorted(values) or values[0] < 1 or values[-1] > 65535:
+        if (values != sorted(values) and not self.regions) or min(values) < 1 or max(values) > 65535:
             raise ValueError(f"label values must be ascending, between 1 and 65535, not {values}")
-        if self.ignore_label in values:
+        if self.regions and set(self.regions) != set(values):
+            raise ValueError(f"regions: needs the values of each class, {', '.join(map(str, values))}")
+        in_files = self.scheme.file_values
+        if self.regions and not ({*in_files} >= {*values} and 1 <= in_files[0] <= in_files[-1] <= 65535):
+            raise ValueError("regions: values lie in 1 to 65535, and the value of a class must belong to a region")
+        if self.ignore_label in in_files:
             raise ValueError(f"ignore_label: {self.ignore_label} is the value of a class")
         return self
 
     @model_serializer(mode="wrap")
     def _without_unused(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without an ignore label a plan is written, and its checksum is, as before there was one."""
-        return {key: value for key, value in write(self).items() if key != "ignore_label" or value is not None}
+        """Without regions and ignore label a plan is written, and its checksum is, as before there were any."""
+        content: dict[str, Any] = write(self)
+        return {key: value for key, value in content.items() if key not in ("regions", "ignore_label") or value}
 
     @property
     def num_classes(self) -> int:
@@ -85,13 +92,13 @@ class Plan(Frozen):
 
     @property
     def label_values(self) -> tuple[int, ...]:
-        """The value in the label files of class 1..K, ascending."""
+        """The value in masks of class 1..K; ascending, or with regions in the order in which they are painted."""
         return tuple(self.labels)
 
     @property
     def scheme(self) -> LabelScheme:
-        """The classes with the value that is ignored."""
-        return LabelScheme(self.labels, ignore=self.ignore_label)
+        """The classes with their regions and the value that is ignored."""
+        return LabelScheme(self.labels, self.regions, self.ignore_label)
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -47,7 +47,7 @@ class CachedCase:
 
     @property
     def label(self) -> "np.memmap[Any, np.dtype[np.uint8]]":
-        """(D, H, W) as `LabelScheme.indexed` has it: 0 is background, k class k and K + 1 is to be ignored.
+        """(D, H, W) as `LabelScheme.indexed` has it: without regions 0 is background, k class k, K + 1 to be ignored.
 
         uint8, or uint16 for more values; read-only, opened anew each time.
         """
@@ -101,7 +101,10 @@ def _prepare(case: Case, *, plan: Plan, folder: Path) -> CachedCase:
     except VolumeError as error:
         raise VolumeError(f"{case.images[0]}: {error}") from None
     indices = scheme.to_indices(volume_to_slices(label, plan.slicing_axis))  # (D, H, W)
-    held = {k: np.flatnonzero((indices == k).any(axis=(1, 2))) for k in range(1, plan.num_classes + 1)}
+    held = {
+        k: np.flatnonzero(scheme.indexed.holds(indices, index).any(axis=(1, 2)))
+        for k, index in enumerate(scheme.indexed, start=1)
+    }
     known = scheme.indexed.annotated(indices)
     annotated = None if known is None else np.flatnonzero(known.any(axis=(1, 2)))
     index = {
@@ -131,7 +134,8 @@ def _key(case: Case, plan: Plan) -> str:
         "channels": [(c.normalisation, c.low, c.high) for c in plan.channels],
         "labels": plan.label_values,
     }
-    if plan.ignore_label is not None:
+    if plan.regions or plan.ignore_label is not None:
+        depends_on["regions"] = sorted(plan.regions.items())
         depends_on["ignore_label"] = plan.ignore_label
     return sha256(json.dumps(depends_on).encode()).hexdigest()
 

@@ -54,8 +54,8 @@ class MedicalDataset:
 
     Args:
         channels: modality names such as ("CT",). Empty where the layout names none (a pair of folders).
-        labels: the foreground classes by label value, ascending, and the value to ignore. Empty where the layout names
-            none.
+        labels: the foreground classes by label value, with regions and the value to ignore. Empty where the layout
+            names none.
         unlabelled: images that have no label.
     """
 
@@ -232,12 +232,9 @@ def _channel_files(listed: Mapping[str, Path], name: str, count: int | None = No
 
 def _labels(file: Path, content: Mapping[str, Any]) -> LabelScheme:
     try:
-        scheme = parse_labels(content)
+        return parse_labels(content)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
-    if scheme.regions:
-        raise DataError(f"{file}: region-based labels cannot be trained on; `evaluate` scores them")
-    return scheme
 
 
 def _channel_names(file: Path, modality: Any, key: str) -> tuple[str, ...]:

@@ -1,11 +1,11 @@
 """The fingerprint of a data set: every case read once, checked, and summed up in a few numbers."""
 
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,7 +47,7 @@ class CaseFingerprint:
     spacing_mm: Three
     orientation: str
     num_channels: int
-    classes: dict[int, ClassFingerprint]  # by label value; only classes that are present
+    classes: dict[int, ClassFingerprint]  # by the value in a mask; only classes that are present
     intensities: tuple[Three, ...]  # 0.5, 50 and 99.5 percentile of the foreground of each channel, if there is any
     num_foreground: int
     foreground_sample: NDArray[np.float64]  # (C, n) ascending, all foreground voxels or evenly spaced quantiles of them
@@ -113,12 +113,10 @@ def _fingerprint_case(case: Case, *, labels: LabelScheme, num_channels: int) -> 
     ranks = (np.arange(_SAMPLE_SIZE) + 0.5) * (count / _SAMPLE_SIZE)
     axes = [axis for axis, _ in canonical_axes(image.affine)]
     classes = {}
-    for value, part in enumerate(ndimage.find_objects(found) if found.size else [], start=1):
-        if part is not None:  # some voxel has this value
-            mask = found[part] == value
-            r, a, s = (int(mask.any(axis=tuple({0, 1, 2} - {axis})).sum()) for axis in axes)
-            volume_ml = float(mask.sum()) * (float(np.prod(image.spacing_mm)) / 1000)
-            classes[value] = ClassFingerprint(volume_ml, (r, a, s))
+    for value, mask in _class_masks(found, labels):
+        r, a, s = (int(mask.any(axis=tuple({0, 1, 2} - {axis})).sum()) for axis in axes)
+        volume_ml = float(mask.sum()) * (float(np.prod(image.spacing_mm)) / 1000)
+        classes[value] = ClassFingerprint(volume_ml, (r, a, s))
     return CaseFingerprint(
         name=case.name,
         shape=(image.shape[axes[0]], image.shape[axes[1]], image.shape[axes[2]]),
@@ -130,6 +128,16 @@ def _fingerprint_case(case: Case, *, labels: LabelScheme, num_channels: int) -> 
         num_foreground=count,
         foreground_sample=ordered[:, ranks.astype(np.int64)] if count > _SAMPLE_SIZE else ordered,
     )
+
+
+def _class_masks(found: NDArray[Any], labels: LabelScheme) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    """The classes of a label that have a voxel, each with a mask of a box that holds it."""
+    if labels.regions:
+        yield from ((value, mask) for value in labels if (mask := labels.holds(found, value)).any())
+        return
+    for value, part in enumerate(ndimage.find_objects(found) if found.size else [], start=1):
+        if part is not None:  # some voxel has this value
+            yield value, found[part] == value
 
 
 def cases_with_foreground(

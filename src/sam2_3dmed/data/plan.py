@@ -46,6 +46,7 @@ def propose_plan(fingerprint: Fingerprint, names: Sequence[str] | None = None) -
         dataset=fingerprint.dataset,
         channels=tuple(_channel(fingerprint.dataset, cases, i, name) for i, name in enumerate(fingerprint.channels)),
         labels=dict(scheme),
+        regions=dict(scheme.regions),
         ignore_label=scheme.ignore,
         slicing_axis=axis,
         slab_slices=_slab(cases, fingerprint.labels, axis),
@@ -91,8 +92,8 @@ def _slab(cases: Sequence[CaseFingerprint], labels: Iterable[int], axis: Slicing
 
 def plan_yaml(plan: Plan) -> str:
     """A plan as YAML with a comment on every key."""
-    content = {"ignore_label": None} | plan.model_dump()
-    blocks = {"channels": _yaml(content["channels"]), "labels": _yaml(content["labels"])}
+    content: dict[str, Any] = {"regions": {}, "ignore_label": None} | plan.model_dump()
+    blocks = {key: _yaml(content[key]) for key in ("channels", "labels", "regions")}
     lines = {key: _yaml(value) for key, value in content.items() if key not in blocks}
     return _TEMPLATE.format(**lines, **{key: indent(text, "  ") for key, text in blocks.items()})
 
@@ -131,9 +132,13 @@ dataset: {dataset}
 channels:
 {channels}
 
-# The classes: value in the label files, and name. 0 is the background and not listed. Ascending.
+# The classes: value in masks and label files, and name. 0 is the background and not listed. Ascending.
 labels:
 {labels}
+
+# By the value in masks, all values in label files that belong to the class; {{}}: each class has its own value alone.
+regions:
+{regions}
 
 # The value of voxels that nobody annotated, which count in no loss and no score; null: there are none.
 ignore_label: {ignore_label}

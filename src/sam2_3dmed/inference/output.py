@@ -12,6 +12,7 @@ from sam2_3dmed.dicom.codes import Code
 from sam2_3dmed.dicom.series import DicomSeries
 from sam2_3dmed.dicom.sources import require_sources
 from sam2_3dmed.errors import ConfigError, DataError
+from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.volume import Volume
 
 
@@ -37,7 +38,10 @@ FORMATS: Mapping[str, Writer] = {
 
 @dataclass(frozen=True)
 class MaskFormat:
-    """A format, checked, and what it takes. labels: the name of each value above 0; codes: DICOM codes by name."""
+    """A format, checked, and what it takes. labels: the name of each value above 0; codes: DICOM codes by name.
+
+    Of a region, a file has what no later one covers, under a name that says so.
+    """
 
     name: str = "nifti"
     labels: Mapping[int, str] = field(default_factory=dict)
@@ -64,5 +68,5 @@ class MaskFormat:
         if series is None:
             self.require(series)
         writer = FORMATS[self.name]
-        values = {"labels": self.labels, "codes": self.codes, "series": series}
+        values = {"labels": LabelScheme.of(self.labels).parts, "codes": self.codes, "series": series}
         resolve_name(writer.function)(mask, path=path, **{name: values[name] for name in writer.arguments})

@@ -14,6 +14,7 @@ from scipy import ndimage, sparse
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.evaluation.masks import Mask
+from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.volume import Volume
 
 
@@ -31,45 +32,56 @@ def postprocess(mask: Volume, labels: Mapping[int, str], config: InferenceConfig
 
     Components connect by faces, edges and corners, holes by faces only. Components are removed first, in all classes.
     Then holes are filled, by ascending value, so the hole that a removed component leaves in another class is filled,
-    too. A hole that holds another class keeps that class. Either step takes two passes over the bounding box of a
-    class, slice by slice; memory holds a few slices besides the mask.
+    too. A hole that holds another class keeps that class. A region is taken as a whole; where a part of it is removed,
+    the region around it stays. Either step takes two passes over the bounding box of a class, slice by slice; memory
+    holds a few slices besides the mask.
     """
     planes = mask.array.transpose(np.argsort([-abs(stride) for stride in mask.array.strides], kind="stable"))
+    scheme = LabelScheme.of(labels)
     voxel_ml = float(np.prod(mask.spacing_mm)) / 1000
     volumes = config.min_volume_ml
     smallest = {v: volumes.get(name, 0.0) if isinstance(volumes, dict) else volumes for v, name in labels.items()}
     largest = {value for value, name in labels.items() if _applies(config.largest_component, name)}
-    for value, box in _boxes(planes, [value for value in labels if value in largest or smallest[value] > 0]):
-        _remove_components(planes[box], value, smallest[value] / voxel_ml, value in largest)
-    for value, box in _boxes(planes, [value for value in labels if _applies(config.fill_holes, labels[value])]):
-        _fill_holes(planes[box], value)
+    removing = [value for value in labels if value in largest or smallest[value] > 0]
+    for value, box in _boxes(planes, removing, scheme):
+        _remove_components(planes[box], value, scheme, smallest[value] / voxel_ml, value in largest)
+    filling = [value for value in labels if _applies(config.fill_holes, labels[value])]
+    for value, box in _boxes(planes, filling, scheme):
+        _fill_holes(planes[box], value, scheme)
 
 
 def _applies(option: bool | tuple[str, ...], name: str) -> bool:
     return option if isinstance(option, bool) else name in option
 
 
-def _boxes(planes: NDArray[np.integer], values: Sequence[int]) -> Iterator[tuple[int, tuple[slice, ...]]]:
-    """The values that occur, ascending, each with its bounding box."""
+def _boxes(
+    planes: NDArray[np.integer], values: Sequence[int], scheme: LabelScheme
+) -> Iterator[tuple[int, tuple[slice, ...]]]:
+    """The classes that occur, ascending, or regions as they are painted, each with its bounding box."""
     boxes: Sequence[tuple[slice, ...] | None] = ndimage.find_objects(planes) if values else []
-    for value in sorted(values):
-        box = boxes[value - 1] if value <= len(boxes) else None
-        if box is not None:
-            yield value, box
+    for value in values if scheme.regions else sorted(values):
+        found = [box for member in scheme.members(value) if member <= len(boxes) and (box := boxes[member - 1])]
+        if found:
+            axes = zip(*found, strict=True)
+            yield value, tuple(slice(min(p.start for p in axis), max(p.stop for p in axis)) for axis in axes)
 
 
-def _remove_components(planes: NDArray[np.integer], value: int, smallest: float, only_largest: bool) -> None:
-    """Set to 0 the components of fewer than `smallest` voxels; with `only_largest`, all but the largest, too."""
-    sizes, select = find_components(lambda index: planes[index] == value, len(planes), diagonal=True)
+def _remove_components(
+    planes: NDArray[np.integer], value: int, scheme: LabelScheme, smallest: float, only_largest: bool
+) -> None:
+    """Set to what lies beneath the components of fewer than `smallest` voxels, and all but the largest if asked."""
+    sizes, select = find_components(lambda index: scheme.holds(planes[index], value), len(planes), diagonal=True)
+    if not sizes.size:  # another class has taken its place
+        return
     removed = sizes < smallest * (1 - 1e-9)  # a component of exactly this volume stays
     if only_largest:
         removed |= np.arange(len(removed)) != sizes.argmax()
     if removed.any():
         for plane, where in zip(planes, select(removed), strict=True):
-            plane[where] = 0
+            plane[where] = scheme.beneath(value)
 
 
-def _fill_holes(planes: NDArray[np.integer], value: int) -> None:
+def _fill_holes(planes: NDArray[np.integer], value: int, scheme: LabelScheme) -> None:
     """Set to `value` the background that the value encloses."""
 
     def rest(index: int) -> Mask:
@@ -77,7 +89,7 @@ def _fill_holes(planes: NDArray[np.integer], value: int) -> None:
         depth, height, width = planes.shape
         padded = np.ones((height + 2, width + 2), dtype=bool)
         if 0 < index <= depth:
-            padded[1:-1, 1:-1] = planes[index - 1] != value
+            padded[1:-1, 1:-1] = ~scheme.holds(planes[index - 1], value)
         return padded
 
     sizes, select = find_components(rest, len(planes) + 2, diagonal=False)

@@ -13,13 +13,14 @@ from torch import Tensor
 from sam2_3dmed.config import InferenceConfig
 from sam2_3dmed.errors import ConfigError, VolumeError
 from sam2_3dmed.inference.interface import Auxiliary, PredictOptions, SlabPositions, refuse_boxes, require_not_cancelled
-from sam2_3dmed.inference.logits_to_mask import argmax_mask, boundary_map, writing_probabilities
+from sam2_3dmed.inference.logits_to_mask import boundary_map, slice_mask, writing_probabilities
 from sam2_3dmed.inference.postprocess import postprocess, require_known_classes
 from sam2_3dmed.inference.slabs import OnPositions, Slab, slab_logits
 from sam2_3dmed.inference.stream import stream_logits
 from sam2_3dmed.inference.tta import Forward, Slices, compile_network
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.prompts import boxes_from_stack
+from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.preprocess import Preprocessing
 from sam2_3dmed.volume.slices import SlicingAxis, volume_to_slices
 from sam2_3dmed.volume.volume import Volume, describe_difference
@@ -65,18 +66,19 @@ class Predictor:
         *,
         reference: NDArray[np.integer] | None = None,
     ) -> NDArray[np.integer]:
-        """Class indices (N, H0, W0), 0 background, of slices (N, C, H0, W0) in [0, 1].
+        """Class indices (N, H0, W0), 0 background, of slices (N, C, H0, W0) in [0, 1]: see `LabelScheme.indexed`.
 
         reference: the true class indices, (N, H0, W0), for a network that takes boxes.
         """
         height, width = slices.shape[-2:]
-        classes = np.empty((len(slices), height, width), dtype=np.min_scalar_type(len(self.labels)))
+        scheme = LabelScheme.of(self.labels).indexed
+        classes = np.empty((len(slices), height, width), dtype=np.min_scalar_type(max(scheme)))
         prompts = None
         if self.network.needs_reference and reference is not None:
             prompts = boxes_from_stack(reference, range(1, len(self.labels) + 1), self.network.box_every)
         logits = self._logits(slices, on_positions, prompts=prompts)
         for index, of_slice in logits:
-            classes[index] = argmax_mask(of_slice, height, width).cpu().numpy()
+            classes[index] = slice_mask(of_slice, height, width, scheme).cpu().numpy()
         return classes
 
     def _predict(
@@ -145,6 +147,8 @@ def fill_mask(
 ) -> Volume:
     """The mask of a volume, after post-processing: in each voxel the class of the highest logit, if that is above 0.
 
+    Of regions it is the last one whose logit is above 0.
+
     Args:
         maps: each slice's index, once, and its logits (K, h, w). With `boundary` the K maps of P_bd follow.
         log_odds: turns logits (K, h, w) into logits whose sigmoid is a probability.
@@ -154,13 +158,14 @@ def fill_mask(
     values = volume_to_slices(mask, axis)
     boundaries = None if boundary is None else volume_to_slices(boundary, axis)
     height, width = values.shape[1:]
+    scheme = LabelScheme.of(labels)
     prefix, on_slice, cancel = options.get("probabilities"), options.get("on_slice"), options.get("cancel")
     files = writing_probabilities(prefix, labels, volume, axis) if prefix else nullcontext()
     require_not_cancelled(cancel)
     with files as write:
         for done, (index, of_slice) in enumerate(maps, start=1):
             logits = of_slice[: len(labels)]
-            values[index] = argmax_mask(logits, height, width, tuple(labels)).cpu().numpy()
+            values[index] = slice_mask(logits, height, width, scheme).cpu().numpy()
             if boundaries is not None:
                 boundaries[index] = boundary_map(of_slice[len(labels) :], height, width).cpu().numpy()
             if write is not None:

@@ -100,11 +100,8 @@ def case_volumes(
 
 
 def class_numbers(mask: Volume, labels: Mapping[int, str]) -> Volume:
-    """A mask of label values as class numbers 1..K, in the order of `labels`."""
-    numbers = np.zeros(mask.array.shape, dtype=np.uint8)
-    for number, value in enumerate(labels, start=1):
-        numbers[mask.array == value] = number
-    return mask.with_array(numbers)
+    """A mask of label values as class numbers 1..K, in the order of `labels`; a later region covers an earlier one."""
+    return mask.with_array(LabelScheme.of(labels).numbers(mask.array).astype(np.uint8))
 
 
 def largest_error(case: CaseVolumes) -> tuple[int, int, int]:
@@ -266,20 +263,22 @@ def case_report(
     image, truth, prediction = read_volumes(entry, plan.scheme)
     extra = auxiliary(entry, image) if image is not None else None
     boundary = extra.boundary if extra else None
-    case = case_volumes(truth, prediction, plan.labels, plan.preprocessing, image, boundary)
+    parts = plan.scheme.parts
+    case = case_volumes(truth, prediction, plan.scheme, plan.preprocessing, image, boundary)
     panels = case_panels(case)
-    slices = panel_rows([panels], plan.labels, [f"{rank}: {entry.name}"], ERROR_COLOURS)
+    slices = panel_rows([panels], parts, [f"{rank}: {entry.name}"], ERROR_COLOURS)
     charts.save_figure(slices, figures, f"slices_{rank}")
     shown = largest_error(case)[WORLD_AXES[case.axis][0]]
     title = f"Dice along the axis ({case.axis})"
-    dice = charts.slice_dice_chart(title, slice_dice(case), list(plan.labels.values()), shown)
+    dice = charts.slice_dice_chart(title, slice_dice(case), list(parts.values()), shown)
     text = f"Dice of each {case.axis} slice of {entry.name}"
     drawn = [Chart(text, charts.save_figure(dice, figures, f"dice_{rank}"))]
     if extra and extra.positions:
         drawn.append(_positions(extra, entry.name, figures, rank))
     surfaces = []
     for number, (value, label) in enumerate(plan.labels.items()):
-        meshes = surface_meshes(truth.array == value, prediction.array == value, truth.affine, max_triangles)
+        true, predicted = (plan.scheme.holds(mask.array, value) for mask in (truth, prediction))
+        meshes = surface_meshes(true, predicted, truth.affine, max_triangles)
         surfaces.append(Surfaces(label, class_colour(number), *meshes))
     return CaseReport(rank, entry.name, panels, drawn, surfaces)
 

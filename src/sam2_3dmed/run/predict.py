@@ -162,7 +162,7 @@ def _job_of_run(request: PredictRequest) -> tuple[Job, list[Input]]:
     codes = read_codes(request.codes) if request.codes else remembered_codes(run)
     backend = cast(Backend, request.backend)
     load = partial(load_model, run, backend=backend, **config.model_dump())
-    job = _job(request, load, record.plan.labels, codes)
+    job = _job(request, load, record.plan.scheme, codes)
     if request.out is not None:
         options = config.model_dump(mode="json", exclude=_WITHOUT_EFFECT)
         named = {name: code._asdict() for name, code in job.mask_format.codes.items()}

@@ -42,7 +42,9 @@ class Sam2System(System):
         check_model(recipe, weights)
 
     def require_labels(self, labels: LabelScheme, recipe: RunConfig) -> None:
-        """Nothing: an ignore label is left out of the losses."""
+        """An ignore label is left out of the losses, and regions have a mask each; but boxes are of single values."""
+        if labels.regions and recipe.model.box_every:
+            raise ConfigError("model.box_every draws boxes around single values, and this data set has regions")
 
     def start(self, preparation: Preparation) -> TrainingRun:
         from sam2_3dmed.run.sam2_run import start_run

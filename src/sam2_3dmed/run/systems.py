@@ -144,8 +144,10 @@ class System(Protocol):
     def require_labels(self, labels: LabelScheme, recipe: Any) -> None:
         """Raise ConfigError for labels that the system cannot learn from; called before cases are read.
 
-        A system that knows nothing of an ignore label refuses it here.
+        A system that knows nothing of an ignore label and of regions refuses them here.
         """
+        if labels.regions:
+            raise ConfigError(f"{self.name} cannot learn regions, which this data set has; --system {OURS} can")
         if labels.ignore is not None:
             raise ConfigError(
                 f"{self.name} cannot leave out voxels, and {labels.ignore} is an ignore label; --system {OURS} can"

@@ -171,8 +171,8 @@ def _start(
         *(dataset.name, len(split.train), len(split.validation), len(split.test), plan.slicing_axis),
     )
     prepared_by = f"{plan.preprocessing} {plan.label_values}"
-    if plan.ignore_label is not None:
-        prepared_by += f" {plan.ignore_label}"
+    if plan.regions or plan.ignore_label is not None:
+        prepared_by += f" {plan.regions} {plan.ignore_label}"
     key = sha256(f"{request.data.resolve()} {prepared_by}".encode()).hexdigest()[:12]
     preparation = Preparation(
         recipe=recipe,
@@ -204,7 +204,7 @@ def choose_split_and_plan(
             holding = found.with_foreground
         else:
             plan = read_plan_yaml(path)
-            holding = cases_with_foreground(opened, plan.label_values, progress=progress)
+            holding = cases_with_foreground(opened, plan.scheme.file_values, progress=progress)
     if not holding:
         raise DataError(f"{dataset.name}: no label holds any foreground")
     split = split_cases(dataset.names, options, fold, foreground=holding)

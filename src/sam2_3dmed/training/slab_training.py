@@ -48,13 +48,14 @@ def training_step(
         on_position_error: called for each group of slabs with SRPP's mean error in slices, and the number of slabs.
     """
     scheme = LabelScheme.numbered(classes) if isinstance(classes, int) else classes
+    regions = [scheme.members(value) for value in scheme] if scheme.regions else []
     total = sum(len(slabs.labels) for slabs in batch)
     shares = [len(slabs.labels) / total for slabs in batch]
     losses = []
     for slabs in batch:
         if single_slices:
             slabs = slabs.single_slices()
-        masks = class_masks(slabs.labels, len(scheme))
+        masks = class_masks(slabs.labels, len(scheme), regions)
         annotated = None if scheme.ignore is None else (slabs.labels != scheme.ignore).unsqueeze(1)
         prompts = None
         if network.box_every:

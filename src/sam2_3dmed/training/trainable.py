@@ -140,8 +140,10 @@ class Trainable(nn.Module, ABC):
         truth, classes = self.scheme.cut(case.label, classes)
         if number == 0:
             index = int(np.argmax((truth > 0).sum(axis=(1, 2))))
-            self.shown = Slice(*(np.array(part[index]) for part in (case.image, truth, classes)))
-        return [*(dice(classes == k, truth == k) for k in range(1, len(self.class_names) + 1)), error]
+            masks = (self.scheme.numbers(part[index]) for part in (truth, classes))
+            self.shown = Slice(np.array(case.image[index]), *masks)
+        holds = self.scheme.holds
+        return [*(dice(holds(classes, value), holds(truth, value)) for value in self.scheme), error]
 
 
 class Learner:

@@ -50,6 +50,35 @@ class LabelScheme(Mapping[int, str]):
         """The values in a label file that belong to the class."""
         return self.regions.get(value, (value,))
 
+    def holds(self, array: NDArray[Any], value: int) -> NDArray[np.bool_]:
+        """Where a label or a mask has the class."""
+        members = self.members(value)
+        return np.asarray(array == members[0] if len(members) == 1 else np.isin(array, members))
+
+    def numbers(self, array: NDArray[Any]) -> NDArray[np.unsignedinteger]:
+        """Class numbers 1..K of a label or a mask, 0 elsewhere; a later region covers an earlier one."""
+        numbers = np.zeros(array.shape, dtype=np.min_scalar_type(len(self)))
+        for number, value in enumerate(self, start=1):
+            numbers[self.holds(array, value)] = number
+        return numbers
+
+    def beneath(self, value: int) -> int:
+        """What a mask has where it loses a class: the last earlier region around it, else the background."""
+        order = list(self)
+        around = [other for other in order[: order.index(value)] if value in self.members(other)]
+        return around[-1] if around else 0
+
+    @property
+    def parts(self) -> dict[int, str]:
+        """The name of what a mask shows under each value: of a region, what no later one covers."""
+        order = list(self)
+        named = {}
+        for index, value in enumerate(order):
+            inside = [other for other in order[index + 1 :] if other in self.members(value)]
+            outermost = [self[one] for one in inside if self.beneath(one) == value]
+            named[value] = f"{self[value]} without {' and '.join(outermost)}" if outermost else self[value]
+        return named
+
     @cached_property
     def file_values(self) -> tuple[int, ...]:
         """All values of classes in the label files, ascending."""

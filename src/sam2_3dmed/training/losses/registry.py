@@ -1,6 +1,6 @@
 """The registry of loss terms, what a term is computed from, and their weighted sum. Paper: Eq. 6."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -113,7 +113,13 @@ def mean_of_annotated(values: Tensor, annotated: Tensor | None) -> Tensor:
     return (values * annotated).sum() / (annotated.sum() * values.shape[1]).clamp_min(1)
 
 
-def class_masks(labels: Tensor, num_classes: int) -> Tensor:
-    """GT_seg: labels (B, D, H, W) of class indices, 0 background -> (B, K, D, H, W) float32 of 0 and 1."""
+def class_masks(labels: Tensor, num_classes: int, regions: Sequence[Sequence[int]] = ()) -> Tensor:
+    """GT_seg: labels (B, D, H, W) of class indices, 0 background -> (B, K, D, H, W) float32 of 0 and 1.
+
+    regions: the indices that belong to each class, where these are not 1, 2, ...
+    """
+    if regions:
+        held = [torch.isin(labels, torch.tensor(members, device=labels.device)) for members in regions]
+        return torch.stack(held, dim=1).float()
     classes = torch.arange(1, num_classes + 1, device=labels.device).view(1, -1, 1, 1, 1)
     return (labels.unsqueeze(1) == classes).float()
