@@ -135,7 +135,11 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         axes.plot(*means, color=colour, label={"ours": "SAM2-3dMed", "unet": "3D U-Net (DynUNet)"}[side])
         axes.scatter([row["seconds"] for row in rows], [row["dice"] for row in rows], color=colour)
     axes.set(xscale="log", xlabel="processor seconds of training", ylabel="mean Dice, validation cases")
-    axes.legend()
+    ticks = sorted({row["budget"] for row in found})
+    axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
     figure.savefig(path, dpi=150)
 
 
