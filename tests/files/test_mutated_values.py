@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from sam2_3dmed.report.contents import read_run
 from sam2_3dmed.run.run_folder import read_record, remembered_data
 from sam2_3dmed.training.trials import read_schedule
 
+SOME_OR_ALL = [11, pytest.param(1, marks=pytest.mark.long)]
 OTHERS: list[Any] = [
     *(
         None,
@@ -83,12 +84,12 @@ def mutations(content: Any) -> Iterator[Any]:
                 yield changed(without(content, path), (*path[:-1], "x" * 300), 5)
 
 
-def walk(file: Path, content: Any, write: Callable[[Any], str], read: Callable[[], object]) -> None:
-    """Read each mutation. The file as it was can be read before and after."""
+def walk(file: Path, content: Any, write: Callable[[Any], str], read: Callable[[], object], *, every: int = 1) -> None:
+    """Read each mutation, or one of so many. The file as it was can be read before and after."""
     file.write_text(write(content))
     read()
     done = 0
-    for mutation in mutations(content):
+    for mutation in islice(mutations(content), 0, None, every):
         file.write_text(write(mutation))
         done += 1
         try:
@@ -165,31 +166,34 @@ def test_manifest(tmp_path: Path) -> None:
     assert manifest.finished([item]) == [False]
 
 
-def test_plan_and_recipe(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", SOME_OR_ALL)
+def test_plan_and_recipe(tmp_path: Path, every: int) -> None:
     plan = {
         "dataset": "x",
         "channels": [{"name": "CT", "normalisation": "fixed", "low": 0, "high": 1}],
         "labels": {1: "liver", 2: "tumour"},
         "slicing_axis": "axial",
     }
-    walk(tmp_path / "plan.yaml", plan, yaml_text, lambda: read_plan_yaml(tmp_path / "plan.yaml"))
+    walk(tmp_path / "plan.yaml", plan, yaml_text, lambda: read_plan_yaml(tmp_path / "plan.yaml"), every=every)
     recipe = {"preset": "paper", **RunConfig().model_dump(mode="json")}
-    walk(tmp_path / "a.yaml", recipe, yaml_text, lambda: read_recipe(str(tmp_path / "a.yaml"), from_scratch=True))
+    file = tmp_path / "a.yaml"
+    walk(file, recipe, yaml_text, lambda: read_recipe(str(file), from_scratch=True), every=every)
 
 
-def test_config_of_a_run(scored: Path) -> None:
+@pytest.mark.parametrize("every", SOME_OR_ALL)
+def test_config_of_a_run(scored: Path, every: int) -> None:
     content = yaml.safe_load((scored / "config.yaml").read_text())
-    walk(scored / "config.yaml", content, yaml_text, lambda: read_record(scored).about)
+    walk(scored / "config.yaml", content, yaml_text, lambda: read_record(scored).about, every=every)
 
 
-@pytest.mark.parametrize("every", [50, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("every", SOME_OR_ALL)
 def test_evaluation(scored: Path, every: int) -> None:
-    """As `compare` and `report` read it; of each so many, the page is made, too."""
+    """As `compare` and `report` read it; of each twentieth, the page is made, too."""
     numbers = count()
 
     def report() -> None:
         contents = read_run(scored)
-        if next(numbers) % every == 0:
+        if next(numbers) % 20 == 0:
             page_html(contents, ranked_by="dice")
 
     file = scored / "evaluation" / "summary.json"
@@ -200,12 +204,16 @@ def test_evaluation(scored: Path, every: int) -> None:
         for result in content["results"]
     ]
     summary_table(content)
-    walk(file, content, json.dumps, report)
+    walk(file, content, json.dumps, report, every=every)
     lean = {key: value for key, value in content.items() if key in ("metrics", "empty_policy", "empty_masks")}
-    walk(file, lean, json.dumps, lambda: markdown(compare_runs([scored, scored.parent / "other"], ["dice"])))
+
+    def compare() -> None:
+        markdown(compare_runs([scored, scored.parent / "other"], ["dice"]))
+
+    walk(file, lean, json.dumps, compare, every=every)
     file.write_text(json.dumps(content))
     cases = scored / "evaluation" / "cases.json"
     details = json.loads(cases.read_text())
     for detail in details:
         detail["rows"] = [{key: row[key] for key in ("kind", "class", "dice", "hd95_mm")} for row in detail["rows"]]
-    walk(cases, details, json.dumps, report)
+    walk(cases, details, json.dumps, report, every=every)

@@ -198,8 +198,10 @@ class TestDirection:
         for direction in ("forward", "backward", "both"):
             kept = seen.setdefault(direction, [])
             monkeypatch.setattr(
-                "sam2_3dmed.inference.predictor.argmax_mask",
-                lambda logits, height, width, kept=kept: kept.append(logits) or torch.zeros(height, width).byte(),
+                "sam2_3dmed.inference.logits_to_mask.argmax_mask",
+                lambda logits, height, width, values, kept=kept: (
+                    kept.append(logits) or torch.zeros(height, width).byte()
+                ),
             )
             make(direction=direction).predict_slices(slices)
         forward, backward, both = (torch.stack(seen[d]) for d in ("forward", "backward", "both"))
