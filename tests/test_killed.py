@@ -32,16 +32,20 @@ class Command:
     arguments: Callable[[Path, Path], Sequence[object]]
     results: tuple[str, ...]
     """Patterns of the files that must be equal byte by byte."""
-    again: tuple[str, ...] = ()
-    """What is added to the second call, if that makes sense of what the first one has left."""
+    again: Callable[[Path, Path], Sequence[object]] | None = None
+    """The second call, if it is not the first one again. Where nothing is there to go on from, that follows."""
 
 
 def _train(out: Path, given: Path) -> list[object]:
     return ["train", given / "data", "--out", out / "run", *TRAIN]
 
 
+def _resume(out: Path, given: Path) -> list[object]:
+    return ["train", given / "data", "--out", out / "run", "--resume"]
+
+
 COMMANDS = {
-    "train": Command(_train, ("run/model.safetensors", "run/curves.csv", "run/split.json"), ("--resume",)),
+    "train": Command(_train, ("run/model.safetensors", "run/curves.csv", "run/split.json"), _resume),
     "predict": Command(
         lambda out, given: ["predict", given / "data/imagesTr", "-o", out, "--model", given / "run", "--workers", 2],
         ("*.nii.gz",),
@@ -113,8 +117,8 @@ def test_a_second_call_completes_the_first(name: str, given: Path, tmp_path: Pat
                 (os.killpg if kind == signal.SIGINT else os.kill)(process.pid, kind)
                 first, _ = process.communicate(timeout=60)
             assert "Traceback" not in first, f"{kind.name} after {moment:.2f} s: {first}"
-            status, output = finish([*command.arguments(out, given), *command.again])
-            if status and command.again:  # nothing was there to go on from
+            status, output = finish((command.again or command.arguments)(out, given))
+            if status and command.again:
                 status, output = finish(command.arguments(out, given))
             what = f"{kind.name} after {moment:.2f} of {seconds:.2f} s"
             assert status == 0, f"{what}: {output}"
