@@ -99,6 +99,19 @@ def test_the_sform_that_itk_refuses():
     np.testing.assert_array_equal(volume.itk_affine, volume.affine)
 
 
+@pytest.mark.parametrize("size", [0, np.nan])
+def test_a_form_that_nobody_can_use_beside_one_that_can_be_read(tmp_path, size):
+    """ITK would take the qform, whose voxel size is none; nothing is warned of, and the mask lies by the sform."""
+    image = save(tmp_path / "image.nii", "aligned sform")
+    content = bytearray(image.read_bytes())
+    content[80:84] = np.float32(size).tobytes()  # pixdim[1]
+    image.write_bytes(content)
+    volume = Volume.read(image)
+    np.testing.assert_array_equal(volume.itk_affine, volume.affine)
+    write_segmentation_nrrd(volume.with_array(np.ones((8, 10, 6), np.uint8)), tmp_path / "mask.seg.nrrd", {1: "organ"})
+    np.testing.assert_allclose(by_itk(tmp_path / "mask.seg.nrrd"), volume.affine, atol=2e-5)
+
+
 @pytest.mark.parametrize(("units", "factor"), [("meter", 1000), ("micron", 0.001), ("mm", 1), ("unknown", 1)])
 def test_the_unit_is_kept(tmp_path, units, factor):
     image = save(tmp_path / "image.nii.gz", "equal", units=units)

@@ -50,22 +50,22 @@ class Placement:
             raise VolumeError("the affine is unusable: its quaternion (qform) is no rotation") from error
 
     def itk_affine(self) -> Affine | None:
-        """The affine by which ITK 5.3 and later read the file; in mm. None if ITK refuses it."""
+        """The affine by which ITK 5.3 and later read the file; in mm. None if ITK refuses it, or it is not finite."""
         from nibabel.spatialimages import HeaderDataError
 
         size = np.abs(self.header["pixdim"][1:4].astype(np.float64))
         if self._code("qform") <= 0 and self._code("sform") <= 0:
             return self._in_mm(np.diag([-size[0], -size[1], size[2], 1.0]))
         try:
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"):  # a form may hold zeros and NaN where another is read
                 form = self.header.get_sform() if self._itk_takes_the_sform() else self.header.get_qform(coded=True)[0]
+                if form is None:
+                    return None
+                affine = np.array(form, dtype=np.float64)
+                affine[:3, :3] *= size / np.linalg.norm(affine[:3, :3], axis=0)
         except (HeaderDataError, ValueError):
             return None
-        if form is None:
-            return None
-        affine = np.array(form, dtype=np.float64)
-        affine[:3, :3] *= size / np.linalg.norm(affine[:3, :3], axis=0)
-        return self._in_mm(affine)
+        return self._in_mm(affine) if np.isfinite(affine).all() else None
 
     def _itk_takes_the_sform(self) -> bool:
         if self._code("sform") <= 0:
