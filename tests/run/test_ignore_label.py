@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from sam2_3dmed.config import RunConfig, paper_scratch, with_settings
+from sam2_3dmed.config import RunConfig
 from sam2_3dmed.data.cache import build_cache
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.fingerprint import fingerprint
@@ -22,18 +23,6 @@ from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.volume import Volume
 
 test_run.__test__ = False  # a function of the package, not a test
-
-QUICK = [
-    "model.size=nano",
-    "model.image_size=64",
-    "slab_slices=3",
-    "training.epochs=1",
-    "training.single_slice_fraction=0",
-    "training.samples_per_epoch=2",
-    "training.batch_size=2",
-    "training.validate_every=1",
-    "training.workers=0",
-]
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +38,6 @@ def data(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["labels"]["5"] = "ignore"
     (root / "dataset.json").write_text(json.dumps(content))
     return root
-
-
-def recipe(*settings: str) -> RunConfig:
-    return with_settings(paper_scratch(), [*QUICK, *settings])
 
 
 def test_the_fingerprint_and_the_plan_have_no_such_class(data: Path, tmp_path: Path) -> None:
@@ -79,8 +64,10 @@ def test_the_fingerprint_and_the_plan_have_no_such_class(data: Path, tmp_path: P
     np.testing.assert_array_equal(again.annotated_slices, first.annotated_slices)
 
 
-def test_a_run_is_trained_and_scored_without_the_ignored_voxels(data: Path, tmp_path: Path) -> None:
-    folder = train(TrainRequest(data, tmp_path / "run", recipe=recipe(), weights="none"))
+def test_a_run_is_trained_and_scored_without_the_ignored_voxels(
+    data: Path, tmp_path: Path, quick: Callable[..., RunConfig]
+) -> None:
+    folder = train(TrainRequest(data, tmp_path / "run", recipe=quick(), weights="none"))
     assert folder is not None
     assert read_record(folder).plan.ignore_label == 5
     evaluation = test_run(folder, data)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_3dmed.config import InferenceConfig, RunConfig, paper_scratch, with_settings
+from sam2_3dmed.config import InferenceConfig, RunConfig
 from sam2_3dmed.data.cache import build_cache
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.fingerprint import fingerprint
@@ -28,17 +29,6 @@ from sam2_3dmed.volume.volume import Volume
 
 test_run.__test__ = False  # a function of the package, not a test
 
-QUICK = [
-    "model.size=nano",
-    "model.image_size=64",
-    "slab_slices=3",
-    "training.epochs=1",
-    "training.single_slice_fraction=0",
-    "training.samples_per_epoch=2",
-    "training.batch_size=2",
-    "training.validate_every=1",
-    "training.workers=0",
-]
 BRATS = LabelScheme({2: "whole", 1: "core", 3: "enhancing"}, regions={2: (1, 2, 3), 1: (1, 3), 3: (3,)})
 
 
@@ -56,10 +46,6 @@ def data(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     content["regions_class_order"] = [3, 1]
     (root / "dataset.json").write_text(json.dumps(content))
     return root
-
-
-def recipe(*settings: str) -> RunConfig:
-    return with_settings(paper_scratch(), [*QUICK, *settings])
 
 
 def test_later_regions_are_painted_over_earlier_ones() -> None:
@@ -137,8 +123,8 @@ def test_the_plan_and_the_prepared_labels(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = train(TrainRequest(data, tmp_path_factory.mktemp("run") / "run", recipe=recipe(), weights="none"))
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory, quick: Callable[..., RunConfig]) -> Path:
+    folder = train(TrainRequest(data, tmp_path_factory.mktemp("run") / "run", recipe=quick(), weights="none"))
     assert folder is not None
     return folder
 
@@ -170,8 +156,10 @@ def test_probabilities_are_of_regions_and_segments_of_parts(data: Path, run: Pat
     assert "Segment1_Name:=bright" in header
 
 
-def test_boxes_and_other_systems_are_refused_before_cases_are_read(data: Path, tmp_path: Path) -> None:
-    boxes = recipe("model.box_every=2")
+def test_boxes_and_other_systems_are_refused_before_cases_are_read(
+    data: Path, tmp_path: Path, quick: Callable[..., RunConfig]
+) -> None:
+    boxes = quick("model.box_every=2")
     with pytest.raises(ConfigError, match="draws boxes around single values"):
         train(TrainRequest(data, tmp_path / "run", recipe=boxes, weights="none"))
     assert {path.name for path in tmp_path.glob("**/*")} == {"run", "log.txt"}

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from sam2_3dmed.baselines.train import PatchRun
 from sam2_3dmed.cli import main as cli
-from sam2_3dmed.config import RunConfig, SplitConfig, paper_scratch, with_settings
+from sam2_3dmed.config import RunConfig, SplitConfig
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.splits import Split, split_cases
 from sam2_3dmed.dicom.codes import UNKNOWN, Code
@@ -28,22 +29,6 @@ from sam2_3dmed.volume.volume import Volume, same_grid
 
 test_run.__test__ = False  # a function of the package, not a test
 
-QUICK = [
-    "model.size=nano",
-    "model.image_size=64",
-    "slab_slices=3",
-    "training.epochs=1",
-    "training.single_slice_fraction=0",
-    "training.samples_per_epoch=2",
-    "training.batch_size=2",
-    "training.validate_every=1",
-    "training.workers=0",
-]
-
-
-def config(*settings: str) -> RunConfig:
-    return with_settings(paper_scratch(), [*QUICK, *settings])
-
 
 @pytest.fixture(scope="module")
 def data(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -51,7 +36,7 @@ def data(blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(data: Path) -> Path:
+def run(data: Path, quick: Callable[..., RunConfig]) -> Path:
     """A finished run, trained while the test cases' files could not be read."""
     names = [f"blob_{number:02d}" for number in range(12)]
 
@@ -60,7 +45,7 @@ def run(data: Path) -> Path:
     assert len(originals) == 2 * len(hidden)
     for file in originals:
         file.write_bytes(b"closed")
-    folder = train(TrainRequest(data, data.parent / "run", recipe=config(), weights="none"))
+    folder = train(TrainRequest(data, data.parent / "run", recipe=quick(), weights="none"))
     for file, content in originals.items():
         file.write_bytes(content)
     return folder
@@ -104,8 +89,10 @@ def test_the_test_set_is_predicted_and_scored(run: Path, data: Path) -> None:
     assert {"nsd_2mm", "nsd_1mm"} < set(summary["metrics"])
 
 
-def test_a_run_is_not_overwritten_and_a_finished_one_not_resumed(run: Path, data: Path) -> None:
-    request = TrainRequest(data, run, recipe=config(), weights="none")
+def test_a_run_is_not_overwritten_and_a_finished_one_not_resumed(
+    run: Path, data: Path, quick: Callable[..., RunConfig]
+) -> None:
+    request = TrainRequest(data, run, recipe=quick(), weights="none")
     with pytest.raises(DataError, match="there is a run here already; go on with it by --resume"):
         train(request)
     before = (run / "model.safetensors").stat().st_mtime_ns
@@ -126,14 +113,14 @@ def test_an_interrupted_run_resumes_with_its_own_recipe(run: Path, data: Path, t
     assert (folder / "model.safetensors").is_file()
 
 
-def test_a_plan_of_ones_own_and_a_fold(data: Path, tmp_path: Path) -> None:
+def test_a_plan_of_ones_own_and_a_fold(data: Path, tmp_path: Path, quick: Callable[..., RunConfig]) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(
         "dataset: Mine\nchannels: [{name: CT, normalisation: fixed, low: -150, high: 150}]\n"
         "labels: {1: bright, 3: dark}\nslicing_axis: coronal\nslab_slices: 2\n"
     )
     request = TrainRequest(
-        data, tmp_path / "run", recipe=config("slab_slices=null"), weights="none", plan=plan, fold=(2, 3)
+        data, tmp_path / "run", recipe=quick("slab_slices=null"), weights="none", plan=plan, fold=(2, 3)
     )
     record = read_record(train(request))
     assert (record.plan.slicing_axis, record.plan.slab_slices) == ("coronal", 2)
@@ -149,9 +136,11 @@ def with_codes(blobs: Path, folder: Path, codes: object) -> Path:
     return folder
 
 
-def test_codes_of_the_data_set_reach_a_dicom_seg(blobs: Path, tmp_path: Path, write_series, stored_voxels) -> None:
+def test_codes_of_the_data_set_reach_a_dicom_seg(
+    blobs: Path, tmp_path: Path, write_series, stored_voxels, quick: Callable[..., RunConfig]
+) -> None:
     data = with_codes(blobs, tmp_path / "blobs", {"bright": ["T-C3000", "SRT", "Spleen"]})
-    run = train(TrainRequest(data, tmp_path / "run", recipe=config(), weights="none"))
+    run = train(TrainRequest(data, tmp_path / "run", recipe=quick(), weights="none"))
     assert run is not None
     assert remembered_codes(run) == {"bright": Code("T-C3000", "SRT", "Spleen")}
     write_series(tmp_path / "study", stored_voxels((24, 28, 4)))
@@ -162,23 +151,27 @@ def test_codes_of_the_data_set_reach_a_dicom_seg(blobs: Path, tmp_path: Path, wr
     assert found == {"bright": Code("T-C3000", "SRT", "Spleen"), "dark": UNKNOWN}
 
 
-def test_broken_codes_stop_training_before_it_begins(blobs: Path, tmp_path: Path) -> None:
+def test_broken_codes_stop_training_before_it_begins(
+    blobs: Path, tmp_path: Path, quick: Callable[..., RunConfig]
+) -> None:
     data = with_codes(blobs, tmp_path / "blobs", {"bright": "78961009"})
     with pytest.raises(DataError, match=r'blobs/dataset\.json: "codes" must be like'):
-        train(TrainRequest(data, tmp_path / "run", recipe=config(), weights="none"))
+        train(TrainRequest(data, tmp_path / "run", recipe=quick(), weights="none"))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"log.txt"}
 
 
-def test_a_broken_training_case_is_named(blobs: Path, tmp_path: Path) -> None:
+def test_a_broken_training_case_is_named(blobs: Path, tmp_path: Path, quick: Callable[..., RunConfig]) -> None:
     data = Path(shutil.copytree(blobs, tmp_path / "blobs"))
     for file in (data / "labelsTr").iterdir():
         file.write_bytes(b"broken")
     with pytest.raises(DataError, match=r"blob_0\d\.nii\.gz"):
-        train(TrainRequest(data, tmp_path / "run", recipe=config(), weights="none"))
+        train(TrainRequest(data, tmp_path / "run", recipe=quick(), weights="none"))
 
 
 @pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EROFS])
-def test_a_disk_that_takes_no_more(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int) -> None:
+def test_a_disk_that_takes_no_more(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: int, quick: Callable[..., RunConfig]
+) -> None:
     """While a checkpoint is written, long after everything was checked."""
 
     def full(*arguments: object, **options: object) -> None:
@@ -186,17 +179,17 @@ def test_a_disk_that_takes_no_more(data: Path, tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("sam2_3dmed.training.checkpoints.write_checkpoint", full)
     with pytest.raises(DataError, match=f"cannot be written: {os.strerror(reason)}; what is there stays"):
-        train(TrainRequest(data, tmp_path / "run", recipe=config(), weights="none"))
+        train(TrainRequest(data, tmp_path / "run", recipe=quick(), weights="none"))
 
 
-def test_a_run_folder_that_cannot_be_made(data: Path, tmp_path: Path) -> None:
+def test_a_run_folder_that_cannot_be_made(data: Path, tmp_path: Path, quick: Callable[..., RunConfig]) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file/run: cannot be written"):
-        train(TrainRequest(data, tmp_path / "file" / "run", recipe=config(), weights="none"))
+        train(TrainRequest(data, tmp_path / "file" / "run", recipe=quick(), weights="none"))
 
 
 @pytest.mark.slow
-def test_real_ct_runs_through(shared_data: Path, tmp_path: Path) -> None:
+def test_real_ct_runs_through(shared_data: Path, tmp_path: Path, quick: Callable[..., RunConfig]) -> None:
     """Six cases of a real CT in LPS: the loss falls, and the masks lie on the input grid."""
     for ours, theirs in (("images", "imagesTr"), ("labels", "labelsTr")):
         (tmp_path / "data" / ours).mkdir(parents=True)
@@ -205,7 +198,7 @@ def test_real_ct_runs_through(shared_data: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     settings = ["slab_slices=null", "training.epochs=4", "training.samples_per_epoch=16", "training.batch_size=4"]
     settings += ["training.validate_every=4", "inference.direction=forward", "inference.overlap=0"]
-    folder = train(TrainRequest(data, tmp_path / "run", recipe=config(*settings), weights="none"))
+    folder = train(TrainRequest(data, tmp_path / "run", recipe=quick(*settings), weights="none"))
     rows = (folder / "curves.csv").read_text().splitlines()
     column = rows[0].split(",").index("train/total")
     losses = [float(row.split(",")[column]) for row in rows[1:]]
