@@ -257,3 +257,82 @@ def test_a_real_study_gives_the_supplied_mask(shared_data, tmp_path, case):
     assert name == case
     assert np.array_equal(image.array, Volume.read(source / "image.nii.gz").array)
     assert np.array_equal(label.array > 0, read_label(source / "label.nii.gz").array > 0)
+
+
+def test_no_two_cases_share_a_name(tmp_path, write_series, stored_voxels):
+    """Folders `a/b` and `a_b` would both be `a_b`, and `A_b` is the same file where capitals do not count."""
+    for number, folder in enumerate(["a/b", "a_b", "A_b", "a_b_2"]):
+        write_series(tmp_path / "s" / folder / "ct", stored_voxels(), SeriesInstanceUID=f"1.2.3.{number + 1}0")
+        series = choose_series(tmp_path / "s" / folder / "ct")
+        _square(tmp_path / "s" / folder / "rs.dcm", series, "GTV", 1, 2 + number)
+    cases, _ = prepare(tmp_path / "s", tmp_path / "set")
+    assert cases == ["A_b", "a_b_3", "a_b_4", "a_b_2"]
+    assert [int(label_of(tmp_path / "set", case).sum()) for case in cases] == [9, 1, 4, 16]
+
+
+@pytest.fixture
+def killed(studies, tmp_path, monkeypatch):
+    """A folder whose maker was killed in its second case, and the folder of a call that was not."""
+    straight = tmp_path / "straight"
+    prepare(studies, straight)
+    made = []
+    write = Volume.write
+
+    def die_in_the_second_case(volume, path):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(path)
+        write(volume, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Volume, "write", die_in_the_second_case)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(studies, tmp_path / "set")
+    return tmp_path / "set", straight
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_killed_call_leaves_no_data_set_and_is_completed(killed, studies, monkeypatch):
+    folder, straight = killed
+    with pytest.raises(DataError, match="is not whole"):
+        read_dataset(folder)
+    written = []
+    write = Volume.write
+    monkeypatch.setattr(Volume, "write", lambda volume, path: (written.append(path.name), write(volume, path)))
+    prepare(studies, folder)
+    assert written == ["patient1.nii.gz"] * 2
+    assert contents(folder) == contents(straight)
+
+
+def test_a_begun_case_of_other_labels_or_images_is_made_again(killed, studies, tmp_path):
+    folder, _ = killed
+    image = min((studies / "patient0" / "ct").iterdir())
+    dataset = dcmread(image)
+    dataset.PixelData = bytes(len(dataset.PixelData))
+    dataset.save_as(image)
+    prepare(studies, folder, [("spleen", 7), ("body", 8)])
+    prepare(studies, tmp_path / "other", [("spleen", 7), ("body", 8)])
+    assert contents(folder) == contents(tmp_path / "other")
+
+
+def test_a_begun_case_that_is_gone_or_damaged(killed, studies, tmp_path):
+    folder, _ = killed
+    shutil.rmtree(studies / "patient0")
+    prepare(studies, folder)
+    prepare(studies, tmp_path / "other")
+    assert contents(folder) == contents(tmp_path / "other")
+
+
+def test_a_failed_call_leaves_nothing_behind(tmp_path, one):
+    _square(tmp_path / "s" / "a.dcm", one, "GTV", 1, 3)
+    (tmp_path / "set").mkdir()
+    file = next(iter((tmp_path / "s" / "ct").iterdir()))
+    dataset = dcmread(file)
+    dataset.RescaleSlope = "1e400"
+    dataset.save_as(file)
+    with pytest.raises(DataError, match="no case could be made"):
+        prepare(tmp_path / "s", tmp_path / "set")
+    assert list((tmp_path / "set").iterdir()) == []

@@ -13,7 +13,7 @@ import pytest
 from sam2_3dmed import Volume, load_model
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.export.run import export_run
-from sam2_3dmed.inference.manifest import checksum
+from sam2_3dmed.processes.journal import checksum
 
 
 def said(path: Path) -> dict[str, str]:

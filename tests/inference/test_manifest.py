@@ -12,7 +12,8 @@ import pytest
 
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.inference.inputs import Input
-from sam2_3dmed.inference.manifest import Manifest, checksum
+from sam2_3dmed.inference.manifest import Manifest
+from sam2_3dmed.processes.journal import checksum
 
 OPTIONS = {"overlap": 0.5, "codes": {"liver": ("1", "SCT", "Liver")}}
 

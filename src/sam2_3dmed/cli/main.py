@@ -16,7 +16,7 @@ from sam2_3dmed.cli.options import Data, end_with, examples
 from sam2_3dmed.cli.predict import commands as inference
 from sam2_3dmed.cli.train import commands as training
 from sam2_3dmed.errors import ConfigError, DataError, UserError
-from sam2_3dmed.processes.signals import EXIT_STATUS, Terminated
+from sam2_3dmed.processes.signals import EXIT_STATUS, Terminated, never_lost
 
 GROUP = "sam2_3dmed.commands"
 """Entry points of this group are `typer.Typer` objects, whose commands stand beside ours. An entry point should have
@@ -151,7 +151,8 @@ def main() -> None:
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        app()
+        with never_lost():
+            app()
     except UserError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)

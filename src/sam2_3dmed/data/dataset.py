@@ -10,6 +10,7 @@ from typing import Any, TypeGuard
 from sam2_3dmed.errors import DataError, shown
 from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.processes.atomic import naming
+from sam2_3dmed.processes.unfinished import require_finished
 from sam2_3dmed.volume.files import (
     ENDINGS,
     LISTED,
@@ -84,7 +85,8 @@ def read_dataset(path: Path | str) -> MedicalDataset:
 
     Raises:
         DataError: no such folder, no known layout, no labelled case, a broken `dataset.json`, a path in it that leaves
-            the folder, a missing file, a name that two cases share, or more than three channels.
+            the folder, a missing file, a name that two cases share, more than three channels, or `prepare` has not
+            finished the folder.
     """
     with naming(Path(path), "cannot be read"):  # a name in it may be longer than a file system allows
         return _read(Path(path))
@@ -93,6 +95,7 @@ def read_dataset(path: Path | str) -> MedicalDataset:
 def _read(root: Path) -> MedicalDataset:
     if not root.is_dir():
         raise DataError(f"{root}: no such folder")
+    require_finished(root)
     file = root / "dataset.json"
     if not file.is_file():
         return _checked(root, *_folder_cases(root))

@@ -7,6 +7,9 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import count
 from os.path import commonpath
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +32,9 @@ from sam2_3dmed.dicom.segmentation import drawn_segments, read_segments, segment
 from sam2_3dmed.dicom.series import DicomSeries, Group, image_groups, make_series
 from sam2_3dmed.dicom.structures import drawn_structures, read_structures, referred_series, structure_names
 from sam2_3dmed.errors import ConfigError, DataError, UserError, VolumeError
+from sam2_3dmed.processes import journal
 from sam2_3dmed.processes.atomic import make_folder, write_text
+from sam2_3dmed.processes.unfinished import making
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -79,6 +84,9 @@ def prepare(
 ) -> tuple[list[str], dict[str, str]]:
     """Make `folder`, a data set with imagesTr, labelsTr and dataset.json, of all annotated series in `studies`.
 
+    A call that was killed is called again: it passes over the cases that are whole. Until then `read_dataset` refuses
+    the folder.
+
     Args:
         studies: a folder of any depth, or a zip.
         labels: empty takes every name that occurs, with the values 1, 2, ... by name.
@@ -91,8 +99,6 @@ def prepare(
             not empty.
     """
     found, damaged = find_studies(studies)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder}: exists and is not an empty folder")
     modalities = Counter(str(study.image[0][1].get("Modality", "unknown")) for study in found)
     if len(modalities) > 1:
         listed = ", ".join(f"{count} {name}" for name, count in sorted(modalities.items()))
@@ -100,21 +106,26 @@ def prepare(
     chosen = _choose_labels(studies, found, labels)
     cases: list[str] = []
     failures: dict[str, str] = {}
-    for done, study in enumerate(found, start=1):
-        try:
-            _write_case(studies, study, folder, chosen, damaged)
-            cases.append(study.name)
-        except UserError as error:
-            logger.warning("%s failed; the reason follows at the end", study.name)
-            failures[study.name] = str(error)
-        progress(done, len(found))
-    if not cases:
-        raise DataError(f"{studies}: no case could be made; the first: {next(iter(failures.values()))}")
-    codes: dict[str, Code] = {}
-    for study in found:
-        for annotation in study.annotations:
-            codes |= segment_codes(annotation.header)
-    _write_dataset_json(studies, folder, cases, next(iter(modalities)), chosen, codes)
+    with making(folder) as unfinished:
+        for done, study in enumerate(found, start=1):
+            try:
+                made_of = _made_of(study, chosen)
+                if not unfinished.has(study.name, made_of):
+                    outputs = _write_case(studies, study, folder, chosen, damaged)
+                    unfinished.note(study.name, made_of, outputs)
+                cases.append(study.name)
+            except UserError as error:
+                logger.warning("%s failed; the reason follows at the end", study.name)
+                failures[study.name] = str(error)
+            progress(done, len(found))
+        unfinished.remove_all_but(cases)
+        if not cases:
+            raise DataError(f"{studies}: no case could be made; the first: {next(iter(failures.values()))}")
+        codes: dict[str, Code] = {}
+        for study in found:
+            for annotation in study.annotations:
+                codes |= segment_codes(annotation.header)
+        _write_dataset_json(studies, folder, cases, next(iter(modalities)), chosen, codes)
     return cases, failures
 
 
@@ -167,17 +178,30 @@ def find_studies(path: Path) -> tuple[list[Study], dict[str, str]]:
     left_out(path, "annotations without images here", unmatched)
     if not annotations:
         raise DataError(f"{path}: no DICOM-SEG or RTSTRUCT here that refers to an image series here")
-    names_of_cases: Counter[str] = Counter()
-    studies = []
-    for uid, group in sorted(annotations.items(), key=lambda item: images[item[0]][0][0]):
+    groups = sorted(annotations.items(), key=lambda item: images[item[0]][0][0])
+    folders = []
+    for uid, group in groups:
         files = [*(file for file, _ in images[uid]), *(annotation.file for annotation in group)]
         folder = Path(commonpath({file.folder for file in files}))
         parts = folder.relative_to(path).parts if folder.is_relative_to(path) else ()
-        name = readable("_".join(parts) or path.resolve().name.removesuffix(".zip"))
-        names_of_cases[name] += 1
-        count = names_of_cases[name]
-        studies.append(Study(name if count == 1 else f"{name}_{count}", images[uid], group))
+        folders.append(readable("_".join(parts) or path.resolve().name.removesuffix(".zip")))
+    studies = [Study(name, images[uid], group) for name, (uid, group) in zip(_unique(folders), groups, strict=True)]
     return studies, damaged
+
+
+def _unique(names: Sequence[str]) -> list[str]:
+    """The names, with a number after each that another has, too. Capitals make no other name, nor do they in files."""
+    taken = {name.casefold() for name in names}
+    seen: set[str] = set()
+    unique = []
+    for name in names:
+        chosen = name
+        if name.casefold() in seen:
+            chosen = next(f"{name}_{n}" for n in count(2) if f"{name}_{n}".casefold() not in taken)
+        taken.add(chosen.casefold())
+        seen.add(name.casefold())
+        unique.append(chosen)
+    return unique
 
 
 class _Places:
@@ -254,13 +278,23 @@ def _choose_labels(path: Path, studies: Sequence[Study], labels: Labels) -> Labe
     return labels or [(name, value) for value, name in enumerate(sorted(names), start=1)]
 
 
-def _write_case(root: Path, study: Study, folder: Path, labels: Labels, damaged: Mapping[str, str]) -> None:
+def _made_of(study: Study, labels: Labels) -> str:
+    """A digest of everything that decides the files of a case."""
+    files = [*(file for file, _ in study.image), *(annotation.file for annotation in study.annotations)]
+    _, state = journal.state(sorted({file.path for file in files}))
+    content = [version("sam2-3dmed"), state, list(labels), sorted(map(str, files))]
+    return sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _write_case(root: Path, study: Study, folder: Path, labels: Labels, damaged: Mapping[str, str]) -> list[Path]:
     series = make_series(root, study.image, damaged)
     label = _label(study, series, labels)
     image = series.read()
-    for part, volume in (("imagesTr", image), ("labelsTr", image.with_array(label))):
-        make_folder(folder / part)
-        volume.write(folder / part / f"{study.name}.nii.gz")
+    outputs = [folder / part / f"{study.name}.nii.gz" for part in ("imagesTr", "labelsTr")]
+    for file, volume in zip(outputs, (image, image.with_array(label)), strict=True):
+        make_folder(file.parent)
+        volume.write(file)
+    return outputs
 
 
 def _label(study: Study, series: DicomSeries, labels: Labels) -> NDArray[np.integer]:

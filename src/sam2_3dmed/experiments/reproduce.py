@@ -18,8 +18,8 @@ from sam2_3dmed.experiments.planning import Experiment, ReproduceRequest, Run, p
 from sam2_3dmed.experiments.resource_meter import hardware
 from sam2_3dmed.experiments.run_executor import RUNS, Executor, RunStatus, read_json, run_sequentially
 from sam2_3dmed.experiments.tables import TaskTable, latex, markdown, table_csv, task_table
-from sam2_3dmed.inference.manifest import checksum
 from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.processes.journal import checksum
 from sam2_3dmed.report.charts import cost_chart, save_figure
 from sam2_3dmed.run.run_folder import SPLIT_FILE, read_record
 

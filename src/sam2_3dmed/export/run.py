@@ -28,7 +28,6 @@ from sam2_3dmed.data.phantom import PHANTOM_SHAPE, make_phantom_case
 from sam2_3dmed.encoders.image_encoder import Features, ImageEncoder, resize
 from sam2_3dmed.errors import ConfigError, DataError, UserError, WeightsError
 from sam2_3dmed.inference.inputs import find_inputs
-from sam2_3dmed.inference.manifest import checksum
 from sam2_3dmed.inference.onnx_network import (
     FEATURES,
     FORMAT,
@@ -41,6 +40,7 @@ from sam2_3dmed.inference.onnx_network import (
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.processes.atomic import make_folder, naming, replacing, write_text
+from sam2_3dmed.processes.journal import checksum
 from sam2_3dmed.run.run_config import CONFIG_FILE, Sam2Record
 from sam2_3dmed.run.run_folder import (
     MODEL_FILE,

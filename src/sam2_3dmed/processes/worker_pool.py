@@ -11,12 +11,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext, SpawnContext
 from threading import Event, Lock
 from typing import Any, TypeVar
 
 from sam2_3dmed.errors import Cancelled, DataError
+from sam2_3dmed.processes.signals import interrupts_wait
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +100,8 @@ class _Worker:
         self._alone = False  # whether its only case is a suspect
         self.connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(work, place, theirs), daemon=True)
-        self._process.start()
+        with interrupts_wait():  # Ctrl-C reaches the process that started it, which ends this one
+            self._process.start()
         theirs.close()  # so that the death of the process ends the connection
 
     def take(self, fresh: deque[tuple[int, Any]], suspects: deque[tuple[int, Any]]) -> None:
@@ -173,6 +176,7 @@ def _context(preload: Sequence[str]) -> ForkServerContext | SpawnContext:
     # Not "fork": a copy of a process that holds torch's threads can hang.
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # its start would end `interrupts_wait`
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(preload))  # of no effect once the server runs
     return context
@@ -180,7 +184,7 @@ def _context(preload: Sequence[str]) -> ForkServerContext | SpawnContext:
 
 def _serve(work: Work[Any, Any], place: Any, connection: Connection) -> None:
     """Run in the process: work until there are no more cases, or the process that started this one is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the process that started it, which ends this one
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for systems that cannot block signals
     sending = Lock()
 
     def send(index: int | None, content: Any) -> None:

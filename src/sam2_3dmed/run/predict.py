@@ -17,9 +17,10 @@ from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.batch import Job, Outcome, Runner, predict_batch
 from sam2_3dmed.inference.inputs import Input, find_inputs, in_memory, require_unique_names, with_references
 from sam2_3dmed.inference.interface import Segmenter
-from sam2_3dmed.inference.manifest import Manifest, checksum
+from sam2_3dmed.inference.manifest import Manifest
 from sam2_3dmed.inference.output import MaskFormat
 from sam2_3dmed.inference.workers import assign_devices, in_processes, on_ray, on_slurm
+from sam2_3dmed.processes.journal import checksum
 from sam2_3dmed.processes.lock import locked
 from sam2_3dmed.run.run_folder import load_model, model_files, read_record, remembered_codes
 from sam2_3dmed.run.systems import Backend

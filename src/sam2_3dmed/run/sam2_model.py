@@ -6,10 +6,10 @@ from typing import Any, cast
 import torch
 
 from sam2_3dmed.config import changed
-from sam2_3dmed.inference.manifest import checksum
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.processes.journal import checksum
 from sam2_3dmed.run.run_config import Sam2Record
 from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_weights
 
