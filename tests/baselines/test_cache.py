@@ -20,7 +20,7 @@ def test_a_grid_of_its_own_is_what_was_prepared(
     balls: Any, make_spec: Callable[..., PatchSpec], tmp_path: Path
 ) -> None:
     spec = make_spec()
-    case = build_patch_cache(balls.cases[:1], spec, tmp_path)[0]
+    case = build_patch_cache(balls.cases[:1], spec, balls.plan.scheme.indexed, tmp_path)[0]
     prepared = balls.cases[0].cached
     assert np.array_equal(case.label, prepared.label)
     assert case.image == pytest.approx(spec.normalise(np.asarray(prepared.image)), abs=0.01)
@@ -29,7 +29,7 @@ def test_a_grid_of_its_own_is_what_was_prepared(
 
 
 def test_places_are_voxels_of_their_class(balls: Any, make_spec: Callable[..., PatchSpec], tmp_path: Path) -> None:
-    case = build_patch_cache(balls.cases[:1], make_spec(), tmp_path)[0]
+    case = build_patch_cache(balls.cases[:1], make_spec(), balls.plan.scheme.indexed, tmp_path)[0]
     rng = np.random.default_rng(0)
     for k in (1, 2):
         assert case.counts[k] == int((case.label == k).sum())
@@ -40,7 +40,7 @@ def test_large_classes_are_sampled(
     balls: Any, make_spec: Callable[..., PatchSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache, "_MOST_CENTRES", 10)
-    case = build_patch_cache(balls.cases[:1], make_spec(), tmp_path)[0]
+    case = build_patch_cache(balls.cases[:1], make_spec(), balls.plan.scheme.indexed, tmp_path)[0]
     assert case.counts == {1: 10, 2: 10}
     assert len({tuple(case.random_voxel(2, np.random.default_rng(i))) for i in range(99)}) == 10
 
@@ -48,14 +48,16 @@ def test_large_classes_are_sampled(
 def test_another_grid_is_another_folder_and_whole_cases_are_kept(
     balls: Any, make_spec: Callable[..., PatchSpec], tmp_path: Path
 ) -> None:
-    case = build_patch_cache(balls.cases[:1], make_spec(), tmp_path)[0]
-    coarse = build_patch_cache(balls.cases[:1], make_spec("unet", "model.spacing_mm=[3, 3, 3]"), tmp_path)[0]
+    case = build_patch_cache(balls.cases[:1], make_spec(), balls.plan.scheme.indexed, tmp_path)[0]
+    coarse = build_patch_cache(
+        balls.cases[:1], make_spec("unet", "model.spacing_mm=[3, 3, 3]"), balls.plan.scheme.indexed, tmp_path
+    )[0]
     assert coarse.label.shape == (7, 14, 12)
     assert coarse.folder != case.folder
     image = case.folder / f"{case.name}.image.npy"
     before = image.stat().st_mtime_ns
-    assert build_patch_cache(balls.cases[:1], make_spec(), tmp_path)[0].counts == case.counts
+    assert build_patch_cache(balls.cases[:1], make_spec(), balls.plan.scheme.indexed, tmp_path)[0].counts == case.counts
     assert image.stat().st_mtime_ns == before
     (case.folder / f"{case.name}.json").write_text('{"key": "another"}')
-    build_patch_cache(balls.cases[:1], make_spec(), tmp_path)
+    build_patch_cache(balls.cases[:1], make_spec(), balls.plan.scheme.indexed, tmp_path)
     assert image.stat().st_mtime_ns != before

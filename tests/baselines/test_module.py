@@ -92,7 +92,7 @@ def test_the_cached_cases_are_what_it_learns_from(
 ) -> None:
     """The predictor normalises as the cache does, so training and prediction see the same intensities."""
     spec = make_spec()
-    case = build_patch_cache(balls.cases[:1], spec, tmp_path)[0]
+    case = build_patch_cache(balls.cases[:1], spec, balls.plan.scheme.indexed, tmp_path)[0]
     predictor = PatchPredictor(build(spec), spec, balls.plan, InferenceConfig(precision="32"))
     seen: list[torch.Tensor] = []
     predictor.network.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))

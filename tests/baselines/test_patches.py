@@ -20,7 +20,7 @@ STILL = PatchAugmentationConfig(flip=0, affine=0, noise=0, intensity=0)
 @pytest.fixture(scope="module")
 def cases(balls: Any, make_spec: Callable[..., PatchSpec], tmp_path_factory: pytest.TempPathFactory) -> list[PatchCase]:
     folder: Path = tmp_path_factory.mktemp("patches")
-    return build_patch_cache(balls.cases[:3], make_spec(), folder)
+    return build_patch_cache(balls.cases[:3], make_spec(), balls.plan.scheme.indexed, folder)
 
 
 def dataset(cases: list[PatchCase], augmentation: PatchAugmentationConfig, **changes: Any) -> PatchDataset:

@@ -62,8 +62,8 @@ def test_there_are_two_levels_at_least() -> None:
 def test_intensities_are_the_foregrounds_of_a_ct_and_each_volumes_of_others() -> None:
     image = np.zeros((1, 2, 2, 2))
     image[0, 0] = [[0.2, 0.4], [0.9, 0.9]]
-    label = np.array([[[1, 2], [0, 0]]])
-    ct, mr = intensities(["fixed", "percentiles"], [(image, label), (image, label)])
+    foreground = np.array([[[True, True], [False, False]]])
+    ct, mr = intensities(["fixed", "percentiles"], [(image, foreground), (image, foreground)])
     assert (ct.mean, ct.std) == pytest.approx((0.3, 0.1))
     assert (mr.mean, mr.std) == (None, None)
 

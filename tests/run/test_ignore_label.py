@@ -1,4 +1,4 @@
-"""A data set with an ignore label, from training to scores; and the systems that refuse it."""
+"""A data set with an ignore label, from training to scores; and a system that refuses it."""
 
 import json
 import shutil
@@ -9,6 +9,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from sam2_3dmed.baselines.recipe import PatchConfig
+from sam2_3dmed.baselines.systems import PatchSystem
 from sam2_3dmed.config import RunConfig
 from sam2_3dmed.data.cache import build_cache
 from sam2_3dmed.data.dataset import read_dataset
@@ -17,7 +19,7 @@ from sam2_3dmed.data.plan import propose_plan, read_plan_yaml, write_plan_yaml
 from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.report.build import write_report
 from sam2_3dmed.run.run_folder import read_record
-from sam2_3dmed.run.systems import OURS, find_system, system_names
+from sam2_3dmed.run.systems import OURS, System
 from sam2_3dmed.run.train import TrainRequest, test_run, train
 from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.volume import Volume
@@ -64,10 +66,12 @@ def test_the_fingerprint_and_the_plan_have_no_such_class(data: Path, tmp_path: P
     np.testing.assert_array_equal(again.annotated_slices, first.annotated_slices)
 
 
+@pytest.mark.parametrize("system", [OURS, "unet"])
 def test_a_run_is_trained_and_scored_without_the_ignored_voxels(
-    data: Path, tmp_path: Path, quick: Callable[..., RunConfig]
+    data: Path, tmp_path: Path, quick: Callable[..., RunConfig], quick_patches: Callable[..., PatchConfig], system: str
 ) -> None:
-    folder = train(TrainRequest(data, tmp_path / "run", recipe=quick(), weights="none"))
+    recipe = quick() if system == OURS else quick_patches(system)
+    folder = train(TrainRequest(data, tmp_path / "run", recipe=recipe, weights="none", system=system))
     assert folder is not None
     assert read_record(folder).plan.ignore_label == 5
     evaluation = test_run(folder, data)
@@ -82,18 +86,16 @@ def test_a_run_is_trained_and_scored_without_the_ignored_voxels(
     assert write_report(folder, data).is_file()
 
 
-def test_other_systems_refuse_it_before_anything_is_prepared(data: Path, tmp_path: Path) -> None:
-    recipe = find_system("unet").recipe()
-    with pytest.raises(ConfigError, match=r"^unet cannot leave out voxels, and 5 is an ignore label"):
-        train(TrainRequest(data, tmp_path / "run", recipe=recipe, weights="none", system="unet"))
-    assert {path.name for path in tmp_path.glob("**/*")} == {"run", "log.txt"}
+class Stranger(PatchSystem):
+    """A system that says nothing of labels."""
+
+    require_labels = System.require_labels
 
 
-def test_every_other_system_refuses_it() -> None:
-    for name in system_names():
-        if name != OURS:
-            with pytest.raises(ConfigError, match=f"^{name} cannot leave out voxels"):
-                find_system(name).require_labels(LabelScheme({1: "a"}, ignore=2), None)
+def test_a_system_that_knows_nothing_of_it_refuses_it() -> None:
+    stranger = Stranger("stranger", "A stranger's", "", {})
+    with pytest.raises(ConfigError, match=r"^stranger cannot leave out voxels, and 2 is an ignore label"):
+        stranger.require_labels(LabelScheme({1: "a"}, ignore=2), None)
 
 
 def test_the_value_must_be_free(data: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from sam2_3dmed.baselines.recipe import PatchConfig
 from sam2_3dmed.config import InferenceConfig, RunConfig
 from sam2_3dmed.data.cache import build_cache
 from sam2_3dmed.data.dataset import read_dataset
@@ -21,7 +22,6 @@ from sam2_3dmed.inference.postprocess import postprocess
 from sam2_3dmed.report.build import write_report
 from sam2_3dmed.run.predict import PredictRequest, predict
 from sam2_3dmed.run.run_folder import read_record
-from sam2_3dmed.run.systems import OURS, find_system, system_names
 from sam2_3dmed.run.train import TrainRequest, test_run, train
 from sam2_3dmed.training.losses import class_masks
 from sam2_3dmed.volume.label_scheme import LabelScheme
@@ -129,7 +129,17 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory, quick: Callable[..
     return folder
 
 
-def test_a_run_is_trained_scored_and_reported(data: Path, run: Path) -> None:
+@pytest.fixture(scope="module")
+def unet_run(data: Path, tmp_path_factory: pytest.TempPathFactory, quick_patches: Callable[..., PatchConfig]) -> Path:
+    out, recipe = tmp_path_factory.mktemp("unet") / "run", quick_patches("unet")
+    folder = train(TrainRequest(data, out, recipe=recipe, weights="none", system="unet"))
+    assert folder is not None
+    return folder
+
+
+@pytest.mark.parametrize("system", ["run", "unet_run"])
+def test_a_run_is_trained_scored_and_reported(data: Path, system: str, request: pytest.FixtureRequest) -> None:
+    run = request.getfixturevalue(system)
     plan = read_record(run).plan
     assert (dict(plan.labels), plan.regions, plan.ignore_label) == ({3: "both", 1: "bright"}, {3: (1, 3), 1: (1,)}, 7)
     assert {"validation/dice_both", "validation/dice_bright"} < {
@@ -145,10 +155,13 @@ def test_a_run_is_trained_scored_and_reported(data: Path, run: Path) -> None:
     assert write_report(run, data).is_file()
 
 
-def test_probabilities_are_of_regions_and_segments_of_parts(data: Path, run: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("system", ["run", "unet_run"])
+def test_probabilities_are_of_regions_and_segments_of_parts(
+    data: Path, system: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     image = next((data / "imagesTr").glob("*.nii.gz"))
-    request = PredictRequest(run, [image], out=tmp_path, format="nrrd", probabilities=True)
-    assert [outcome.error for outcome in predict(request)] == [None]
+    wanted = PredictRequest(request.getfixturevalue(system), [image], out=tmp_path, format="nrrd", probabilities=True)
+    assert [outcome.error for outcome in predict(wanted)] == [None]
     names = {path.name.split("_")[-1] for path in (tmp_path / "probabilities").iterdir()}
     assert names == {"both.nii.gz", "bright.nii.gz"}
     header = next(tmp_path.glob("*.seg.nrrd")).read_bytes().split(b"\n\n")[0].decode()
@@ -156,17 +169,11 @@ def test_probabilities_are_of_regions_and_segments_of_parts(data: Path, run: Pat
     assert "Segment1_Name:=bright" in header
 
 
-def test_boxes_and_other_systems_are_refused_before_cases_are_read(
-    data: Path, tmp_path: Path, quick: Callable[..., RunConfig]
-) -> None:
+def test_boxes_are_refused_before_cases_are_read(data: Path, tmp_path: Path, quick: Callable[..., RunConfig]) -> None:
     boxes = quick("model.box_every=2")
     with pytest.raises(ConfigError, match="draws boxes around single values"):
         train(TrainRequest(data, tmp_path / "run", recipe=boxes, weights="none"))
     assert {path.name for path in tmp_path.glob("**/*")} == {"run", "log.txt"}
-    for name in system_names():
-        if name != OURS:
-            with pytest.raises(ConfigError, match=f"^{name} cannot learn regions"):
-                find_system(name).require_labels(BRATS, None)
 
 
 @pytest.mark.parametrize(

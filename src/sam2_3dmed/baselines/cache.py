@@ -19,11 +19,12 @@ from sam2_3dmed.data.dataset import MedicalDataset
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.processes.atomic import naming
 from sam2_3dmed.processes.map_cases import Progress, map_cases
+from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.nifti import read_affine
 from sam2_3dmed.volume.slices import SlicingAxis, slice_spacing_mm
 from sam2_3dmed.volume.volume import Volume
 
-_VERSION = 3
+_VERSION = 4
 _PARTS = ("image", "label", "centres")
 _MOST_CENTRES = 10_000
 """Voxels of a class in a case that patches may be centred on, as in nnU-Net."""
@@ -67,7 +68,7 @@ class PatchCase:
 
     @property
     def label(self) -> "np.memmap[Any, np.dtype[np.uint8]]":
-        """(D, H, W) class indices."""
+        """(D, H, W), as `LabelScheme.indexed` has it."""
         return open_array(self._file("label"))
 
     def random_voxel(self, k: int, rng: np.random.Generator) -> NDArray[np.integer]:
@@ -80,17 +81,25 @@ class PatchCase:
 
 
 def build_patch_cache(
-    cases: list[GriddedCase], spec: PatchSpec, folder: Path, progress: Progress | None = None
+    cases: list[GriddedCase],
+    spec: PatchSpec,
+    scheme: LabelScheme,
+    folder: Path,
+    progress: Progress | None = None,
 ) -> list[PatchCase]:
-    """Bring every case to the common grid, below `folder`; complete and current cases are kept, also after an error."""
+    """Bring every case to the common grid, below `folder`; complete and current cases are kept, also after an error.
+
+    scheme: what the labels mean (`LabelScheme.indexed`).
+    """
     parts = [_VERSION, spec.spacing_mm, [one.model_dump() for one in spec.intensities]]
+    parts += [[scheme.members(value) for value in scheme], scheme.ignore]
     folder = folder / f"patches-{sha256(json.dumps(parts).encode()).hexdigest()[:12]}"
     with naming(folder, "the cache cannot be written"):
         folder.mkdir(parents=True, exist_ok=True)
-        return map_cases(partial(_prepare, spec=spec, folder=folder), cases, progress=progress)
+        return map_cases(partial(_prepare, spec=spec, scheme=scheme, folder=folder), cases, progress=progress)
 
 
-def _prepare(case: GriddedCase, *, spec: PatchSpec, folder: Path) -> PatchCase:
+def _prepare(case: GriddedCase, *, spec: PatchSpec, scheme: LabelScheme, folder: Path) -> PatchCase:
     """The case from the cache, or resampled now. The index is written last, so it marks complete arrays."""
     name, index_file = case.cached.name, folder / f"{case.cached.name}.json"
     cached = _load(name, case.cached.key, folder)
@@ -100,9 +109,9 @@ def _prepare(case: GriddedCase, *, spec: PatchSpec, folder: Path) -> PatchCase:
     shape = resampled_shape(*case.grid, spec.spacing_mm)
     thick = thick_axis(case.grid.spacing_mm, spec.spacing_mm)
     image = resample_image(spec.normalise(np.asarray(case.cached.image)), shape, thick).astype(np.float16)
-    label = resample_labels(np.asarray(case.cached.label), spec.num_classes, shape, thick)
+    label = resample_labels(np.asarray(case.cached.label), max(scheme.allowed), shape, thick)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
-    centres = {k: _centres(label == k, rng) for k in range(1, spec.num_classes + 1)}
+    centres = {k: _centres(scheme.holds(label, value), rng) for k, value in enumerate(scheme, start=1)}
     counts = {k: len(found) for k, found in centres.items()}
     arrays = dict(zip(_PARTS, (image, label, np.concatenate(list(centres.values()))), strict=True))
     for part, array in arrays.items():

@@ -66,21 +66,19 @@ def resample_image(image: NDArray[np.float32], shape: Three, thick: int | None) 
     return np.stack([_resample(channel, shape, thick, order=3) for channel in image])
 
 
-def resample_labels(
-    labels: NDArray[np.integer], num_classes: int, shape: Three, thick: int | None
-) -> NDArray[np.integer]:
-    """(D, H, W) class indices -> `shape`: the class with the largest share of a voxel, linearly; a class at a time."""
-    dtype: np.dtype[Any] = np.min_scalar_type(num_classes)
+def resample_labels(labels: NDArray[np.integer], highest: int, shape: Three, thick: int | None) -> NDArray[np.integer]:
+    """(D, H, W) of values up to `highest` -> `shape`: the value with the largest share of a voxel, linearly."""
+    dtype: np.dtype[Any] = np.min_scalar_type(highest)
     if labels.shape == shape:
         return labels.astype(dtype)
-    classes = np.zeros(shape, dtype=dtype)
+    resampled = np.zeros(shape, dtype=dtype)
     largest = _resample((labels == 0).astype(np.float32), shape, thick, order=1)
-    for k in range(1, num_classes + 1):
-        share = _resample((labels == k).astype(np.float32), shape, thick, order=1)
+    for value in range(1, highest + 1):
+        share = _resample((labels == value).astype(np.float32), shape, thick, order=1)
         wins = share > largest
-        classes[wins] = k
+        resampled[wins] = value
         largest[wins] = share[wins]
-    return classes
+    return resampled
 
 
 def _resample(array: NDArray[np.float32], shape: Three, thick: int | None, order: Literal[1, 3]) -> NDArray[np.float32]:

@@ -41,6 +41,12 @@ class Outline:
     num_channels: int
     num_classes: int
     patch: Three | None
+    regions: bool = False
+
+    @property
+    def num_outputs(self) -> int:
+        """Channels of the logits: the classes, and before them the background unless they are regions."""
+        return self.num_classes + (not self.regions)
 
     def sized(self, full: int, small: int) -> int:
         """The one of two numbers that is for this size."""
@@ -67,7 +73,13 @@ class Outline:
 
 
 def outline(
-    config: PatchConfig, grids: Sequence[Grid], *, num_channels: int, num_classes: int, on_gpu: bool
+    config: PatchConfig,
+    grids: Sequence[Grid],
+    *,
+    num_channels: int,
+    num_classes: int,
+    on_gpu: bool,
+    regions: bool = False,
 ) -> Outline:
     """The outline of the training cases."""
     spacing = config.model.spacing_mm or common_spacing(grids)
@@ -76,19 +88,19 @@ def outline(
     if size == "auto":
         size = "full" if on_gpu else "small"
     median = three(np.ceil(np.median(shapes, axis=0)))
-    return Outline(spacing, median, size, num_channels, num_classes, config.model.patch)
+    return Outline(spacing, median, size, num_channels, num_classes, config.model.patch, regions)
 
 
 def intensities(kinds: Sequence[str], cases: Iterable[tuple[NDArray[Any], NDArray[Any]]]) -> list[Intensities]:
     """Mean and standard deviation of each channel in all cases' foreground; for `percentiles`, each volume has its own.
 
-    kinds: how each channel is normalised. cases: images (D, C, H, W) in [0, 1], and class indices (D, H, W).
+    kinds: how each channel is normalised. cases: images (D, C, H, W) in [0, 1], and their foreground (D, H, W) bool.
     """
     if "fixed" not in kinds:
         return [Intensities() for _ in kinds]
     sums = np.zeros((3, len(kinds)))  # of ones, of values, of their squares
-    for image, label in cases:
-        values = np.moveaxis(image, 1, -1)[label > 0].astype(np.float64)
+    for image, foreground in cases:
+        values = np.moveaxis(image, 1, -1)[foreground].astype(np.float64)
         sums += np.stack([np.full(len(kinds), len(values)), values.sum(axis=0), (values**2).sum(axis=0)])
     mean, square = sums[1:] / np.maximum(sums[0], 1)
     std = np.sqrt(np.maximum(square - mean**2, 0))
@@ -163,7 +175,7 @@ def _plan_unet(config: PatchConfig, outline: Outline) -> tuple[Three, dict[str, 
     return outline.choose_patch(three(np.prod(strides, axis=0)), voxels), {
         "spatial_dims": 3,
         "in_channels": outline.num_channels,
-        "out_channels": outline.num_classes + 1,
+        "out_channels": outline.num_outputs,
         "strides": [list(stride) for stride in [(1, 1, 1), *strides]],
         "upsample_kernel_size": [list(stride) for stride in strides],
         "kernel_size": [list(kernel) for kernel in kernels],
@@ -179,7 +191,7 @@ def _plan_mednext(config: PatchConfig, outline: Outline, variant: str) -> tuple[
         "spatial_dims": 3,
         "init_filters": outline.sized(32, 8),
         "in_channels": outline.num_channels,
-        "out_channels": outline.num_classes + 1,
+        "out_channels": outline.num_outputs,
         "kernel_size": config.model.kernel,
         "deep_supervision": True,
         "use_residual_connection": True,
@@ -200,7 +212,7 @@ def _plan_nnformer(config: PatchConfig, outline: Outline) -> tuple[Three, dict[s
     patch = outline.choose_patch([8 * step for step in stride], outline.sized(128**3, 64**3) // (1 + thick))
     return patch, {
         "num_channels": outline.num_channels,
-        "num_outputs": outline.num_classes + 1,
+        "num_outputs": outline.num_outputs,
         "patch": list(patch),
         "stride": list(stride),
         "width": width,

@@ -25,7 +25,7 @@ class Patches(NamedTuple):
     image: Tensor
     """(B, C, D, H, W) float32."""
     labels: Tensor
-    """(B, D, H, W) class indices, 0 background."""
+    """(B, D, H, W), as `LabelScheme.indexed` has it."""
 
 
 class PatchDataset(Dataset[Patches]):

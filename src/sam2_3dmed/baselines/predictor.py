@@ -15,9 +15,10 @@ from sam2_3dmed.baselines.recipe import PatchSpec
 from sam2_3dmed.config import InferenceConfig, Plan
 from sam2_3dmed.encoders.precision import use_bf16
 from sam2_3dmed.inference.interface import PredictOptions, WithoutAuxiliary, refuse_boxes, require_not_cancelled
-from sam2_3dmed.inference.logits_to_mask import argmax_mask
+from sam2_3dmed.inference.logits_to_mask import slice_mask
 from sam2_3dmed.inference.postprocess import require_known_classes
 from sam2_3dmed.inference.predictor import fill_mask
+from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.slices import slice_spacing_mm
 from sam2_3dmed.volume.volume import Volume
 
@@ -30,7 +31,7 @@ class PatchPredictor(WithoutAuxiliary):
         self.network = network
         self.spec = spec
         self.preprocessing = plan.preprocessing
-        self.labels: Mapping[int, str] = plan.labels
+        self.labels: Mapping[int, str] = plan.scheme
         self.num_channels = len(plan.channels)
         self.config = config
 
@@ -44,11 +45,12 @@ class PatchPredictor(WithoutAuxiliary):
         return fill_mask(logits, volume, axis, self.labels, self.config, options, log_odds=log_odds)
 
     def predict_slices(self, image: NDArray[np.floating], spacing_mm: tuple[float, ...]) -> NDArray[np.integer]:
-        """(D, C, H, W) in [0, 1] -> (D, H, W) class indices, 0 background. spacing_mm: along (D, H, W)."""
+        """(D, C, H, W) in [0, 1] -> (D, H, W), as `LabelScheme.indexed` has it. spacing_mm: along (D, H, W)."""
         height, width = image.shape[-2:]
-        classes = np.empty((len(image), height, width), dtype=np.min_scalar_type(len(self.labels)))
+        scheme = LabelScheme.of(self.labels).indexed
+        classes = np.empty((len(image), height, width), dtype=np.min_scalar_type(max(scheme)))
         for index, logits in self._slice_logits(image, spacing_mm):
-            classes[index] = argmax_mask(logits, height, width).cpu().numpy()
+            classes[index] = slice_mask(logits, height, width, scheme).cpu().numpy()
         return classes
 
     def num_windows(self, shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> int:

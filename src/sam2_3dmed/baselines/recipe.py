@@ -140,6 +140,8 @@ class PatchSpec(Frozen):
     patch: tuple[Count, Count, Count]
     intensities: tuple[Intensities, ...]
     num_classes: Count
+    regions: bool = False
+    """Whether classes overlap, so that each has a sigmoid."""
     network: dict[str, Any]
     """The arguments of its constructor."""
     text: str | None = None
@@ -148,7 +150,7 @@ class PatchSpec(Frozen):
     @property
     def has_background(self) -> bool:
         """Whether channel 0 of the logits is the background's, for a softmax; else each class has a sigmoid."""
-        return self.system != "universal"
+        return self.system != "universal" and not self.regions
 
     def normalise(self, image: NDArray[np.floating]) -> NDArray[np.float32]:
         """Channels of mean 0 and standard deviation 1: (D, C, H, W) in [0, 1] -> (C, D, H, W)."""
@@ -171,6 +173,8 @@ class PatchRecord(RunRecord):
     def _fits(self) -> Self:
         require_same(self.plan.num_classes, self.model.num_classes, "classes")
         require_same(len(self.plan.channels), len(self.model.intensities), "channels")
+        if bool(self.plan.regions) != self.model.regions:
+            raise ValueError("only one of plan and model has regions")
         return self
 
     @property

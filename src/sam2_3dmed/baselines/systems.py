@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from sam2_3dmed.inference.interface import Segmenter
+    from sam2_3dmed.volume.label_scheme import LabelScheme
 
 _NNUNET: Mapping[str, Any] = {
     "epochs": 1000,
@@ -56,6 +57,9 @@ class Baseline(System):
         if name != "auto":
             raise ConfigError(f"--recipe {name} is for {OURS}; {self.name} has its own, which --set changes")
         return with_settings(self.own_recipe(), settings)
+
+    def require_labels(self, labels: LabelScheme, recipe: Any) -> None:
+        """Regions have a sigmoid each, and voxels to be ignored count in no loss, as in nnU-Net."""
 
     def check(self, recipe: Any, *, weights: str, gpu_memory: float | None) -> None:
         self.require()

@@ -25,10 +25,11 @@ from sam2_3dmed.run.systems import Preparation, TrainingRun
 from sam2_3dmed.training.distributed import seed_all
 from sam2_3dmed.training.loader import Part, epoch_loader
 from sam2_3dmed.training.loop import FitResult, fit
-from sam2_3dmed.training.losses import class_masks
+from sam2_3dmed.training.losses import CERTAIN_BACKGROUND, mean_of_annotated, reference_masks
 from sam2_3dmed.training.losses.segmentation import bce, dice_loss, soft_dice
 from sam2_3dmed.training.optimizer import falling_cosine
 from sam2_3dmed.training.trainable import Trainable
+from sam2_3dmed.volume.label_scheme import LabelScheme
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class PatchTraining(Trainable):
         place = [self.config.seed, self.progress.epoch, self.progress.passes, self.division.rank]
         torch.manual_seed(int(np.random.default_rng(place).integers(2**63)))
         logits = all_logits(self.network(batch.image))
-        return deep_supervision_loss(logits, batch.labels, background=self.predictor.spec.has_background)
+        return deep_supervision_loss(logits, batch.labels, self.scheme, background=self.predictor.spec.has_background)
 
     def predict_case(self, number: int) -> tuple[NDArray[np.integer], float]:
         image = np.asarray(self.validation[number].image)
@@ -73,33 +74,42 @@ class PatchTraining(Trainable):
         return (time.monotonic() - started) * sum(self.predictor.num_windows(*grid) for grid in self.grids)
 
 
-def deep_supervision_loss(outputs: Sequence[Tensor], labels: Tensor, *, background: bool) -> dict[str, Tensor]:
+def deep_supervision_loss(
+    outputs: Sequence[Tensor], labels: Tensor, scheme: LabelScheme, *, background: bool
+) -> dict[str, Tensor]:
     """`total`: the mean over sizes, each with half the weight of the next finer one; `segmentation`: of the finest.
 
-    outputs: logits (B, K or K + 1, d, h, w), the finest first, of any sizes. labels: (B, D, H, W) class indices.
-    background: as `PatchSpec.has_background`.
+    outputs: logits (B, K or K + 1, d, h, w), the finest first, of any sizes. labels: (B, D, H, W).
+    scheme: what the labels mean (`LabelScheme.indexed`). background: as `PatchSpec.has_background`.
     """
     loss = dice_cross_entropy if background else dice_sigmoid
-    losses = [loss(logits.float(), _labels_like(labels, logits)) for logits in outputs]
+    losses = [loss(logits.float(), _labels_like(labels, logits), scheme) for logits in outputs]
     weights = torch.tensor([2.0**-level for level in range(len(losses))], device=labels.device)
     total = (torch.stack(losses) * weights / weights.sum()).sum()
     return {"total": total, "segmentation": losses[0]}
 
 
-def dice_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def dice_cross_entropy(logits: Tensor, labels: Tensor, scheme: LabelScheme) -> Tensor:
     """nnU-Net's: 1 - soft Dice of the classes without the background, plus cross entropy over all.
 
-    logits: (B, K + 1, D, H, W); labels: (B, D, H, W).
+    logits: (B, K + 1, D, H, W); labels: (B, D, H, W). Voxels to be ignored count in neither.
     """
+    masks, annotated = reference_masks(labels, scheme)
     probabilities = logits.softmax(dim=1)[:, 1:]
-    dice = soft_dice(probabilities, class_masks(labels, logits.shape[1] - 1))
-    return 1 - dice.mean() + F.cross_entropy(logits, labels.long())
+    if annotated is not None:
+        probabilities, labels = probabilities * annotated, labels * annotated.squeeze(1)
+    cross_entropy = F.cross_entropy(logits, labels.long(), reduction="none").unsqueeze(1)
+    return 1 - soft_dice(probabilities, masks).mean() + mean_of_annotated(cross_entropy, annotated)
 
 
-def dice_sigmoid(logits: Tensor, labels: Tensor) -> Tensor:
-    """The Universal model's: soft Dice plus binary cross entropy of each class on its own."""
-    masks = class_masks(labels, logits.shape[1])
-    return dice_loss(logits, masks) + bce(logits, masks)
+def dice_sigmoid(logits: Tensor, labels: Tensor, scheme: LabelScheme) -> Tensor:
+    """The Universal model's, and nnU-Net's of regions: soft Dice plus binary cross entropy of each class on its own.
+
+    logits: (B, K, D, H, W); labels: (B, D, H, W). Voxels to be ignored count in neither.
+    """
+    masks, annotated = reference_masks(labels, scheme)
+    known = logits if annotated is None else logits.masked_fill(~annotated, CERTAIN_BACKGROUND)
+    return dice_loss(known, masks) + bce(known, masks, annotated)
 
 
 def _labels_like(labels: Tensor, logits: Tensor) -> Tensor:
@@ -137,7 +147,9 @@ class PatchRun(TrainingRun):
         seed_all(recipe.training.seed)
         network = first_network(self.record.model, recipe, plan)
         with preparation.progress("Resampling cases") as bar:
-            self.training = build_patch_cache(cases, self.record.model, preparation.cache_folder, bar)
+            self.training = build_patch_cache(
+                cases, self.record.model, plan.scheme.indexed, preparation.cache_folder, bar
+            )
         config = changed(recipe.inference, {"precision": recipe.training.precision}, "inference")
         self.predictor = PatchPredictor(network, self.record.model, plan, config)
         self.folder, self.distributed = preparation.folder, preparation.distributed
@@ -169,10 +181,12 @@ def plan_spec(config: PatchConfig, plan: Plan, cases: Sequence[GriddedCase]) -> 
         num_channels=len(plan.channels),
         num_classes=plan.num_classes,
         on_gpu=torch.cuda.is_available(),
+        regions=bool(plan.regions),
     )
     patch, arguments = plan_network(config, outlined)
     kinds = [channel.normalisation for channel in plan.channels]
-    pairs = ((np.asarray(case.cached.image), np.asarray(case.cached.label)) for case in cases)
+    foreground = plan.scheme.indexed.file_values
+    pairs = ((np.asarray(case.cached.image), np.isin(case.cached.label, foreground)) for case in cases)
     return PatchSpec(
         system=config.system,
         size=outlined.size,
@@ -180,6 +194,7 @@ def plan_spec(config: PatchConfig, plan: Plan, cases: Sequence[GriddedCase]) -> 
         patch=patch,
         intensities=tuple(intensities(kinds, pairs)),
         num_classes=plan.num_classes,
+        regions=bool(plan.regions),
         network=arguments,
         text=config.names,
     )

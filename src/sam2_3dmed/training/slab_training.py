@@ -22,7 +22,7 @@ from sam2_3dmed.model.prompts import boxes_from_labels
 from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.feature_cache import FeatureCache
 from sam2_3dmed.training.loader import Part, epoch_loader
-from sam2_3dmed.training.losses import TotalLoss, class_masks
+from sam2_3dmed.training.losses import TotalLoss, reference_masks
 from sam2_3dmed.training.losses.relative_position import position_error, relative_positions
 from sam2_3dmed.training.trainable import Trainable
 from sam2_3dmed.volume.label_scheme import LabelScheme
@@ -48,15 +48,13 @@ def training_step(
         on_position_error: called for each group of slabs with SRPP's mean error in slices, and the number of slabs.
     """
     scheme = LabelScheme.numbered(classes) if isinstance(classes, int) else classes
-    regions = [scheme.members(value) for value in scheme] if scheme.regions else []
     total = sum(len(slabs.labels) for slabs in batch)
     shares = [len(slabs.labels) / total for slabs in batch]
     losses = []
     for slabs in batch:
         if single_slices:
             slabs = slabs.single_slices()
-        masks = class_masks(slabs.labels, len(scheme), regions)
-        annotated = None if scheme.ignore is None else (slabs.labels != scheme.ignore).unsqueeze(1)
+        masks, annotated = reference_masks(slabs.labels, scheme)
         prompts = None
         if network.box_every:
             values = range(1, len(scheme) + 1)

@@ -1,28 +1,46 @@
 """What is written for nnU-Net: channels, class indices, its description, the split."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sam2_3dmed.baselines.nnunet.dataset import to_classes, to_values, write_channels, write_dataset, write_split
+from sam2_3dmed.baselines.nnunet.dataset import to_values, write_channels, write_dataset, write_split
 from sam2_3dmed.config import ChannelPlan
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.volume import Volume, same_grid
 
 
-def test_labels_become_classes_and_values_again():
+def test_labels_become_indices_and_values_again():
     label = np.array([[0, 3], [7, 3]], dtype=np.uint16)
-    classes = to_classes(label, (3, 7))
-    assert classes.dtype == np.uint8
-    np.testing.assert_array_equal(classes, [[0, 1], [2, 1]])
-    np.testing.assert_array_equal(to_values(classes, (3, 7)), label)
-    assert to_values(classes, (3, 700)).dtype == np.uint16
+    scheme = LabelScheme({3: "a", 7: "b"})
+    indices = scheme.to_indices(label)
+    np.testing.assert_array_equal(indices, [[0, 1], [2, 1]])
+    np.testing.assert_array_equal(to_values(indices, scheme), label)
+    assert to_values(indices, scheme).dtype == np.uint8
+    assert to_values(indices, LabelScheme({3: "a", 700: "b"})).dtype == np.uint16
 
 
-def test_values_that_are_no_class_are_background():
-    np.testing.assert_array_equal(to_classes(np.array([0, 1, 4, 9]), (3, 7)), [0, 0, 0, 0])
+def test_regions_and_an_ignore_label(balls, tmp_path):
+    """In a label file 1 is a core, 3 the rest of the whole, and 9 was not annotated."""
+    case = balls.catalog.cases[0]
+    label = Volume.read(case.label)
+    array = label.array.copy()
+    array[0] = 9
+    label.with_array(array).write(tmp_path / "label.nii.gz")
+    dataset = replace(balls.catalog, cases=(replace(case, label=tmp_path / "label.nii.gz"),))
+    labels = {3: "whole", 1: "core"}
+    plan = balls.plan.model_copy(update={"labels": labels, "regions": {3: (1, 3), 1: (1,)}, "ignore_label": 9})
+    write_dataset(dataset, plan, tmp_path)
+    root = tmp_path / "Dataset001_run"
+    content = json.loads((root / "dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "class 1": [1, 2], "class 2": [1], "ignore": 3}
+    assert content["regions_class_order"] == [2, 1]
+    expected = np.select([array == 1, array == 3, array == 9], [1, 2, 3])
+    np.testing.assert_array_equal(Volume.read(root / "labelsTr" / f"{case.name}.nii.gz").array, expected)
 
 
 def test_cases_are_written_as_they_lie(balls, tmp_path):

@@ -13,7 +13,6 @@ from filelock import FileLock
 from typer.testing import CliRunner
 
 from sam2_3dmed.baselines.nnunet import environment
-from sam2_3dmed.baselines.nnunet.dataset import to_classes
 from sam2_3dmed.baselines.nnunet.environment import Worker
 from sam2_3dmed.baselines.nnunet.run import FOLDER, training_peaks
 from sam2_3dmed.baselines.nnunet.system import NNUNET
@@ -23,10 +22,12 @@ from sam2_3dmed.evaluation.cases import evaluate_folders
 from sam2_3dmed.processes.signals import Terminated
 from sam2_3dmed.run.run_folder import load_model
 from sam2_3dmed.run.train import TrainRequest, test_run, train
+from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.volume import Volume
 
 test_run.__test__ = False  # a function of the package, not a test
 pytestmark = pytest.mark.long
+SCHEME = LabelScheme({1: "bright", 3: "dark"})
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,7 +94,7 @@ def test_our_scores_of_its_predictions_are_its_own(run, blobs, tmp_path):
     truth.mkdir()
     for prediction in (fold / "validation").glob("*.nii.gz"):
         label = Volume.read(labels[prediction.name.removesuffix(".nii.gz")])
-        label.with_array(to_classes(label.array, (1, 3))).write(truth / prediction.name)
+        label.with_array(SCHEME.to_indices(label.array)).write(truth / prediction.name)
     call = ["evaluate", str(fold / "validation"), str(truth), "-o", str(tmp_path / "scores"), "--empty", "nan"]
     result = CliRunner().invoke(app, call, catch_exceptions=False)
     assert result.exit_code == 0, result.output
@@ -135,7 +136,7 @@ def test_our_predictor_predicts_what_nnunet_does(run, blobs):
     for prediction in own:
         mask = predictor(Volume.read(images[prediction.name.removesuffix(".nii.gz")]))
         classes = Volume.read(prediction).array
-        np.testing.assert_array_equal(to_classes(mask.array, (1, 3)), classes)
+        np.testing.assert_array_equal(SCHEME.to_indices(mask.array), classes)
 
 
 def test_probabilities_agree_with_the_mask(run, blobs, tmp_path):

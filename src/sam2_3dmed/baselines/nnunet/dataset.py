@@ -1,9 +1,9 @@
 """A data set in nnU-Net's layout: a file for each channel, class indices, and its dataset.json."""
 
 import json
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from sam2_3dmed.data.dataset import Case, MedicalDataset, read_case
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.map_cases import Progress, map_cases
+from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.volume import Volume
 
 NAME = "Dataset001_run"
@@ -20,7 +21,7 @@ ENDING = ".nii.gz"
 
 
 def write_dataset(dataset: MedicalDataset, plan: Plan, folder: Path, progress: Progress | None = None) -> None:
-    """Write the cases of a data set below `folder`, nnUNet_raw.
+    """Write the cases of a data set below `folder`, nnUNet_raw, with labels as `LabelScheme.indexed` has them.
 
     Volumes keep their grid and their order of axes, which nnU-Net relies on. A channel whose intensity bounds our plan
     fixes is called CT, which decides how nnU-Net normalises it.
@@ -34,7 +35,7 @@ def write_dataset(dataset: MedicalDataset, plan: Plan, folder: Path, progress: P
             str(c): "CT" if channel.normalisation == "fixed" else f"channel {c}"
             for c, channel in enumerate(plan.channels)
         },
-        "labels": {"background": 0, **{f"class {k}": k for k in range(1, plan.num_classes + 1)}},
+        **_labels(plan.scheme.indexed),
         "numTraining": len(dataset.cases),
         "file_ending": ENDING,
     }
@@ -56,20 +57,24 @@ def write_channels(volume: Volume, folder: Path, name: str) -> list[Path]:
     return paths
 
 
-def to_classes(label: NDArray[np.integer], values: Sequence[int]) -> NDArray[np.integer]:
-    """Class indices 0..K of a mask of the values of classes 1..K, ascending; all others become 0."""
-    classes = np.searchsorted(values, label, side="right")
-    known = np.isin(label, values)
-    return np.where(known, classes, 0).astype(np.min_scalar_type(len(values)))
-
-
-def to_values(classes: NDArray[np.integer], values: Sequence[int]) -> NDArray[np.integer]:
-    """The inverse of `to_classes`."""
-    return np.array([0, *values], dtype=np.uint8 if max(values) < 256 else np.uint16)[classes]
+def to_values(indices: NDArray[np.integer], scheme: LabelScheme) -> NDArray[np.integer]:
+    """A mask of `LabelScheme.indexed` in the values of the label files."""
+    values = np.array([0, *scheme.file_values])
+    return values.astype(np.min_scalar_type(max(scheme.file_values)))[indices]
 
 
 def _write_case(case: Case, *, plan: Plan, root: Path) -> None:
-    image, label = read_case(case, plan.label_values)
+    image, label = read_case(case, plan.scheme.allowed)
     assert label is not None  # a data set to train on has labelled cases only
     write_channels(image, root / "imagesTr", case.name)
-    label.with_array(to_classes(label.array, plan.label_values)).write(root / "labelsTr" / f"{case.name}{ENDING}")
+    label.with_array(plan.scheme.to_indices(label.array)).write(root / "labelsTr" / f"{case.name}{ENDING}")
+
+
+def _labels(scheme: LabelScheme) -> dict[str, Any]:
+    """nnU-Net's "labels", and for regions the values that its masks are painted with."""
+    named: dict[str, int | list[int]] = {"background": 0}
+    for k, value in enumerate(scheme, start=1):
+        named[f"class {k}"] = list(scheme.members(value)) if scheme.regions else value
+    if scheme.ignore is not None:
+        named["ignore"] = scheme.ignore
+    return {"labels": named, **({"regions_class_order": list(scheme)} if scheme.regions else {})}

@@ -30,7 +30,8 @@ class NnunetPredictor(WithoutAuxiliary):
         self, weights: Path, spec: NnunetSpec, plan: Plan, *, device: torch.device, config: InferenceConfig
     ) -> None:
         require_known_classes(config, plan.labels.values())
-        self.labels: Mapping[int, str] = plan.labels
+        self._scheme = plan.scheme
+        self.labels: Mapping[int, str] = self._scheme
         self.num_channels = len(plan.channels)
         self.config = config
         self._axis = plan.slicing_axis
@@ -88,11 +89,12 @@ class NnunetPredictor(WithoutAuxiliary):
         except ProcessError:  # the next volume starts a new process
             self._started = None
             raise
-        return volume.with_array(to_values(read_label(mask_file).array, tuple(self.labels))), answer
+        return volume.with_array(to_values(read_label(mask_file).array, self._scheme)), answer
 
     def _write_probabilities(self, every: "np.ndarray[Any, Any]", volume: Volume, prefix: Path) -> None:
-        """every: (K + 1, Z, Y, X), nnU-Net's order of axes."""
-        of_classes = [volume_to_slices(volume.with_array(share.T), self._axis) for share in every[1:]]
+        """every: (K + 1, Z, Y, X), nnU-Net's order of axes; of regions K, without a background."""
+        shares = every[-len(self.labels) :]
+        of_classes = [volume_to_slices(volume.with_array(share.T), self._axis) for share in shares]
         with writing_probabilities(prefix, self.labels, volume, self._axis) as write:
             for index in range(len(of_classes[0])):
                 planes = torch.from_numpy(np.stack([one[index] for one in of_classes]).astype(np.float32))

@@ -8,16 +8,28 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from sam2_3dmed.training.losses.registry import (
+    CERTAIN_BACKGROUND,
     TERMS,
     LossInputs,
     TotalLoss,
     class_masks,
     mean_of_annotated,
+    reference_masks,
     segmentation_term,
     term,
 )
 
-__all__ = ["TERMS", "LossInputs", "TotalLoss", "class_masks", "mean_of_annotated", "segmentation_term", "term"]
+__all__ = [
+    "CERTAIN_BACKGROUND",
+    "TERMS",
+    "LossInputs",
+    "TotalLoss",
+    "class_masks",
+    "mean_of_annotated",
+    "reference_masks",
+    "segmentation_term",
+    "term",
+]
 
 for _module in iter_modules(__path__):
     import_module(f"{__name__}.{_module.name}")

@@ -11,8 +11,10 @@ from sam2_3dmed.config import LossConfig
 from sam2_3dmed.errors import ConfigError, suggest
 from sam2_3dmed.model.mask_decoder import upsample
 from sam2_3dmed.model.network import Prediction
+from sam2_3dmed.volume.label_scheme import LabelScheme
 
-_CERTAIN_BACKGROUND = -1e4
+CERTAIN_BACKGROUND = -1e4
+"""A logit that costs nothing where the mask is 0, and has no gradient."""
 SPACE = (-3, -2, -1)
 """The dimensions D, H, W."""
 
@@ -38,7 +40,7 @@ class LossInputs:
         Voxels to be ignored have the logit of certain background, which costs nothing and has no gradient.
         """
         logits = self.upsampled(self.prediction.segmentation)
-        return logits if self.annotated is None else logits.masked_fill(~self.annotated, _CERTAIN_BACKGROUND)
+        return logits if self.annotated is None else logits.masked_fill(~self.annotated, CERTAIN_BACKGROUND)
 
     def upsampled(self, logits: Tensor) -> Tensor:
         """(B, K, D, h, w) -> (B, K, D, H, W)."""
@@ -111,6 +113,18 @@ def mean_of_annotated(values: Tensor, annotated: Tensor | None) -> Tensor:
     if annotated is None:
         return values.mean()
     return (values * annotated).sum() / (annotated.sum() * values.shape[1]).clamp_min(1)
+
+
+def reference_masks(labels: Tensor, scheme: LabelScheme) -> tuple[Tensor, Tensor | None]:
+    """GT_seg (B, K, D, H, W), and where voxels are annotated, (B, 1, D, H, W) bool; None: everywhere.
+
+    Args:
+        labels: (B, D, H, W).
+        scheme: what they mean (`LabelScheme.indexed`).
+    """
+    regions = [scheme.members(value) for value in scheme] if scheme.regions else []
+    annotated = None if scheme.ignore is None else (labels != scheme.ignore).unsqueeze(1)
+    return class_masks(labels, len(scheme), regions), annotated
 
 
 def class_masks(labels: Tensor, num_classes: int, regions: Sequence[Sequence[int]] = ()) -> Tensor:
