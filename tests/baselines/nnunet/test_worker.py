@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sam2_3dmed.baselines.nnunet.system import NNUNET
 from sam2_3dmed.cli.main import app
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.evaluation.cases import evaluate_folders
+from sam2_3dmed.evaluation.metrics import Scoring, case_metrics
 from sam2_3dmed.processes.signals import Terminated
 from sam2_3dmed.run.run_folder import load_model
 from sam2_3dmed.run.train import TrainRequest, test_run, train
@@ -169,3 +171,32 @@ def test_minutes_are_planned_once_and_a_stopped_run_goes_on(blobs, tmp_path, mon
     run = train(request(blobs, tmp_path / "run", *settings, resume=True))
     with (run / "curves.csv").open() as file:
         assert [int(row["step"]) for row in csv.DictReader(file)] == [steps * n for n in range(1, epochs + 1)]
+
+
+def test_regions_and_voxels_to_be_ignored(real, blobs, tmp_path):
+    """Both balls are a region, painted as 3, with the bright one in it; the first plane was not annotated (7)."""
+    data = Path(shutil.copytree(blobs, tmp_path / "data"))
+    for file in (data / "labelsTr").iterdir():
+        label = Volume.read(file)
+        array = label.array.copy()
+        array[0] = 7
+        label.with_array(array).write(file)
+    content = json.loads((data / "dataset.json").read_text())
+    content |= {"labels": {"background": 0, "both": [1, 3], "bright": 1, "ignore": 7}, "regions_class_order": [3, 1]}
+    (data / "dataset.json").write_text(json.dumps(content))
+    run = train(request(data, tmp_path / "run", "training.epochs=3", "training.steps_per_epoch=6"))
+    assert all(set(np.unique(Volume.read(case.prediction).array)) <= {0, 1, 3} for case in test_run(run, data).cases)
+    scheme = read_dataset(data).labels
+    theirs = json.loads((results(run) / "validation" / "summary.json").read_text())
+    predictor, cases = load_model(run), {case.name: case for case in read_dataset(data).cases}
+    for result in theirs["metric_per_case"]:
+        own = Volume.read(result["prediction_file"])
+        case = cases[Path(result["prediction_file"]).name.removesuffix(".nii.gz")]
+        mask = predictor(Volume.read(case.images[0]), probabilities=tmp_path / "case")
+        np.testing.assert_array_equal(scheme.to_indices(mask.array), own.array)
+        both, bright = (Volume.read(tmp_path / f"case_{name}.nii.gz").array > 0.5 for name in ("both", "bright"))
+        np.testing.assert_array_equal(mask.array, np.where(bright, 1, np.where(both, 3, 0)))
+        rows = case_metrics(mask.array, Volume.read(case.label).array, scheme, mask.spacing_mm, Scoring(empty="nan"))
+        for row, region in zip(rows, ("(1, 2)", "(1,)"), strict=False):
+            assert row.scores["dice"] == pytest.approx(result["metrics"][region]["Dice"], abs=1e-9)
+            assert row.scores["dice"] > 0.3, "it has learnt something to be scored"
