@@ -2,10 +2,16 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import sam2_3dmed
+from sam2_3dmed.dicom.prepare import prepare
+from sam2_3dmed.errors import UserError
+from sam2_3dmed.evaluation.compare import compare_runs
+from sam2_3dmed.report.build import write_report
 
 
 def fresh(code: str) -> str:
@@ -61,3 +67,24 @@ def test_module_runs_as_the_command() -> None:
     answer = subprocess.run([sys.executable, "-m", "sam2_3dmed", "--help"], capture_output=True, text=True, check=True)
     for command in ("demo", "fingerprint", "train", "predict", "evaluate"):
         assert command in answer.stdout
+
+
+LONG = Path("x" * 300)
+CALLS: dict[str, Callable[[Path, Path], object]] = {
+    "load_model": lambda data, out: sam2_3dmed.load_model(LONG),
+    "predict by a model": lambda data, out: list(sam2_3dmed.predict(sam2_3dmed.PredictRequest(LONG, [data]))),
+    "evaluate predictions": lambda data, out: sam2_3dmed.evaluate(LONG, data),
+    "evaluate by labels": lambda data, out: sam2_3dmed.evaluate(data, LONG),
+    "train on": lambda data, out: sam2_3dmed.train(sam2_3dmed.TrainRequest(LONG, out)),
+    "train into": lambda data, out: sam2_3dmed.train(sam2_3dmed.TrainRequest(data, LONG, weights="none")),
+    "read": lambda data, out: sam2_3dmed.Volume.read(LONG),
+    "write_report": lambda data, out: write_report(LONG),
+    "prepare": lambda data, out: prepare(LONG, out),
+    "compare_runs": lambda data, out: compare_runs([LONG, LONG], ["dice"]),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_path_that_the_system_refuses_is_an_error_of_ours(name: str, blobs: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="File name too long"):
+        CALLS[name](blobs, tmp_path / "out")

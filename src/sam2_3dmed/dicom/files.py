@@ -19,6 +19,7 @@ from zipfile import ZipFile, is_zipfile
 
 from sam2_3dmed.errors import UserError, VolumeError
 from sam2_3dmed.files.archives import open_zip, read_member
+from sam2_3dmed.processes.atomic import require_path
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -116,6 +117,7 @@ def read_headers(
         VolumeError: nothing is there, no file is DICOM, none can be read, or the extra is missing.
     """
     require_dicom()
+    require_path(path)
     if not path.exists():
         raise VolumeError(f"{path}: no such file or folder")
     found: list[tuple[DicomFile, Dataset]] = []

@@ -29,7 +29,7 @@ from sam2_3dmed.evaluation.statistics import RESAMPLES, SEED, bootstrap_interval
 from sam2_3dmed.evaluation.surface import SURFACES, SurfaceDefinition
 from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.files.tables import csv_text, read_csv
-from sam2_3dmed.processes.atomic import write_text
+from sam2_3dmed.processes.atomic import require_path, write_text
 from sam2_3dmed.processes.lock import locked
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.volume.affine import canonical_axes
@@ -82,6 +82,8 @@ class Pair(NamedTuple):
 
 def match_files(predictions: Path, labels: Path) -> list[Pair]:
     """Pair the files of two folders by name, sorted, or two files; raise DataError if one has no counterpart."""
+    require_path(predictions)
+    require_path(labels)
     if predictions.is_file() and labels.is_file():
         return [Pair(_case_name(predictions), predictions, labels)]
     predicted, true = _volumes(predictions), _volumes(labels)

@@ -15,6 +15,7 @@ from sam2_3dmed.evaluation.masks import Floats
 from sam2_3dmed.evaluation.metrics import Better
 from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.files.tables import read_csv
+from sam2_3dmed.processes.atomic import require_path
 
 _FOLDER = "evaluation"  # of a run
 _TRUTH = "truth_mm3"
@@ -114,6 +115,7 @@ def choose_metrics(runs: Sequence[Scores], wanted: Sequence[str] | None) -> list
 
 
 def _evaluation_folder(path: Path) -> Path:
+    require_path(path)
     for folder in (path, path / _FOLDER):
         if (folder / "cases.csv").is_file() and (folder / "summary.json").is_file():
             return folder.resolve()

@@ -47,6 +47,12 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def require_path(path: Path) -> None:
+    """Raise DataError for a path that the system cannot look up, such as a name that is too long."""
+    with naming(path, "cannot be read"):
+        path.exists()
+
+
 @contextmanager
 def naming(path: Path, problem: str, kind: type[UserError] = DataError) -> Iterator[None]:
     """An OSError in the body becomes an error of this kind that names the path and the problem."""

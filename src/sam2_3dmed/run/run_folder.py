@@ -26,7 +26,7 @@ from sam2_3dmed.dicom.codes import Code, read_codes, write_codes
 from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.files.structured import read_object, read_yaml
 from sam2_3dmed.inference.interface import Segmenter
-from sam2_3dmed.processes.atomic import naming, replacing, write_text
+from sam2_3dmed.processes.atomic import naming, replacing, require_path, write_text
 from sam2_3dmed.run.run_config import CONFIG_FILE, FORMAT, RunRecord, Sam2Record
 from sam2_3dmed.run.systems import OURS, Backend, find_system
 
@@ -38,6 +38,7 @@ CODES_FILE = "codes.json"
 
 def read_record(folder: Path) -> RunRecord:
     """Read a run folder's `config.yaml`; a UserError for no run folder, one of another version, or a broken file."""
+    require_path(folder)
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise WeightsError(f"{folder}: not a run folder (it has no {CONFIG_FILE})")

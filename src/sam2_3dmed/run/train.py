@@ -22,6 +22,7 @@ from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
 from sam2_3dmed.evaluation.metrics import Scoring
 from sam2_3dmed.inference.batch import Job, predict_batch
 from sam2_3dmed.inference.inputs import Input
+from sam2_3dmed.processes.atomic import require_path
 from sam2_3dmed.processes.lock import locked
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.processes.signals import Terminated, raising_terminated
@@ -284,6 +285,7 @@ def default_folder(dataset: MedicalDataset) -> Path:
 
 
 def _require_folder(folder: Path, resume: bool) -> None:
+    require_path(folder)
     if resume and not (folder / CONFIG_FILE).is_file():
         raise DataError(f"{folder}: no run to resume here")
     if not resume and (folder / CONFIG_FILE).is_file():
