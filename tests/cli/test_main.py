@@ -266,3 +266,15 @@ def test_names_of_files_that_are_not_utf8(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "cases.json").read_text())[0]["case"] == os.fsdecode(b"caf\xe9")
     assert "caf\\udce9" in (tmp_path / "out" / "cases.csv").read_text()
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sam2_3dmed.data.dataset.read_dataset", interrupted)
+    monkeypatch.setattr(sys, "argv", ["sam2-3dmed", "fingerprint", "data"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("Interrupted; train --resume, predict")

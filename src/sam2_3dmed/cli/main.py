@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from io import TextIOWrapper
@@ -21,6 +22,9 @@ from sam2_3dmed.processes.signals import EXIT_STATUS, Terminated, never_lost
 GROUP = "sam2_3dmed.commands"
 """Entry points of this group are `typer.Typer` objects, whose commands stand beside ours. An entry point should have
 the name of its command, which then reports that the package cannot be imported."""
+
+_INTERRUPTED = 128 + signal.SIGINT
+"""The exit status of a shell."""
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -166,8 +170,10 @@ def main() -> None:
     except Terminated:
         typer.echo("Terminated; train --resume goes on from the last checkpoint.", err=True)
         sys.exit(EXIT_STATUS)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != _INTERRUPTED:  # typer has made an exit of it
+            raise
         typer.echo("Interrupted; train --resume, predict and reproduce go on from what is whole.", err=True)
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     finally:
         logger.removeHandler(handler)
