@@ -3,11 +3,13 @@
     python benchmarks/against_unet.py Task04_Hippocampus --budgets 200 500 1000 3000 --seeds 0 1 --picture curve.png
     python benchmarks/against_unet.py Task04_Hippocampus --budgets 60 --seeds 0            (a trial: minutes)
     python benchmarks/against_unet.py Task04_Hippocampus --seeds 1 --results rows.jsonl    (goes on where it ended)
+    python benchmarks/against_unet.py Task04_Hippocampus --sides paper_scratch ours --budgets 400 800
 
 Both sides are calls of `train` from scratch, with the split, the preprocessing and the cases that it makes. The U-Net
 is the system `unet`, MONAI's DynUNet with 16, 32, 64 and 128 channels on patches of 32 x 48 x 32: Dice and cross
 entropy with deep supervision, its augmentation, AdamW with decay. Ours is `nano` with slice mixing and without memory,
-SRPP and BD: two slabs of 24 slices a step. `--unet-set` and `--ours-set` change either.
+SRPP and BD: two slabs of 24 slices a step. `--unet-set` and `--ours-set` change either. A third side, the paper's network
+from scratch, has no budget: it trains as long as its preset says.
 
 A first short and a second longer run of each side give the seconds of a step and of everything else (reading, one
 validation). A budget then decides the number of steps, over which the rate falls to its end. The table has the seconds
@@ -20,56 +22,73 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from accuracy_screen import score
 
 STEPS_PER_EPOCH = 10
 FIRST_STEPS, SECOND_STEPS = 10, 40
-SIDES: dict[str, tuple[str, str, int, list[str]]] = {
-    "ours": ("sam2_3dmed", "scratch", 2, ["model.size=nano", "inference.shifts=false"]),
-    "unet": (
-        "unet",
-        "auto",
-        4,
-        [
-            *("model.width=16", "model.patch=[32, 48, 32]", "training.optimizer=adamw", "training.learning_rate=2e-3"),
-            *("training.weight_decay=0.01", "training.warmup_fraction=0.05"),
-        ],
-    ),
+
+
+class Side(NamedTuple):
+    """What is trained. Without the samples of a step, it has as many steps as its recipe says."""
+
+    title: str
+    colour: str
+    system: str
+    recipe: str
+    settings: list[str]
+    samples: int | None = None
+
+
+OURS = ["model.size=nano", "inference.shifts=false"]
+UNET = [
+    *("model.width=16", "model.patch=[32, 48, 32]", "training.optimizer=adamw", "training.learning_rate=2e-3"),
+    *("training.weight_decay=0.01", "training.warmup_fraction=0.05"),
+]
+SIDES = {
+    "ours": Side("SAM2-3dMed", "tab:blue", "sam2_3dmed", "scratch", OURS, samples=2),
+    "unet": Side("3D U-Net (DynUNet)", "tab:orange", "unet", "auto", UNET, samples=4),
+    "paper_scratch": Side("the paper's network", "tab:grey", "sam2_3dmed", "paper_scratch", OURS),
 }
-"""The system, its recipe, the samples in a step, and settings."""
 
 
-def make_recipe(side: str, steps: int, seed: int, changes: list[str]) -> Any:
+def make_recipe(side: Side, steps: int | None, seed: int, changes: list[str]) -> Any:
     from sam2_3dmed.run.systems import find_system
 
-    system, name, samples, settings = SIDES[side]
-    epochs = max(1, steps // STEPS_PER_EPOCH)
-    common = [
-        *(f"training.epochs={epochs}", f"training.validate_every={epochs}", "training.patience=none"),
-        *(f"training.samples_per_epoch={samples * STEPS_PER_EPOCH}", f"training.batch_size={samples}"),
-        *(f"training.seed={seed}", "training.workers=0", "inference.flips=true"),
-    ]
-    return find_system(system).recipe(name, [*settings, *common, *changes], from_scratch=True)
+    settings = [*side.settings, f"training.seed={seed}", "training.workers=0", "inference.flips=true"]
+    if steps and side.samples:
+        epochs = max(1, steps // STEPS_PER_EPOCH)
+        settings += [
+            *(f"training.epochs={epochs}", f"training.validate_every={epochs}", "training.patience=none"),
+            *(f"training.samples_per_epoch={side.samples * STEPS_PER_EPOCH}", f"training.batch_size={side.samples}"),
+        ]
+    return find_system(side.system).recipe(side.recipe, [*settings, *changes], from_scratch=True)
 
 
-def train_side(side: str, steps: int, seed: int, arguments: argparse.Namespace) -> tuple[Path, float]:
+def train_side(name: str, steps: int | None, seed: int, arguments: argparse.Namespace) -> tuple[Path, float]:
     """The run folder, and the processor's seconds of its training."""
     from sam2_3dmed import TrainRequest, train
 
-    changes = {"ours": arguments.ours_set, "unet": arguments.unet_set}[side] or []
-    recipe = make_recipe(side, steps, seed, changes)
-    out = Path(tempfile.mkdtemp(dir=arguments.folder)) / side
+    side, changes = SIDES[name], {"ours": arguments.ours_set, "unet": arguments.unet_set}.get(name)
+    recipe = make_recipe(side, steps, seed, changes or [])
+    out, cache = Path(tempfile.mkdtemp(dir=arguments.folder)) / name, arguments.folder / "cache"
     started = time.process_time()
-    train(
-        TrainRequest(
-            arguments.data, out, recipe=recipe, weights="none", system=SIDES[side][0], cache=arguments.folder / "cache"
-        )
-    )
+    train(TrainRequest(arguments.data, out, recipe=recipe, weights="none", system=side.system, cache=cache))
     return out, time.process_time() - started
+
+
+def plan_steps(name: str, arguments: argparse.Namespace) -> Callable[[float], int]:
+    """Prepare the cases, train for a moment and for longer, and give the steps that fit into a budget of seconds."""
+    train_side(name, 1, 0, arguments)
+    first, second = (train_side(name, steps, 0, arguments)[1] for steps in (FIRST_STEPS, SECOND_STEPS))
+    of_step = (second - first) / (SECOND_STEPS - FIRST_STEPS)
+    others = max(0.0, first - FIRST_STEPS * of_step)
+    print(f"{name}: {of_step:.3f} seconds a step, {others:.0f} for everything else", flush=True)
+    return lambda budget: max(STEPS_PER_EPOCH, int((budget - others) / of_step))
 
 
 def main() -> None:
@@ -77,7 +96,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?")
     parser.add_argument("--budgets", type=float, nargs="+", default=[200, 500, 1000, 3000], help="processor seconds")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--sides", nargs="+", default=["ours", "unet"], choices=SIDES)
     parser.add_argument("--ours-set", action="append", help="section.key=value, as for `train`")
     parser.add_argument("--unet-set", action="append", help="the same for the U-Net")
     parser.add_argument("--picture", type=Path, help="a PNG of Dice over seconds")
@@ -95,17 +114,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         arguments.folder = Path(folder)
         for side in arguments.sides:
-            wanted = [(seed, budget) for seed in arguments.seeds for budget in arguments.budgets]
+            budgets = arguments.budgets if SIDES[side].samples else [None]
+            wanted = [(seed, budget) for seed in arguments.seeds for budget in budgets]
             wanted = [(seed, budget) for seed, budget in wanted if (side, seed, budget) not in done]
-            if not wanted:
-                continue
-            train_side(side, 1, 0, arguments)  # prepares the cases
-            first, second = (train_side(side, steps, 0, arguments)[1] for steps in (FIRST_STEPS, SECOND_STEPS))
-            of_step = (second - first) / (SECOND_STEPS - FIRST_STEPS)
-            others = max(0.0, first - FIRST_STEPS * of_step)
-            print(f"{side}: {of_step:.3f} seconds a step, {others:.0f} for everything else", flush=True)
+            steps_of = plan_steps(side, arguments) if wanted and SIDES[side].samples else None
             for seed, budget in wanted:
-                steps = max(STEPS_PER_EPOCH, int((budget - others) / of_step))
+                steps = steps_of(budget) if steps_of else None
                 run, seconds = train_side(side, steps, seed, arguments)
                 row = {"side": side, "seed": seed, "budget": budget, "steps": steps, "seconds": round(seconds)}
                 found.append(row | {"dice": round(float(score(run, arguments.data).mean()), 4)})
@@ -128,14 +142,15 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
-    for side, colour in zip(SIDES, ("tab:blue", "tab:orange"), strict=True):
-        rows = [row for row in found if row["side"] == side]
+    for name, side in SIDES.items():
+        rows = [row for row in found if row["side"] == name]
         budgets = sorted({row["budget"] for row in rows})
         means = [[np.mean([r[key] for r in rows if r["budget"] == b]) for b in budgets] for key in ("seconds", "dice")]
-        axes.plot(*means, color=colour, label={"ours": "SAM2-3dMed", "unet": "3D U-Net (DynUNet)"}[side])
-        axes.scatter([row["seconds"] for row in rows], [row["dice"] for row in rows], color=colour)
+        if rows:
+            axes.plot(*means, color=side.colour, label=side.title)
+        axes.scatter([row["seconds"] for row in rows], [row["dice"] for row in rows], color=side.colour)
     axes.set(xscale="log", xlabel="processor seconds of training", ylabel="mean Dice, validation cases")
-    ticks = sorted({row["budget"] for row in found})
+    ticks = sorted({row["budget"] for row in found if row["budget"]})
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

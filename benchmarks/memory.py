@@ -2,8 +2,10 @@
 
     python benchmarks/memory.py [--slices 200 800] [--models nano tiny] [--direction forward] [--threads 2]
     python benchmarks/memory.py --size 128 --slices 40 160 --models nano          (a trial: a minute)
+    python benchmarks/memory.py --recipe paper+slice_mixing
 
-Synthetic CTs of 512 x 512 int16 as .nii.gz, random weights, slabs of 6 with overlap 0.5. A process reads the file,
+Synthetic CTs of 512 x 512 int16 as .nii.gz, random weights, slabs of 6 with overlap 0.5. With --recipe the network and
+the way of predicting are those of a recipe, slabs of 24 if it asks for none. A process reads the file,
 predicts, and writes the mask. "Growth" is how much more the longest CT takes than the shortest, as a share of what its
 further slices take as int16 input and uint8 mask: 1.2 at most is the claim, and 4.2 for the ratio of seconds at four
 times the slices. Memory is the process's peak (ru_maxrss): Python, PyTorch and the network are in it.
@@ -17,6 +19,7 @@ import os
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from synthetic_ct import make_in_process, peak_mb, random_predictor, run_alone
 
@@ -36,6 +39,15 @@ def measure(file: str, model: str, settings: str) -> None:
     print(json.dumps(found | {"before_mb": before, "peak_mb": peak_mb()}))
 
 
+def settings_of(name: str) -> dict[str, Any]:
+    """The arguments of `random_predictor` for a recipe."""
+    from sam2_3dmed.config import read_recipe
+
+    recipe = read_recipe(name)
+    inference = recipe.inference.model_dump(mode="json")
+    return {**inference, "network": recipe.model.model_dump(mode="json"), "slab_slices": recipe.slab_slices or 24}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=512)
@@ -45,6 +57,7 @@ def main() -> None:
     parser.add_argument("--mode", default="slabs")
     parser.add_argument("--direction", default="forward")
     parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--recipe", help="instead of --mode, --direction and --batch-size")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -52,10 +65,11 @@ def main() -> None:
         measure(*arguments.measure)
         return
     settings = {"mode": arguments.mode, "direction": arguments.direction, "batch_size": arguments.batch_size}
+    if arguments.recipe:
+        settings = settings_of(arguments.recipe)
     settings |= {"image_size": arguments.image_size}
-    print(
-        f"{os.cpu_count()} CPU cores, {arguments.threads or 'all'} threads, load {os.getloadavg()[0]:.1f}; {settings}"
-    )
+    told = arguments.recipe or settings
+    print(f"{os.cpu_count()} CPU cores, {arguments.threads or 'all'} threads, load {os.getloadavg()[0]:.1f}; {told}")
     with tempfile.TemporaryDirectory() as folder:
         files = {count: Path(folder) / f"ct_{count}.nii.gz" for count in sorted(arguments.slices)}
         for count, file in files.items():
