@@ -8,8 +8,8 @@
 Both sides are calls of `train` from scratch, with the split, the preprocessing and the cases that it makes. The U-Net
 is the system `unet`, MONAI's DynUNet with 16, 32, 64 and 128 channels on patches of 32 x 48 x 32: Dice and cross
 entropy with deep supervision, its augmentation, AdamW with decay. Ours is `nano` with slice mixing and without memory,
-SRPP and BD: two slabs of 24 slices a step. `--unet-set` and `--ours-set` change either. A third side, the paper's network
-from scratch, has no budget: it trains as long as its preset says.
+SRPP and BD: two slabs of 24 slices a step. `--unet-set` and `--ours-set` change either. A third side, the paper's
+network from scratch, has no budget: it trains as long as its preset says.
 
 A first short and a second longer run of each side give the seconds of a step and of everything else (reading, one
 validation). A budget then decides the number of steps, over which the rate falls to its end. The table has the seconds

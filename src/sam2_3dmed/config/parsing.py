@@ -9,6 +9,7 @@ from sam2_3dmed.errors import ConfigError, shown, suggest
 
 Config = TypeVar("Config", bound=BaseModel)
 _LONGEST_KEY = 80
+_MOST_LINES = 8
 
 
 def parse(data: Any, model: type[BaseModel], source: str) -> Any:
@@ -18,7 +19,9 @@ def parse(data: Any, model: type[BaseModel], source: str) -> Any:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e, model, source) for e in _causes(error.errors()))) from None
+        causes = _causes(error.errors())
+        more = [f"{source}: {len(causes) - _MOST_LINES} more mistakes"] if len(causes) > _MOST_LINES else []
+        raise ConfigError("\n".join([*(_explain(e, model, source) for e in causes[:_MOST_LINES]), *more])) from None
 
 
 def changed(config: Config, changes: Mapping[str, Any], source: str) -> Config:

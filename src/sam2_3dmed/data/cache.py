@@ -188,6 +188,10 @@ def write_array(array: NDArray[Any], file: Path) -> None:
 
 
 def open_array(file: Path) -> "np.memmap[Any, Any]":
-    """A `.npy` file as a read-only memory map."""
-    array: np.memmap[Any, Any] = np.load(file, mmap_mode="r", allow_pickle=False)
-    return array
+    """A `.npy` file as a read-only memory map. Raises OSError, or ValueError if it is damaged."""
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # NumPy's parser of the header raises many kinds
+        raise ValueError(f"{file}: damaged: {error}") from None

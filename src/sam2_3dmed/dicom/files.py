@@ -40,6 +40,7 @@ _PREAMBLE = bytes(128) + b"DICM"
 # A file without preamble begins with an element of group 2 or 8: an even tag, and its type (explicit) or length.
 _EXPLICIT = re.compile(rb"[\x02\x08]\x00[\x00-\x1e]\x00(UL|UI|OB|CS|SH|DA|TM|LO)", re.DOTALL)
 _IMPLICIT = re.compile(rb"\x08\x00[\x00-\x1e]\x00(.)\x00\x00\x00", re.DOTALL)
+_CONTOUR_DATA = 0x30060050
 _DIRECTORY_CLASS = "1.2.840.10008.1.3.10"  # a DICOMDIR, which lists other files
 
 
@@ -165,7 +166,19 @@ def read_elements(file: DicomFile, stream: BinaryIO, tags: Sequence[str] | None 
 
     kept = None if tags is None else list(tags)
     with reading(file, "the file is"):
-        return pydicom.dcmread(stream, **{"stop_before_pixels": True, "specific_tags": kept} | options)
+        dataset = pydicom.dcmread(stream, **{"stop_before_pixels": True, "specific_tags": kept} | options)
+        _convert(dataset.file_meta)
+        if kept is not None:
+            _convert(dataset)
+    return dataset
+
+
+def _convert(dataset: Dataset) -> None:
+    """Have pydicom parse the values now, and not at their first use; but long lists of points."""
+    for tag in list(dataset.keys()):
+        if tag != _CONTOUR_DATA and (element := dataset[tag]).VR == "SQ":
+            for item in element.value:
+                _convert(item)
 
 
 def opened(
@@ -294,9 +307,10 @@ def _with_preamble(stream: BinaryIO) -> BinaryIO:
 
 
 def _kind(header: Dataset) -> UID:
+    from pydicom.config import IGNORE
     from pydicom.uid import UID
 
-    return UID(str(header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or ""))
+    return UID(str(header.file_meta.get("MediaStorageSOPClassUID") or header.get("SOPClassUID") or ""), IGNORE)
 
 
 def _require_whole(file: DicomFile, header: Dataset) -> None:
@@ -307,11 +321,12 @@ def _require_whole(file: DicomFile, header: Dataset) -> None:
 
 def _names_an_image(stream: BinaryIO) -> bool:
     """Whether the beginning of a damaged file names a class of images."""
+    from pydicom.config import IGNORE
     from pydicom.uid import UID
 
     stream.seek(0)
     named = re.search(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.[\d.]+", stream.read(1024))
-    return named is not None and "Image Storage" in UID(named[0].decode()).name
+    return named is not None and "Image Storage" in UID(named[0].decode(), IGNORE).name
 
 
 def _list_files(path: Path, unlisted: dict[DicomFile, str]) -> list[DicomFile]:

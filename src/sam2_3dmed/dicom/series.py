@@ -48,6 +48,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _TOLERANCE_MM = 0.1  # scanners round positions
 _TOLERANCE_OF_GAP = 0.05
 _SAME_DIRECTION = 1e-3
+_MOST_BITS = 64
 _NO_IMAGES = {"SEG", "RTSTRUCT", "RTDOSE", "RTPLAN", "PR", "SR", "KO", "REG", "DOC"}
 
 
@@ -101,10 +102,18 @@ class DicomSeries:
             VolumeError: a file is truncated, or its compression needs a codec that is not installed.
         """
         dtype = _dtype(self.planes)
-        stack = np.empty((len(self.planes), *reversed(self.planes[0].size)), dtype)
         kind = int if dtype.kind == "i" else float
+        stack = None  # made when a slice of this size has been read, since a damaged header may ask for terabytes
         for place, plane, pixels in _decoded(self.planes):
-            stack[place] = pixels.astype(kind) * kind(plane.slope) + kind(plane.intercept)
+            if stack is None:
+                stack = np.empty((len(self.planes), *pixels.shape), dtype)
+            with np.errstate(over="ignore", invalid="ignore"):
+                stack[place] = values = pixels.astype(kind) * kind(plane.slope) + kind(plane.intercept)
+            if not (np.array_equal(stack[place], values) if kind is int else np.isfinite(stack[place]).all()):
+                raise VolumeError(
+                    f"{plane.file}: it has values beyond its {plane.stored[0]} bits, or that are not finite"
+                )
+        assert stack is not None
         return Volume(stack.T, self.affine)
 
     def headers(self) -> list[Dataset]:
@@ -148,7 +157,7 @@ def image_groups(headers: Group) -> dict[str, Group]:
     """The files of each image series, by its UID."""
     groups: defaultdict[str, Group] = defaultdict(list)
     for file, header in headers:
-        if "Rows" in header and header.get("Modality") not in _NO_IMAGES:
+        if "Rows" in header and str(header.get("Modality")) not in _NO_IMAGES:
             groups[str(header.get("SeriesInstanceUID", ""))].append((file, header))
     return dict(groups)
 
@@ -236,7 +245,7 @@ def _listed(groups: dict[str, Group]) -> str:
     lines = []
     for uid, group in groups.items():
         header = group[0][1]
-        count = sum(int(h.get("NumberOfFrames") or 1) for _, h in group)
+        count = sum(_count(h) for _, h in group)
         description = header.get("SeriesDescription") or "no description"
         lines.append(f"{uid} ({header.get('Modality', '?')}, {description}, {count} slices)")
     return "; ".join(lines)
@@ -248,11 +257,11 @@ def planes_of(file: DicomFile, header: Dataset) -> list[Plane]:
     Raises:
         VolumeError: the header does not place the slices.
     """
-    shared = _first(header, "SharedFunctionalGroupsSequence")
-    groups = header.get("PerFrameFunctionalGroupsSequence") or [None]
-    if groups[0] is None and int(header.get("NumberOfFrames") or 1) > 1:
-        raise VolumeError(f"{file}: a multi-frame file that does not say where each slice lies")
     try:
+        shared = _first(header, "SharedFunctionalGroupsSequence")
+        groups = header.get("PerFrameFunctionalGroupsSequence") or [None]
+        if groups[0] is None and _count(header) > 1:
+            raise VolumeError(f"{file}: a multi-frame file that does not say where each slice lies")
         with quiet():
             return [_plane(file, index, header, [group, shared]) for index, group in enumerate(groups)]
     except KeyError as error:
@@ -279,6 +288,12 @@ def arrange(planes: Sequence[Plane]) -> tuple[list[Plane], NDArray[np.float64]]:
     return ordered, LPS_TO_RAS @ lps
 
 
+def _count(header: Dataset) -> int:
+    """The number of slices in a file."""
+    given = header.get("NumberOfFrames") or 1
+    return int(given) if isinstance(given, int) else 1
+
+
 def _plane(file: DicomFile, index: int, header: Dataset, groups: Sequence[Dataset | None]) -> Plane:
     def value(keyword: str, sequence: str, default: object = None) -> object:
         """From the slice's own group, else from the one that all share, else from the file itself."""
@@ -294,12 +309,14 @@ def _plane(file: DicomFile, index: int, header: Dataset, groups: Sequence[Datase
     rows_mm, columns_mm = np.array(value("PixelSpacing", measures), float)
     thickness = value("SpacingBetweenSlices", measures, 0) or value("SliceThickness", measures, 1)
     position = np.array(value("ImagePositionPatient", "PlanePositionSequence"), float).reshape(3)
-    numbers = [*directions.flat, rows_mm, columns_mm, *position]
+    numbers = [*directions.flat, rows_mm, columns_mm, *position, float(str(thickness))]
     is_orthonormal = np.allclose(directions @ directions.T, np.eye(2), atol=1e-2)
     transform = "PixelValueTransformationSequence"
     slope, intercept = (str(value(keyword, transform, "")) for keyword in ("RescaleSlope", "RescaleIntercept"))
     if not np.isfinite([float(slope or 1), float(intercept or 0)]).all():
         raise ValueError(f"its slope {slope!r:.20} or intercept {intercept!r:.20} is not finite")
+    if not 1 <= (bits := int(header["BitsStored"].value)) <= _MOST_BITS:
+        raise ValueError(f"its values have {bits} bits")
     if not np.isfinite(numbers).all() or min(rows_mm, columns_mm) <= 0 or not is_orthonormal:
         raise ValueError("position, orientation or spacing is out of range")
     return Plane(
@@ -310,7 +327,7 @@ def _plane(file: DicomFile, index: int, header: Dataset, groups: Sequence[Datase
         (float(columns_mm), float(rows_mm)),
         float(str(thickness)),
         (int(header["Columns"].value), int(header["Rows"].value)),
-        (int(header["BitsStored"].value), bool(header.get("PixelRepresentation", 0))),
+        (bits, bool(header.get("PixelRepresentation", 0))),
         float(slope or 1),
         float(intercept or 0),
         (slope != "", intercept != ""),
@@ -424,7 +441,8 @@ def _pixels(file: DicomFile, stream: BinaryIO, indices: list[int]) -> Iterator[N
     syntax = read_elements(file, stream, ["Rows"]).file_meta.get("TransferSyntaxUID")
     stream.seek(0)
     try:
-        available = get_decoder(syntax).is_available
+        with quiet():
+            available = get_decoder(syntax).is_available
     except (NotImplementedError, ValueError, TypeError):  # pydicom has no such syntax, or the file names none
         name = getattr(syntax, "name", syntax)
         raise VolumeError(f"{file}: pixels stored as {name!r} cannot be read") from None

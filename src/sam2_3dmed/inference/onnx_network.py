@@ -105,7 +105,10 @@ def open_session(source: Path | bytes) -> "InferenceSession":
 
 def read_record(session: "InferenceSession", path: Path) -> OnnxRecord:
     """The record of an open file. Raises WeightsError if there is none, or it has another format."""
-    properties: dict[str, Any] = session.get_modelmeta().custom_metadata_map
+    try:
+        properties: dict[str, Any] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError:
+        raise WeightsError(f"{path}: not written by sam2-3dmed export") from None
     written = properties.get("format")
     if written is not None and written != str(FORMAT):
         version = properties.get("version", "another version")

@@ -185,7 +185,10 @@ def _read_meta(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(n, str) and isinstance(t, Tensor) for n, t in state.items()):
         raise WeightsError(f"{path}: no 'model' dictionary of tensors in it; expected a checkpoint of Meta's SAM2")
     require_finite(state, path)
-    return from_meta(state)
+    try:
+        return from_meta(state)
+    except (IndexError, RuntimeError, ValueError):  # a layer that SAM2 has not, or points of several shapes
+        raise WeightsError(f"{path}: its tensors are not those of Meta's SAM2") from None
 
 
 def from_meta(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -261,7 +264,7 @@ def _first_line(error: Exception) -> str:
 def _detect_size(state: dict[str, Tensor], source: str) -> str:
     blocks = len(set(re.findall(r"vision_encoder\.backbone\.blocks\.(\d+)\.", " ".join(state))))
     projection = state.get("vision_encoder.backbone.patch_embed.projection.weight")
-    width = None if projection is None else len(projection)
+    width = None if projection is None or not projection.ndim else len(projection)
     for name, size in HIERA_SIZES.items():
         if size.widths[0] == width and sum(size.blocks) == blocks:
             return name

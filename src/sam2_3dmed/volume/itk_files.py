@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sam2_3dmed.errors import ConfigError, VolumeError
 from sam2_3dmed.processes.atomic import naming
+from sam2_3dmed.volume.meta_image import require_sound
 
 _READERS = {".nrrd": "NrrdImageIO", ".nhdr": "NrrdImageIO", ".mha": "MetaImageIO", ".mhd": "MetaImageIO"}
 ENDINGS = tuple(_READERS)
@@ -27,8 +28,15 @@ def read_itk(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
     sitk = _simpleitk()
     if not path.is_file():
         raise VolumeError(f"{path}: {'this is a folder, not an image file' if path.is_dir() else 'no such file'}")
+    reader = _READERS[path.suffix.lower()]  # ITK does not know capitals
     try:
-        image = sitk.ReadImage(str(path), imageIO=_READERS[path.suffix.lower()])  # ITK does not know capitals
+        if reader == "MetaImageIO":
+            require_sound(path)
+        image = sitk.ReadImage(str(path), imageIO=reader)
+    except VolumeError as error:
+        raise VolumeError(f"{path}: {error}") from None
+    except OSError as error:
+        raise VolumeError(f"{path}: cannot be read: {error.strerror or error}") from error
     except RuntimeError as error:
         raise VolumeError(f"{path}: cannot be read: {_reason(error)}") from error
     if "complex" in (kind := image.GetPixelIDTypeAsString()):

@@ -175,6 +175,8 @@ def _read_header(file: Any) -> Any:
     num_axes = int(header["dim"][0])
     if not 2 <= num_axes <= 7:
         raise VolumeError(f"an image has 2 to 7 axes, its header says {num_axes}")
+    for code in ("qform_code", "sform_code"):
+        header[code] = max(0, int(header[code]))
     pixdim = header["pixdim"]
     pixdim[0] = -1 if pixdim[0] < 0 else 1
     pixdim[1:4] = np.abs(pixdim[1:4])
@@ -289,7 +291,7 @@ def _scaled(array: NDArray[Any], slope: float, intercept: float) -> NDArray[Any]
     dtype = _integer_dtype(array, slope, intercept) or np.result_type(array.dtype, np.float32)
     scaled = array if dtype.itemsize == array.itemsize else np.empty(array.shape, dtype, order="F")
     wide = np.dtype(np.int64) if dtype.kind in "iu" else dtype
-    with np.errstate(over="ignore"):  # infinite voxels are reported later
+    with np.errstate(over="ignore", invalid="ignore"):  # voxels that are infinite or NaN are reported later
         for chunk, target in zip(_chunks(array), _chunks(scaled.view(dtype)), strict=True):
             values = chunk.astype(wide)
             values *= wide.type(slope)
