@@ -377,3 +377,16 @@ class TestMultiFrame:
         for number, place in enumerate(places):
             assert np.array_equal(volume.array[:, :, place], array[:, :, place] + number)
         assert same_grid(volume, Volume(volume.array, affine), 1e-5)
+
+
+def test_a_slope_that_makes_values_infinite(tmp_path, write_series, stored_voxels):
+    write_series(tmp_path / "s", stored_voxels(), RescaleSlope="1e300")
+    with pytest.raises(VolumeError, match="voxels are NaN or infinite"):
+        read_dicom(tmp_path / "s")
+
+
+@pytest.mark.parametrize("bits", [0, 65535])
+def test_a_number_of_bits_that_no_value_has(tmp_path, write_series, bits):
+    write_series(tmp_path / "s", np.zeros((4, 3, 2), np.int16), BitsStored=bits)
+    with pytest.raises(VolumeError, match=f"its header cannot be used: its values have {bits} bits"):
+        read_dicom(tmp_path / "s")

@@ -72,3 +72,13 @@ def test_weights_of_sam2(tmp_path: Path, tensor: torch.Tensor, line: str, kind: 
         torch.save({"model": {"x": tensor}}, tmp_path / "a.pt")
     with pytest.raises(WeightsError, match=line):
         read_sam2(tmp_path if kind == "folder" else tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    "name", ["sam_prompt_encoder.mask_downscaling.2.weight", "sam_prompt_encoder.point_embeddings.1.a"]
+)
+def test_a_checkpoint_of_meta_with_layers_that_sam2_has_not(tmp_path: Path, name: str) -> None:
+    tensors = {"sam_prompt_encoder.point_embeddings.0.weight": torch.zeros(1, 4), name: torch.zeros(1, 3)}
+    torch.save({"model": tensors}, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"a\.pt: its tensors are not those of Meta's SAM2"):
+        read_sam2(tmp_path / "a.pt")

@@ -33,6 +33,7 @@ from sam2_3dmed.dicom.files import (
     reading,
 )
 from sam2_3dmed.errors import VolumeError
+from sam2_3dmed.volume.nifti import require_finite
 from sam2_3dmed.volume.volume import Volume
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ class DicomSeries:
         """The voxels, in real values: integers where slope and intercept are, else float32.
 
         Raises:
-            VolumeError: a file is truncated, or its compression needs a codec that is not installed.
+            VolumeError: a file is truncated, its compression needs a codec that is not installed, or a value is not
+                finite.
         """
         dtype = _dtype(self.planes)
         kind = int if dtype.kind == "i" else float
@@ -107,13 +109,10 @@ class DicomSeries:
         for place, plane, pixels in _decoded(self.planes):
             if stack is None:
                 stack = np.empty((len(self.planes), *pixels.shape), dtype)
-            with np.errstate(over="ignore", invalid="ignore"):
-                stack[place] = values = pixels.astype(kind) * kind(plane.slope) + kind(plane.intercept)
-            if not (np.array_equal(stack[place], values) if kind is int else np.isfinite(stack[place]).all()):
-                raise VolumeError(
-                    f"{plane.file}: it has values beyond its {plane.stored[0]} bits, or that are not finite"
-                )
+            with np.errstate(over="ignore", invalid="ignore"):  # reported below
+                stack[place] = pixels.astype(kind) * kind(plane.slope) + kind(plane.intercept)
         assert stack is not None
+        require_finite(stack)
         return Volume(stack.T, self.affine)
 
     def headers(self) -> list[Dataset]:
