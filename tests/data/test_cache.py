@@ -13,6 +13,7 @@ from sam2_3dmed.data.cache import build_cache
 from sam2_3dmed.data.dataset import MedicalDataset, read_case, read_dataset
 from sam2_3dmed.errors import DataError
 from sam2_3dmed.volume.slices import volume_to_slices
+from sam2_3dmed.volume.volume import Volume
 
 # Array axes run along L, P and S (2 mm).
 AFFINE = np.diag([-1.0, -1.0, 2.0, 1.0])
@@ -288,3 +289,19 @@ def test_real_ct(shared_data: Path, tmp_path: Path) -> None:
     assert 0.4 < np.median(inside) < 0.9
     held = [d for d in range(48) if case.label[d].any()]
     assert case.class_slices[1].tolist() == held
+
+
+def test_new_voxels_behind_an_old_header_are_prepared_again(tmp_path: Path, write) -> None:
+    label = np.zeros((6, 5, 4), np.uint8)
+    label[:2] = 1
+    write(tmp_path / "images/a.nii.gz", np.zeros(label.shape, np.int16))
+    (tmp_path / "labels").mkdir()
+    Volume(label, np.eye(4)).write(tmp_path / "labels/a.mhd")
+    plan = PLAN.model_copy(update={"labels": {1: "organ"}})
+    assert build_cache(read_dataset(tmp_path), plan, tmp_path / "cache")[0].label.sum() == 40
+    header = (tmp_path / "labels/a.mhd").read_bytes(), (tmp_path / "labels/a.mhd").stat()
+    label[:4] = 1
+    Volume(label, np.eye(4)).write(tmp_path / "labels/a.mhd")
+    (tmp_path / "labels/a.mhd").write_bytes(header[0])
+    os.utime(tmp_path / "labels/a.mhd", ns=(header[1].st_atime_ns, header[1].st_mtime_ns))
+    assert build_cache(read_dataset(tmp_path), plan, tmp_path / "cache")[0].label.sum() == 80

@@ -201,6 +201,7 @@ class TestNnunet:
             ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "region-based"),
             ({"labels": {"background": 0, "liver": 1, "ignore": [2, 3]}}, '"ignore" one value that no class has'),
             ({"channel_names": {"0": "CT", "1": "PET", "2": "T1"}}, "a_0002.nii.gz: no such file"),
+            ({"channel_names": {"0": "CT"}}, '"channel_names" names 1 channels, but '),
             ({"file_ending": ".tif"}, "'.tif'"),
             ({"dataset": {"x/y": {"images": ["a.nii.gz"], "label": "b.nii.gz"}}}, "cannot be a case name"),
             (

@@ -336,3 +336,35 @@ def test_a_failed_call_leaves_nothing_behind(tmp_path, one):
     with pytest.raises(DataError, match="no case could be made"):
         prepare(tmp_path / "s", tmp_path / "set")
     assert list((tmp_path / "set").iterdir()) == []
+
+
+def test_an_edited_annotation_that_keeps_its_uid_is_no_copy(tmp_path, one, caplog):
+    dataset = _square(tmp_path / "s" / "a.dcm", one, "GTV", 1, 3, StructureSetDate="20240101")
+    _square(
+        tmp_path / "s" / "b.dcm", one, "GTV", 2, 5, StructureSetDate="20240202", SOPInstanceUID=dataset.SOPInstanceUID
+    )
+    prepare(tmp_path / "s", tmp_path / "set")
+    assert label_of(tmp_path / "set", "s").sum() == 9
+    assert "the newer one, the latter, is taken" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["Ignore", "background"])
+def test_a_region_whose_name_means_something_else_in_a_data_set_stays_a_class(tmp_path, one, name):
+    _square(tmp_path / "s" / "a.dcm", one, name, 1, 3)
+    prepare(tmp_path / "s", tmp_path / "set")
+    labels = read_dataset(tmp_path / "set").labels
+    assert (dict(labels), labels.ignore) == ({1: f"{name} (drawn)"}, None)
+
+
+def test_a_journal_of_somebody_else_removes_nothing_outside(tmp_path, one):
+    _square(tmp_path / "s" / "a.dcm", one, "GTV", 1, 3)
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "set" / "folder").mkdir(parents=True)
+    line = {
+        "name": "x",
+        "made_of": "y",
+        "outputs": dict.fromkeys(["../mine.txt", str(tmp_path / "mine.txt"), "folder"], "0"),
+    }
+    (tmp_path / "set" / ".unfinished.jsonl").write_text(json.dumps(line) + "\n")
+    assert prepare(tmp_path / "s", tmp_path / "set") == (["s"], {})
+    assert (tmp_path / "mine.txt").read_text() == "mine"

@@ -10,6 +10,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.encaps import encapsulate
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGLossless,
     JPEGLosslessSV1,
@@ -51,6 +52,23 @@ class TestVoxelsAndPlace:
         array = stored_voxels((64, 40, 3))
         write_series(tmp_path, array, syntax=syntax)
         assert np.array_equal(read_dicom(tmp_path).array, array - 1024)
+
+    def test_deflated(self, tmp_path, write_series, stored_voxels):
+        write_series(tmp_path, stored_voxels())
+        for file in tmp_path.iterdir():
+            dataset = dcmread(file)
+            dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+            dataset.save_as(file)
+        assert np.array_equal(read_dicom(tmp_path).array, stored_voxels() - 1024)
+
+    def test_deflated_pixels_that_do_not_fill_the_columns(self, tmp_path, write_series, stored_voxels):
+        write_series(tmp_path, stored_voxels())
+        for file in tmp_path.iterdir():
+            dataset = dcmread(file)
+            dataset.file_meta.TransferSyntaxUID, dataset.Columns = DeflatedExplicitVRLittleEndian, 5
+            dataset.save_as(file)
+        with pytest.raises(VolumeError, match=r"its pixels take 126 bytes, but its rows and columns hold 70"):
+            read_dicom(tmp_path)
 
     @pytest.mark.parametrize("syntax", [JPEGLossless, JPEGLosslessSV1])
     def test_a_codec_for_lossless_jpeg_is_there(self, syntax):
@@ -190,6 +208,7 @@ def _one(**changes):
 
 
 BAD_SERIES = {
+    "a slope of 0": ({"RescaleSlope": 0}, "its header cannot be used: its slope is 0"),
     "missing slices": ({"each": _without(2)}, r"1 missing slices: 4 mm between .* and .*, 2 mm elsewhere"),
     "uneven gaps": ({"each": _at_heights(0, 2, 4.7, 6, 8)}, r"uneven gaps between slices: 1\.3 to 2\.7 mm"),
     "doubled slices": ({"each": _at_heights(0, 2, 2, 4, 6)}, r"1 doubled slices: .*_1\.dcm and .*_2\.dcm lie at the"),

@@ -233,3 +233,13 @@ def test_checksum(tmp_path):
     assert len({checksum([a]), checksum([b]), checksum([a, b]), checksum([b, a])}) == 4
     with pytest.raises(DataError, match=r"gone: cannot be read: No such file"):
         checksum([tmp_path / "gone"])
+
+
+def test_new_voxels_behind_an_old_header_are_predicted_again(manifest, output, tmp_path):
+    (tmp_path / "scan.mhd").write_text("NDims = 3\nElementDataFile = scan.raw\n")
+    (tmp_path / "scan.raw").write_bytes(b"voxels")
+    item = Input("scan", (tmp_path / "scan.mhd",))
+    manifest.note(item, manifest.decisive(item), [output], 1)
+    assert manifest.finished([item]) == [True]
+    (tmp_path / "scan.raw").write_bytes(b"other voxels")
+    assert manifest.finished([item]) == [False]

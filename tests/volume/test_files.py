@@ -13,6 +13,7 @@ from sam2_3dmed.volume.files import (
     read_channels,
     require_same_grid,
     volumes_of_case_folders,
+    with_voxels,
 )
 from sam2_3dmed.volume.volume import Volume
 
@@ -159,3 +160,25 @@ class TestFoldersOfOneCase:
         assert named("x/a/imaging.nii", "y/a/imaging.nii") == ["imaging", "imaging"]
         assert named("a/x.nii", "b/x.nii", "c/a.nii") == ["x", "x", "a"]
         assert named("a/x.nii", "a/x.nii") == ["x", "x"]
+
+
+@pytest.mark.parametrize(
+    ("header", "content", "voxels"),
+    [
+        ("a.mhd", "NDims = 3\r\nElementDataFile = b c.raw\r\n", "b c.raw"),
+        ("a.nhdr", "NRRD0004\n# data file: no.raw\ndata file: ./a.raw\n", "a.raw"),
+        ("a.NHDR", "NRRD0004\ndatafile: a.raw.gz\n", "a.raw.gz"),
+        ("a.hdr", "", "a.img"),
+    ],
+)
+def test_the_file_with_the_voxels(tmp_path, header, content, voxels):
+    (tmp_path / header).write_bytes(content.encode())
+    assert with_voxels(tmp_path / header) == [tmp_path / header]
+    (tmp_path / voxels).touch()
+    assert with_voxels(tmp_path / header) == [tmp_path / header, tmp_path / voxels]
+
+
+def test_voxels_in_the_file_itself(tmp_path):
+    (tmp_path / "a.mhd").write_bytes(b"NDims = 3\nElementDataFile = LOCAL\n\0\0")
+    for name in ("a.mhd", "a.nii.gz", "missing.mhd"):
+        assert with_voxels(tmp_path / name) == [tmp_path / name]

@@ -19,6 +19,7 @@ from sam2_3dmed.errors import DataError, VolumeError
 from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.processes.atomic import replacing
 from sam2_3dmed.processes.map_cases import Progress, map_cases
+from sam2_3dmed.volume.files import with_voxels
 from sam2_3dmed.volume.slices import volume_to_slices
 
 _VERSION = 2
@@ -124,7 +125,7 @@ def _prepare(case: Case, *, plan: Plan, folder: Path) -> CachedCase:
 
 def _key(case: Case, plan: Plan) -> str:
     try:
-        status = [(file.name, file.stat()) for file in case.files]
+        status = [(file.name, file.stat()) for stored in case.files for file in with_voxels(stored)]
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
     depends_on: dict[str, Any] = {

@@ -158,6 +158,12 @@ def _nnunet_cases(root: Path, file: Path, content: Mapping[str, Any], num_channe
 
     images = _list_files(root / "imagesTr", (ending,))
     annotated = _list_files(root / "labelsTr", (ending,))
+    unnamed = [name for name in annotated if f"{name}_{num_channels:04d}" in images]
+    if unnamed:
+        raise DataError(
+            f'{file}: "channel_names" names {num_channels} channels, but {images[f"{unnamed[0]}_{num_channels:04d}"]} '
+            f"is a further one{f', and so in {len(unnamed) - 1} more cases' if unnamed[1:] else ''}"
+        )
     cases = [
         Case(name, tuple(images.get(n, root / "imagesTr" / (n + ending)) for n in numbered(name)), label)
         for name, label in annotated.items()

@@ -52,6 +52,10 @@ _TAGS = (
 )
 
 
+_OF_LAYOUT = ("background", "ignore")
+"""Names that mean something else than a class in dataset.json."""
+
+
 @dataclass(frozen=True)
 class Annotation:
     """A SEG or an RTSTRUCT, with the names of what it has drawn in a series."""
@@ -229,11 +233,14 @@ class _Places:
 
 
 def _without_copies(headers: Group) -> Group:
-    """The annotations, each once."""
+    """The annotations, each once. A program that edits one may keep its UID, so only equal files are copies."""
+    annotations = [(file, header) for file, header in headers if str(header.get("Modality")) in ("SEG", "RTSTRUCT")]
+    counts = Counter(str(header.get("SOPInstanceUID", "")) for _, header in annotations)
+    shared = [file for file, header in annotations if counts[str(header.get("SOPInstanceUID", ""))] > 1]
+    digests = {file: sha256(stream.read()).hexdigest() for file, stream in opened(shared)}
     found: dict[str, tuple[DicomFile, Dataset]] = {}
-    for file, header in headers:
-        if header.get("Modality") in ("SEG", "RTSTRUCT"):
-            found.setdefault(str(header.get("SOPInstanceUID") or file), (file, header))
+    for file, header in annotations:
+        found.setdefault(digests.get(file) or str(file), (file, header))
     return list(found.values())
 
 
@@ -342,7 +349,7 @@ def _write_dataset_json(
 ) -> None:
     names: dict[int, str] = {}
     for name, value in labels:
-        names.setdefault(value, name)
+        names.setdefault(value, f"{name} (drawn)" if name.strip().lower() in _OF_LAYOUT else name)
     content = {
         "name": studies.resolve().name.removesuffix(".zip"),
         "modality": {"0": {"MR": "MRI"}.get(modality, modality)},

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
+from io import BytesIO
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -314,6 +315,8 @@ def _plane(file: DicomFile, index: int, header: Dataset, groups: Sequence[Datase
     slope, intercept = (str(value(keyword, transform, "")) for keyword in ("RescaleSlope", "RescaleIntercept"))
     if not np.isfinite([float(slope or 1), float(intercept or 0)]).all():
         raise ValueError(f"its slope {slope!r:.20} or intercept {intercept!r:.20} is not finite")
+    if slope and float(slope) == 0:
+        raise ValueError("its slope is 0, which leaves nothing of its pixels")
     if not 1 <= (bits := int(header["BitsStored"].value)) <= _MOST_BITS:
         raise ValueError(f"its values have {bits} bits")
     if not np.isfinite(numbers).all() or min(rows_mm, columns_mm) <= 0 or not is_orthonormal:
@@ -450,10 +453,26 @@ def _pixels(file: DicomFile, stream: BinaryIO, indices: list[int]) -> Iterator[N
             f"{file}: pixels stored as {syntax.name!r} need a codec that is not installed; {NEEDS_THE_EXTRA}"
         )
     stream.seek(0)
+    source: BinaryIO | Dataset = stream
+    if syntax.is_deflated:  # pydicom takes no pixels from such a stream
+        source, syntax, stream = _inflated(file, stream)
     _require_filled(file, stream, syntax, indices)
     stream.seek(0)
     with reading(file, "its pixels are"):
-        yield from iter_pixels(stream, indices=indices, raw=True)
+        yield from iter_pixels(source, indices=indices, raw=True)
+
+
+def _inflated(file: DicomFile, stream: BinaryIO) -> tuple[Dataset, UID, BinaryIO]:
+    """A deflated file whole, and the same without compression."""
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    dataset = read_elements(file, stream, stop_before_pixels=False)
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    plain = BytesIO()
+    with reading(file, "its pixels are"):
+        dataset.save_as(plain, enforce_file_format=False)
+    plain.seek(0)
+    return dataset, ExplicitVRLittleEndian, plain
 
 
 def _require_filled(file: DicomFile, stream: BinaryIO, syntax: UID, indices: list[int]) -> None:
@@ -461,8 +480,6 @@ def _require_filled(file: DicomFile, stream: BinaryIO, syntax: UID, indices: lis
     from pydicom.encaps import get_frame
 
     header = read_elements(file, stream, ["Rows", "Columns", "NumberOfFrames", "BitsAllocated"])
-    if syntax.is_deflated:
-        return
     with reading(file, "its pixels are"):
         size, count = (header.Columns, header.Rows), int(header.get("NumberOfFrames") or 1)
         element = stream.read(12)  # the tag, without or with the type of the value, and the length

@@ -22,6 +22,7 @@ from sam2_3dmed.volume.files import (
     named_by_folder,
     read_channels,
     volumes_of_case_folders,
+    with_voxels,
 )
 from sam2_3dmed.volume.volume import Volume
 
@@ -58,7 +59,7 @@ class Input:
 
     def all_files(self) -> list[Path]:
         """Every file that may be a part of it; for a folder, the files of its whole tree."""
-        return [file for path in self.sources for file in (files_below(path) if path.is_dir() else [path])]
+        return [file for path in self.sources for file in (files_below(path) if path.is_dir() else with_voxels(path))]
 
     def read(self) -> Volume:
         """The volume. Several files, which must lie on one grid, become channels."""

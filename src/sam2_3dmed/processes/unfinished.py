@@ -34,7 +34,9 @@ class UnfinishedFolder:
         """Remove the files of other pieces, which an earlier call has made of something else."""
         kept = {output for line in self._lines() if line["name"] in names for output in line["outputs"]}
         for output in {output for line in self._lines() for output in line["outputs"]} - kept:
-            (self.folder / output).unlink(missing_ok=True)
+            file = (self.folder / output).resolve()
+            if file.is_relative_to(self.folder.resolve()) and file.is_file():  # the journal may be of somebody else
+                file.unlink()
 
     def _lines(self) -> list[dict[str, Any]]:
         found = (line for line, _ in journal.read(self.folder / JOURNAL))

@@ -1,6 +1,8 @@
 """The volumes in a folder, the names of their cases, and several files of one channel each as one volume."""
 
 import logging
+import os
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,12 +21,28 @@ _MASKS = {"segmentation", "seg", "label", "labels", "mask"}  # file names of mas
 
 _UNSEEN = 0.05  # voxels
 
+_HEADER_BYTES = 2**16
+_NAMES_VOXELS = re.compile(rb"^(?:ElementDataFile *[=:]|data ?file:) *([^\r\n]+?) *\r?$", re.MULTILINE | re.IGNORECASE)
+
 logger = logging.getLogger(__name__)
 
 
 def has_ending(file: Path, endings: Sequence[str] = ENDINGS) -> bool:
     """Whether the name of a file ends with one of some endings, in small letters or capitals."""
     return file.name.lower().endswith(tuple(endings))
+
+
+def with_voxels(file: Path) -> list[Path]:
+    """A file, and after it the one that has its voxels, where the first is a header alone (.hdr, .nhdr, .mhd)."""
+    ending = file.suffix.lower()
+    if ending == ".hdr":
+        return [file, *(other for suffix in (".img", ".img.gz") if (other := file.with_suffix(suffix)).is_file())]
+    if ending not in (".nhdr", ".mhd") or not file.is_file():
+        return [file]
+    with file.open("rb") as stream:
+        named = _NAMES_VOXELS.search(stream.read(_HEADER_BYTES))
+    other = file.parent / os.fsdecode(named[1]) if named else file
+    return [file, other] if other.is_file() else [file]
 
 
 def case_name(file: Path, *, channel_suffix: bool = False) -> str:
