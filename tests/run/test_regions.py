@@ -181,6 +181,7 @@ def test_boxes_are_refused_before_cases_are_read(data: Path, tmp_path: Path, qui
     [
         ("labels: {2: whole, 1: core}", "must be ascending"),
         ("labels: {2: whole, 1: core}\nregions: {2: [1, 2]}", "needs the values of each class, 2, 1"),
+        ("labels: {1: core, 2: whole}\nregions: {2: [1, 2], 1: [1]}", "core is painted before whole, which covers it"),
         ("labels: {2: whole, 1: core}\nregions: {2: [2, 3], 1: [3]}", "the value of a class must belong to a region"),
         ("labels: {2: whole, 1: core}\nregions: {2: [0, 1, 2], 1: [1]}", "values lie in 1 to 65535"),
         ("labels: {2: whole, 1: core}\nregions: {2: [], 1: [1]}", "regions"),

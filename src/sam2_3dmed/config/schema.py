@@ -1,5 +1,6 @@
 """Every option of a run, in frozen models that are checked where they are made."""
 
+from itertools import combinations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -75,6 +76,10 @@ class Plan(Frozen):
         in_files = self.scheme.file_values
         if self.regions and not ({*in_files} >= {*values} and 1 <= in_files[0] <= in_files[-1] <= 65535):
             raise ValueError("regions: values lie in 1 to 65535, and the value of a class must belong to a region")
+        for first, later in combinations(values if self.regions else [], 2):
+            if {*self.regions[first]} <= {*self.regions[later]}:
+                names = f"{self.labels[first]} is painted before {self.labels[later]}"
+                raise ValueError(f"labels: {names}, which covers it in every mask; put the smaller region later")
         if self.ignore_label in in_files:
             raise ValueError(f"ignore_label: {self.ignore_label} is the value of a class")
         return self
