@@ -23,6 +23,13 @@ MAY_BE_ABSENT = [
     *("AccessionNumber", "ReferringPhysicianName", "PositionReferenceIndicator", "SliceThickness"),
     *("StudyInstanceUID", "FrameOfReferenceUID"),
 ]
+LONG = "a" * 62  # of the 64 characters of a name
+CUT = {
+    "equal when cut": ([LONG + "bcd", LONG + "bce", LONG + "bcf"], [LONG + "bc", LONG + " 2", LONG + " 3"]),
+    "equal without backslashes": (["a\\b", "a/b"], ["a/b", "a/b 2"]),
+    "equal but for spaces at the end": (["a", "a "], ["a", "a 2"]),
+    "of 64 characters": ([LONG + "bc", LONG + "bd"], [LONG + "bc", LONG + "bd"]),
+}
 NAMES = {1: "L\u00e4sion", 2: "\u816b\u760d", 3: "a\\b"}
 
 
@@ -93,3 +100,11 @@ def test_names_keep_their_characters(tmp_path, write_series, stored_voxels, name
     assert dataset.SpecificCharacterSet == "ISO_IR 192"
     assert str(dataset.PatientName) == patient
     assert WRITERS[name][2](dataset) == {1: NAMES[1], 2: NAMES[2], 3: "a/b"}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize(("names", "expected"), CUT.values(), ids=CUT)
+def test_different_names_stay_different(tmp_path, write_series, stored_voxels, name, names, expected):
+    write_series(tmp_path / "ct", stored_voxels())
+    _, dataset = written(choose_series(tmp_path / "ct"), tmp_path / "mask.dcm", name, dict(enumerate(names, start=1)))
+    assert list(WRITERS[name][2](dataset).values()) == expected

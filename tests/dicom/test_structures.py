@@ -1,5 +1,7 @@
 """RTSTRUCT there and back, against the supplied masks of a real study, and rasterised by matplotlib instead of us."""
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 from matplotlib.path import Path as Outline
@@ -118,6 +120,53 @@ def test_a_contour_that_is_stored_twice_adds_nothing(file, series, mask):
     assert np.array_equal(read["left kidney"], mask.array == 1)
 
 
+def test_the_number_of_points_is_that_of_the_data(file, series, mask):
+    dataset = dcmread(file)
+    for contour in dataset.ROIContourSequence[0].ContourSequence:
+        contour.NumberOfContourPoints = 1
+    assert drawn_structures(dataset) == {1, 2}
+    read = dict(read_structures(DicomFile(file), dataset, series))
+    assert np.array_equal(read["left kidney"], mask.array == 1)
+
+
+def _with_squares(file, series, squares, decimals):
+    """The kidney as squares around column and row 5: (slice, half a side in pixels)."""
+    dataset = dcmread(file)
+    template = dataset.ROIContourSequence[0].ContourSequence[0]
+    dataset.ROIContourSequence[0].ContourSequence = contours = []
+    for height, half in squares:
+        columns, rows = np.array([-1, 1, 1, -1]) * half + 5, np.array([-1, -1, 1, 1]) * half + 5
+        voxels = np.stack([columns, rows, np.full(4, height), np.ones(4)])
+        points = (np.diag([-1, -1, 1, 1]) @ series.affine @ voxels)[:3].T
+        contours.append(deepcopy(template))
+        contours[-1].ContourData = [f"{number:.{decimals}f}" for number in points.ravel()]
+    dataset.ROIContourSequence[0].ContourSequence = contours
+    return dataset
+
+
+# A square of half a side of 1.4 has 3 x 3 pixel centres in it, one of 2.4 has 5 x 5, one of 3.4 has 7 x 7.
+PLANES = {
+    "the nearest of three": ([(2.1, 3.4), (2, 2.4), (1.9, 1.4)], 4, 25, 2),
+    "with its hole": ([(2.1, 3.4), (2, 2.4), (2, 1.4)], 4, 25 - 9, 1),
+    "none on the slice itself": ([(1.85, 3.4), (2.1, 1.4)], 4, 9, 1),
+    "two as near": ([(2.1, 1.4), (1.9, 3.4)], 4, 9, 1),
+    "almost one plane": ([(2, 2.4), (2.004, 2.35)], 4, 25, 1),
+    "one plane": ([(2, 3.4), (2, 2.4)], 4, 49 - 25, 0),
+    # The slices are oblique, so that rounding takes points off their plane.
+    "one plane, rounded": ([(2, 3.4), (2, 2.4)], 1, 49 - 25, 0),
+    "two planes, rounded": ([(2.1, 3.4), (2, 2.4), (2, 1.4)], 2, 25 - 9, 1),
+}
+
+
+@pytest.mark.parametrize(("squares", "decimals", "pixels", "farther"), PLANES.values(), ids=PLANES)
+def test_of_several_planes_at_a_slice_the_nearest_counts(file, series, squares, decimals, pixels, farther, caplog):
+    dataset = _with_squares(file, series, squares, decimals)
+    read = dict(read_structures(DicomFile(file), dataset, series, ["left kidney"]))["left kidney"]
+    assert read.sum(axis=(0, 1)).tolist() == [0, 0, pixels, 0, 0, 0]
+    line = f"region 'left kidney': contours left out: {farther} farther from a slice than others of series 1.2.3.4"
+    assert (line in caplog.text) == bool(farther) == ("left out" in caplog.text)
+
+
 def test_a_hole_is_no_contour_of_its_own(file):
     """Programs fill each contour by itself. Slices 1 to 3 have one each, although there is a hole in slice 2."""
     assert len(dcmread(file).ROIContourSequence[0].ContourSequence) == 3
@@ -127,7 +176,8 @@ def test_points_and_empty_regions_are_not_drawn(file):
     dataset = dcmread(file)
     dataset.ROIContourSequence[0].ContourSequence[0].ContourGeometricType = "POINT"
     dataset.ROIContourSequence[1].ContourSequence = dataset.ROIContourSequence[1].ContourSequence[:1]
-    dataset.ROIContourSequence[1].ContourSequence[0].NumberOfContourPoints = 1
+    point = dataset.ROIContourSequence[1].ContourSequence[0]
+    point.ContourData = point.ContourData[:3]
     assert "ContourSequence" not in dataset.ROIContourSequence[2]
     assert drawn_structures(dataset) == {1}
 

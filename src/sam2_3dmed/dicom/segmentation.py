@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sam2_3dmed.dicom.codes import Code, category_of, code_of
 from sam2_3dmed.dicom.files import NEEDS_THE_EXTRA, DicomFile, quiet, reading
 from sam2_3dmed.dicom.series import LPS_TO_RAS, DicomSeries, Plane, planes_of
-from sam2_3dmed.dicom.sources import CHARACTERS, MAKER, element_name, source_headers
+from sam2_3dmed.dicom.sources import CHARACTERS, MAKER, element_names, source_headers
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.processes.atomic import naming, replacing
 from sam2_3dmed.volume.label import class_colour
@@ -114,6 +114,7 @@ def write_segmentation(
     sources = source_headers(series)
     numbers = np.zeros(max(labels) + 1, np.uint8 if len(labels) < 256 else np.uint16)
     numbers[list(labels)] = np.arange(1, len(labels) + 1)
+    described = zip(labels.values(), element_names(labels.values()), strict=True)
     in_file = np.argsort([plane.index for plane in series.planes], kind="stable") if len(sources) == 1 else slice(None)
     try:
         with quiet(), naming(path, "cannot be written", VolumeError), replacing(path) as stream:
@@ -121,7 +122,7 @@ def write_segmentation(
                 source_images=sources,
                 pixel_array=numbers[mask.array.T][in_file],
                 segmentation_type="BINARY",
-                segment_descriptions=[_description(n, name, codes) for n, name in enumerate(labels.values(), 1)],
+                segment_descriptions=[_description(n, *names, codes) for n, names in enumerate(described, 1)],
                 series_instance_uid=generate_uid(),
                 series_number=max(int(sources[0].get("SeriesNumber") or 0), 0) + 1000,
                 sop_instance_uid=generate_uid(),
@@ -138,7 +139,7 @@ def write_segmentation(
         raise VolumeError(f"{path}: no DICOM-SEG can refer to series {series.uid}: {error}") from None
 
 
-def _description(number: int, name: str, codes: Mapping[str, Code]) -> Any:
+def _description(number: int, name: str, label: str, codes: Mapping[str, Code]) -> Any:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.color import CIELabColor
     from highdicom.seg import SegmentDescription
@@ -146,7 +147,7 @@ def _description(number: int, name: str, codes: Mapping[str, Code]) -> Any:
 
     return SegmentDescription(
         segment_number=number,
-        segment_label=element_name(name),
+        segment_label=label,
         segmented_property_category=CodedConcept(*category_of(name)),
         segmented_property_type=CodedConcept(*code_of(name, codes)),
         algorithm_type="AUTOMATIC",

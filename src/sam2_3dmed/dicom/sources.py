@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,9 +72,22 @@ def require_sources(series: DicomSeries) -> None:
             logger.warning("series %s has no %s; its masks get one made from the series", series.uid, keyword)
 
 
-def element_name(name: str) -> str:
-    """The name of a class as one value of an element: without backslashes, which separate values, and not too long."""
-    return name.replace("\\", "/")[:_LONGEST_NAME]
+def element_names(names: Iterable[str]) -> list[str]:
+    """The names of classes, each as one value of an element.
+
+    They have no backslashes, which separate values, and are not too long. Where that makes a name equal to one before
+    it, it ends in a number.
+    """
+    taken: list[str] = []
+    for name in names:
+        text = name.replace("\\", "/")
+        chosen = text[:_LONGEST_NAME].rstrip()  # spaces at the end do not count
+        numbers = count(2)
+        while chosen in taken:
+            end = f" {next(numbers)}"
+            chosen = text[: _LONGEST_NAME - len(end)].rstrip() + end
+        taken.append(chosen)
+    return taken
 
 
 def _usable(keyword: str, value: Any) -> Any:

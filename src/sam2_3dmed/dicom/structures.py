@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.dicom.contours import Polygon, rasterise, trace
+from sam2_3dmed.dicom.contours import rasterise, trace
 from sam2_3dmed.dicom.files import DicomFile, left_out, quiet, require_dicom
 from sam2_3dmed.dicom.series import LPS_TO_RAS, DicomSeries
-from sam2_3dmed.dicom.sources import CHARACTERS, MAKER, element_name, source_headers
+from sam2_3dmed.dicom.sources import CHARACTERS, MAKER, element_names, source_headers
 from sam2_3dmed.errors import VolumeError
 from sam2_3dmed.processes.atomic import naming, replacing
 from sam2_3dmed.volume.label import class_colour
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 _CLOSED = {"CLOSED_PLANAR", "CLOSEDPLANAR_XOR"}
 _FEWEST_POINTS = 3
 _BETWEEN_SLICES = 0.2  # of the distance of two slices
+_ONE_PLANE = 0.005  # mm
 _DECIMALS = 4  # of a mm; a number may have 16 characters
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 _OF_THE_STUDY = """
@@ -44,7 +45,7 @@ def read_structures(
     """The regions of an RTSTRUCT as masks (X, Y, Z) on a series' grid, one at a time; None for `wanted` takes all.
 
     Regions in another frame of reference are passed over. Contours that lie on no slice of the series are left out,
-    with a line for each region.
+    and so are those that lie farther from a slice than others, with a line for each region.
 
     Raises:
         VolumeError: broken contours.
@@ -56,21 +57,23 @@ def read_structures(
     for number, name in names.items():
         if wanted is not None and name not in wanted:
             continue
-        on_slices: defaultdict[int, list[Polygon]] = defaultdict(list)
+        on_slices: defaultdict[int, list[NDArray[np.float64]]] = defaultdict(list)
         outside: Counter[str] = Counter()
         where = f"{file}: region {name!r}"
         for contour in contours.get(number, []):
-            place, polygon = _on_slice(where, contour, series)
+            place, voxels = _on_slice(where, contour, series)
             if isinstance(place, str):
                 outside[place] += 1
             else:
-                on_slices[place].append(polygon)
-        if outside:
+                on_slices[place].append(voxels)
+        mask = np.zeros(series.shape, bool)
+        for place, found in on_slices.items():
+            nearest = _nearest_plane(found, place, float(np.linalg.norm(series.affine[:3, 2])))
+            mask[:, :, place] = rasterise([voxels[:, :2] for voxels in nearest], series.shape[:2])
+            outside["farther from a slice than others"] += len(found) - len(nearest)
+        if outside := +outside:  # without zeros
             listed = ", ".join(f"{count} {how}" for how, count in sorted(outside.items()))
             logger.warning("%s: contours left out: %s of series %s", where, listed, series.uid)
-        mask = np.zeros(series.shape, bool)
-        for place, polygons in on_slices.items():
-            mask[:, :, place] = rasterise(polygons, series.shape[:2])
         yield name, mask
 
 
@@ -155,14 +158,41 @@ def _contours_of(dataset: Dataset) -> dict[int, list[Dataset]]:
     for item in dataset.get("ROIContourSequence", []):
         for contour in item.get("ContourSequence", []):
             is_closed = contour.get("ContourGeometricType", "CLOSED_PLANAR") in _CLOSED
-            count = contour.get("NumberOfContourPoints") or np.size(contour.get("ContourData") or []) // 3
-            if is_closed and count >= _FEWEST_POINTS:
+            if is_closed and _count_of_points(contour) >= _FEWEST_POINTS:
                 found[int(item.ReferencedROINumber)].append(contour)
     return found
 
 
-def _on_slice(where: str, contour: Dataset, series: DicomSeries) -> tuple[int | str, Polygon]:
-    """The slice that a contour lies on, or how it lies on none, and the contour in columns and rows."""
+def _count_of_points(contour: Dataset) -> int:
+    """The number of points in a contour's data, whatever number it states.
+
+    If the data are no whole points, the larger of the two counts, so that `read_structures` refuses them.
+    """
+    from pydicom import DataElement
+
+    data = contour.get_item("ContourData")  # parsing all numbers only to count them would take long
+    if data is None or not data.value:
+        numbers = 0
+    else:
+        numbers = data.VM if isinstance(data, DataElement) else data.value.count(b"\\") + 1
+    points, rest = divmod(numbers, 3)
+    return max(points, int(contour.get("NumberOfContourPoints") or 0)) if rest or not points else points
+
+
+def _nearest_plane(contours: list[NDArray[np.float64]], place: int, gap_mm: float) -> list[NDArray[np.float64]]:
+    """The contours of the plane that lies nearest to a slice; of two as near, that of the first contour.
+
+    Each may be away from it by as much as its own points and those of the nearest contour are from one plane.
+    """
+    heights = [(voxels[:, 2] - place) * gap_mm for voxels in contours]
+    middles, spreads = np.array([(points.mean(), np.ptp(points)) for points in heights]).T
+    nearest = (np.abs(middles) / _ONE_PLANE).round().argmin()
+    same = np.abs(middles - middles[nearest]) <= _ONE_PLANE + spreads + spreads[nearest]
+    return [voxels for voxels, is_same in zip(contours, same, strict=True) if is_same]
+
+
+def _on_slice(where: str, contour: Dataset, series: DicomSeries) -> tuple[int | str, NDArray[np.float64]]:
+    """The slice that a contour lies on, or how it lies on none, and the contour in voxels."""
     try:
         with quiet():
             points = np.array(contour.ContourData, np.float64).reshape(-1, 3)
@@ -175,10 +205,10 @@ def _on_slice(where: str, contour: Dataset, series: DicomSeries) -> tuple[int | 
     heights = voxels[:, 2]
     place = round(float(np.median(heights)))
     if not 0 <= place < series.shape[2]:
-        return "beyond the slices", voxels[:, :2]
+        return "beyond the slices", voxels
     if np.abs(heights - place).max() > _BETWEEN_SLICES:
-        return "across or between the slices", voxels[:, :2]
-    return place, voxels[:, :2]
+        return "across or between the slices", voxels
+    return place, voxels
 
 
 def _dataset(elements: dict[str, Any], **more: Any) -> Dataset:
@@ -215,8 +245,8 @@ def _region_elements(
         "ReferencedFrameOfReferenceUID": sources[0].get("FrameOfReferenceUID", ""),
     }
     regions, contoured, observed = [], [], []
-    for number, (value, name) in enumerate(labels.items(), start=1):
-        regions.append({"ROINumber": number, "ROIName": element_name(name), **shared})
+    for number, (value, name) in enumerate(zip(labels, element_names(labels.values()), strict=True), start=1):
+        regions.append({"ROINumber": number, "ROIName": name, **shared})
         contours = list(_contours(mask.array == value, series, sources))
         colour = list(class_colour(number))
         drawn = {"ContourSequence": contours} if contours else {}
