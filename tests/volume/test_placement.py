@@ -88,6 +88,57 @@ def test_itk_reads_a_file_as_we_say(tmp_path, forms):
     np.testing.assert_allclose(Volume.read(image).itk_affine, by_itk(image), atol=2e-5)
 
 
+@pytest.mark.parametrize("qfac", [1, 0, -1])
+@pytest.mark.parametrize("codes", [(0, 0), (1, 0), (0, 1), (1, 1), (2, 1), (4, 2)])
+@pytest.mark.parametrize("signs", list(itertools.product((1, -1), repeat=3)))
+@pytest.mark.parametrize("axes", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1)])
+def test_signs_of_the_voxel_size_and_of_the_axes(tmp_path, axes, signs, codes, qfac):
+    """ITK multiplies by the signed size, and may take forms for one whose axes differ in sign; nibabel does neither."""
+    image = save_signed(tmp_path / "image.nii", np.array((2, 3, 4)) * axes, np.array((2, 3, 4)) * signs, codes, qfac)
+    volume = Volume.read(image)
+    assert_lies_there(volume, image, tmp_path)
+
+
+@pytest.mark.parametrize("flips", list(itertools.product((1, -1), repeat=3)))
+@pytest.mark.parametrize("size", [(2, 3, 4), (0.7, 0.7, 2.5), (1, 1, 1)])
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+def test_forms_whose_axes_differ_in_sign(tmp_path, order, size, flips):
+    """A turned image's axes have signs in ITK's comparison."""
+    sform, qform = np.eye(3)[list(order)] * size, np.eye(3)[list(order)] * size * flips
+    image = save_signed(tmp_path / "image.nii", sform, size, (2, 1), None, qform)
+    assert_lies_there(Volume.read(image), image, tmp_path)
+
+
+def save_signed(path, sform, pixdim, codes, qfac, qform=None):
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    header.set_data_shape((5, 6, 7))
+    for setter, form, code in ((header.set_sform, sform, codes[0]), (header.set_qform, qform, codes[1])):
+        form = sform if form is None else form
+        affine = np.eye(4)
+        affine[:3, :3], affine[:3, 3] = np.diag(form) if np.ndim(form) == 1 else form, (10, 20, 30)
+        setter(affine, code)
+    header["pixdim"][1:4] = pixdim
+    if qfac is not None:
+        header["pixdim"][0] = qfac
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    path.write_bytes(header.binaryblock + bytes(4 + 5 * 6 * 7))
+    return path
+
+
+def assert_lies_there(volume, image, folder):
+    """The image and its masks in three formats lie in one place for ITK, and a NIfTI mask does for nibabel."""
+    np.testing.assert_allclose(volume.itk_affine, by_itk(image), atol=2e-5)
+    mask = volume.with_array(np.ones(volume.shape, np.uint8))
+    for name in ("mask.nii.gz", "mask.mha"):
+        mask.write(folder / name)
+    write_segmentation_nrrd(mask, folder / "mask.seg.nrrd", {1: "organ"})
+    for name in ("mask.nii.gz", "mask.mha", "mask.seg.nrrd"):
+        np.testing.assert_allclose(by_itk(folder / name), by_itk(image), atol=2e-5)
+    np.testing.assert_array_equal(volume.affine, nib.load(image).affine)
+    np.testing.assert_array_equal(nib.load(folder / "mask.nii.gz").affine, nib.load(image).affine)
+
+
 def test_the_sform_that_itk_refuses():
     """Without a qform there is nothing else to read a sheared image by."""
     header = nib.Nifti1Header()

@@ -179,7 +179,6 @@ def _read_header(file: Any) -> Any:
         header[code] = max(0, int(header[code]))
     pixdim = header["pixdim"]
     pixdim[0] = -1 if pixdim[0] < 0 else 1
-    pixdim[1:4] = np.abs(pixdim[1:4])
     if num_axes == 2 and pixdim[3] == 0:
         pixdim[3] = 1
     return header

@@ -45,7 +45,7 @@ class Placement:
 
         try:
             with np.errstate(all="ignore"):  # `Volume` reports values that are not finite
-                return self._in_mm(self.header.get_best_affine())
+                return self._in_mm(self._sized(np.abs(self.header["pixdim"][1:4])).get_best_affine())
         except (HeaderDataError, ValueError) as error:
             raise VolumeError("the affine is unusable: its quaternion (qform) is no rotation") from error
 
@@ -53,12 +53,13 @@ class Placement:
         """The affine by which ITK 5.3 and later read the file; in mm. None if ITK refuses it, or it is not finite."""
         from nibabel.spatialimages import HeaderDataError
 
-        size = np.abs(self.header["pixdim"][1:4].astype(np.float64))
+        size = self.header["pixdim"][1:4].astype(np.float64)  # ITK keeps the signs
         if self._code("qform") <= 0 and self._code("sform") <= 0:
             return self._in_mm(np.diag([-size[0], -size[1], size[2], 1.0]))
         try:
             with np.errstate(all="ignore"):  # a form may hold zeros and NaN where another is read
-                form = self.header.get_sform() if self._itk_takes_the_sform() else self.header.get_qform(coded=True)[0]
+                header = self._sized(np.where(size < 0, 1, size))  # as ITK makes the qform
+                form = header.get_sform() if self._itk_takes_the_sform(header) else header.get_qform(coded=True)[0]
                 if form is None:
                     return None
                 affine = np.array(form, dtype=np.float64)
@@ -67,23 +68,30 @@ class Placement:
             return None
         return self._in_mm(affine) if np.isfinite(affine).all() else None
 
-    def _itk_takes_the_sform(self) -> bool:
+    def _itk_takes_the_sform(self, header: Any) -> bool:
         if self._code("sform") <= 0:
             return False
-        sform = self.header.get_sform()
+        sform = header.get_sform()
         directions = sform[:3, :3] / np.linalg.norm(sform[:3, :3], axis=0)
         if not np.allclose(directions @ directions.T, np.eye(3), rtol=0, atol=1e-4):
             return False
         if self._code("qform") <= 0 or self._code("sform") == _SCANNER:
             return True
-        return np.allclose(sform, self.header.get_qform(), rtol=0, atol=1e-4)
+        qform = header.get_qform()
+        return np.allclose(sform, qform, rtol=0, atol=1e-4) or _alike_to_itk(sform, qform)
 
     def copy_to(self, header: Any) -> None:
-        """Give another nibabel header these forms, codes, voxel size and unit of length."""
+        """Give another nibabel header these forms, codes, voxel size with its signs, and unit of length."""
         for field in _FIELDS:
             header[field] = self.header[field]
         header["pixdim"][:4] = self.header["pixdim"][:4]
         header["xyzt_units"] = int(self.header["xyzt_units"]) & _UNIT_OF_LENGTH
+
+    def _sized(self, sizes: NDArray[Any]) -> Any:
+        """A copy of the header with other voxel sizes."""
+        header = self.header.copy()
+        header["pixdim"][1:4] = sizes
+        return header
 
     def _code(self, form: str) -> int:
         return int(self.header[f"{form}_code"])
@@ -92,3 +100,25 @@ class Placement:
         scaled = np.array(affine, dtype=np.float64)
         scaled[:3] *= _MM_PER_UNIT.get(int(self.header["xyzt_units"]) & _UNIT_OF_LENGTH, 1.0)
         return scaled
+
+
+def _alike_to_itk(sform: Affine, qform: Affine) -> bool:
+    """Whether ITK takes two forms for one, though axes may be reversed.
+
+    ITK compares the left singular vectors of the forms, in which the sign of an axis is often lost. They are known
+    for axes along those of the world, unless the quaternion is rounded. For oblique axes, ITK's choice depends on
+    rounding: the answer is False.
+    """
+    pairs = (*zip(_left_singular(sform), _left_singular(qform), strict=True), (sform[:3, 3], qform[:3, 3]))
+    return all(np.allclose(s, q, rtol=0, atol=1e-4) for s, q in pairs)
+
+
+def _left_singular(form: Affine) -> tuple[Affine, Affine]:
+    """Left singular vectors, signed as by LINPACK (which ITK uses), and singular values; NaN if an axis is oblique."""
+    sizes = np.linalg.norm(form[:3, :3], axis=0)
+    directions = form[:3, :3] / sizes
+    aligned = np.rint(directions) + 0.0  # without negative zeros, whose sign LAPACK would take
+    if not np.allclose(directions, aligned, rtol=0, atol=1e-4):
+        return np.full((3, 3), np.nan), sizes
+    order = np.argsort(-sizes, kind="stable")
+    return np.linalg.qr(aligned)[0][:, order], sizes[order]
