@@ -243,3 +243,16 @@ def test_pages_that_the_code_names_exist() -> None:
         (name_of(file), page) for file in files for page in re.findall(r"\bdocs/[\w/]+\.(?:md|yaml)\b", read(file))
     }
     assert [where for where in sorted(named) if not (ROOT / where[1]).exists()] == []
+
+
+@pytest.mark.parametrize(("page", "home"), [("dicom.md", "tests/dicom"), ("data_layouts.md", "tests/volume")])
+def test_the_tests_that_a_table_names_are_there(page: str, home: str) -> None:
+    """`FILE::NAME` in that folder or by its path; a name alone is of `test_placement.py`."""
+    text = (ROOT / "docs/reference" / page).read_text(encoding="utf-8")
+    named = re.findall(r"`((?:tests/)?[\w/]*test_\w+\.py)(?:::(\w+)(?:::(\w+))?)?`", text)
+    named += [("test_placement.py", name, "") for name in re.findall(r"`(test_\w+)`", text)]
+    assert len(named) > 8
+    for file, *names in named:
+        code = (ROOT / (file if file.startswith("tests/") else f"{home}/{file}")).read_text(encoding="utf-8")
+        lost = [name for name in names if name and not re.search(rf"^\s*((def|class) )?{name}\b", code, re.MULTILINE)]
+        assert not lost, f"{page}: {file} has no {lost}"
