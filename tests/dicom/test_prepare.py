@@ -368,3 +368,16 @@ def test_a_journal_of_somebody_else_removes_nothing_outside(tmp_path, one):
     (tmp_path / "set" / ".unfinished.jsonl").write_text(json.dumps(line) + "\n")
     assert prepare(tmp_path / "s", tmp_path / "set") == (["s"], {})
     assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_regions_of_one_name_in_one_file_are_one_with_a_line(tmp_path, one, caplog):
+    array = np.zeros(one.shape, np.uint8)
+    array[1:3, 1:3, 2], array[4:7, 4:6, 2] = 1, 2
+    write_structures(Volume(array, one.affine), one, tmp_path / "s" / "a.dcm", {1: "GTV", 2: "other"})
+    dataset = dcmread(tmp_path / "s" / "a.dcm")
+    for item in dataset.StructureSetROISequence:
+        item.ROIName = "GTV"
+    dataset.save_as(tmp_path / "s" / "a.dcm")
+    prepare(tmp_path / "s", tmp_path / "set")
+    assert label_of(tmp_path / "set", "s").sum() == 4 + 6
+    assert "draws 'GTV' 2 times; all are taken as one" in caplog.text

@@ -317,13 +317,17 @@ def _label(study: Study, series: DicomSeries, labels: Labels) -> NDArray[np.inte
         dataset = read_elements(file, stream, stop_before_pixels=False)
         read = read_segments if dataset.Modality == "SEG" else read_structures
         wanted = [name for name in order if newest.get(name, by_file[file]) is by_file[file]]
+        drawn: Counter[str] = Counter()
         with reading(file, "what it has drawn is"):
             for name, mask in read(file, dataset, series, wanted):
                 found = True
+                drawn[name] += 1
                 mine = order.index(name) + 1
                 overlapping += int(np.count_nonzero(mask & (label > 0) & (label != values[name])))
                 mask &= rank < mine
                 label[mask], rank[mask] = values[name], mine
+        for name in (name for name, times in drawn.items() if times > 1):
+            logger.warning("%s: %s draws %r %d times; all are taken as one", study.name, file, name, drawn[name])
     if not found:
         raise DataError(f"{study.annotations[0].file}: none of the labels {', '.join(order)} in this case")
     if overlapping:
@@ -344,17 +348,22 @@ def _newest(study: Study) -> dict[str, Annotation]:
     return chosen
 
 
+def _class_name(name: str) -> str:
+    """The class of a segment or region in dataset.json."""
+    return f"{name} (drawn)" if name.strip().lower() in _OF_LAYOUT else name
+
+
 def _write_dataset_json(
     studies: Path, folder: Path, cases: Sequence[str], modality: str, labels: Labels, codes: dict[str, Code]
 ) -> None:
     names: dict[int, str] = {}
     for name, value in labels:
-        names.setdefault(value, f"{name} (drawn)" if name.strip().lower() in _OF_LAYOUT else name)
+        names.setdefault(value, _class_name(name))
     content = {
         "name": studies.resolve().name.removesuffix(".zip"),
         "modality": {"0": {"MR": "MRI"}.get(modality, modality)},
         "labels": {"0": "background", **{str(value): name for value, name in sorted(names.items())}},
-        "codes": {name: codes[name] for name, _ in labels if name in codes},
+        "codes": {_class_name(name): codes[name] for name, _ in labels if name in codes},
         "numTraining": len(cases),
         "training": [{"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"} for name in cases],
         "test": [],
