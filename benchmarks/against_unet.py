@@ -19,7 +19,6 @@ all of them. Without arguments it says what it needs, and measures nothing.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from accuracy_screen import score
+from accuracy_screen import add_row, read_rows, score
 
 STEPS_PER_EPOCH = 10
 FIRST_STEPS, SECOND_STEPS = 10, 40
@@ -123,17 +122,9 @@ def main() -> None:
                 run, seconds = train_side(side, steps, seed, arguments)
                 row = {"side": side, "seed": seed, "budget": budget, "steps": steps, "seconds": round(seconds)}
                 found.append(row | {"dice": round(float(score(run, arguments.data).mean()), 4)})
-                print(json.dumps(found[-1]), flush=True)
-                if arguments.results:
-                    with arguments.results.open("a") as file:
-                        file.write(json.dumps(found[-1]) + "\n")
+                add_row(arguments.results, found[-1])
     if arguments.picture:
         draw(found, arguments.picture)
-
-
-def read_rows(path: Path | None) -> list[dict[str, Any]]:
-    """The rows of a file of results; none without a file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path and path.exists() else []
 
 
 def draw(found: list[dict[str, Any]], path: Path) -> None:
