@@ -193,3 +193,26 @@ class TestForeground:
         holding = {*foreground} - {*split.test}
         assert bool({*split.train} & holding) == (len(holding) > 0)
         assert bool({*split.validation} & holding) == (len(holding) > 1)
+
+
+class TestFewTrainingCases:
+    def test_fewer_are_among_more_and_the_other_parts_stay(self) -> None:
+        whole = make_split(_names(200))
+        few = {count: make_split(_names(200), training_cases=count) for count in (1, 4, 8, 144, 500)}
+        assert {count: len(split.train) for count, split in few.items()} == {1: 1, 4: 4, 8: 8, 144: 144, 500: 144}
+        assert set(few[1].train) < set(few[4].train) < set(few[8].train) < set(whole.train)
+        assert all((s.validation, s.test) == (whole.validation, whole.test) for s in few.values())
+        assert few[500] == whole
+
+    @given(st.integers(1, 30), st.sets(st.integers(0, 39), min_size=2))
+    def test_they_have_their_share_of_foreground(self, count: int, with_foreground: set[int]) -> None:
+        foreground = {f"case_{index:03d}" for index in with_foreground}
+        options = SplitConfig(training_cases=count)
+        whole = set(split_cases(_names(40), SplitConfig(), foreground=foreground).train)
+        few = set(split_cases(_names(40), options, foreground=foreground).train)
+        more = SplitConfig(training_cases=count + 1)
+        assert few <= set(split_cases(_names(40), more, foreground=foreground).train) <= whole
+        assert len(few) == min(count, len(whole))
+        if whole & foreground:
+            assert few & foreground
+            assert abs(len(few & foreground) - len(few) * len(whole & foreground) / len(whole)) <= 1

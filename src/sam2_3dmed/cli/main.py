@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import EntryPoint, entry_points
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -111,6 +111,35 @@ def prepare(
         cases, failures = make(studies, out, chosen, progress)
     typer.echo(f"{len(cases)} cases in {out}")
     end_with(failures)
+
+
+@app.command(
+    epilog=examples(
+        "sam2-3dmed sparse Task09_Spleen -o Task09_Spleen_every_fifth --every 5",
+        "sam2-3dmed sparse Task09_Spleen -o Task09_Spleen_drawn --drawn",
+        "sam2-3dmed sparse Task09_Spleen -o Task09_Spleen_listed --slices labelled.csv",
+    )
+)
+def sparse(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the data set; new or empty.")],
+    every: Annotated[int | None, typer.Option(help="Every so many slices are labelled.", min=1)] = None,
+    slices: Annotated[
+        Path | None, typer.Option(help="CSV with the columns case and slice (from 0): these are labelled.")
+    ] = None,
+    drawn: Annotated[bool, typer.Option("--drawn", help="Slices with any class are labelled, and no others.")] = False,
+    axis: Annotated[
+        Literal["axial", "coronal", "sagittal"], typer.Option(help="The direction of the slices.")
+    ] = "axial",
+) -> None:
+    """Say that only some slices are labelled: a data set whose labels have the ignore label on all others."""
+    from sam2_3dmed.data.sparse import make_sparse, parse_selection
+    from sam2_3dmed.processes.map_cases import progress_bar
+
+    chosen = parse_selection(every, slices, drawn, axis)
+    with progress_bar("Writing cases") as progress:
+        names = make_sparse(data, out, chosen, progress=progress)
+    typer.echo(f"{len(names)} cases in {out}")
 
 
 def _commands_of(entry: EntryPoint) -> typer.Typer:

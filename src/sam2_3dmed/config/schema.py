@@ -310,6 +310,8 @@ class SplitConfig(Frozen):
     """Share of the labelled cases in the test set."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the other cases in the validation set."""
+    training_cases: Annotated[int, Field(ge=1)] | None = None
+    """At most so many cases to train on, to see what few labels are worth; the others take no part. None: all."""
 
 
 class InferenceConfig(Frozen):

@@ -114,7 +114,7 @@ def _fingerprint_case(case: Case, *, labels: LabelScheme, num_channels: int) -> 
     axes = [axis for axis, _ in canonical_axes(image.affine)]
     classes = {}
     for value, mask in _class_masks(found, labels):
-        r, a, s = (int(mask.any(axis=tuple({0, 1, 2} - {axis})).sum()) for axis in axes)
+        r, a, s = (_num_slices(mask, axis, labels) for axis in axes)
         volume_ml = float(mask.sum()) * (float(np.prod(image.spacing_mm)) / 1000)
         classes[value] = ClassFingerprint(volume_ml, (r, a, s))
     return CaseFingerprint(
@@ -128,6 +128,12 @@ def _fingerprint_case(case: Case, *, labels: LabelScheme, num_channels: int) -> 
         num_foreground=count,
         foreground_sample=ordered[:, ranks.astype(np.int64)] if count > _SAMPLE_SIZE else ordered,
     )
+
+
+def _num_slices(mask: NDArray[np.bool_], axis: int, labels: LabelScheme) -> int:
+    """How many slices hold a class; with an ignore label from the first to the last, as some between are unknown."""
+    held = np.flatnonzero(mask.any(axis=tuple({0, 1, 2} - {axis})))
+    return len(held) if labels.ignore is None else int(held[-1] - held[0] + 1)
 
 
 def _class_masks(found: NDArray[Any], labels: LabelScheme) -> Iterator[tuple[int, NDArray[np.bool_]]]:

@@ -75,7 +75,7 @@ def split_cases(
 
     The test set is a random part of all cases; in cross-validation every case is in the test set of exactly one fold,
     and these sets differ in size by at most one. Validation is a part of the other cases (reading 13). Parts are
-    rounded to whole cases, at least one.
+    rounded to whole cases, at least one. With `training_cases`, fewer training cases are among those of more.
 
     Args:
         fold: (i, n), fold i of n, 1 <= i <= n.
@@ -110,14 +110,25 @@ def split_cases(
         rest = _shuffled(set(names) - set(test), f"{options.seed}/fold {number - 1}")
     count = _share(len(rest), options.validation_fraction)
     validation = rest[:count] if foreground is None else _stratified(rest, count, foreground)
-    return Split(*(tuple(sorted(part)) for part in (set(rest) - set(validation), validation, test)))
+    training = _few(options.training_cases, [name for name in rest if name not in set(validation)], foreground)
+    return Split(*(tuple(sorted(part)) for part in (training, validation, test)))
 
 
-def _stratified(ranked: Sequence[str], count: int, foreground: Collection[str]) -> list[str]:
-    """The first cases with foreground and the first without it, `count` together, in the proportion of all."""
+def _few(count: int | None, training: list[str], foreground: Collection[str] | None) -> list[str]:
+    """At most so many of the training cases, with their share of foreground."""
+    if count is None or count >= len(training):
+        return training
+    return _stratified(training, count, foreground or training, left=0)
+
+
+def _stratified(ranked: Sequence[str], count: int, foreground: Collection[str], *, left: int = 1) -> list[str]:
+    """The first cases with foreground and the first without it, `count` together, in the proportion of all.
+
+    left: so many with foreground are not among them.
+    """
     holding = [name for name in ranked if name in foreground]
     empty = [name for name in ranked if name not in foreground]
-    wanted = min(_share(len(holding), count / len(ranked)), count, len(holding) - 1)
+    wanted = min(_share(len(holding), count / len(ranked)), count, len(holding) - left)
     wanted = max(wanted, count - len(empty), 0)
     return [*holding[:wanted], *empty[: count - wanted]]
 
