@@ -115,7 +115,7 @@ def test_who_gives_no_boxes_or_too_many_is_told(run: Path, blob_run: Path, blobs
     image, label = blobs / "imagesTr" / "blob_00.nii.gz", blobs / "labelsTr" / "blob_00.nii.gz"
     for model, arguments, words in (
         (run, [], "--boxes-from has the masks"),
-        (blob_run, ["--boxes-from", label], "is for a model trained with model.box_every"),
+        (blob_run, ["--boxes-from", label], "is for a model trained with model.box_every or by pretrain"),
         (run, ["--boxes-from", blobs / "imagesTs"], "no such file or folder"),
         (run, ["--boxes-from", run], "no image in this folder, and predictions has 2 (blob_01.nii.gz, blob_11.nii.gz)"),
     ):
@@ -136,5 +136,5 @@ def test_who_gives_no_boxes_or_too_many_is_told(run: Path, blob_run: Path, blobs
         load_model(run)(volume, reference=reference.with_array((reference.array > 0) * np.uint8(255)))
     with pytest.raises(VolumeError, match="not on the grid"):
         load_model(run)(volume, reference=Volume(reference.array[1:], reference.affine))
-    with pytest.raises(ConfigError, match=r"draws random numbers|takes boxes"):
+    with pytest.raises(ConfigError, match=r"draws random numbers|takes prompts"):
         export_run(run, tmp_path / "onnx")

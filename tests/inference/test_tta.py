@@ -13,7 +13,7 @@ from sam2_3dmed.inference.predictor import slice_logits
 from sam2_3dmed.inference.tta import Forward, compile_network
 from sam2_3dmed.model.build import build_network
 from sam2_3dmed.model.network import DecoderFeatures, Prediction, SAM2For3dMed
-from sam2_3dmed.model.prompts import boxes_around
+from sam2_3dmed.model.prompts import Prompts, boxes_around, nothing
 
 MODES = pytest.mark.parametrize("mode", ["slabs", "stream"])
 
@@ -81,11 +81,26 @@ def test_boxes_move_and_turn_with_what_is_seen(flips):
     label = torch.zeros(1, 64, 64, dtype=torch.int32)
     label[0, 20:30, 12:40] = 1
     image = label.unsqueeze(1).float().numpy()
-    forward = Forward(network, image, InferenceConfig(flips=flips, shifts=True), prompts=boxes_around(label, [1]))
+    prompts = Prompts(boxes_around(label, [1]))
+    forward = Forward(network, image, InferenceConfig(flips=flips, shifts=True), prompts=prompts)
     features = forward.encode(0, 1).at(0)
     seen = forward._seen(torch.from_numpy(image))[:, 0, 0]
     assert len({tuple(row.nonzero()[0].tolist()) for row in seen}) == 4
-    torch.testing.assert_close(features.prompts, boxes_around((seen > 0).int(), [1]))
+    torch.testing.assert_close(features.points, boxes_around((seen > 0).int(), [1]))
+
+
+@pytest.mark.parametrize("flips", [False, True])
+@pytest.mark.parametrize("shifts", [False, True])
+def test_masks_as_prompts_move_and_turn_with_what_is_seen(flips, shifts):
+    config = NetworkConfig(size="nano", image_size=64, srpp=False, boundary=False, promptable=True, memory="none")
+    network = build_network(config, 1).eval()
+    masks = (torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)) > 0.7).float()
+    prompts = Prompts(nothing(2, 1), masks)
+    forward = Forward(network, masks.numpy(), InferenceConfig(flips=flips, shifts=shifts), prompts=prompts)
+    seen = forward._seen(masks)
+    torch.testing.assert_close(
+        forward.encode(0, 2).masks, torch.nn.functional.avg_pool2d(seen.flatten(0, 1), 4).view(*seen.shape[:3], 16, 16)
+    )
 
 
 def test_what_is_seen_further_down_and_right_comes_back_where_it_was(network):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sam2_3dmed.data.slabs import Slabs, collate
-from sam2_3dmed.model.prompts import boxes_around
+from sam2_3dmed.model.prompts import NOTHING, Prompts, boxes_around
 from sam2_3dmed.training.slab_training import SlabTraining
 
 MakeModule = Callable[..., SlabTraining]
@@ -69,9 +69,9 @@ def test_then_slabs_with_their_memory(make_module: MakeModule) -> None:
 def test_boxes_are_drawn_on_every_so_many_slices(make_module: MakeModule) -> None:
     module = make_module(**FOUR_EPOCHS, single_slice_fraction=0)
     module.network.box_every = 2
-    seen: list[torch.Tensor] = []
+    seen: list[Prompts] = []
     module.network.register_forward_pre_hook(lambda network, arguments: seen.append(arguments[1]))
     learn(module, step=0)
-    boxes = seen[0]
-    assert (~boxes[0, :, 0].isnan()).all(-1).tolist() == [True, False, True]
+    boxes = seen[0].points
+    assert (boxes[0, :, 0, 0, 2] != NOTHING).tolist() == [True, False, True]
     torch.testing.assert_close(boxes[0, 2, 0], boxes_around(slab(3, 0).labels[0, 2], [1])[0])

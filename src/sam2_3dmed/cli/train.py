@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,9 +69,7 @@ def train(
         "--gpu-memory": gpu_memory,
         "--system": system != OURS,
     }
-    ignored = ", ".join(option for option, value in given.items() if value)
-    if resume and ignored:
-        raise ConfigError(f"--resume goes on as the run began; it takes no {ignored}")
+    _refuse_with_resume(resume, given)
     budget = [] if minutes is None else [f"training.minutes={minutes}"]
     options = _options(system, recipe, weights, plan, fold, [*(settings or []), *budget])
     if (devices or 1) > 1 or {"LOCAL_RANK", "SLURM_LOCALID"} & os.environ.keys():
@@ -89,6 +88,37 @@ def train(
     typer.echo(f"Model: {folder}")
     if test:
         typer.echo(summary_table(test_run(folder, data).summary()))
+
+
+@commands.command(
+    epilog=examples(
+        "sam2-3dmed pretrain --out runs/pretrained --minutes 120",
+        "sam2-3dmed pretrain --out runs/pretrained --resume",
+        "sam2-3dmed train Task09_Spleen --weights runs/pretrained",
+    )
+)
+def pretrain(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder.")],
+    recipe: Annotated[str, typer.Option(help="pretrain, with +change if wanted, or a YAML file.")] = "pretrain",
+    weights: Annotated[str, typer.Option(help="none, or what `train` takes.")] = "none",
+    settings: Settings = None,
+    minutes: Minutes = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, as it began.")] = False,
+    devices: Devices = None,
+) -> None:
+    """Train a promptable network on made-up anatomy, without any data; `train --weights RUN` starts from it."""
+    given = {"--recipe": recipe != "pretrain", "--weights": weights != "none", "--set": settings, "--minutes": minutes}
+    _refuse_with_resume(resume, given)
+    from sam2_3dmed.config import read_recipe, with_settings
+
+    budget = [] if minutes is None else [f"training.minutes={minutes}"]
+    chosen = with_settings(read_recipe(recipe, from_scratch=weights == "none"), [*(settings or []), *budget])
+
+    from sam2_3dmed.run.pretrain import PretrainRequest
+    from sam2_3dmed.run.pretrain import pretrain as run
+
+    if (folder := run(PretrainRequest(out, chosen, weights, resume, devices))) is not None:
+        typer.echo(f"Model: {folder}")
 
 
 @commands.command(epilog=examples("sam2-3dmed find-rate Task09_Spleen --weights none --out runs/spleen"))
@@ -110,6 +140,13 @@ def find_rate(
     typer.echo(f"{folder / 'learning_rates.png'} shows how the loss answers to each; the recipe has ", nl=False)
     present = options["recipe"].training.learning_rate
     typer.echo(f"{present:g}, and the suggestion is:\n--set training.learning_rate={rate:.1e}")
+
+
+def _refuse_with_resume(resume: bool, given: Mapping[str, object]) -> None:
+    """Raise ConfigError if a run is resumed with options, by name, that only a new one takes."""
+    ignored = ", ".join(option for option, value in given.items() if value)
+    if resume and ignored:
+        raise ConfigError(f"--resume goes on as the run began; it takes no {ignored}")
 
 
 def _options(

@@ -142,6 +142,12 @@ def scratch() -> RunConfig:
     return config.model_copy(update={"slab_slices": 24})
 
 
+def pretrain() -> RunConfig:
+    """For `pretrain`: the network of `scratch`, promptable, on slabs of made-up anatomy."""
+    config = _change(_change(scratch(), "model", promptable=True), "inference", flips=False, shifts=False)
+    return _change(config, "training", epochs=100, samples_per_epoch=400, validate_every=5)
+
+
 def auto(from_scratch: bool) -> RunConfig:
     """The default: `scratch` without pre-trained weights, and `paper` with them, since nothing was measured there."""
     return scratch() if from_scratch else paper()
@@ -152,6 +158,7 @@ PRESETS: Mapping[str, Callable[[bool], RunConfig]] = {
     "paper": lambda from_scratch: paper(),
     "scratch": lambda from_scratch: scratch(),
     "paper_scratch": lambda from_scratch: paper_scratch(),
+    "pretrain": lambda from_scratch: pretrain(),
 }
 """By name. The argument is whether training starts from scratch."""
 

@@ -153,6 +153,8 @@ class NetworkConfig(Frozen):
     box_every: Annotated[int, Field(ge=0)] = 0
     """Every so many slices, the network gets a box around each class, taken from the reference: MedSAM-2 as published.
     0: no boxes."""
+    promptable: bool = False
+    """The network takes points, boxes and masks as prompts, as SAM2 does, for its one class: what `pretrain` trains."""
     pointer_time: bool | None = None
     """Object pointers carry their distance in slices. None: as the weights were trained (SAM 2.1: true, SAM 2.0:
     false); true from scratch."""

@@ -242,7 +242,7 @@ def _exportable(run: Path, folder: Path, lengths: Sequence[int]) -> Sam2Record:
     if model.memory == "self_sorting":
         raise ConfigError(f"{run}: model.memory {model.memory} draws random numbers and cannot become ONNX")
     if record.needs_reference:
-        raise ConfigError(f"{run}: takes boxes (model.box_every), for which an exported file has no input")
+        raise ConfigError(f"{run}: takes prompts, for which an exported file has no input")
     depth = record.recipe.slab_slices or record.plan.slab_slices
     for length in lengths:
         if not 1 <= length < depth:

@@ -133,7 +133,7 @@ class WithoutAuxiliary:
 def refuse_boxes(reference: Volume | None) -> None:
     """Raise ConfigError if there is a reference, for models that take no boxes."""
     if reference is not None:
-        raise ConfigError("this model takes no boxes: it was trained without model.box_every")
+        raise ConfigError("this model takes no boxes: it was trained without prompts")
 
 
 def require_not_cancelled(cancel: Event | None) -> None:

@@ -129,7 +129,7 @@ class OnnxNetwork:
     """
 
     device = torch.device("cpu")
-    needs_reference = False
+    needs_reference = promptable = False
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from sam2_3dmed.inference.slabs import OnPositions, Slab, slab_logits
 from sam2_3dmed.inference.stream import stream_logits
 from sam2_3dmed.inference.tta import Forward, Slices, compile_network
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.model.prompts import boxes_from_stack
+from sam2_3dmed.model.prompts import Prompts, box_on_largest, boxes_from_stack, boxes_where_drawn
 from sam2_3dmed.volume.label_scheme import LabelScheme
 from sam2_3dmed.volume.preprocess import Preprocessing
 from sam2_3dmed.volume.slices import SlicingAxis, volume_to_slices
@@ -28,7 +28,10 @@ from sam2_3dmed.volume.volume import Volume, describe_difference
 
 @dataclass(eq=False)
 class Predictor:
-    """A trained network, ready for volumes; a `Segmenter`. Raises ConfigError if `config` names an unknown class."""
+    """A trained network, ready for volumes; a `Segmenter`.
+
+    Raises: ConfigError if `config` names an unknown class, or a mode that a promptable network does not have.
+    """
 
     network: SAM2For3dMed
     _: KW_ONLY
@@ -39,6 +42,8 @@ class Predictor:
 
     def __post_init__(self) -> None:
         require_known_classes(self.config, self.labels.values())
+        if self.config.mode != "stream" and self.network.promptable:
+            raise ConfigError("inference.mode: only a stream goes from the prompt to all slices")
 
     @property
     def num_channels(self) -> int:
@@ -68,14 +73,17 @@ class Predictor:
     ) -> NDArray[np.integer]:
         """Class indices (N, H0, W0), 0 background, of slices (N, C, H0, W0) in [0, 1]: see `LabelScheme.indexed`.
 
-        reference: the true class indices, (N, H0, W0), for a network that takes boxes.
+        reference: the true class indices, (N, H0, W0), for a network that takes boxes. A promptable network gets one
+            box, on the slice with most of its class.
         """
         height, width = slices.shape[-2:]
         scheme = LabelScheme.of(self.labels).indexed
         classes = np.empty((len(slices), height, width), dtype=np.min_scalar_type(max(scheme)))
         prompts = None
         if self.network.needs_reference and reference is not None:
-            prompts = boxes_from_stack(reference, range(1, len(self.labels) + 1), self.network.box_every)
+            values = range(1, len(self.labels) + 1)
+            every = self.network.box_every
+            prompts = boxes_from_stack(reference, values, every) if every else box_on_largest(reference, values)
         logits = self._logits(slices, on_positions, prompts=prompts)
         for index, of_slice in logits:
             classes[index] = slice_mask(of_slice, height, width, scheme).cpu().numpy()
@@ -104,7 +112,7 @@ class Predictor:
         self.network.eval()
         return slice_logits(Forward(self.network, slices, self.config, **options), self.slab_slices, on_positions)
 
-    def _prompts(self, volume: Volume, reference: Volume | None) -> Tensor | None:
+    def _prompts(self, volume: Volume, reference: Volume | None) -> Prompts | None:
         """The prompts of all slices; None for a network without prompts."""
         if not self.network.needs_reference:
             refuse_boxes(reference)
@@ -117,7 +125,8 @@ class Predictor:
             raise VolumeError(f"the reference holds none of the classes' values, {', '.join(map(str, self.labels))}")
         # By the axes of the volume, in case the two affines differ in rounding.
         on_grid = volume_to_slices(volume.with_array(reference.array), self.preprocessing.slicing_axis)
-        return boxes_from_stack(on_grid, tuple(self.labels), self.network.box_every)
+        values, every = tuple(self.labels), self.network.box_every
+        return boxes_from_stack(on_grid, values, every) if every else boxes_where_drawn(on_grid, values)
 
 
 @torch.inference_mode()

@@ -46,7 +46,9 @@ def stream_logits(
 
     `slab_slices` are a chunk, whose slices give each other context.
     """
-    if forward.config.direction == "both":
+    if forward.network.promptable and forward.network.has_memory:
+        yield from enumerate(_from_prompt(forward, slab_slices, on_positions))
+    elif forward.config.direction == "both":
         yield from _both(forward, slab_slices, on_positions)
     else:
         yield from _one_pass(forward, forward.encode, slab_slices, forward.config.direction == "backward", on_positions)
@@ -68,14 +70,11 @@ def _features(chunk_slices: int, encode: Encode, order: range) -> Iterator[Decod
         yield features if order.step > 0 else features.each(lambda tensor: tensor.flip(1))
 
 
-def _outputs(
+def _slabs_in_context(
     forward: Forward, slabs: Iterator[list[DecoderFeatures]], order: range, on_positions: OnPositions
-) -> Iterator[Chunk]:
-    """The decoders' outputs for all slices, from the features of slabs, whose slices give each other SRPP's context.
-
-    Features are freed as soon as they are decoded.
-    """
-    state, done = forward.start(), 0
+) -> Iterator[tuple[DecoderFeatures, Tensor]]:
+    """Parts of slabs, whose slices give each other SRPP's context, with that context. Nothing here keeps them."""
+    done = 0
     for parts in slabs:
         context, positions = forward.slice_context(torch.cat([part.z for part in parts], dim=1))
         slab = order[done : done + context.shape[1]]
@@ -83,13 +82,56 @@ def _outputs(
         if positions is not None:
             on_positions(Slab(min(slab), len(slab), order.step < 0), positions)
         while parts:
-            features = parts.pop(0)
-            count = features.z.shape[1]
+            count = parts[0].z.shape[1]
             own, context = context[:, :count], context[:, count:]
-            if forward.network.has_memory:
-                yield from (forward.step(state, features.at(i), own[:, i]) for i in range(count))
-            else:
-                yield forward.decode_at_once(features, own)
+            yield parts.pop(0), own
+
+
+def _each(
+    forward: Forward, slabs: Iterator[list[DecoderFeatures]], order: range, on_positions: OnPositions
+) -> Iterator[tuple[DecoderFeatures, Tensor]]:
+    """The features of each slice, and its context."""
+    for part, context in _slabs_in_context(forward, slabs, order, on_positions):
+        yield from ((part.at(i), context[:, i]) for i in range(context.shape[1]))
+
+
+def _outputs(
+    forward: Forward, slabs: Iterator[list[DecoderFeatures]], order: range, on_positions: OnPositions
+) -> Iterator[Chunk]:
+    """The decoders' outputs for all slices of a pass."""
+    if forward.network.has_memory:
+        state = forward.start()
+        return (forward.step(state, *of_slice) for of_slice in _each(forward, slabs, order, on_positions))
+    return (forward.decode_at_once(*part) for part in _slabs_in_context(forward, slabs, order, on_positions))
+
+
+def _from_prompt(forward: Forward, slab_slices: int, on_positions: OnPositions) -> Iterator[Tensor]:
+    """The logits of all slices, decoded from the first prompted slice to the first of the stack, then to the last.
+
+    The features of the slices before it wait, and then their outputs.
+    """
+    order = range(len(forward.slices))
+    mixed = forward.mix(_features(min(forward.chunk, slab_slices), forward.encode, order), slab_slices)
+    first = forward.first_prompted
+    with TensorSpill(len(order), IN_MEMORY_BYTES) as features, TensorSpill(len(order), IN_MEMORY_BYTES) as decoded:
+
+        def outputs() -> Iterator[Chunk]:
+            state = forward.start()
+            for index, (at, context) in enumerate(_each(forward, mixed, order, on_positions)):
+                if index < first:
+                    features.put(index, [context, *at.tensors()])
+                    continue
+                if index == first:
+                    before = forward.start()
+                    forward.step(before, at, context)
+                    for earlier in reversed(range(first)):
+                        of_slice, *rest = (tensor.to(forward.device) for tensor in features.take(earlier))
+                        decoded.put(earlier, forward.step(before, at.with_tensors(rest), of_slice))
+                    for earlier in range(first):
+                        yield [tensor.to(forward.device) for tensor in decoded.take(earlier)]
+                yield forward.step(state, at, context)
+
+        yield from forward.logits(outputs())
 
 
 def _both(forward: Forward, slab_slices: int, on_positions: OnPositions) -> Iterator[tuple[int, Tensor]]:

@@ -22,7 +22,7 @@ from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.interface import require_not_cancelled
 from sam2_3dmed.model.mask_decoder import upsample
 from sam2_3dmed.model.network import DecoderFeatures, DecoderState, SAM2For3dMed
-from sam2_3dmed.model.prompts import mirrored, moved
+from sam2_3dmed.model.prompts import Prompts, first_prompted, mirrored, moved
 from sam2_3dmed.model.slice_mixing import Chunk
 from sam2_3dmed.volume.preprocess import SliceStack
 
@@ -66,8 +66,8 @@ class Forward:
     _: KW_ONLY
     boundary: bool = False
     """The K maps of P_bd follow the K maps of P_seg, if the network has BD."""
-    prompts: Tensor | None = None
-    """Boxes (N, K, 4) of all slices, for a network that takes them."""
+    prompts: Prompts | None = None
+    """Of all slices, (N, ...), for a network that takes them."""
     cancel: Event | None = None
 
     def __post_init__(self) -> None:
@@ -76,6 +76,13 @@ class Forward:
         self.device = self.network.device
         self._bf16 = use_bf16(self.config.precision, self.device)
         self._views = _views(self.config.flips, self.config.shifts)
+
+    @property
+    def first_prompted(self) -> int:
+        """The slice with which a promptable network begins; 0 without prompts."""
+        if not self.network.promptable or self.prompts is None:
+            return 0
+        return first_prompted(self.prompts.each(lambda tensor: tensor.unsqueeze(0)))
 
     @property
     def chunk(self) -> int:
@@ -91,7 +98,8 @@ class Forward:
         with self._autocast():
             features = self.network.project(self.network.encoder(slices))
         if self.prompts is not None:
-            features = features._replace(prompts=self._prompts_seen(self.prompts[start:stop].to(self.device)))
+            prompts = self.prompts.each(lambda tensor: tensor[start:stop].to(self.device))
+            features = features.with_prompts(self._prompts_seen(prompts))
         return features
 
     def decode(self, slabs: Sequence[Sequence[DecoderFeatures]]) -> tuple[Tensor, Tensor | None]:
@@ -156,14 +164,14 @@ class Forward:
             rows = [large[..., top : top + size, left : left + size] for top, left in starts]
         return torch.stack([_mirrored_if(v, row) for v, row in zip(self._views, rows, strict=True)])
 
-    def _prompts_seen(self, boxes: Tensor) -> Tensor:
-        """The boxes (n, K, 4) of slices as each view shows them: (rows, n, K, 4)."""
+    def _prompts_seen(self, prompts: Prompts) -> Prompts:
+        """The prompts (n, ...) of slices as each view shows them: (rows, n, ...)."""
         step = _SHIFT / self.network.encoder.image_size
         rows = []
         for view in self._views:
-            seen = moved(boxes, down=-step * view.down, right=-step * view.right)
+            seen = moved(prompts.points, down=-step * view.down, right=-step * view.right)
             rows.append(mirrored(seen) if view.mirrored else seen)
-        return torch.stack(rows)
+        return Prompts(torch.stack(rows), None if prompts.masks is None else self._seen(prompts.masks))
 
     def _mean(self, logits: Tensor, boundary: Tensor | None, rows: int) -> Tensor:
         """(B x rows, K, ...) -> (B, K or 2K, ...): the mean over the views, each mirrored and shifted back."""

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from sam2_3dmed.encoders.image_encoder import Features
 from sam2_3dmed.model.memory_attention import attend
 from sam2_3dmed.model.memory_bank import Bank
+from sam2_3dmed.model.prompts import Prompts
 from sam2_3dmed.model.slice_decoder import DecodedSlice, SliceDecoder
 
 
@@ -49,7 +50,7 @@ class BoundaryDetector(nn.Module):
         self.decoder = decoder
         self.fusion = fusion
 
-    def forward(self, context: Tensor, fine: Features, bank: Bank, prompts: Tensor | None = None) -> DecodedSlice:
+    def forward(self, context: Tensor, fine: Features, bank: Bank, prompts: Prompts | None = None) -> DecodedSlice:
         """The boundaries P_bd of one slice, made from Z2_bd: see `SliceDecoder.attend` and `SliceDecoder.finish`."""
         attended = self.decoder.attend(context, bank)
         return self.decoder.finish(self.fusion(attended, fine.z), attended, fine, bank, prompts)

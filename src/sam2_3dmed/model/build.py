@@ -12,7 +12,7 @@ from sam2_3dmed.config import NetworkConfig
 from sam2_3dmed.encoders.image_encoder import ImageEncoder
 from sam2_3dmed.encoders.registry import find_encoder
 from sam2_3dmed.model.boundary import BoundaryDetector, BoundaryFusion
-from sam2_3dmed.model.mask_decoder import ClassHypernetworks
+from sam2_3dmed.model.mask_decoder import ClassHypernetworks, MaskDecoder
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.slice_decoder import SliceDecoder, sine_encoding
 from sam2_3dmed.model.slice_mixing import SliceMixer
@@ -86,14 +86,21 @@ def build_network(config: NetworkConfig, num_classes: int) -> SAM2For3dMed:
     sam2._attn_implementation = sam2.mask_decoder_config._attn_implementation = "sdpa"
 
     def slice_decoder() -> SliceDecoder:
-        return SliceDecoder(
+        self_sorting = config.memory == "self_sorting"
+        mask_decoder = MaskDecoder(
             sam2,
             num_classes,
-            pointer_time=bool(config.pointer_time),
-            self_sorting=config.memory == "self_sorting",
-            no_memory_token=bool(config.no_memory_token),
-            boxes=config.box_every > 0,
+            predicts_iou=self_sorting,
+            takes_points=config.box_every > 0 or config.promptable,
+            takes_masks=config.promptable,
             slice_mixing=config.slice_mixing,
+        )
+        return SliceDecoder(
+            sam2,
+            mask_decoder,
+            pointer_time=bool(config.pointer_time),
+            self_sorting=self_sorting,
+            no_memory_token=bool(config.no_memory_token),
             memory_pooling=config.memory_pooling,
             has_memory=config.memory != "none",
         )
@@ -117,6 +124,7 @@ def build_network(config: NetworkConfig, num_classes: int) -> SAM2For3dMed:
         boundary=boundary,
         mixer=mixer,
         box_every=config.box_every,
+        promptable=config.promptable,
     )
 
 

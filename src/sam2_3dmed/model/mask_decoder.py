@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from sam2_3dmed.model.prompts import ABSENT, NOTHING, Prompts
 from sam2_3dmed.model.slice_mixing import Chunk, SliceMixer, SliceMixers
 
 MIXERS = 2
@@ -62,7 +63,8 @@ class MaskDecoder(nn.Module):
     Args:
         sam2: upstream's configuration, `build.sam2_config`.
         predicts_iou: whether it has SAM2's head for the confidence of masks.
-        takes_boxes: whether it has embeddings of corners.
+        takes_points: whether it has embeddings of points and corners.
+        takes_masks: whether it has layers for masks as prompts, for one class.
         slice_mixing: whether it has mixers for `mixed_logits`.
     """
 
@@ -74,7 +76,8 @@ class MaskDecoder(nn.Module):
         num_classes: int,
         *,
         predicts_iou: bool = False,
-        takes_boxes: bool = False,
+        takes_points: bool = False,
+        takes_masks: bool = False,
         slice_mixing: bool = False,
     ) -> None:
         from transformers.models.sam2_video import modeling_sam2_video as upstream
@@ -96,10 +99,11 @@ class MaskDecoder(nn.Module):
         self.class_hypernetworks = ClassHypernetworks(num_classes, channels, channels // 8)
         self.no_mask_embed = nn.Embedding(1, channels)
         self.not_a_point_embed = nn.Embedding(1, channels)
-        self.point_embed = nn.Embedding(4, channels) if takes_boxes else None
+        self.point_embed = nn.Embedding(4, channels) if takes_points else None
         # SAM2 has one object at a time, which is present. These tell classes apart, and absent from present ones.
-        self.class_box_embed = nn.Embedding(num_classes - 1, channels) if takes_boxes and num_classes > 1 else None
-        self.class_absent_embed = nn.Embedding(1, channels) if takes_boxes else None
+        self.class_box_embed = nn.Embedding(num_classes - 1, channels) if takes_points and num_classes > 1 else None
+        self.class_absent_embed = nn.Embedding(1, channels) if takes_points else None
+        self.mask_embed = upstream.Sam2VideoMaskEmbedding(sam2.prompt_encoder_config) if takes_masks else None
         self.iou_prediction_head = None
         if predicts_iou:
             widths = channels, config.iou_head_hidden_dim, num_masks, config.iou_head_depth
@@ -109,15 +113,15 @@ class MaskDecoder(nn.Module):
                 SliceMixers(*(SliceMixer(width) for _ in range(MIXERS))) for width in (channels // 4, channels // 8)
             )
 
-    def forward(self, features: Tensor, stride8: Tensor, stride4: Tensor, prompts: Tensor | None = None) -> Masks:
+    def forward(self, features: Tensor, stride8: Tensor, stride4: Tensor, prompts: Prompts | None = None) -> Masks:
         """The masks of one slice, from (B, C, h, w) after memory attention, (B, C/4, 2h, 2w) and (B, C/8, 4h, 4w).
 
-        The prompts are the boxes (B, K, 4) of `model.prompts`, or None: no box for any class.
+        The prompts have points (B, K, P, 3) and perhaps masks (B, K, 4h, 4w); None: no prompt for any class.
         """
         batch, channels, height, width = features.shape
         tokens, image = self.transformer(
             point_embeddings=self._tokens(batch, prompts).unsqueeze(1),
-            image_embeddings=features + self.no_mask_embed.weight.view(1, -1, 1, 1),
+            image_embeddings=features + self._dense_prompt(prompts),
             image_positional_embeddings=self._grid_encoding(height, width).expand(batch, -1, -1, -1),
             attention_similarity=None,
         )
@@ -146,30 +150,42 @@ class MaskDecoder(nn.Module):
         """The second upscaling, (..., C/4, 2h, 2w) -> (..., C/8, 4h, 4w), of a slice or of a stack."""
         return F.gelu(self.upscale_conv2(coarse.flatten(0, -4)).view(stride4.shape) + stride4)
 
-    def _tokens(self, batch: int, prompts: Tensor | None) -> Tensor:
+    def _tokens(self, batch: int, prompts: Prompts | None) -> Tensor:
         """(B, N, C): SAM2's tokens, the tokens of classes 2..K, and the prompt."""
         added = [self.class_tokens.weight] if self.class_tokens is not None else []
         own = torch.cat([self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight, *added])
         return torch.cat([own.expand(batch, -1, -1), self._prompt(batch, prompts)], dim=1)
 
-    def _prompt(self, batch: int, prompts: Tensor | None) -> Tensor:
-        """(B, P, C): two corners a class and a padding point, as in SAM2; without boxes two padding points.
+    def _prompt(self, batch: int, prompts: Prompts | None) -> Tensor:
+        """(B, K P + 1, C): the points of each class and a padding point, as in SAM2; without prompts two of these.
 
-        A class without a box has padding points for corners, so that all slices have the same number of tokens.
+        A point of the kind NOTHING is a padding point, so that all slices have the same number of tokens.
         """
-        nothing = self.not_a_point_embed.weight
+        padding = self.not_a_point_embed.weight
         if self.point_embed is None or self.class_absent_embed is None:
-            return nothing.expand(batch, 2, -1)
+            return padding.expand(batch, 2, -1)
         if prompts is None:
-            return nothing.expand(batch, 2 * self.class_hypernetworks.num_classes + 1, -1)
-        corners = prompts.unflatten(-1, (2, 2))  # (B, K, 2, 2), x and y of each
-        there = torch.where(corners.isfinite(), corners, 0)
-        points = self.shared_image_embedding(there) + self.point_embed.weight[2:]
-        points = torch.where(corners[..., :1].isinf(), self.class_absent_embed.weight, points)
+            return padding.expand(batch, 2 * self.class_hypernetworks.num_classes + 1, -1)
+        places, kinds = prompts.points[..., :2], prompts.points[..., 2].long()
+        embedded = self.shared_image_embedding(places) + self.point_embed(kinds.clamp(0, 3))
+        embedded = torch.where((kinds == ABSENT).unsqueeze(-1), self.class_absent_embed.weight, embedded)
         if self.class_box_embed is not None:
-            points = points + F.pad(self.class_box_embed.weight, (0, 0, 1, 0)).unsqueeze(1)
-        points = torch.where(corners[..., :1].isnan(), nothing, points)
-        return torch.cat([points.flatten(1, 2), nothing.expand(batch, 1, -1)], dim=1)
+            embedded = embedded + F.pad(self.class_box_embed.weight, (0, 0, 1, 0)).unsqueeze(1)
+        embedded = torch.where((kinds == NOTHING).unsqueeze(-1), padding, embedded)
+        return torch.cat([embedded.flatten(1, 2), padding.expand(batch, 1, -1)], dim=1)
+
+    def _dense_prompt(self, prompts: Prompts | None) -> Tensor:
+        """What a mask adds to the features, (B, C, h, w); (1, C, 1, 1) without one.
+
+        It has the scale that SAM2 gives to masks in its memory: -10 outside, 10 inside.
+        """
+        without = self.no_mask_embed.weight.view(1, -1, 1, 1)
+        if self.mask_embed is None or prompts is None or prompts.masks is None:
+            return without
+        logits = prompts.masks * 20 - 10
+        given = logits.isfinite()
+        embedded = self.mask_embed(torch.where(given, logits, 0))
+        return torch.where(given.all(-1, keepdim=True).all(-2, keepdim=True), embedded, without)
 
     def _class_tokens(self, tokens: Tensor) -> Tensor:
         first = tokens[:, 2:3]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -11,6 +12,7 @@ from sam2_3dmed.encoders.image_encoder import Features, ImageEncoder
 from sam2_3dmed.model.boundary import BoundaryDetector
 from sam2_3dmed.model.mask_decoder import Upscaled
 from sam2_3dmed.model.memory_bank import Bank
+from sam2_3dmed.model.prompts import Prompts, first_prompted
 from sam2_3dmed.model.slice_decoder import DecodedSlice, SliceDecoder
 from sam2_3dmed.model.slice_mixing import Chunk, SliceMixer, in_slabs
 from sam2_3dmed.model.srpp import SliceRelativePositionPredictor, zero_conv
@@ -35,7 +37,22 @@ class DecoderFeatures(NamedTuple):
     stride4: Tensor  # (B, D, C/8, 4h, 4w)
     boundary_stride8: Tensor | None = None  # As `stride8`, for the boundary branch; None without BD
     boundary_stride4: Tensor | None = None
-    prompts: Tensor | None = None  # Boxes (B, D, K, 4), see `model.prompts`; None for a network without prompts
+    points: Tensor | None = None  # (B, D, K, P, 3), see `Prompts`; None for a network without prompts
+    masks: Tensor | None = None  # (B, D, K, 4h, 4w), the share that a mask as prompt has in each place
+
+    @property
+    def prompts(self) -> Prompts | None:
+        """The prompts of the slices, if there are any."""
+        return None if self.points is None else Prompts(self.points, self.masks)
+
+    def with_prompts(self, prompts: Prompts | None) -> Self:
+        """The same features with other prompts, whose masks have H and W of the slices."""
+        if prompts is None:
+            return self
+        masks = None if prompts.masks is None else F.avg_pool2d(prompts.masks.flatten(0, 1), 4)
+        return self._replace(
+            points=prompts.points, masks=None if masks is None else masks.unflatten(0, self.z.shape[:2])
+        )
 
     def tensors(self) -> list[Tensor]:
         """All tensors, in a fixed order."""
@@ -78,7 +95,8 @@ class SAM2For3dMed(nn.Module):
     Args:
         srpp, boundary: None drops the part (Tables 4 and 5).
         mixer: of Z, for decoders that mix slices, too.
-        box_every: the network takes a box around each class on every so many slices of a volume; 0: no prompts.
+        box_every: the network takes a box around each class on every so many slices of a volume; 0: none.
+        promptable: it takes points, boxes and masks on any slices.
 
     Attributes:
         activation_checkpointing: see `save_memory`.
@@ -98,10 +116,12 @@ class SAM2For3dMed(nn.Module):
         boundary: BoundaryDetector | None,
         mixer: SliceMixer | None = None,
         box_every: int = 0,
+        promptable: bool = False,
     ) -> None:
         super().__init__()
         self.mixer = mixer
         self.box_every = box_every
+        self.promptable = promptable
         self.encoder = encoder
         self.srpp = srpp
         self.boundary = boundary
@@ -109,13 +129,13 @@ class SAM2For3dMed(nn.Module):
         # From zero: at step 0 the segmentation is SAM2's own.
         self.boundary_to_segmentation = None if boundary is None else zero_conv(segmentation.channels)
 
-    def forward(self, slices: Tensor, prompts: Tensor | None = None) -> Prediction:
-        """Predict slabs (B, D, 1 to 3, H0, W0) in [0, 1], with boxes (B, D, K, 4) for a network with prompts."""
+    def forward(self, slices: Tensor, prompts: Prompts | None = None) -> Prediction:
+        """Predict slabs (B, D, 1 to 3, H0, W0) in [0, 1], with the prompts (B, D, ...) of a network that takes them."""
         return self.decode(self.encoder(slices), prompts)
 
-    def decode(self, features: Features, prompts: Tensor | None = None, *, pre_fpn: bool = False) -> Prediction:
+    def decode(self, features: Features, prompts: Prompts | None = None, *, pre_fpn: bool = False) -> Prediction:
         """Predict slabs from the encoder's features; pre_fpn: from `ImageEncoder.pre_fpn_features`."""
-        return self.decode_slabs(self.project(features, pre_fpn=pre_fpn)._replace(prompts=prompts))
+        return self.decode_slabs(self.project(features, pre_fpn=pre_fpn).with_prompts(prompts))
 
     def project(self, features: Features, *, pre_fpn: bool = False) -> DecoderFeatures:
         """The encoder's features as the decoders take them, without prompts."""
@@ -130,9 +150,7 @@ class SAM2For3dMed(nn.Module):
             features = features._replace(z=self._compute(self.mixer, features.z))
         context, relative_position = self.slice_context(features.z)
         if self.has_memory and depth > 1:
-            state = self.start(depth)
-            steps = [self.step(state, features.at(i), context[:, i]) for i in range(depth)]
-            outputs = [torch.stack(of_slices, dim=1) for of_slices in zip(*steps, strict=True)]
+            outputs = self.decode_in_turn(features, context)
         else:
             outputs = self.decode_at_once(features, context)
         if self.mixer is not None:
@@ -141,6 +159,19 @@ class SAM2For3dMed(nn.Module):
             outputs = [self._compute(mix, stack) for mix, stack in zip(mixing, stacks, strict=True)]
         segmentation, *boundary = (logits.transpose(1, 2) for logits in outputs)
         return Prediction(segmentation, boundary[0] if boundary else None, relative_position)
+
+    def decode_in_turn(self, features: DecoderFeatures, context: Tensor) -> list[Tensor]:
+        """The outputs of `step` for all slices, (B, D, ...), from the first to the last.
+
+        A promptable network begins at the first prompted slice, and goes to one end and then to the other.
+        """
+        depth, prompts = context.shape[1], features.prompts
+        first = first_prompted(prompts) if self.promptable and prompts is not None else 0
+        found: dict[int, list[Tensor]] = {}
+        for order in (range(first, depth), range(first, -1, -1)) if first else (range(depth),):
+            state = self.start(depth)
+            found |= {i: self.step(state, features.at(i), context[:, i]) for i in order}
+        return [torch.stack(of_slices, dim=1) for of_slices in zip(*map(found.get, range(depth)), strict=True)]
 
     def decode_at_once(self, features: DecoderFeatures, context: Tensor) -> list[Tensor]:
         """The outputs of `step` for all slices, (B, D, ...), of a network without memory, or of slabs of one slice."""
@@ -215,7 +246,8 @@ class SAM2For3dMed(nn.Module):
         self, state: DecoderState, features: DecoderFeatures, context: Tensor
     ) -> tuple[DecodedSlice, DecodedSlice | None]:
         """Decode one slice, and leave the state unchanged, so that the slice can be computed a second time."""
-        z, stride8, stride4, *boundary_fine, prompts = features
+        z, stride8, stride4, *boundary_fine = features[:5]
+        prompts = features.prompts
         attended = z_seg = self.segmentation.attend(context, state.segmentation)
         boundary = None
         if self.boundary is not None and self.boundary_to_segmentation is not None:
@@ -242,7 +274,7 @@ class SAM2For3dMed(nn.Module):
     @property
     def needs_reference(self) -> bool:
         """Whether prediction needs a reference mask, to draw boxes around its classes."""
-        return self.box_every > 0
+        return self.box_every > 0 or self.promptable
 
     def save_memory(self, *, activation_checkpointing: bool, slices_at_once: int | None) -> None:
         """Train with less memory and the same gradients, in more time.

@@ -25,6 +25,7 @@ from sam2_3dmed.model.memory_bank import (
     SelfSortingBank,
     embedding_of,
 )
+from sam2_3dmed.model.prompts import Prompts
 
 
 class DecodedSlice(NamedTuple):
@@ -48,8 +49,6 @@ class SliceDecoder(nn.Module):
         no_memory_token: a slice without memories passes through memory attention like the others, and attends to one
             learnt token. Without it, as SAM2's weights need it, the slice skips memory attention, and a learnt
             embedding is added to it.
-        boxes: it takes boxes as prompts.
-        slice_mixing: its mask decoder has mixers.
         memory_pooling: see `MemoryAttention`.
         has_memory: without, each slice is decoded by itself, as SAM2 decodes images.
     """
@@ -60,13 +59,11 @@ class SliceDecoder(nn.Module):
     def __init__(
         self,
         sam2: Any,
-        num_classes: int,
+        mask_decoder: MaskDecoder,
         *,
         pointer_time: bool,
         self_sorting: bool,
         no_memory_token: bool,
-        boxes: bool,
-        slice_mixing: bool = False,
         memory_pooling: int = 1,
         has_memory: bool = True,
     ) -> None:
@@ -76,9 +73,6 @@ class SliceDecoder(nn.Module):
         channels, grid = sam2.memory_attention_hidden_size, sam2.image_size // 16
         self.channels, self.self_sorting, self.has_memory = channels, self_sorting, has_memory
         self.no_memory_token = no_memory_token and has_memory
-        mask_decoder = MaskDecoder(
-            sam2, num_classes, predicts_iou=self_sorting, takes_boxes=boxes, slice_mixing=slice_mixing
-        )
         if not has_memory:
             self.mask_decoder = mask_decoder
             self.no_memory_embedding = nn.Parameter(torch.zeros(1, 1, channels))
@@ -93,7 +87,7 @@ class SliceDecoder(nn.Module):
             pooling=memory_pooling,
         )
         self.memory_encoder = upstream.Sam2VideoMemoryEncoder(sam2)
-        self.mask_decoder = mask_decoder  # drawn first, so that a seed goes on giving the same network
+        self.mask_decoder = mask_decoder
         self.object_pointer_proj = upstream.Sam2VideoFeedForward(channels, channels, channels, 3)
         self.register_buffer("position_encoding", sine_encoding(channels, grid), persistent=False)
         self.register_buffer("memory_position_encoding", sine_encoding(MEMORY_CHANNELS, grid), persistent=False)
@@ -102,6 +96,7 @@ class SliceDecoder(nn.Module):
         )
         self.memory_temporal_positional_encoding = nn.Parameter(torch.zeros(NUM_MEMORIES, 1, 1, MEMORY_CHANNELS))
         self.no_memory_embedding = nn.Parameter(torch.zeros(1, 1, MEMORY_CHANNELS if no_memory_token else channels))
+        num_classes = mask_decoder.class_hypernetworks.num_classes
         # For one class the union map is complete, and a second path would only break the identity with SAM2.
         self.class_memory = nn.Conv2d(num_classes, MEMORY_CHANNELS, 1, bias=False) if num_classes > 1 else None
         if self_sorting:
@@ -145,7 +140,7 @@ class SliceDecoder(nn.Module):
         return attended.transpose(1, 2).unflatten(-1, context.shape[-2:])
 
     def finish(
-        self, features: Tensor, attended: Tensor, fine: Features, bank: Bank, prompts: Tensor | None
+        self, features: Tensor, attended: Tensor, fine: Features, bank: Bank, prompts: Prompts | None
     ) -> DecodedSlice:
         """The masks of one slice, and its memory where a later slice reads it. The bank stays unchanged.
 
@@ -157,7 +152,7 @@ class SliceDecoder(nn.Module):
         memory = self.encode_memory(fine.z, masks, attended) if bank.will_be_read else None
         return DecodedSlice(features, masks.logits, masks.upscaled, memory)
 
-    def decode(self, features: Tensor, stride8: Tensor, stride4: Tensor, prompts: Tensor | None = None) -> Masks:
+    def decode(self, features: Tensor, stride8: Tensor, stride4: Tensor, prompts: Prompts | None = None) -> Masks:
         """The masks of one slice: see `MaskDecoder.forward`."""
         masks: Masks = in_float32(partial(self.mask_decoder, prompts=prompts), features, stride8, stride4)
         return masks

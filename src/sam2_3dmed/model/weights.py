@@ -150,7 +150,9 @@ def _differences(places: dict[str, Tensor], given: dict[str, tuple[str, Tensor]]
 
 def _name_in_decoder(upstream: str) -> str:
     """Our mask decoder holds what it needs of the prompt encoder."""
-    return re.sub(r"^(prompt_encoder\.(?=no_mask|point_|not_a_point)|(?=shared_image_))", "mask_decoder.", upstream)
+    return re.sub(
+        r"^(prompt_encoder\.(?=no_mask|mask_embed|point_|not_a_point)|(?=shared_image_))", "mask_decoder.", upstream
+    )
 
 
 def _shared_with_sam2(decoder: SliceDecoder) -> dict[str, Tensor]:

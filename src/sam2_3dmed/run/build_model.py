@@ -16,6 +16,8 @@ from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.weights import DEFAULT_HUB_ID, load_sam2, read_sam2
 from sam2_3dmed.run.run_config import CONFIG_FILE, Sam2Record
 from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_sam2_record, read_weights
+from sam2_3dmed.training.loggers import require_loggers
+from sam2_3dmed.training.losses import TotalLoss
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,13 @@ def remake_model(record: Sam2Record) -> SAM2For3dMed:
     network = build_network(record.recipe.model, record.plan.num_classes)
     _freeze(network, record)
     return network
+
+
+def check_recipe(recipe: RunConfig, weights: str) -> None:
+    """As `check_model`, and ConfigError for unknown terms of the loss, or a logger whose package is missing."""
+    require_loggers(recipe.training.loggers)
+    TotalLoss(recipe.loss)
+    check_model(recipe, weights)
 
 
 def check_model(recipe: RunConfig, weights: str) -> None:

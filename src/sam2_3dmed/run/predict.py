@@ -157,7 +157,7 @@ def _job_of_run(request: PredictRequest) -> tuple[Job, list[Input]]:
         raise ConfigError(
             f"{run} takes boxes ({record.about}): --boxes-from has the masks to draw them around"
             if record.needs_reference
-            else f"--boxes-from is for a model trained with model.box_every, and {run} is {record.about}"
+            else f"--boxes-from is for a model trained with model.box_every or by pretrain; {run} is {record.about}"
         )
     config = with_settings(record.recipe, request.settings).inference
     codes = read_codes(request.codes) if request.codes else remembered_codes(run)

@@ -83,11 +83,13 @@ class Sam2Record(RunRecord):
         model = self.recipe.model
         text = f"size {model.size}, {model.image_size} pixels, {self.plan.slicing_axis} slices"
         every = model.box_every
+        if model.promptable:
+            return f"{text}, prompted"
         return f"{text}, boxes from the reference on one slice of {every}" if every else text
 
     @property
     def needs_reference(self) -> bool:
-        return self.recipe.model.box_every > 0
+        return self.recipe.model.box_every > 0 or self.recipe.model.promptable
 
 
 def is_without_memory(weights: str) -> bool:

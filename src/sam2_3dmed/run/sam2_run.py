@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from sam2_3dmed.config import TrainingConfig
+from sam2_3dmed.config import Plan, RunConfig, TrainingConfig
 from sam2_3dmed.data.cache import CachedCase
 from sam2_3dmed.encoders.peft_adapters import merge_lora
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.run.build_model import make_model, remake_model
-from sam2_3dmed.run.run_config import Sam2Record
+from sam2_3dmed.run.run_config import RunRecord, Sam2Record
 from sam2_3dmed.run.run_folder import save_model
 from sam2_3dmed.run.sam2_model import make_predictor
 from sam2_3dmed.run.systems import Preparation, TrainingRun
@@ -60,12 +60,7 @@ def start_run(preparation: Preparation) -> Sam2Run:
     """Build the network and prepare the cases; weights come first, since they fail in seconds."""
     recipe, plan = preparation.recipe, preparation.plan
     seed_all(recipe.training.seed)
-    network, record = _first_network(preparation)
-    logger.info(
-        "model: size %s at %d pixels, D = %d, K = %d, weights %s, encoder: %s",
-        *(record.recipe.model.size, record.recipe.model.image_size),
-        *(recipe.slab_slices or plan.slab_slices, plan.num_classes, record.weights, record.recipe.training.encoder),
-    )
+    network, record = first_network(recipe, plan, preparation.weights, preparation.folder, preparation.resumed)
     if recipe.feature_cache.views > 0:
         require_frozen(network.encoder)
     training, validation = preparation.cases()
@@ -76,14 +71,27 @@ def start_run(preparation: Preparation) -> Sam2Run:
     return Sam2Run(record, predictor, training, validation, preparation.folder, preparation.distributed)
 
 
-def _first_network(preparation: Preparation) -> tuple[SAM2For3dMed, Sam2Record]:
-    """A network with its first weights, unless a checkpoint replaces them."""
-    old = cast(Sam2Record | None, preparation.resumed)
+def first_network(
+    recipe: RunConfig, plan: Plan, weights: str, folder: Path, resumed: RunRecord | None
+) -> tuple[SAM2For3dMed, Sam2Record]:
+    """A network with its first weights, unless a checkpoint in the run folder replaces them; see `make_model`."""
+    network, record = _network(recipe, plan, weights, folder, cast(Sam2Record | None, resumed))
+    logger.info(
+        "model: size %s at %d pixels, D = %d, K = %d, weights %s, encoder: %s",
+        *(record.recipe.model.size, record.recipe.model.image_size),
+        *(recipe.slab_slices or plan.slab_slices, plan.num_classes, record.weights, record.recipe.training.encoder),
+    )
+    return network, record
+
+
+def _network(
+    recipe: RunConfig, plan: Plan, weights: str, folder: Path, old: Sam2Record | None
+) -> tuple[SAM2For3dMed, Sam2Record]:
     if old is None:
-        return make_model(preparation.recipe, preparation.plan, preparation.weights)
+        return make_model(recipe, plan, weights)
     network = remake_model(old)
-    weights = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    if newest_whole_state(preparation.folder / "checkpoints", weights) is not None:
+    state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    if newest_whole_state(folder / "checkpoints", state) is not None:
         return network, old
     seed_all(old.recipe.training.seed)  # as if the network had not been made before
     return make_model(old.recipe, old.plan, old.weights)[0], old

@@ -33,13 +33,11 @@ class Sam2System(System):
         return with_settings(read_recipe(name, from_scratch=from_scratch), settings)
 
     def check(self, recipe: RunConfig, *, weights: str, gpu_memory: float | None) -> None:
-        from sam2_3dmed.run.build_model import check_model
-        from sam2_3dmed.training.loggers import require_loggers
-        from sam2_3dmed.training.losses import TotalLoss
+        from sam2_3dmed.run.build_model import check_recipe
 
-        require_loggers(recipe.training.loggers)
-        TotalLoss(recipe.loss)  # refuses unknown terms
-        check_model(recipe, weights)
+        if recipe.model.promptable:
+            raise ConfigError("model.promptable: prompts are learnt by `sam2-3dmed pretrain`, not from a data set")
+        check_recipe(recipe, weights)
 
     def require_labels(self, labels: LabelScheme, recipe: RunConfig) -> None:
         """An ignore label is left out of the losses, and regions have a mask each; but boxes are of single values."""

@@ -38,6 +38,7 @@ from sam2_3dmed.run.run_folder import (
 )
 from sam2_3dmed.run.systems import OURS, Preparation, TrainingRun, find_system, require_recipe
 from sam2_3dmed.training.distributed import DistributedContext
+from sam2_3dmed.training.loop import FitResult
 
 _CANNOT_WRITE = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -96,13 +97,10 @@ def train(request: TrainRequest) -> Path | None:
     try:
         dataset = read_dataset(request.data)
         folder = request.out or default_folder(dataset)
-        _require_folder(folder, request.resume)
-        if request.resume and (folder / MODEL_FILE).is_file():
-            logger.info("%s: this run is finished", folder)
-            return folder
-        recipe = None if request.resume else _checked_recipe(request)
-        with _writing(folder), locked(folder), log_to(folder / "log.txt"), raising_terminated():
-            _train(request, recipe, dataset, folder, distributed)
+        if new_or_resumed(folder, request.resume):
+            recipe = None if request.resume else _checked_recipe(request)
+            with writing_run(folder):
+                _train(request, recipe, dataset, folder, distributed)
         return folder
     finally:
         distributed.start_barrier(False)  # if the others still wait, there is nothing to do for them
@@ -133,8 +131,12 @@ def _train(
     remember_data(folder, request.data)
     remember_codes(folder, codes)
     distributed.start_barrier()
-    result = run.fit(resume=request.resume)
+    log_result(run.fit(resume=request.resume))
     run.save()
+
+
+def log_result(result: FitResult) -> None:
+    """How a run ended, in a line of its log."""
     text = "trained %d steps in %d epochs; best validation Dice %.4f"
     logger.info(text, result.steps, result.epochs, result.best_dice)
 
@@ -266,6 +268,13 @@ def _test(folder: Path, record: RunRecord, split: Split, dataset: MedicalDataset
 
 
 @contextmanager
+def writing_run(folder: Path) -> Iterator[None]:
+    """All that training needs around it: the folder, its lock and its log; SIGTERM raises Terminated."""
+    with _writing(folder), locked(folder), log_to(folder / "log.txt"), raising_terminated():
+        yield
+
+
+@contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """Make a folder, and raise DataError if it or a file in it cannot be written."""
     try:
@@ -284,9 +293,16 @@ def default_folder(dataset: MedicalDataset) -> Path:
     return Path("runs") / (re.sub(r"[^\w.-]+", "_", dataset.name).strip("._") or "run")
 
 
-def _require_folder(folder: Path, resume: bool) -> None:
+def new_or_resumed(folder: Path, resume: bool) -> bool:
+    """Whether there is something to train, and not a finished run to resume.
+
+    Raises: DataError for a new run where there is one, or none to resume.
+    """
     require_path(folder)
     if resume and not (folder / CONFIG_FILE).is_file():
         raise DataError(f"{folder}: no run to resume here")
     if not resume and (folder / CONFIG_FILE).is_file():
         raise DataError(f"{folder}: there is a run here already; go on with it by --resume, or choose another --out")
+    if finished := resume and (folder / MODEL_FILE).is_file():
+        logger.info("%s: this run is finished", folder)
+    return not finished

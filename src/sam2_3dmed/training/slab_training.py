@@ -24,6 +24,8 @@ from sam2_3dmed.training.feature_cache import FeatureCache
 from sam2_3dmed.training.loader import Part, epoch_loader
 from sam2_3dmed.training.losses import TotalLoss, reference_masks
 from sam2_3dmed.training.losses.relative_position import position_error, relative_positions
+from sam2_3dmed.training.prompted_slabs import PromptedDataset, PromptedSlabs
+from sam2_3dmed.training.prompted_slabs import collate as collate_prompted
 from sam2_3dmed.training.trainable import Trainable
 from sam2_3dmed.volume.label_scheme import LabelScheme
 
@@ -31,7 +33,7 @@ from sam2_3dmed.volume.label_scheme import LabelScheme
 def training_step(
     network: SAM2For3dMed,
     loss: TotalLoss,
-    batch: Sequence[Slabs] | Sequence[ViewSlabs],
+    batch: Sequence[Slabs] | Sequence[ViewSlabs] | Sequence[PromptedSlabs],
     classes: int | LabelScheme,
     *,
     single_slices: bool = False,
@@ -52,18 +54,18 @@ def training_step(
     shares = [len(slabs.labels) / total for slabs in batch]
     losses = []
     for slabs in batch:
-        if single_slices:
+        if single_slices and not isinstance(slabs, PromptedSlabs):
             slabs = slabs.single_slices()
         masks, annotated = reference_masks(slabs.labels, scheme)
-        prompts = None
+        prompts = slabs.prompts if isinstance(slabs, PromptedSlabs) else None
         if network.box_every:
             values = range(1, len(scheme) + 1)
             prompts = boxes_from_labels(slabs.labels, values, slabs.positions, network.box_every)
-        if isinstance(slabs, Slabs):
-            prediction = network(slabs.slices, prompts)
-        else:
+        if isinstance(slabs, ViewSlabs):
             assert features is not None
             prediction = network.decode(features(slabs), prompts, pre_fpn=True)
+        else:
+            prediction = network(slabs.slices, prompts)
         losses.append(loss(prediction, masks, slabs.positions, annotated))
         predicted = prediction.relative_position
         if on_position_error is not None and predicted is not None and slabs.positions.shape[1] > 1:
@@ -109,7 +111,9 @@ class SlabTraining(Trainable):
         }
         return {name: part for name, part in parts.items() if part is not None}
 
-    def losses(self, batch: Sequence[Slabs] | Sequence[ViewSlabs], part: Part) -> Mapping[str, Tensor]:
+    def losses(
+        self, batch: Sequence[Slabs] | Sequence[ViewSlabs] | Sequence[PromptedSlabs], part: Part
+    ) -> Mapping[str, Tensor]:
         """See `Trainable`; batch: groups of slabs of equal length."""
 
         def count_error(error: Tensor, num_slabs: int) -> None:
@@ -147,6 +151,17 @@ class SlabTraining(Trainable):
         started = time.monotonic()
         self.predictor.predict_slices(image, reference=label)
         return (time.monotonic() - started) / len(image) * sum(case.num_slices for case in self.validation)
+
+
+def assemble_pretraining(
+    predictor: Predictor, validation: Sequence[CachedCase], config: RunConfig, distributed: DistributedContext
+) -> SlabTraining:
+    """A predictor's promptable network with slabs of made-up anatomy."""
+    network, recipe = predictor.network, config.training
+    network.save_memory(activation_checkpointing=recipe.activation_checkpointing, slices_at_once=recipe.encoder_slices)
+    dataset = PromptedDataset(predictor.slab_slices, network.encoder.image_size, recipe.batch_size, recipe.seed)
+    loader = epoch_loader(dataset, collate_prompted, recipe, recipe.batch_size, distributed)
+    return SlabTraining(predictor, loader, validation=validation, config=config)
 
 
 def assemble_slabs(
