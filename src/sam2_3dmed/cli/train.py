@@ -55,6 +55,9 @@ def train(
     test: Annotated[bool, typer.Option("--test", help="Predict and evaluate the test set when training ends.")] = False,
     gpu_memory: GpuMemory = None,
     devices: Devices = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="Folder of scans without labels; see training.unlabelled_fraction.")
+    ] = None,
     nodes: Annotated[int | None, typer.Option(help="Machines, on which torchrun or srun starts this.", min=1)] = None,
     system: Annotated[str, typer.Option("--system", help=f"{', '.join(system_names())}.")] = OURS,
 ) -> None:
@@ -68,6 +71,7 @@ def train(
         "--minutes": minutes,
         "--gpu-memory": gpu_memory,
         "--system": system != OURS,
+        "--unlabelled": unlabelled,
     }
     _refuse_with_resume(resume, given)
     budget = [] if minutes is None else [f"training.minutes={minutes}"]
@@ -80,9 +84,8 @@ def train(
     from sam2_3dmed.run.train import TrainRequest, test_run
     from sam2_3dmed.run.train import train as train_run
 
-    folder = train_run(
-        TrainRequest(data, out, resume=resume, gpu_memory=gpu_memory, devices=devices, nodes=nodes, **options)
-    )
+    options |= {"resume": resume, "gpu_memory": gpu_memory, "devices": devices, "nodes": nodes}
+    folder = train_run(TrainRequest(data, out, unlabelled=unlabelled, **options))
     if folder is None:  # another process prints for this run
         return
     typer.echo(f"Model: {folder}")
