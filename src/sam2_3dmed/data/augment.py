@@ -60,7 +60,8 @@ class SlabAugmentation:
         Returns:
             (D, C, size, size) float32, in [0, 1] before noise is added, and (D, size, size).
         """
-        return self.views(image, labels, rng)[:2]
+        draw, noise = self.draw(rng, (*image.shape[:2], self.size, self.size))
+        return self.image(draw, image, noise), self.labels(draw, labels)
 
     def views(self, image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """As a call, and the slab without the change of its intensities, in the same place: a weak view."""

@@ -109,13 +109,18 @@ class SlabDataset(Dataset[Slabs]):
     def _slab(self, key: SampleKey, rng: np.random.Generator, num_slices: int) -> Slabs:
         case, start, length = self.draw(key, rng, num_slices)
         slab = slice(start, start + length)
-        augmentation = self._strong if case.annotated_slices is not None and not len(case.annotated_slices) else None
-        views = (augmentation or self.augmentation).views(
+        augmentation = (
+            self.augmentation if case.annotated_slices is None or len(case.annotated_slices) else self._strong
+        )
+        stored = (
             torch.from_numpy(case.image[slab].astype(np.float32)),
             torch.from_numpy(case.label[slab].astype(np.int32)),
-            rng,
         )
-        image, labels, weak = views if self.weak_views else (*views[:2], None)
+        weak = None
+        if self.weak_views:
+            image, labels, weak = augmentation.views(*stored, rng)
+        else:
+            image, labels = augmentation(*stored, rng)
         found = Slabs(image, labels, torch.arange(start, start + length), weak)
         if rng.random() < self.augmentation.config.reverse:
             found = found.each(lambda part: part.flip(0))
