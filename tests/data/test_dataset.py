@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam2_3dmed.data.dataset import read_case, read_dataset
+from sam2_3dmed.data.dataset import Case, read_case, read_dataset, read_unlabelled
 from sam2_3dmed.errors import DataError, VolumeError
 
 SHAPE = (4, 5, 3)
@@ -81,7 +81,7 @@ class TestMsd:
         training = [_entry("a"), {"image": "./imagesTr/b.nii.gz"}]
         dataset = read_dataset(_msd(tmp_path, training=training))
         assert dataset.names == ("a",)
-        assert dataset.unlabelled == ("b",)
+        assert [case.name for case in dataset.unlabelled] == ["b"]
 
     def test_mac_copies_are_ignored(self, tmp_path: Path) -> None:
         assert read_dataset(_msd(tmp_path, training=[_entry("a"), _entry("._a")])).names == ("a",)
@@ -173,7 +173,7 @@ class TestMsd:
 
     def test_an_entry_may_be_an_image_alone(self, tmp_path: Path) -> None:
         dataset = read_dataset(_msd(tmp_path, training=["imagesTr/b.nii.gz", _entry("a")]))
-        assert (dataset.names, dataset.unlabelled) == (("a",), ("b",))
+        assert (dataset.names, [case.name for case in dataset.unlabelled]) == (("a",), ["b"])
 
 
 class TestNnunet:
@@ -187,7 +187,7 @@ class TestNnunet:
 
     def test_images_without_label_are_listed(self, tmp_path: Path) -> None:
         _touch(_nnunet(tmp_path) / "imagesTr/c_0000.nii.gz", tmp_path / "imagesTr/._a_0000.nii.gz")
-        assert read_dataset(tmp_path).unlabelled == ("c",)
+        assert read_dataset(tmp_path).unlabelled == (Case("c", (tmp_path / "imagesTr/c_0000.nii.gz",), None),)
 
     def test_the_optional_list_of_files_is_obeyed(self, tmp_path: Path) -> None:
         files = ["imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz"]
@@ -234,7 +234,7 @@ class TestFolders:
         dataset = read_dataset(tmp_path)
         assert dataset.names == ("a", "b")
         assert dataset.cases[0].images == (images / "a.nii",)
-        assert dataset.unlabelled == ("c",)
+        assert dataset.unlabelled == (Case("c", (images / "c.nii.gz",), None),)
         assert (dataset.channels, dataset.labels) == ((), {})
         assert dataset.name == tmp_path.name
 
@@ -325,3 +325,14 @@ def test_real_decathlon_data(shared_data: Path) -> None:
     assert label is not None
     assert image.shape == label.shape
     assert set(np.unique(label.array)) == {0, 1, 2}
+
+
+def test_scans_without_labels_may_have_a_folder_of_their_own(tmp_path: Path) -> None:
+    """Its channels are files; a scan of it that has a label is not one of them."""
+    _nnunet(tmp_path)
+    folder = tmp_path / "unlabelled"
+    _touch(*(folder / f"x_000{i}.nii.gz" for i in range(2)), folder / "y.nii.gz", folder / "a.nii.gz")
+    channels = (folder / "x_0000.nii.gz", folder / "x_0001.nii.gz")
+    expected = (Case("x", channels, None), Case("y", (folder / "y.nii.gz",), None))
+    assert read_dataset(tmp_path).unlabelled == expected
+    assert sorted(read_unlabelled(folder), key=lambda case: case.name)[1:] == list(expected)

@@ -138,12 +138,12 @@ def test_the_same_key_is_the_same_slab_in_another_process(cases: list[CachedCase
         "from sam2_3dmed.data.slabs import SampleKey\n"
         "dataset = torch.load(sys.argv[1], weights_only=False)\n"
         "slab = dataset[SampleKey(3, 1)]\n"
-        "parts = [*slab, dataset.slice(View(*slab.views[0].tolist()), 3), *dataset._slabs[SampleKey(3, 1)]]\n"
+        "parts = [*slab, dataset.slice(View(*slab.views[0].tolist()), 3), *dataset._slabs[SampleKey(3, 1)][:3]]\n"
         "torch.save(parts, sys.argv[2])\n"
     )
     subprocess.run([sys.executable, "-c", script, tmp_path / "dataset.pt", tmp_path / "slab.pt"], check=True)
     slabs = dataset[SampleKey(3, 1)]
-    ours = [*slabs, dataset.slice(view_of(slabs), 3), *dataset._slabs[SampleKey(3, 1)]]
+    ours = [*slabs, dataset.slice(view_of(slabs), 3), *dataset._slabs[SampleKey(3, 1)][:3]]
     assert all(torch.equal(a, b) for a, b in zip(ours, torch.load(tmp_path / "slab.pt"), strict=True))
 
 

@@ -1,5 +1,6 @@
 """Pre-training on made-up anatomy, the whole way: a run that stops and goes on, prompts, and weights for other runs."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,13 @@ def test_a_promptable_network_learns_from_no_data_set(blobs: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"model\.promptable.*pretrain"):
         train(TrainRequest(blobs, tmp_path / "run", recipe=recipe(), weights="none"))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_train_is_not_gone_on_with(blob_run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(blob_run, tmp_path / "run"))
+    (folder / "model.safetensors").unlink()  # as if it were not finished
+    with pytest.raises(ConfigError, match="no run of pretrain"):
+        pretrain(PretrainRequest(folder, resume=True))
 
 
 def test_no_run_where_another_file_is(tmp_path: Path) -> None:

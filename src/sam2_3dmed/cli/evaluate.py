@@ -113,3 +113,30 @@ def report(
 
     path = write_report(run, data, out)
     typer.echo(f"Report: {path} ({path.stat().st_size / 1e6:.1f} MB); figures: {run / 'figures'}")
+
+
+@commands.command(
+    epilog=examples(
+        "sam2-3dmed suggest runs/spleen more_scans -o suggestions",
+        "sam2-3dmed suggest runs/spleen more_scans -o suggestions --slices 5 --data Task09_Spleen",
+    )
+)
+def suggest(
+    run: Annotated[Path, typer.Argument(help="Run folder of a model that was trained on what is labelled so far.")],
+    scans: Annotated[list[Path], typer.Argument(help="Files and folders of scans without labels.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for suggestions.csv, slices.csv and a page.")],
+    slices: Annotated[int, typer.Option(help="Slices of each scan.", min=1)] = 3,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data set; default: the folder of the training.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a GPU if there is one.")] = None,
+) -> None:
+    """Rank scans, and slices in them, by what a label would teach: where the model is unsure and has seen little."""
+    from sam2_3dmed.processes.map_cases import progress_bar
+    from sam2_3dmed.report.suggest import suggest as ranked
+
+    with progress_bar("Examining scans") as progress:
+        order = ranked(run, scans, out, slices=slices, data=data, device=device, progress=progress)
+    for number, scan in enumerate(order[:10], start=1):
+        typer.echo(f"{number}. {scan.name}: slices {', '.join(map(str, scan.slices))}")
+    typer.echo(f"{out / 'suggestions.html'} shows all {len(order)}")

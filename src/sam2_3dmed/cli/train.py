@@ -55,6 +55,9 @@ def train(
     test: Annotated[bool, typer.Option("--test", help="Predict and evaluate the test set when training ends.")] = False,
     gpu_memory: GpuMemory = None,
     devices: Devices = None,
+    unlabelled: Annotated[
+        Path | None, typer.Option(help="Folder of scans without labels; see training.unlabelled_fraction.")
+    ] = None,
     nodes: Annotated[int | None, typer.Option(help="Machines, on which torchrun or srun starts this.", min=1)] = None,
     system: Annotated[str, typer.Option("--system", help=f"{', '.join(system_names())}.")] = OURS,
 ) -> None:
@@ -68,21 +71,19 @@ def train(
         "--minutes": minutes,
         "--gpu-memory": gpu_memory,
         "--system": system != OURS,
+        "--unlabelled": unlabelled,
     }
     _refuse_with_resume(resume, given)
     budget = [] if minutes is None else [f"training.minutes={minutes}"]
     options = _options(system, recipe, weights, plan, fold, [*(settings or []), *budget])
-    if (devices or 1) > 1 or {"LOCAL_RANK", "SLURM_LOCALID"} & os.environ.keys():
-        # Otherwise every process logs that single slices use no memory weights. torch reads this when it is imported.
-        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    _keep_processes_quiet(devices)
 
     from sam2_3dmed.evaluation.cases import summary_table
     from sam2_3dmed.run.train import TrainRequest, test_run
     from sam2_3dmed.run.train import train as train_run
 
-    folder = train_run(
-        TrainRequest(data, out, resume=resume, gpu_memory=gpu_memory, devices=devices, nodes=nodes, **options)
-    )
+    options |= {"resume": resume, "gpu_memory": gpu_memory, "devices": devices, "nodes": nodes}
+    folder = train_run(TrainRequest(data, out, unlabelled=unlabelled, **options))
     if folder is None:  # another process prints for this run
         return
     typer.echo(f"Model: {folder}")
@@ -113,6 +114,7 @@ def pretrain(
 
     budget = [] if minutes is None else [f"training.minutes={minutes}"]
     chosen = with_settings(read_recipe(recipe, from_scratch=weights == "none"), [*(settings or []), *budget])
+    _keep_processes_quiet(devices)
 
     from sam2_3dmed.run.pretrain import PretrainRequest
     from sam2_3dmed.run.pretrain import pretrain as run
@@ -140,6 +142,12 @@ def find_rate(
     typer.echo(f"{folder / 'learning_rates.png'} shows how the loss answers to each; the recipe has ", nl=False)
     present = options["recipe"].training.learning_rate
     typer.echo(f"{present:g}, and the suggestion is:\n--set training.learning_rate={rate:.1e}")
+
+
+def _keep_processes_quiet(devices: int | None) -> None:
+    """Otherwise every process of several logs that some weights take no part. torch reads this when it is imported."""
+    if (devices or 1) > 1 or {"LOCAL_RANK", "SLURM_LOCALID"} & os.environ.keys():
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def _refuse_with_resume(resume: bool, given: Mapping[str, object]) -> None:

@@ -90,6 +90,13 @@ class Plan(Frozen):
         content: dict[str, Any] = write(self)
         return {key: value for key, value in content.items() if key not in ("regions", "ignore_label") or value}
 
+    def with_ignore_label(self) -> Self:
+        """The same plan with an ignore label, for scans that nobody labelled; the highest value that is free."""
+        if self.ignore_label is not None:
+            return self
+        free = next(value for value in range(65535, 0, -1) if value not in self.scheme.file_values)
+        return self.model_copy(update={"ignore_label": free})
+
     @property
     def num_classes(self) -> int:
         """K, the number of foreground classes."""
@@ -171,7 +178,13 @@ class LossConfig(Frozen):
         "relative_position": 0.01,
         "boundary": 0.1,
     }
-    """The weight of each term by name: bce, dice, focal, focal_tversky, relative_position, boundary."""
+    """The weight of each term by name: bce, dice, focal, focal_tversky, relative_position, boundary, consistency."""
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether a moving average of the weights teaches the network."""
+        return self.terms.get("consistency", 0) > 0
+
     boundary_normalise: Literal["weight_sum", "mean", "sum"] = "weight_sum"
     """What the weighted sum of Eq. 5 is divided by: its weights, the number of pixels, or 1 (reading 8)."""
 
@@ -259,6 +272,8 @@ class TrainingConfig(Frozen):
     """`auto`: bf16 autocast on a GPU with bf16 and on a processor with AMX, else 32 bit."""
     foreground_fraction: Fraction = 0.5
     """Share of the draws that are centred on foreground (reading 6)."""
+    unlabelled_fraction: Fraction = 0.0
+    """Share of the slabs that come from scans without labels, which take part if it is above 0."""
     validate_every: Annotated[int, Field(ge=1)] = 5
     """Epochs between validations of whole volumes."""
     patience: Annotated[int, Field(ge=1)] | None = 20

@@ -5,7 +5,7 @@ sampled through the affine map straight to the network's H x W.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sam2_3dmed.config import AugmentationConfig
+
+_STRONG = {"noise": 0.8, "blur": 0.5, "intensity": 0.5}
+"""UniMatch: Yang et al., CVPR 2023, which jitters colours by half and blurs half of the images."""
 
 
 def resize(image: Tensor, size: int) -> Tensor:
@@ -59,6 +62,12 @@ class SlabAugmentation:
         """
         draw, noise = self.draw(rng, (*image.shape[:2], self.size, self.size))
         return self.image(draw, image, noise), self.labels(draw, labels)
+
+    def views(self, image: Tensor, labels: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """As a call, and the slab without the change of its intensities, in the same place: a weak view."""
+        draw, noise = self.draw(rng, (*image.shape[:2], self.size, self.size))
+        weak = self.image(draw._replace(gamma=1.0, contrast=1.0, blur_sigma=None), image, None)
+        return self.image(draw, image, noise), self.labels(draw, labels), weak
 
     def draw(self, rng: np.random.Generator, noise_shape: tuple[int, ...] = (0,)) -> tuple[Draw, Tensor | None]:
         """Parameters, and standard normal noise of `noise_shape`; None where the draw has no noise."""
@@ -119,6 +128,13 @@ class SlabAugmentation:
         # all slices and channels as channels of one picture: one grid, one pass
         planes = F.grid_sample(image.flatten(0, 1).unsqueeze(0), grid, mode="bilinear", align_corners=False)
         return planes.view(*image.shape[:2], self.size, self.size)
+
+
+def strong(augmentation: SlabAugmentation) -> SlabAugmentation:
+    """The same with stronger changes of intensity, for slabs that a network labels for itself (as in UniMatch)."""
+    config = augmentation.config
+    stronger = {name: max(least, getattr(config, name)) for name, least in _STRONG.items()}
+    return replace(augmentation, config=config.model_copy(update=stronger))
 
 
 def affine_matrix(angle: float, shear_x: float, shear_y: float, zoom: float) -> NDArray[np.float64]:

@@ -95,12 +95,14 @@ def _prepare(case: Case, *, plan: Plan, folder: Path) -> CachedCase:
         return cached
     scheme = plan.scheme
     image, label = read_case(case, scheme.allowed)
-    if label is None:
+    if label is None and scheme.ignore is None:
         raise DataError(f"{case.images[0]}: has no label, so it cannot be prepared for training")
     try:
         slices = plan.preprocessing.slices(image).astype(np.float16)
     except VolumeError as error:
         raise VolumeError(f"{case.images[0]}: {error}") from None
+    if label is None:
+        label = image.with_array(np.full(image.shape, scheme.ignore, dtype=np.uint16))
     indices = scheme.to_indices(volume_to_slices(label, plan.slicing_axis))  # (D, H, W)
     held = {
         k: np.flatnonzero(scheme.indexed.holds(indices, index).any(axis=(1, 2)))

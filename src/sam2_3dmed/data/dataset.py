@@ -1,6 +1,7 @@
 """The cases of a data set in one of three layouts: MSD, nnU-Net raw, or a pair of folders."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from sam2_3dmed.volume.label_scheme import LabelScheme, parse_labels, whole_numb
 from sam2_3dmed.volume.volume import Volume
 
 MAX_CHANNELS = 3
+UNLABELLED_FOLDER = "unlabelled"
 _NO_LABELS = LabelScheme({})
 _FOLDER_PAIRS = (("images", "labels"), ("imagesTr", "labelsTr"))
 
@@ -57,14 +59,14 @@ class MedicalDataset:
         channels: modality names such as ("CT",). Empty where the layout names none (a pair of folders).
         labels: the foreground classes by label value, with regions and the value to ignore. Empty where the layout
             names none.
-        unlabelled: images that have no label.
+        unlabelled: scans without a label: among the images of the layout, and in the folder `unlabelled`.
     """
 
     name: str
     cases: tuple[Case, ...]
     channels: tuple[str, ...]
     labels: LabelScheme
-    unlabelled: tuple[str, ...] = ()
+    unlabelled: tuple[Case, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -106,6 +108,23 @@ def _read(root: Path) -> MedicalDataset:
     channels = _channel_names(file, content.get(key, {}), key)
     labels = _labels(file, content)
     return _checked(root, file, read(root, file, content, len(channels)), channels, labels, content.get("name"))
+
+
+def read_unlabelled(folder: Path) -> list[Case]:
+    """The scans in a folder, a file each, or a file for each channel as in the other layouts. Raises DataError."""
+    return _without_labels(_list_files(folder, ENDINGS))
+
+
+def _without_labels(images: Mapping[str, Path]) -> list[Case]:
+    """The cases of image files by name; NAME_0000, NAME_0001, ... are the channels of one."""
+    cases = []
+    for name, file in images.items():
+        whole = name[:-5] if re.fullmatch(r".+_\d{4}", name) and f"{name[:-5]}_0000" in images else None
+        if whole is None:
+            cases.append(Case(name, (file,), None))
+        elif name.endswith("_0000"):
+            cases.append(Case(whole, tuple(_channel_files(images, whole)), None))
+    return cases
 
 
 def read_case(case: Case, allowed: Collection[int] | None = None) -> tuple[Volume, Volume | None]:
@@ -169,7 +188,7 @@ def _nnunet_cases(root: Path, file: Path, content: Mapping[str, Any], num_channe
         for name, label in annotated.items()
     ]
     unlabelled = {name[:-5] for name in images if name.endswith("_0000")} - set(annotated)
-    return cases + [Case(name, (), None) for name in unlabelled]
+    return cases + [Case(name, tuple(images[n] for n in numbered(name) if n in images), None) for name in unlabelled]
 
 
 def _folder_cases(root: Path) -> tuple[Path, list[Case]]:
@@ -188,7 +207,8 @@ def _folder_cases(root: Path) -> tuple[Path, list[Case]]:
     if len(counts) > 1:
         found = " and ".join(f"{name} has {count}" for count, name in sorted(counts.items()))
         raise DataError(f"{root / pair[0]}: all cases need equally many channel files, but {found}")
-    return root / pair[1], cases + [Case(name, (), None) for name in set(images) - used]
+    left = {name: file for name, file in images.items() if name not in used}
+    return root / pair[1], cases + _without_labels(left)
 
 
 def _checked(
@@ -214,8 +234,12 @@ def _checked(
         more = f" (and {len(missing) - 1} more files)" if len(missing) > 1 else ""
         raise DataError(f"{missing[0]}: no such file, but {source} asks for it{more}")
     name = title if isinstance(title, str) and title.strip() else root.resolve().name
-    unlabelled = sorted(case.name for case in cases if case.label is None)
-    return MedicalDataset(name, tuple(labelled), channels, labels, tuple(unlabelled))
+    unlabelled = [case for case in cases if case.label is None]
+    if (root / UNLABELLED_FOLDER).is_dir():
+        unlabelled += read_unlabelled(root / UNLABELLED_FOLDER)
+    known = {case.name for case in labelled}
+    chosen = {case.name: case for case in unlabelled if case.name not in known}
+    return MedicalDataset(name, tuple(labelled), channels, labels, tuple(chosen[name] for name in sorted(chosen)))
 
 
 def _list_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:

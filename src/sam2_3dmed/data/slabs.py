@@ -5,16 +5,16 @@ of slabs that are augmented anew each time.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sam2_3dmed.data.augment import Draw, SlabAugmentation
+from sam2_3dmed.data.augment import Draw, SlabAugmentation, strong
 from sam2_3dmed.data.cache import CachedCase
 
 
@@ -31,10 +31,16 @@ class Slabs(NamedTuple):
     slices: Tensor  # (B, D, C, H, W) float32 in [0, 1], C as in the volumes
     labels: Tensor  # (B, D, H, W) class indices, 0 background, and K + 1 where there is an ignore label
     positions: Tensor  # (B, D), each slice's index in its volume; descending where the slab is fed in reverse
+    weak: Tensor | None = None  # As `slices`, moved alike, but of the intensities of the scan; for a teacher
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Slabs":
+        """Apply the same change to every tensor."""
+        weak = None if self.weak is None else change(self.weak)
+        return Slabs(change(self.slices), change(self.labels), change(self.positions), weak)
 
     def single_slices(self) -> "Slabs":
         """Every slice as a slab of its own: (B D, 1, ...)."""
-        return Slabs(*(part.flatten(0, 1).unsqueeze(1) for part in self))
+        return self.each(lambda part: part.flatten(0, 1).unsqueeze(1))
 
 
 class View(NamedTuple):
@@ -71,6 +77,9 @@ class SlabDataset(Dataset[Slabs]):
             is annotated in part.
         single_slice_epochs: so many epochs come first whose slabs hold D unrelated slices, each drawn and augmented on
             its own. For training that takes every slice alone, such a batch is more varied.
+        unlabelled: cases without labels, of which `unlabelled_fraction` of the slabs are. Their intensities are changed
+            more strongly (`strong`).
+        weak_views: slabs have `weak`.
     """
 
     cases: Sequence[CachedCase]
@@ -79,8 +88,12 @@ class SlabDataset(Dataset[Slabs]):
     foreground_fraction: float
     seed: int
     single_slice_epochs: int = 0
+    unlabelled: Sequence[CachedCase] = ()
+    unlabelled_fraction: float = 0.0
+    weak_views: bool = False
 
     def __post_init__(self) -> None:
+        self._strong = strong(self.augmentation)
         classes = {k for case in self.cases for k, slices in case.class_slices.items() if len(slices)}
         self.cases_with = {k: [c for c in self.cases if len(c.class_slices[k])] for k in sorted(classes)}
 
@@ -91,23 +104,34 @@ class SlabDataset(Dataset[Slabs]):
             return self._slab(key, rng, self.slab_slices)
         first = key.number * self.slab_slices
         slices = [self._slab(SampleKey(key.epoch, first + n), rng, 1) for n in range(self.slab_slices)]
-        return Slabs(*(torch.cat(parts, dim=1) for parts in zip(*slices, strict=True)))
+        return joined(slices, dim=1)
 
     def _slab(self, key: SampleKey, rng: np.random.Generator, num_slices: int) -> Slabs:
         case, start, length = self.draw(key, rng, num_slices)
         slab = slice(start, start + length)
-        image, labels = self.augmentation(
+        augmentation = (
+            self.augmentation if case.annotated_slices is None or len(case.annotated_slices) else self._strong
+        )
+        stored = (
             torch.from_numpy(case.image[slab].astype(np.float32)),
             torch.from_numpy(case.label[slab].astype(np.int32)),
-            rng,
         )
-        positions = torch.arange(start, start + length)
+        weak = None
+        if self.weak_views:
+            image, labels, weak = augmentation.views(*stored, rng)
+        else:
+            image, labels = augmentation(*stored, rng)
+        found = Slabs(image, labels, torch.arange(start, start + length), weak)
         if rng.random() < self.augmentation.config.reverse:
-            image, labels, positions = image.flip(0), labels.flip(0), positions.flip(0)
-        return Slabs(image.unsqueeze(0), labels.unsqueeze(0), positions.unsqueeze(0))
+            found = found.each(lambda part: part.flip(0))
+        return found.each(lambda part: part.unsqueeze(0))
 
     def draw(self, key: SampleKey, rng: np.random.Generator, num_slices: int) -> tuple[CachedCase, int, int]:
         """The case of a slab, its first slice, and its length: `num_slices`, or all slices of a shorter case."""
+        if self.unlabelled and rng.random() < self.unlabelled_fraction:
+            case = self.unlabelled[int(rng.integers(len(self.unlabelled)))]
+            length = min(num_slices, case.num_slices)
+            return case, int(rng.integers(case.num_slices - length + 1)), length
         if self.cases_with and rng.random() < self.foreground_fraction:
             k = list(self.cases_with)[rng.integers(len(self.cases_with))]
             case = self.cases_with[k][rng.integers(len(self.cases_with[k]))]
@@ -139,7 +163,7 @@ class ViewDataset(Dataset[ViewSlabs]):
     """
 
     def __init__(self, slabs: SlabDataset, *, num_views: int, refresh: int | None) -> None:
-        self.cases = slabs.cases
+        self.cases = [*slabs.cases, *slabs.unlabelled]
         self.slab_slices = slabs.slab_slices
         self.augmentation = slabs.augmentation
         self._slabs = slabs
@@ -204,8 +228,14 @@ class ViewDataset(Dataset[ViewSlabs]):
 AnySlabs = TypeVar("AnySlabs", Slabs, ViewSlabs)
 
 
+def joined(slabs: Sequence[AnySlabs], dim: int = 0) -> AnySlabs:
+    """Several as one, along a dimension."""
+    columns: list[Any] = [None if c[0] is None else torch.cat(c, dim) for c in zip(*slabs, strict=True)]
+    return type(slabs[0])(*columns)
+
+
 def collate(slabs: Sequence[AnySlabs]) -> list[AnySlabs]:
     """Slabs of equal length become a batch; a shorter one, from a small volume, a batch of its own."""
     lengths = sorted({w.positions.shape[1] for w in slabs})
     groups = [[w for w in slabs if w.positions.shape[1] == length] for length in lengths]
-    return [type(group[0])(*(torch.cat(parts) for parts in zip(*group, strict=True))) for group in groups]
+    return [joined(group) for group in groups]

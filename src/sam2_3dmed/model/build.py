@@ -86,24 +86,7 @@ def build_network(config: NetworkConfig, num_classes: int) -> SAM2For3dMed:
     sam2._attn_implementation = sam2.mask_decoder_config._attn_implementation = "sdpa"
 
     def slice_decoder() -> SliceDecoder:
-        self_sorting = config.memory == "self_sorting"
-        mask_decoder = MaskDecoder(
-            sam2,
-            num_classes,
-            predicts_iou=self_sorting,
-            takes_points=config.box_every > 0 or config.promptable,
-            takes_masks=config.promptable,
-            slice_mixing=config.slice_mixing,
-        )
-        return SliceDecoder(
-            sam2,
-            mask_decoder,
-            pointer_time=bool(config.pointer_time),
-            self_sorting=self_sorting,
-            no_memory_token=bool(config.no_memory_token),
-            memory_pooling=config.memory_pooling,
-            has_memory=config.memory != "none",
-        )
+        return _slice_decoder(config, sam2, num_classes)
 
     encoder = ImageEncoder(find_encoder(config.encoder).build(config.size, image_size, channels), image_size)
     segmentation = slice_decoder()
@@ -125,6 +108,27 @@ def build_network(config: NetworkConfig, num_classes: int) -> SAM2For3dMed:
         mixer=mixer,
         box_every=config.box_every,
         promptable=config.promptable,
+    )
+
+
+def _slice_decoder(config: NetworkConfig, sam2: Any, num_classes: int) -> SliceDecoder:
+    self_sorting = config.memory == "self_sorting"
+    mask_decoder = MaskDecoder(
+        sam2,
+        num_classes,
+        predicts_iou=self_sorting,
+        takes_points=config.box_every > 0 or config.promptable,
+        takes_masks=config.promptable,
+        slice_mixing=config.slice_mixing,
+    )
+    return SliceDecoder(
+        sam2,
+        mask_decoder,
+        pointer_time=bool(config.pointer_time),
+        self_sorting=self_sorting,
+        no_memory_token=bool(config.no_memory_token),
+        memory_pooling=config.memory_pooling,
+        has_memory=config.memory != "none",
     )
 
 

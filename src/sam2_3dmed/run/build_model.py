@@ -65,6 +65,10 @@ def check_recipe(recipe: RunConfig, weights: str) -> None:
     require_loggers(recipe.training.loggers)
     TotalLoss(recipe.loss)
     check_model(recipe, weights)
+    if recipe.loss.has_teacher and recipe.training.ema_decay is None:
+        raise ConfigError("loss.terms: consistency is with a moving average of the weights, so set training.ema_decay")
+    if recipe.loss.has_teacher and recipe.feature_cache.views:
+        raise ConfigError("loss.terms: consistency needs slabs that are augmented anew, so feature_cache.views=0")
 
 
 def check_model(recipe: RunConfig, weights: str) -> None:

@@ -9,7 +9,7 @@ from sam2_3dmed.config import ChannelPlan, Plan, RunConfig, TrainingConfig, read
 from sam2_3dmed.errors import ConfigError, TrainingError
 from sam2_3dmed.processes.signals import Terminated, raising_terminated
 from sam2_3dmed.run.build_model import check_recipe
-from sam2_3dmed.run.run_config import RunRecord
+from sam2_3dmed.run.run_config import RunRecord, Sam2Record
 from sam2_3dmed.run.run_folder import read_record
 from sam2_3dmed.run.sam2_model import make_predictor
 from sam2_3dmed.run.sam2_run import Sam2Run, first_network
@@ -97,6 +97,8 @@ def _checked(request: PretrainRequest) -> RunConfig:
 
 def _pretrain(request: PretrainRequest, recipe: RunConfig | None, distributed: DistributedContext) -> None:
     old = read_record(request.out) if request.resume else None
+    if old is not None and not (isinstance(old, Sam2Record) and old.recipe.model.promptable):
+        raise ConfigError(f"{request.out}: is no run of pretrain; go on with it by train --resume")
     run = _start(request, recipe, old, distributed)
     if old is None:
         run.record.write(request.out)  # it makes the folder a run

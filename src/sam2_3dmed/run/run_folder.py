@@ -66,19 +66,27 @@ def read_sam2_record(folder: Path, what: str) -> Sam2Record:
     return cast(Sam2Record, record)
 
 
-def remember_data(folder: Path, data: Path) -> None:
+def remember_data(folder: Path, data: Path, unlabelled: Path | None = None) -> None:
     """Write where the data set is, in a file of its own, which need not be given away with the model."""
-    write_text(folder / DATA_FILE, json.dumps({"folder": str(data.resolve())}, ensure_ascii=False) + "\n")
+    places = {"folder": data, "unlabelled": unlabelled}
+    content = {name: str(place.resolve()) for name, place in places.items() if place is not None}
+    write_text(folder / DATA_FILE, json.dumps(content, ensure_ascii=False) + "\n")
 
 
-def remembered_data(folder: Path) -> Path | None:
-    """Where the data set was when training began; None if there is no data.json, a DataError if it is broken."""
+def remembered_data(folder: Path, name: str = "folder") -> Path | None:
+    """Where the data set was when training began; None if there is no data.json, a DataError if it is broken.
+
+    name: `folder`, or `unlabelled` for the folder of further scans, if there was one.
+    """
     path = folder / DATA_FILE
     if not path.is_file():
         return None
-    found = read_object(path).get("folder")
+    content = read_object(path)
+    found = content.get(name)
+    if found is None and name != "folder":
+        return None
     if not isinstance(found, str) or "\0" in found:
-        raise DataError(f'{path}: expected {{"folder": PATH}}')
+        raise DataError(f'{path}: expected {{"{name}": PATH}}')
     return Path(found)
 
 

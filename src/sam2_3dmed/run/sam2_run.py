@@ -37,6 +37,7 @@ class Sam2Run(TrainingRun):
     validation: Sequence[CachedCase]
     folder: Path
     distributed: DistributedContext
+    unlabelled: Sequence[CachedCase] = ()
 
     def fit(self, *, resume: bool) -> FitResult:
         result = fit(self._assemble, self.record.recipe.training, self.folder, self.distributed, resume=resume)
@@ -53,7 +54,9 @@ class Sam2Run(TrainingRun):
     def _assemble(self, training: TrainingConfig) -> SlabTraining:
         """The network with its slabs. training: the recipe's, perhaps with epochs for minutes."""
         recipe = self.record.recipe.model_copy(update={"training": training})
-        return assemble_slabs(self.predictor, self.training, self.validation, recipe, self.folder, self.distributed)
+        return assemble_slabs(
+            *(self.predictor, self.training, self.validation, recipe, self.folder, self.distributed, self.unlabelled)
+        )
 
 
 def start_run(preparation: Preparation) -> Sam2Run:
@@ -68,7 +71,8 @@ def start_run(preparation: Preparation) -> Sam2Run:
     if preparation.gpu_memory is not None:
         fitting = fit_to_memory(record.recipe, plan, predictor, preparation.gpu_memory, preparation.distributed.size)
         record = record.model_copy(update={"recipe": fitting})
-    return Sam2Run(record, predictor, training, validation, preparation.folder, preparation.distributed)
+    unlabelled = preparation.unlabelled_cases()
+    return Sam2Run(record, predictor, training, validation, preparation.folder, preparation.distributed, unlabelled)
 
 
 def first_network(

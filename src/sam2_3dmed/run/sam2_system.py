@@ -39,6 +39,9 @@ class Sam2System(System):
             raise ConfigError("model.promptable: prompts are learnt by `sam2-3dmed pretrain`, not from a data set")
         check_recipe(recipe, weights)
 
+    def learns_without_labels(self, recipe: RunConfig) -> bool:
+        return recipe.training.unlabelled_fraction > 0
+
     def require_labels(self, labels: LabelScheme, recipe: RunConfig) -> None:
         """An ignore label is left out of the losses, and regions have a mask each; but boxes are of single values."""
         if labels.regions and recipe.model.box_every:

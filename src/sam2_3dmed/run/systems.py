@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from sam2_3dmed.config import Plan
     from sam2_3dmed.data.cache import CachedCase
-    from sam2_3dmed.data.dataset import MedicalDataset
+    from sam2_3dmed.data.dataset import Case, MedicalDataset
     from sam2_3dmed.data.splits import Split
     from sam2_3dmed.inference.interface import Segmenter
     from sam2_3dmed.processes.map_cases import Progress
@@ -50,6 +50,7 @@ class Preparation:
         weights: as for `train --weights`.
         gpu_memory: in GB; a training step must fit into it.
         resumed: the record of the run to resume; none for a new run.
+        unlabelled: cases without labels, for a system that learns from them, too.
     """
 
     recipe: Any
@@ -62,6 +63,7 @@ class Preparation:
     weights: str = "auto"
     gpu_memory: float | None = None
     resumed: RunRecord | None = None
+    unlabelled: tuple[Case, ...] = ()
 
     def cases(self) -> tuple[list[CachedCase], list[CachedCase]]:
         """The training and the validation cases, prepared as the plan says."""
@@ -72,6 +74,16 @@ class Preparation:
         parts = self.split.train, self.split.validation
         training, validation = ([case for case in prepared if case.name in names] for names in parts)
         return training, validation
+
+    def unlabelled_cases(self) -> list[CachedCase]:
+        """The cases without labels, prepared alike; the plan's ignore label is on all of their voxels."""
+        from sam2_3dmed.data.cache import build_cache
+
+        if not self.unlabelled:
+            return []
+        dataset = replace(self.dataset, cases=self.unlabelled)
+        with self.progress("Preparing scans without labels") as progress:
+            return build_cache(dataset, self.plan, self.cache_folder / "unlabelled", progress=progress)
 
     def progress(self, title: str) -> AbstractContextManager[Progress | None]:
         """A progress bar; only the first process shows one."""
@@ -140,6 +152,10 @@ class System(Protocol):
 
     def check(self, recipe: Any, *, weights: str, gpu_memory: float | None) -> None:
         """Raise ConfigError for options that do not go together; called before data are read."""
+
+    def learns_without_labels(self, recipe: Any) -> bool:
+        """Whether a recipe also takes scans without labels."""
+        return False
 
     def require_labels(self, labels: LabelScheme, recipe: Any) -> None:
         """Raise ConfigError for labels that the system cannot learn from; called before cases are read.

@@ -3,21 +3,22 @@
 import errno
 import logging
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from sam2_3dmed.config import Plan, SplitConfig
-from sam2_3dmed.data.dataset import MedicalDataset, read_dataset
+from sam2_3dmed.data.dataset import Case, MedicalDataset, read_dataset, read_unlabelled
 from sam2_3dmed.data.fingerprint import cases_with_foreground, fingerprint
 from sam2_3dmed.data.plan import propose_plan, read_plan_yaml
 from sam2_3dmed.data.splits import Split, split_cases
 from sam2_3dmed.dicom.codes import read_codes
-from sam2_3dmed.errors import DataError, TrainingError
+from sam2_3dmed.errors import ConfigError, DataError, TrainingError, shown
 from sam2_3dmed.evaluation.cases import Evaluation, evaluate_cases
 from sam2_3dmed.evaluation.metrics import Scoring
 from sam2_3dmed.inference.batch import Job, predict_batch
@@ -35,6 +36,7 @@ from sam2_3dmed.run.run_folder import (
     read_record,
     remember_codes,
     remember_data,
+    remembered_data,
 )
 from sam2_3dmed.run.systems import OURS, Preparation, TrainingRun, find_system, require_recipe
 from sam2_3dmed.training.distributed import DistributedContext
@@ -64,6 +66,7 @@ class TrainRequest:
         gpu_memory: of a GPU in GB, into which a training step must fit.
         devices, nodes: see `DistributedContext.find`.
         system: the name of a system in the registry.
+        unlabelled: a folder of further scans without labels, for a recipe with `training.unlabelled_fraction`.
     """
 
     data: Path
@@ -78,6 +81,7 @@ class TrainRequest:
     devices: int | None = None
     nodes: int | None = None
     system: str = OURS
+    unlabelled: Path | None = None
 
 
 def train(request: TrainRequest) -> Path | None:
@@ -128,7 +132,8 @@ def _train(
     if old is None:
         split.write(folder / SPLIT_FILE)
         run.record.write(folder)  # last: it makes the folder a run
-    remember_data(folder, request.data)
+    if old is None:
+        remember_data(folder, request.data, request.unlabelled)
     remember_codes(folder, codes)
     distributed.start_barrier()
     log_result(run.fit(resume=request.resume))
@@ -168,6 +173,14 @@ def _start(
     else:
         split, plan = choose_split_and_plan(dataset, recipe.split, request.fold, request.plan)
     opened = dataset.subset({*split.train, *split.validation})  # the test cases stay closed
+    unlabelled: tuple[Case, ...] = ()
+    if system.learns_without_labels(recipe):
+        unlabelled = _without_labels(
+            dataset, split, remembered_data(folder, "unlabelled") if old else request.unlabelled
+        )
+        plan = plan.with_ignore_label()
+    elif request.unlabelled is not None:
+        raise ConfigError("--unlabelled: no such scans are learnt from unless training.unlabelled_fraction is above 0")
     system.require_labels(plan.scheme, recipe)
     logger.info(
         "%s: %d cases to train on, %d to validate, %d to test; %s slices",
@@ -188,8 +201,29 @@ def _start(
         weights=request.weights,
         gpu_memory=None if old else request.gpu_memory,
         resumed=old,
+        unlabelled=unlabelled,
     )
     return system.start(preparation), split
+
+
+def _without_labels(dataset: MedicalDataset, split: Split, folder: Path | None) -> tuple[Case, ...]:
+    """All scans to learn from without labels: the data set's, those of a folder, and cases that are left out.
+
+    Left out are those beyond `split.training_cases`. Raises DataError if there are none, or two have one name.
+    """
+    used = {*split.train, *split.validation, *split.test}
+    left = [replace(case, label=None) for case in dataset.cases if case.name not in used]
+    found = [*left, *dataset.unlabelled, *(read_unlabelled(folder) if folder else ())]
+    counts = Counter([*used, *(case.name for case in found)])
+    if twice := [case for case in found if counts[case.name] > 1]:
+        raise DataError(f"{twice[0].images[0]}: another case has its name, {shown(twice[0].name)}")
+    if not found:
+        raise DataError(
+            f"{dataset.name}: training.unlabelled_fraction is above 0, and there is no scan without a label; "
+            "--unlabelled DIR names a folder of some"
+        )
+    logger.info("%d scans without labels take part", len(found))
+    return tuple(found)
 
 
 def choose_split_and_plan(

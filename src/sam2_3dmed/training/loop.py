@@ -152,6 +152,7 @@ class TrainingLoop:
         self.learner = Learner(trainable, fabric, check_gradients)
         self.stopping = EarlyStopping(config, trainable.cooldown, trainable.division.steps)
         self.ema = None if config.ema_decay is None else EMA(trainable, config.ema_decay)
+        trainable.teacher = self.ema if trainable.has_teacher else None
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep=config.keep_checkpoints, minutes=config.checkpoint_minutes
         )

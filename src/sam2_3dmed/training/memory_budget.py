@@ -159,7 +159,7 @@ def seen_bytes(step: Step, slabs: Slabs, *, bf16: bool) -> float:
     torch.cuda.reset_peak_memory_stats(device)
     try:
         with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
-            step(Slabs(*(part.to(device) for part in slabs)))
+            step(slabs.each(lambda part: part.to(device)))
         return torch.cuda.max_memory_reserved(device)
     except RuntimeError as error:
         if not is_out_of_memory(error):
@@ -181,7 +181,7 @@ def counted_bytes(step: Step, slabs: Slabs) -> int:
         for tensor in stand_ins.values():
             if tensor.requires_grad:  # there from the pass before
                 tensor.grad = torch.empty_like(tensor)
-        empty = Slabs(*(torch.empty_like(part, device="meta") for part in slabs))
+        empty = slabs.each(lambda part: torch.empty_like(part, device="meta"))
         functional_call(step, stand_ins, (empty,))
     return live.peak + sum(tensor.nbytes for tensor in state.values())
 

@@ -17,8 +17,8 @@ from sam2_3dmed.data.cache import CachedCase
 from sam2_3dmed.data.slabs import SlabDataset, Slabs, ViewDataset, ViewSlabs, collate
 from sam2_3dmed.inference.predictor import Predictor
 from sam2_3dmed.inference.slabs import Slab
-from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.model.prompts import boxes_from_labels
+from sam2_3dmed.model.network import Prediction, SAM2For3dMed
+from sam2_3dmed.model.prompts import Prompts, boxes_from_labels
 from sam2_3dmed.training.distributed import DistributedContext
 from sam2_3dmed.training.feature_cache import FeatureCache
 from sam2_3dmed.training.loader import Part, epoch_loader
@@ -28,6 +28,9 @@ from sam2_3dmed.training.prompted_slabs import PromptedDataset, PromptedSlabs
 from sam2_3dmed.training.prompted_slabs import collate as collate_prompted
 from sam2_3dmed.training.trainable import Trainable
 from sam2_3dmed.volume.label_scheme import LabelScheme
+
+TEACHER_FROM = 0.1
+"""The share of the steps after which the average of the weights teaches."""
 
 
 def training_step(
@@ -39,6 +42,7 @@ def training_step(
     single_slices: bool = False,
     features: FeatureCache | None = None,
     on_position_error: Callable[[Tensor, int], None] | None = None,
+    teach: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The total loss and its terms over a batch, of which every slab weighs the same. The caller computes gradients.
 
@@ -47,6 +51,7 @@ def training_step(
         classes: K, or what the slabs' labels mean (`LabelScheme.indexed`).
         single_slices: every slice becomes a slab of its own.
         features: gives the features of slabs of views.
+        teach: gives a teacher's logits (B, K, D, h, w) for weak views (B, D, C, H, W).
         on_position_error: called for each group of slabs with SRPP's mean error in slices, and the number of slabs.
     """
     scheme = LabelScheme.numbered(classes) if isinstance(classes, int) else classes
@@ -57,16 +62,15 @@ def training_step(
         if single_slices and not isinstance(slabs, PromptedSlabs):
             slabs = slabs.single_slices()
         masks, annotated = reference_masks(slabs.labels, scheme)
-        prompts = slabs.prompts if isinstance(slabs, PromptedSlabs) else None
-        if network.box_every:
-            values = range(1, len(scheme) + 1)
-            prompts = boxes_from_labels(slabs.labels, values, slabs.positions, network.box_every)
+        prompts = _prompts(network, slabs, len(scheme))
         if isinstance(slabs, ViewSlabs):
             assert features is not None
             prediction = network.decode(features(slabs), prompts, pre_fpn=True)
         else:
             prediction = network(slabs.slices, prompts)
-        losses.append(loss(prediction, masks, slabs.positions, annotated))
+        weak = slabs.weak if isinstance(slabs, Slabs) else None
+        teacher = teach(weak) if teach and weak is not None else None
+        losses.append(loss(prediction, masks, slabs.positions, annotated, teacher))
         predicted = prediction.relative_position
         if on_position_error is not None and predicted is not None and slabs.positions.shape[1] > 1:
             error = position_error(predicted.detach(), relative_positions(slabs.positions))
@@ -76,6 +80,15 @@ def training_step(
         return torch.stack([value * share for value, share in zip(values, shares, strict=True)]).sum()
 
     return {name: mean([group[name] for group in losses]) for name in losses[0]}
+
+
+def _prompts(network: SAM2For3dMed, slabs: Slabs | ViewSlabs | PromptedSlabs, num_classes: int) -> Prompts | None:
+    """The prompts of slabs: their own, or boxes that are drawn around their labels."""
+    if isinstance(slabs, PromptedSlabs):
+        return slabs.prompts
+    if not network.box_every:
+        return None
+    return boxes_from_labels(slabs.labels, range(1, num_classes + 1), slabs.positions, network.box_every)
 
 
 class SlabTraining(Trainable):
@@ -96,6 +109,7 @@ class SlabTraining(Trainable):
         super().__init__(predictor, loader, validation=validation, config=config.training)
         self.loss = TotalLoss(config.loss)
         self.features = features
+        self.has_teacher = config.loss.has_teacher
         self.single_slice_steps = self.config.single_slice_epochs * self.division.steps
         self.encoder_layers = self.network.encoder.vision_encoder.layers()
 
@@ -128,7 +142,21 @@ class SlabTraining(Trainable):
             single_slices=self.sees_single_slices,
             features=self.features,
             on_position_error=count_error,
+            teach=self._teach if self._is_taught else None,
         )
+
+    @property
+    def _is_taught(self) -> bool:
+        """Whether there is a teacher, and it has learnt a little itself."""
+        steps = self.config.epochs * self.division.steps
+        return self.teacher is not None and self.progress.step >= TEACHER_FROM * steps
+
+    @torch.no_grad()
+    def _teach(self, weak: Tensor) -> Tensor:
+        assert self.teacher is not None
+        weights = {name.removeprefix("network."): weight for name, weight in self.teacher.weights.items()}
+        prediction: Prediction = torch.func.functional_call(self.network, weights, (weak,))
+        return prediction.segmentation
 
     def predict_case(self, number: int) -> tuple[NDArray[np.integer], float]:
         """Class indices of a validation case, and the mean error of SRPP over its slabs."""
@@ -171,10 +199,13 @@ def assemble_slabs(
     config: RunConfig,
     folder: Path,
     distributed: DistributedContext,
+    unlabelled: Sequence[CachedCase] = (),
 ) -> SlabTraining:
     """A predictor's network with augmented slabs, drawn anew for every epoch; with a feature cache, slabs of views.
 
     folder: of the run.
+
+    unlabelled: cases without labels, of which slabs are drawn, too.
 
     Raises: ConfigError for a feature cache with an encoder that trains.
     """
@@ -187,6 +218,9 @@ def assemble_slabs(
         foreground_fraction=recipe.foreground_fraction,
         seed=recipe.seed,
         single_slice_epochs=recipe.single_slice_epochs,
+        unlabelled=unlabelled,
+        unlabelled_fraction=recipe.unlabelled_fraction,
+        weak_views=config.loss.has_teacher,
     )
     dataset: SlabDataset | ViewDataset = slabs
     features = None

@@ -25,7 +25,7 @@ from sam2_3dmed.training.feature_cache import FeatureCache
 from sam2_3dmed.training.loader import Division, Part
 from sam2_3dmed.training.loggers import Slice
 from sam2_3dmed.training.monitoring import EpochMeans, gradient_norms
-from sam2_3dmed.training.optimizer import Cooldown, falling_cosine, make_optimizer, make_schedule
+from sam2_3dmed.training.optimizer import EMA, Cooldown, falling_cosine, make_optimizer, make_schedule
 from sam2_3dmed.volume.label_scheme import LabelScheme
 
 MONITORED = "validation/dice"
@@ -66,6 +66,8 @@ class Trainable(nn.Module, ABC):
         self.config = config
         self.single_slice_steps = 0
         """The first steps, in which every slice is a slab of its own."""
+        self.has_teacher = False
+        """Whether the average of the weights becomes the `teacher`."""
         self.features: FeatureCache | None = None
         """Gives the features of slabs of views."""
         self.encoder_layers: Sequence[Sequence[nn.Parameter]] = ()
@@ -73,6 +75,8 @@ class Trainable(nn.Module, ABC):
         self.falling: Callable[[float], float] = falling_cosine
         """How the rate falls; see `make_schedule`."""
         self.cooldown = Cooldown()
+        self.teacher: EMA | None = None
+        """The moving average of the weights, if there is one that teaches."""
         self.progress = Progress()
         self.means = EpochMeans()
         """Of this epoch so far."""

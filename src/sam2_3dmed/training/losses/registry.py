@@ -32,6 +32,8 @@ class LossInputs:
     config: LossConfig
     annotated: Tensor | None = None
     """(B, 1, D, H, W) bool, false where voxels are to be ignored, whose masks are 0; None: all are annotated."""
+    teacher: Tensor | None = None
+    """The logits of a teacher at stride 4, (B, K, D, h, w); None while there is none."""
 
     @cached_property
     def segmentation(self) -> Tensor:
@@ -94,13 +96,18 @@ class TotalLoss:
                 raise ConfigError(f"loss.terms: no term {name!r}; {suggest(name, TERMS)}")
 
     def __call__(
-        self, prediction: Prediction, masks: Tensor, positions: Tensor, annotated: Tensor | None = None
+        self,
+        prediction: Prediction,
+        masks: Tensor,
+        positions: Tensor,
+        annotated: Tensor | None = None,
+        teacher: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """`total` and the unweighted terms of slabs of equal length, of which `LossInputs` has the shapes.
 
         The term of a part that is switched off is 0.
         """
-        inputs = LossInputs(prediction, masks, positions, self.config, annotated)
+        inputs = LossInputs(prediction, masks, positions, self.config, annotated, teacher)
         terms = {name: TERMS[name](inputs) for name in self.config.terms}
         total = inputs.zero
         for name, weight in self.config.terms.items():
