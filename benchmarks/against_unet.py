@@ -41,6 +41,7 @@ class Side(NamedTuple):
     recipe: str
     settings: list[str]
     samples: int | None = None
+    weights: str = "none"
 
 
 OURS = ["model.size=nano", "inference.shifts=false"]
@@ -55,38 +56,37 @@ SIDES = {
 }
 
 
-def make_recipe(side: Side, steps: int | None, seed: int, changes: list[str]) -> Any:
+def make_recipe(side: Side, steps: int | None, seed: int) -> Any:
     from sam2_3dmed.run.systems import find_system
 
-    settings = [*side.settings, f"training.seed={seed}", "training.workers=0", "inference.flips=true"]
+    settings = [f"training.seed={seed}", "training.workers=0", "inference.flips=true"]
     if steps and side.samples:
         epochs = max(1, steps // STEPS_PER_EPOCH)
         settings += [
             *(f"training.epochs={epochs}", f"training.validate_every={epochs}", "training.patience=none"),
             *(f"training.samples_per_epoch={side.samples * STEPS_PER_EPOCH}", f"training.batch_size={side.samples}"),
         ]
-    return find_system(side.system).recipe(side.recipe, [*settings, *changes], from_scratch=True)
+    return find_system(side.system).recipe(side.recipe, [*settings, *side.settings], from_scratch=True)
 
 
-def train_side(name: str, steps: int | None, seed: int, arguments: argparse.Namespace) -> tuple[Path, float]:
-    """The run folder, and the processor's seconds of its training."""
+def train_side(side: Side, steps: int | None, seed: int, data: Path, folder: Path) -> tuple[Path, float]:
+    """The run folder, somewhere below `folder`, and the processor's seconds of its training."""
     from sam2_3dmed import TrainRequest, train
 
-    side, changes = SIDES[name], {"ours": arguments.ours_set, "unet": arguments.unet_set}.get(name)
-    recipe = make_recipe(side, steps, seed, changes or [])
-    out, cache = Path(tempfile.mkdtemp(dir=arguments.folder)) / name, arguments.folder / "cache"
+    recipe = make_recipe(side, steps, seed)
+    out = Path(tempfile.mkdtemp(dir=folder)) / "run"
     started = time.process_time()
-    train(TrainRequest(arguments.data, out, recipe=recipe, weights="none", system=side.system, cache=cache))
+    train(TrainRequest(data, out, recipe=recipe, weights=side.weights, system=side.system, cache=folder / "cache"))
     return out, time.process_time() - started
 
 
-def plan_steps(name: str, arguments: argparse.Namespace) -> Callable[[float], int]:
+def plan_steps(side: Side, data: Path, folder: Path) -> Callable[[float], int]:
     """Prepare the cases, train for a moment and for longer, and give the steps that fit into a budget of seconds."""
-    train_side(name, 1, 0, arguments)
-    first, second = (train_side(name, steps, 0, arguments)[1] for steps in (FIRST_STEPS, SECOND_STEPS))
+    train_side(side, 1, 0, data, folder)
+    first, second = (train_side(side, steps, 0, data, folder)[1] for steps in (FIRST_STEPS, SECOND_STEPS))
     of_step = (second - first) / (SECOND_STEPS - FIRST_STEPS)
     others = max(0.0, first - FIRST_STEPS * of_step)
-    print(f"{name}: {of_step:.3f} seconds a step, {others:.0f} for everything else", flush=True)
+    print(f"{side.title}: {of_step:.3f} seconds a step, {others:.0f} for everything else", flush=True)
     return lambda budget: max(STEPS_PER_EPOCH, int((budget - others) / of_step))
 
 
@@ -111,16 +111,17 @@ def main() -> None:
     found = read_rows(arguments.results)
     done = {(row["side"], row["seed"], row["budget"]) for row in found}
     with tempfile.TemporaryDirectory() as folder:
-        arguments.folder = Path(folder)
-        for side in arguments.sides:
-            budgets = arguments.budgets if SIDES[side].samples else [None]
+        for name in arguments.sides:
+            changes = {"ours": arguments.ours_set, "unet": arguments.unet_set}.get(name)
+            side = SIDES[name]._replace(settings=[*SIDES[name].settings, *(changes or [])])
+            budgets = arguments.budgets if side.samples else [None]
             wanted = [(seed, budget) for seed in arguments.seeds for budget in budgets]
-            wanted = [(seed, budget) for seed, budget in wanted if (side, seed, budget) not in done]
-            steps_of = plan_steps(side, arguments) if wanted and SIDES[side].samples else None
+            wanted = [(seed, budget) for seed, budget in wanted if (name, seed, budget) not in done]
+            steps_of = plan_steps(side, arguments.data, Path(folder)) if wanted and side.samples else None
             for seed, budget in wanted:
                 steps = steps_of(budget) if steps_of else None
-                run, seconds = train_side(side, steps, seed, arguments)
-                row = {"side": side, "seed": seed, "budget": budget, "steps": steps, "seconds": round(seconds)}
+                run, seconds = train_side(side, steps, seed, arguments.data, Path(folder))
+                row = {"side": name, "seed": seed, "budget": budget, "steps": steps, "seconds": round(seconds)}
                 found.append(row | {"dice": round(float(score(run, arguments.data).mean()), 4)})
                 add_row(arguments.results, found[-1])
     if arguments.picture:
