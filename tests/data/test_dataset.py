@@ -328,11 +328,20 @@ def test_real_decathlon_data(shared_data: Path) -> None:
 
 
 def test_scans_without_labels_may_have_a_folder_of_their_own(tmp_path: Path) -> None:
-    """Its channels are files; a scan of it that has a label is not one of them."""
+    """As many numbered files as channels are one scan; all others are scans of their own, and none is lost."""
     _nnunet(tmp_path)
     folder = tmp_path / "unlabelled"
-    _touch(*(folder / f"x_000{i}.nii.gz" for i in range(2)), folder / "y.nii.gz", folder / "a.nii.gz")
-    channels = (folder / "x_0000.nii.gz", folder / "x_0001.nii.gz")
-    expected = (Case("x", channels, None), Case("y", (folder / "y.nii.gz",), None))
-    assert read_dataset(tmp_path).unlabelled == expected
-    assert sorted(read_unlabelled(folder), key=lambda case: case.name)[1:] == list(expected)
+    files = [folder / f"{name}.nii.gz" for name in ("x_0000", "x_0001", "y", "z_0000", "z_0001", "z_0002")]
+    _touch(*files)
+    x, y, *z = Case("x", tuple(files[:2]), None), *(Case(file.name[:-7], (file,), None) for file in files[2:])
+    assert read_dataset(tmp_path).unlabelled == (x, y, *z)
+    assert read_unlabelled(folder, 3) == [
+        *(Case(file.name[:-7], (file,), None) for file in files[:3]),
+        Case("z", tuple(files[3:]), None),
+    ]
+
+
+def test_scans_of_the_image_folder_that_are_not_listed_have_no_label(tmp_path: Path) -> None:
+    root = _msd(tmp_path, training=[_entry("a")])
+    _touch(root / "imagesTr" / "left.nii.gz")
+    assert Case("left", (root / "imagesTr" / "left.nii.gz",), None) in read_dataset(root).unlabelled

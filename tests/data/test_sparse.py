@@ -63,6 +63,85 @@ def test_where_something_is_drawn(blobs: Path, tmp_path: Path) -> None:
     assert known.any()
 
 
+def test_an_ignored_voxel_is_not_drawn(blobs: Path, tmp_path: Path) -> None:
+    once = tmp_path / "once"
+    make_sparse(blobs, once, LabelledSlices(every=3))  # slices 1 and 4; on the others all is to be ignored
+    make_sparse(once, tmp_path / "twice", LabelledSlices())
+    for label in labels_of(tmp_path / "twice").values():
+        assert set(np.flatnonzero((label.array != 4).any(axis=(0, 1)))) <= {1, 4}
+    file = once / "labelsTr" / "blob_00.nii.gz"
+    label = Volume.read(file)
+    array = np.zeros_like(label.array)
+    array[0, 0, 0] = 4
+    label.with_array(array).write(file)
+    make_sparse(once, tmp_path / "again", LabelledSlices())
+    assert (labels_of(tmp_path / "again")["blob_00"].array == 4).all()
+
+
+def test_files_that_a_file_names_come_along_and_so_do_scans_without_labels(blobs: Path, tmp_path: Path) -> None:
+    """MetaImage with its voxels in a file of their own, absolute paths in dataset.json, and a folder of scans."""
+    root = tmp_path / "meta"
+    entries = []
+    for case in read_dataset(blobs).cases[:2]:
+        paths = {part: root / f"{part}sTr" / f"{case.name}.mhd" for part in ("image", "label")}
+        for part, source in (("image", case.images[0]), ("label", case.label)):
+            paths[part].parent.mkdir(parents=True, exist_ok=True)
+            Volume.read(source).write(paths[part])
+        entries.append({part: str(path) for part, path in paths.items()})
+    (root / "unlabelled").mkdir()
+    shutil.copy(blobs / "imagesTr" / "blob_07.nii.gz", root / "unlabelled" / "more.nii.gz")
+    content = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "bright", "3": "dark"}, "training": entries}
+    (root / "dataset.json").write_text(json.dumps(content))
+    make_sparse(root, tmp_path / "sparse", LabelledSlices(every=2))
+    found = read_dataset(tmp_path / "sparse")
+    assert [case.name for case in found.unlabelled] == ["more"]
+    before = read_dataset(root)
+    for case, old in zip(found.cases, before.cases, strict=True):
+        image, label = read_case(case)
+        assert np.array_equal(image.array, read_case(old)[0].array)
+        assert (label.array[:, :, ::2] == 4).all()
+
+
+def test_a_cropped_label_is_laid_onto_its_image_first(blobs: Path, tmp_path: Path) -> None:
+    """3D Slicer leaves the empty border out; slices are those of the scan, and the border is no background."""
+    root = tmp_path / "cropped"
+    case = read_dataset(blobs).cases[0]
+    for part, source in (("images", case.images[0]), ("labels", case.label)):
+        (root / f"{part}Tr").mkdir(parents=True)
+        volume = Volume.read(source)
+        if part == "images":
+            volume.write(root / "imagesTr" / "a.nii.gz")
+            continue
+        affine = volume.affine.copy()
+        affine[:3, 3] = (volume.affine @ [1, 1, 1, 1])[:3]
+        Volume(volume.array[1:-1, 1:-1, 1:-1], affine).write(root / "labelsTr" / "a.seg.nrrd")
+    entry = {"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.seg.nrrd"}
+    content = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "bright", "3": "dark"}, "training": [entry]}
+    (root / "dataset.json").write_text(json.dumps(content))
+    make_sparse(root, tmp_path / "sparse", LabelledSlices(listed={"a": frozenset([3])}))
+    (label,) = labels_of(tmp_path / "sparse").values()
+    assert (np.delete(label.array, 3, axis=2) == 4).all()
+    assert not (label.array[:, :, 3] == 4).any()
+
+
+def test_what_a_failed_call_left_of_other_data_goes(blobs: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(blobs, tmp_path / "other"))
+    (other / "labelsTr" / "blob_11.nii.gz").write_bytes(b"damaged")
+    for folder in ("imagesTr", "labelsTr"):
+        shutil.copy(blobs / folder / "blob_00.nii.gz", other / folder / "stray.nii.gz")
+    content = json.loads((other / "dataset.json").read_text())
+    content["training"].append({"image": "./imagesTr/stray.nii.gz", "label": "./labelsTr/stray.nii.gz"})
+    (other / "dataset.json").write_text(json.dumps(content))
+    image = other / "imagesTr" / "blob_01.nii.gz"
+    volume = Volume.read(image)
+    volume.with_array(volume.array + 1).write(image)
+    out = tmp_path / "sparse"
+    assert "blob_11.nii.gz" in str(command(other, "-o", out, "--every", "2"))
+    assert command(blobs, "-o", out, "--every", "2") is None
+    assert not (out / "imagesTr" / "stray.nii.gz").exists()
+    assert (out / "imagesTr" / "blob_01.nii.gz").samefile(blobs / "imagesTr" / "blob_01.nii.gz")
+
+
 def test_an_ignore_label_that_is_there_is_used(blobs: Path, tmp_path: Path) -> None:
     """In nnU-Net's layout, with a region."""
     root = tmp_path / "nnunet"

@@ -1,5 +1,6 @@
 """What to label next: scans that the model is unsure of and has seen little of, and their slices."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -128,11 +129,16 @@ def test_without_the_data_set_scans_are_compared_with_each_other(
 
 def test_mistakes_are_told(run: Path, blobs: Path, tmp_path: Path) -> None:
     image = blobs / "imagesTr" / "blob_00.nii.gz"
+    few = Path(shutil.copytree(blobs, tmp_path / "few"))
+    content = json.loads((few / "dataset.json").read_text())
+    content["training"] = [entry for entry in content["training"] if "blob_03" not in entry["image"]]
+    (few / "dataset.json").write_text(json.dumps(content))
     for arguments, words in (
         ((tmp_path, image), "not a run folder"),
         ((run, tmp_path / "none.nii.gz"), "no such file or folder"),
         ((run, image, image), "2 inputs have the name"),
         ((run, image, "--data", tmp_path), "has no dataset.json"),
+        ((run, image, "--data", few), "lacks 1 cases of the split"),
     ):
         assert words in str(command(*arguments, "-o", tmp_path / "out"))
     (tmp_path / "broken.nii.gz").write_bytes(b"no image")

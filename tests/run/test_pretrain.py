@@ -40,7 +40,7 @@ def _few_volumes():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With all parts, so that every one meets prompts."""
-    parts = ("model.memory=recent", "model.srpp=true", "model.boundary=true")
+    parts = ("model.srpp=true", "model.boundary=true")
     return pretrain(PretrainRequest(tmp_path_factory.mktemp("pretrained") / "run", recipe(*parts)))
 
 
@@ -126,6 +126,8 @@ def test_mistakes_are_told_at_once(run: Path, tmp_path: Path) -> None:
         (["--out", tmp_path / "a", "--recipe", "scratch"], "the network is promptable"),
         (["--out", tmp_path / "a", "--set", "model.box_every=2"], "the network is promptable"),
         (["--out", tmp_path / "a", "--set", "loss.terms={dica: 1}"], "no term 'dica'"),
+        (["--out", tmp_path / "a", "--set", "feature_cache.views=2"], "has no use for feature_cache.views"),
+        (["--out", tmp_path / "a", "--set", "inference.mode=slabs"], "has no use for inference.mode=slabs"),
         (["--out", tmp_path / "a", "--resume"], "no run to resume here"),
         (["--out", run], "there is a run here already"),
         (["--out", run, "--resume", "--minutes", "3"], "takes no --minutes"),

@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from sam2_3dmed.config import read_recipe, with_settings
+from sam2_3dmed.config import SplitConfig, read_recipe, with_settings
 from sam2_3dmed.data.dataset import read_dataset
 from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import ConfigError, DataError
 from sam2_3dmed.processes.signals import Terminated
-from sam2_3dmed.run.run_folder import load_model, read_record, read_weights, remembered_data
-from sam2_3dmed.run.train import TrainRequest, train
+from sam2_3dmed.run.run_folder import (
+    load_model,
+    read_record,
+    read_weights,
+    remembered_data,
+    remembered_without_labels,
+)
+from sam2_3dmed.run.train import TrainRequest, choose_split_and_plan, train
 from sam2_3dmed.run.train import test_run as run_test
 from sam2_3dmed.training.loop import TrainingLoop
 from sam2_3dmed.volume.volume import Volume
@@ -87,9 +93,41 @@ def test_a_stopped_run_goes_on_to_the_same_weights(blobs: Path, further: Path, t
         assert torch.equal(tensor, read_weights(resumed / "model.safetensors")[name]), name
 
 
+def test_a_resumed_run_has_the_scans_with_which_it_began(blobs: Path, further: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(further, tmp_path / "further"))
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingLoop, "run", lambda *_: (_ for _ in ()).throw(Terminated()))
+        with pytest.raises(Terminated):
+            train(TrainRequest(blobs, run, recipe=recipe(TERMS), weights="none", cache=cache, unlabelled=folder))
+    began = remembered_without_labels(run)
+    assert {"more_0", "more_1"} <= set(began)
+    shutil.copy(folder / "more_0.nii.gz", folder / "late.nii.gz")
+    train(TrainRequest(blobs, run, resume=True, cache=cache))
+    assert not list((cache / "unlabelled").glob("late*"))
+    assert remembered_without_labels(run) == began
+    (run / "model.safetensors").unlink()
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="no such folder"):
+        train(TrainRequest(blobs, run, resume=True, cache=cache))
+    (moved / "more_1.nii.gz").unlink()
+    with pytest.raises(DataError, match="'more_1': the run learns from this scan"):
+        train(TrainRequest(blobs, run, resume=True, cache=cache, unlabelled=moved))
+
+
+def test_few_training_cases_leave_the_other_parts_as_they_are(blobs: Path) -> None:
+    """By way of the fingerprint, which knows the foreground of the cases that it opens."""
+    dataset = read_dataset(blobs)
+    whole, _ = choose_split_and_plan(dataset, SplitConfig())
+    parts = {count: choose_split_and_plan(dataset, SplitConfig(training_cases=count))[0] for count in (1, 2, 5)}
+    assert {(split.validation, split.test) for split in parts.values()} == {(whole.validation, whole.test)}
+    assert set(parts[1].train) < set(parts[2].train) < set(parts[5].train) < set(whole.train)
+
+
 def test_what_is_missing_or_twice_is_told(blobs: Path, further: Path, tmp_path: Path) -> None:
     def attempt(folder: Path | None, *settings: str) -> None:
-        train(TrainRequest(blobs, tmp_path / "run", recipe=recipe(*settings), weights="none", unlabelled=folder))
+        config = recipe(TERMS, *settings)
+        train(TrainRequest(blobs, tmp_path / "run", recipe=config, weights="none", unlabelled=folder))
 
     with pytest.raises(DataError, match="no scan without a label"):
         attempt(None, "split.training_cases=none")

@@ -11,6 +11,7 @@ from sam2_3dmed.data.augment import SlabAugmentation, strong
 from sam2_3dmed.data.slabs import SampleKey, SlabDataset, collate
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.model.build import build_network
+from sam2_3dmed.model.network import Prediction
 from sam2_3dmed.run.build_model import check_recipe
 from sam2_3dmed.training.losses import TotalLoss
 from sam2_3dmed.training.losses.consistency import CONFIDENT, consistency
@@ -134,4 +135,37 @@ def test_what_does_not_go_together_is_told() -> None:
         check_recipe(with_settings(recipe, [terms]), "none")
     with pytest.raises(ConfigError, match=r"feature_cache\.views=0"):
         check_recipe(with_settings(recipe, [terms, "training.ema_decay=0.99", "feature_cache.views=2"]), "none")
-    check_recipe(with_settings(recipe, [terms, "training.ema_decay=0.99"]), "none")
+    taught = [terms, "training.ema_decay=0.99", "training.unlabelled_fraction=0.5"]
+    check_recipe(with_settings(recipe, taught), "none")
+    with pytest.raises(ConfigError, match="no loss takes such scans"):
+        check_recipe(with_settings(recipe, ["training.unlabelled_fraction=0.5"]), "none")
+    by_position = [
+        "training.unlabelled_fraction=0.5",
+        "model.srpp=true",
+        "loss.terms={bce: 1, relative_position: 0.01}",
+    ]
+    check_recipe(with_settings(recipe, by_position), "none")
+    with pytest.raises(ConfigError, match=r"model\.box_every=0"):
+        check_recipe(with_settings(recipe, [*taught, "model.box_every=2"]), "none")
+
+
+@pytest.mark.parametrize("name", ["dice", "bce", "focal", "focal_tversky"])
+def test_a_slab_without_labels_changes_no_other_loss(name: str) -> None:
+    """The mean is over what is labelled: the gradient of the labelled slab is that of a batch of its own."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 1, 2, 4, 4, generator=generator, requires_grad=True)
+    masks = (torch.rand(2, 1, 2, 16, 16, generator=generator) > 0.5).float()
+    masks[1] = 0
+    annotated = torch.ones(2, 1, 2, 16, 16, dtype=torch.bool)
+    annotated[1] = False
+    loss = TotalLoss(LossConfig(terms={name: 1}))
+
+    def gradient(part: slice, known: torch.Tensor | None) -> torch.Tensor:
+        prediction = Prediction(logits[part], None, None)
+        total = loss(prediction, masks[part], torch.zeros(2, 2)[part], known)["total"]
+        return torch.autograd.grad(total, logits)[0]
+
+    both, alone = gradient(slice(0, 2), annotated), gradient(slice(0, 1), None)
+    torch.testing.assert_close(both, alone)
+    assert alone[0].abs().sum() > 0
+    assert gradient(slice(1, 2), annotated[1:]).abs().sum() == 0

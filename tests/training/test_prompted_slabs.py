@@ -92,6 +92,15 @@ def test_further_slices_are_prompted_where_they_show_it() -> None:
     assert 5 < given.sum() < 35
 
 
+def test_an_object_that_fills_the_slice_has_no_point_outside() -> None:
+    full = np.ones((1, 16, 16), np.uint8)
+    kinds = set()
+    for seed in range(60):
+        points, _ = draw_prompts(np.random.default_rng(seed), full, 0)
+        kinds |= set(points[0, 0, 2:, 2].tolist())
+    assert kinds == {NOTHING, POSITIVE}
+
+
 def test_validation_volumes_are_cases(tmp_path) -> None:
     cases = make_validation(tmp_path / "validation", 2, 64, seed=1)
     for case in cases:

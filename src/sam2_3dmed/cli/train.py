@@ -71,7 +71,6 @@ def train(
         "--minutes": minutes,
         "--gpu-memory": gpu_memory,
         "--system": system != OURS,
-        "--unlabelled": unlabelled,
     }
     _refuse_with_resume(resume, given)
     budget = [] if minutes is None else [f"training.minutes={minutes}"]

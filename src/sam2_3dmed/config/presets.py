@@ -143,8 +143,9 @@ def scratch() -> RunConfig:
 
 
 def pretrain() -> RunConfig:
-    """For `pretrain`: the network of `scratch`, promptable, on slabs of made-up anatomy."""
-    config = _change(_change(scratch(), "model", promptable=True), "inference", flips=False, shifts=False)
+    """For `pretrain`: the network of `scratch`, promptable and with memory, which carries a prompt to all slices."""
+    config = _change(scratch(), "model", promptable=True, memory="recent")
+    config = _change(config, "inference", flips=False, shifts=False)
     return _change(config, "training", epochs=100, samples_per_epoch=400, validate_every=5)
 
 

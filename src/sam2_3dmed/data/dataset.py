@@ -1,9 +1,8 @@
 """The cases of a data set in one of three layouts: MSD, nnU-Net raw, or a pair of folders."""
 
 import os
-import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -110,20 +109,22 @@ def _read(root: Path) -> MedicalDataset:
     return _checked(root, file, read(root, file, content, len(channels)), channels, labels, content.get("name"))
 
 
-def read_unlabelled(folder: Path) -> list[Case]:
-    """The scans in a folder, a file each, or a file for each channel as in the other layouts. Raises DataError."""
-    return _without_labels(_list_files(folder, ENDINGS))
+def read_unlabelled(folder: Path, num_channels: int) -> list[Case]:
+    """The scans in a folder: NAME_0000, NAME_0001, ... are one if there are as many as channels. Raises DataError."""
+    return _without_labels(_list_files(folder, ENDINGS).values(), num_channels)
 
 
-def _without_labels(images: Mapping[str, Path]) -> list[Case]:
-    """The cases of image files by name; NAME_0000, NAME_0001, ... are the channels of one."""
+def _without_labels(files: Iterable[Path], num_channels: int) -> list[Case]:
+    grouped: dict[str, list[Path]] = {}
+    for file in files:
+        grouped.setdefault(case_name(file, channel_suffix=True), []).append(file)
     cases = []
-    for name, file in images.items():
-        whole = name[:-5] if re.fullmatch(r".+_\d{4}", name) and f"{name[:-5]}_0000" in images else None
-        if whole is None:
-            cases.append(Case(name, (file,), None))
-        elif name.endswith("_0000"):
-            cases.append(Case(whole, tuple(_channel_files(images, whole)), None))
+    for name, group in grouped.items():
+        names = [case_name(file) for file in group]
+        if names == [f"{name}_{channel:04d}" for channel in range(num_channels)]:
+            cases.append(Case(name, tuple(group), None))
+        else:
+            cases += [Case(own, (file,), None) for own, file in zip(names, group, strict=True)]
     return cases
 
 
@@ -159,7 +160,15 @@ def _msd_cases(root: Path, file: Path, content: Mapping[str, Any], num_channels:
             paths = _channel_files(listed[folder], name, num_channels) or paths
         cases.append(Case(name, tuple(paths), _inside(root, file, label) if label else None))
     names = named_by_folder([case.images[0] for case in cases], [case.name for case in cases])
-    return [replace(case, name=name) for case, name in zip(cases, names, strict=True)]
+    named = [replace(case, name=name) for case, name in zip(cases, names, strict=True)]
+    return named + _unlisted(root / "imagesTr", named)
+
+
+def _unlisted(folder: Path, cases: Sequence[Case]) -> list[Case]:
+    """The scans in a folder that dataset.json does not list; they have no label."""
+    listed = {file.absolute() for case in cases for file in case.images}
+    found = [file for file in list_volumes(folder, ENDINGS) if file.absolute() not in listed] if folder.is_dir() else []
+    return _without_labels(found, len(cases[0].images) if cases else 1)
 
 
 def _nnunet_cases(root: Path, file: Path, content: Mapping[str, Any], num_channels: int) -> list[Case]:
@@ -207,8 +216,8 @@ def _folder_cases(root: Path) -> tuple[Path, list[Case]]:
     if len(counts) > 1:
         found = " and ".join(f"{name} has {count}" for count, name in sorted(counts.items()))
         raise DataError(f"{root / pair[0]}: all cases need equally many channel files, but {found}")
-    left = {name: file for name, file in images.items() if name not in used}
-    return root / pair[1], cases + _without_labels(left)
+    left = [file for name, file in images.items() if name not in used]
+    return root / pair[1], cases + _without_labels(left, max(len(case.images) for case in cases) if cases else 1)
 
 
 def _checked(
@@ -236,10 +245,8 @@ def _checked(
     name = title if isinstance(title, str) and title.strip() else root.resolve().name
     unlabelled = [case for case in cases if case.label is None]
     if (root / UNLABELLED_FOLDER).is_dir():
-        unlabelled += read_unlabelled(root / UNLABELLED_FOLDER)
-    known = {case.name for case in labelled}
-    chosen = {case.name: case for case in unlabelled if case.name not in known}
-    return MedicalDataset(name, tuple(labelled), channels, labels, tuple(chosen[name] for name in sorted(chosen)))
+        unlabelled += read_unlabelled(root / UNLABELLED_FOLDER, len(labelled[0].images))
+    return MedicalDataset(name, tuple(labelled), channels, labels, tuple(sorted(unlabelled, key=lambda c: c.name)))
 
 
 def _list_files(folder: Path, endings: Sequence[str]) -> dict[str, Path]:

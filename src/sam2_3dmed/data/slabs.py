@@ -163,7 +163,7 @@ class ViewDataset(Dataset[ViewSlabs]):
     """
 
     def __init__(self, slabs: SlabDataset, *, num_views: int, refresh: int | None) -> None:
-        self.cases = [*slabs.cases, *slabs.unlabelled]
+        self.cases = slabs.cases
         self.slab_slices = slabs.slab_slices
         self.augmentation = slabs.augmentation
         self._slabs = slabs

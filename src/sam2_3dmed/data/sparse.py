@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,14 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sam2_3dmed.data.dataset import Case, read_dataset
+from sam2_3dmed.data.dataset import UNLABELLED_FOLDER, Case, MedicalDataset, read_case, read_dataset
 from sam2_3dmed.errors import ConfigError, DataError, VolumeError, shown
 from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.files.tables import read_csv
 from sam2_3dmed.processes.atomic import make_folder, naming, write_text
 from sam2_3dmed.processes.map_cases import Progress, map_cases
 from sam2_3dmed.processes.unfinished import making
-from sam2_3dmed.volume.label import read_label
+from sam2_3dmed.volume.files import with_voxels
 from sam2_3dmed.volume.label_scheme import LabelScheme, whole_number
 from sam2_3dmed.volume.slices import SlicingAxis, array_axes
 
@@ -40,13 +39,13 @@ class LabelledSlices:
     every: int | None = None
     listed: Mapping[str, frozenset[int]] | None = None
 
-    def among(self, name: str, slices: NDArray[np.unsignedinteger]) -> NDArray[np.bool_]:
+    def among(self, name: str, slices: NDArray[np.unsignedinteger], scheme: LabelScheme) -> NDArray[np.bool_]:
         """(D,): the labelled slices of a label (D, ., .). Raises VolumeError for a listed slice that it has not."""
         numbers = np.arange(len(slices))
         if self.every is not None:
             return np.asarray(numbers % self.every == min(self.every, len(slices)) // 2)
         if self.listed is None:
-            return np.asarray(slices.any(axis=(1, 2)))
+            return np.asarray(np.isin(slices, scheme.file_values).any(axis=(1, 2)))
         wanted = self.listed.get(name, frozenset(numbers.tolist()))
         if beyond := sorted(wanted - set(numbers.tolist())):
             raise VolumeError(f"slice {beyond[0]} is listed, and it has the {self.axis} slices 0 to {len(slices) - 1}")
@@ -84,44 +83,75 @@ def make_sparse(data: Path, out: Path, labelled: LabelledSlices, *, progress: Pr
     ignore = max(scheme.allowed) + 1 if scheme.ignore is None else scheme.ignore
     if ignore > _MAX_LABEL:
         raise DataError(f"{described}: no value is left for the ignore label")
-    with making(out), naming(out, "cannot be written"):
+    with making(out) as unfinished, naming(out, "cannot be written"):
+        for case in (*dataset.cases, *dataset.unlabelled):
+            unfinished.plan(case.name, [out / file.relative_to(data) for file in _files(case)])
         write = partial(_write_case, root=data, out=out, labelled=labelled, scheme=scheme, ignore=ignore)
-        map_cases(write, dataset.cases, progress=progress)
-        content = read_object(described)
-        if scheme.ignore is None:
-            by_value = all(whole_number(key) is not None for key in content["labels"])
-            content["labels"] |= {str(ignore): "ignore"} if by_value else {"ignore": ignore}
-        write_text(out / described.name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        map_cases(write, [*dataset.cases, *dataset.unlabelled], progress=progress)
+        unfinished.remove_all_but([case.name for case in (*dataset.cases, *dataset.unlabelled)])
+        _describe(data, out, dataset, ignore)
     return list(dataset.names)
+
+
+def _describe(data: Path, out: Path, dataset: MedicalDataset, ignore: int) -> None:
+    """Write dataset.json: that of the data set, with the ignore label and with paths in `out`."""
+    content = read_object(data / "dataset.json")
+    if dataset.labels.ignore is None:
+        by_value = all(whole_number(key) is not None for key in content["labels"])
+        content["labels"] |= {str(ignore): "ignore"} if by_value else {"ignore": ignore}
+
+    def paths(case: Case) -> list[str]:
+        return [str(file.relative_to(data)) for file in case.images]
+
+    def label(case: Case) -> dict[str, str]:
+        return {} if case.label is None else {"label": str(case.label.relative_to(data))}
+
+    if "training" in content:
+        found = {data / "imagesTr", data / UNLABELLED_FOLDER}  # without being listed
+        others = [case for case in dataset.unlabelled if case.images[0].parent not in found]
+        listed = [(case, paths(case)) for case in (*dataset.cases, *others)]
+        content["training"] = [{"image": p[0] if len(p) == 1 else p, **label(case)} for case, p in listed]
+    if "dataset" in content:
+        content["dataset"] = {case.name: {"images": paths(case), **label(case)} for case in dataset.cases}
+    write_text(out / "dataset.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def _files(case: Case) -> list[Path]:
+    """All files of a case, also those that its files name."""
+    return [file for stored in case.files for file in with_voxels(stored)]
 
 
 def _write_case(
     case: Case, *, root: Path, out: Path, labelled: LabelledSlices, scheme: LabelScheme, ignore: int
 ) -> None:
-    assert case.label is not None  # the cases of a data set are labelled
-    label = read_label(case.label, scheme.allowed)
+    for file in _files(case):
+        make_folder((out / file.relative_to(root)).parent)
+    for image in case.images:
+        for file in with_voxels(image):
+            _link(file, out / file.relative_to(root))
+    if case.label is None:
+        return
+    _, label = read_case(case, scheme.allowed)  # with its image, onto which a cropped label is laid
+    assert label is not None
     (along, *_), _ = array_axes(label, labelled.axis)
     try:
-        kept = labelled.among(case.name, np.moveaxis(label.array, along, 0))
+        kept = labelled.among(case.name, np.moveaxis(label.array, along, 0), scheme)
     except VolumeError as error:
         raise VolumeError(f"{case.label}: {error}") from None
     array = label.array.astype(np.result_type(label.array.dtype, np.min_scalar_type(ignore)))
     np.moveaxis(array, along, 0)[~kept] = ignore
-    for file in case.files:
-        make_folder((out / file.relative_to(root)).parent)
     label.with_array(array).write(out / case.label.relative_to(root))
-    for image in case.images:
-        _link(image, out / image.relative_to(root))
 
 
 def _link(file: Path, to: Path) -> None:
-    with suppress(FileExistsError):
-        try:
-            os.link(file.resolve(), to)
-        except FileExistsError:
-            raise
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(file, to)
+    """A hard link in place of what is there; a copy on another file system, or on one without links."""
+    partial_file = to.with_name(f".{to.name}.partial")
+    partial_file.unlink(missing_ok=True)
+    try:
+        os.link(file.resolve(), partial_file)
+    except OSError:
+        shutil.copyfile(file, partial_file)
+    partial_file.replace(to)
 
 
 def parse_selection(every: int | None, table: Path | None, drawn: bool, axis: SlicingAxis) -> LabelledSlices:

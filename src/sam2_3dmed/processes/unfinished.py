@@ -25,6 +25,11 @@ class UnfinishedFolder:
         lines = [line for line in self._lines() if line["name"] == name][-1:]
         return any(line.get("made_of") == made_of and journal.are_whole(line["outputs"], self.folder) for line in lines)
 
+    def plan(self, name: str, outputs: Sequence[Path]) -> None:
+        """A piece is about to be written, so that a later call can remove what is left of it."""
+        files = {str(output.relative_to(self.folder)): "" for output in outputs}
+        journal.append(self.folder / JOURNAL, {"name": name, "made_of": None, "outputs": files})
+
     def note(self, name: str, made_of: str, outputs: Sequence[Path]) -> None:
         """A piece is whole."""
         line = {"name": name, "made_of": made_of, "outputs": journal.checksums(outputs, self.folder)}

@@ -1,7 +1,8 @@
 """Which scan, and which of its slices, to label next: where two views disagree, and unlike what is labelled already."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -124,13 +125,13 @@ def examine(predictor: Predictor, volume: Volume) -> tuple[Examined, Volume, Vol
     forward = _Watched(predictor.network.eval(), slices, config)
     for index, logits in slice_logits(forward, predictor.slab_slices):
         own[index] = slice_mask(logits, height, width, scheme).cpu().numpy()
-        kept[index] = logits.half()
+        kept[index] = logits.half().cpu()
     disagreement, found = np.zeros(len(slices)), 0.0
     other = Forward(predictor.network, cast(Any, _Mirrored(slices)), config)
     for index, logits in slice_logits(other, predictor.slab_slices):
         turned = logits.flip(-1)
         mirrored[index] = slice_mask(turned, height, width, scheme).cpu().numpy()
-        p, q = torch.sigmoid(kept.pop(index).float()), torch.sigmoid(turned)
+        p, q = torch.sigmoid(kept.pop(index).float()), torch.sigmoid(turned.cpu())
         disagreement[index] = float((p - q).abs().sum())
         found += float((p + q).sum())
     return Examined(disagreement, found, forward.mean_features), masks[0], masks[1]
@@ -213,13 +214,15 @@ def suggest(
     predictor = cast(Predictor, load_model(run, device=device))
     inputs = find_inputs(scans, predictor.num_channels)
     require_unique_names(inputs)
+    make_folder(out)
     known = _known_features(run, predictor, data)
     examined: dict[str, Examined] = {}
     panels: dict[str, list[Panel]] = {}
     places: dict[str, list[int]] = {}
     for done, item in enumerate(inputs, start=1):
-        volume = _read(item)
-        examined[item.name], *masks = examine(predictor, volume)
+        with _naming(item):
+            volume = item.read()
+            examined[item.name], *masks = examine(predictor, volume)
         urgent = urgent_slices(examined[item.name].disagreement, slices)
         panels[item.name] = _panels(predictor, volume, masks, urgent)
         places[item.name] = [_in_file(volume, predictor, index) for index in urgent]
@@ -229,21 +232,24 @@ def suggest(
     return order
 
 
-def _read(item: Input) -> Volume:
+@contextmanager
+def _naming(item: Input) -> Iterator[None]:
+    """Errors about a scan name it."""
     try:
-        return item.read()
+        yield
     except UserError as error:
-        raise DataError(f"{item.source}: {error}") from None
+        raise DataError(f"{item.source}: {str(error).removeprefix(f'{item.source}: ')}") from None
 
 
 def _known_features(run: Path, predictor: Predictor, data: Path | None) -> list[Floats]:
-    """Of the run's training cases; none, with a line in the log, where the data set is no longer there."""
+    """Of the run's training and validation cases; none, with a line in the log, where they are no longer there."""
     root = data or remembered_data(run)
     try:
         if root is None:
             raise DataError(f"{run}: does not say where its data set is")
         split, dataset = Split.read(run / SPLIT_FILE), read_dataset(root)
-        cases: list[Case] = [case for case in dataset.cases if case.name in split.train]
+        split.require_known(dataset.names)
+        cases: list[Case] = [case for case in dataset.cases if case.name in {*split.train, *split.validation}]
         return [mean_features(predictor, read_case(case)[0]) for case in cases]
     except UserError as error:
         if data is not None:
@@ -254,9 +260,8 @@ def _known_features(run: Path, predictor: Predictor, data: Path | None) -> list[
 
 def _in_file(volume: Volume, predictor: Predictor, index: int) -> int:
     """The number of a slice of the model along the same axis of the file."""
-    _, (step, *_) = array_axes(volume, predictor.preprocessing.slicing_axis)
-    count = len(predictor.preprocessing.stack(volume))
-    return count - 1 - index if step.step == -1 else index
+    (along, *_), (step, *_) = array_axes(volume, predictor.preprocessing.slicing_axis)
+    return volume.shape[along] - 1 - index if step.step == -1 else index
 
 
 def _panels(predictor: Predictor, volume: Volume, masks: Sequence[Volume], urgent: Sequence[int]) -> list[Panel]:
@@ -280,7 +285,6 @@ def _write(
     run: Path,
     out: Path,
 ) -> None:
-    make_folder(out)
     number = partial(round, ndigits=4)
     scans = [
         [place, s.name, sources[s.name], number(s.score), number(s.disagreement), number(s.distance)]

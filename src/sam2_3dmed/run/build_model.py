@@ -65,10 +65,18 @@ def check_recipe(recipe: RunConfig, weights: str) -> None:
     require_loggers(recipe.training.loggers)
     TotalLoss(recipe.loss)
     check_model(recipe, weights)
-    if recipe.loss.has_teacher and recipe.training.ema_decay is None:
+    unlabelled, teacher = recipe.training.unlabelled_fraction > 0, recipe.loss.has_teacher
+    if teacher and recipe.training.ema_decay is None:
         raise ConfigError("loss.terms: consistency is with a moving average of the weights, so set training.ema_decay")
-    if recipe.loss.has_teacher and recipe.feature_cache.views:
-        raise ConfigError("loss.terms: consistency needs slabs that are augmented anew, so feature_cache.views=0")
+    if (teacher or unlabelled) and recipe.feature_cache.views:
+        raise ConfigError("scans without labels and a teacher need slabs augmented anew, so feature_cache.views=0")
+    if (teacher or unlabelled) and recipe.model.box_every:
+        raise ConfigError("scans without labels and a teacher have no boxes, so model.box_every=0")
+    if unlabelled and not (teacher or (recipe.model.srpp and recipe.loss.terms.get("relative_position", 0) > 0)):
+        raise ConfigError(
+            "training.unlabelled_fraction: no loss takes such scans; give consistency a weight in loss.terms, "
+            "or set model.srpp=true and give relative_position one"
+        )
 
 
 def check_model(recipe: RunConfig, weights: str) -> None:

@@ -75,11 +75,12 @@ def pretrain(request: PretrainRequest) -> Path | None:
         logging.getLogger("sam2_3dmed").setLevel(logging.ERROR)
         if distributed.start_barrier():
             with suppress(Terminated, TrainingError), raising_terminated():  # the first process reports the same
-                _start(request, None, read_record(request.out), distributed).fit(resume=request.resume)
+                record = read_record(request.out)
+                _start(request, record.recipe, record, distributed).fit(resume=request.resume)
         return None
     try:
         if new_or_resumed(request.out, request.resume):
-            recipe = None if request.resume else _checked(request)
+            recipe = read_recipe("pretrain") if request.resume else _checked(request)
             with writing_run(request.out):
                 _pretrain(request, recipe, distributed)
         return request.out
@@ -91,15 +92,25 @@ def _checked(request: PretrainRequest) -> RunConfig:
     recipe = read_recipe("pretrain") if request.recipe is None else request.recipe
     if not recipe.model.promptable or recipe.model.box_every:
         raise ConfigError("pretrain: the network is promptable, so model.promptable=true and model.box_every=0")
+    unused = {
+        "loss.terms.consistency": recipe.loss.has_teacher,
+        "training.unlabelled_fraction": recipe.training.unlabelled_fraction > 0,
+        "training.single_slice_fraction": recipe.training.single_slice_fraction > 0,
+        "feature_cache.views": recipe.feature_cache.views > 0,
+        "inference.mode=slabs": recipe.inference.mode != "stream",
+    }
+    if given := [name for name, value in unused.items() if value]:
+        raise ConfigError(f"pretrain: made-up anatomy has no use for {given[0]}")
     check_recipe(recipe, request.weights)
     return recipe
 
 
-def _pretrain(request: PretrainRequest, recipe: RunConfig | None, distributed: DistributedContext) -> None:
+def _pretrain(request: PretrainRequest, recipe: RunConfig, distributed: DistributedContext) -> None:
+    """recipe: of a new run."""
     old = read_record(request.out) if request.resume else None
     if old is not None and not (isinstance(old, Sam2Record) and old.recipe.model.promptable):
         raise ConfigError(f"{request.out}: is no run of pretrain; go on with it by train --resume")
-    run = _start(request, recipe, old, distributed)
+    run = _start(request, recipe if old is None else old.recipe, old, distributed)
     if old is None:
         run.record.write(request.out)  # it makes the folder a run
     distributed.start_barrier()
@@ -108,13 +119,12 @@ def _pretrain(request: PretrainRequest, recipe: RunConfig | None, distributed: D
 
 
 def _start(
-    request: PretrainRequest, recipe: RunConfig | None, old: RunRecord | None, distributed: DistributedContext
+    request: PretrainRequest, recipe: RunConfig, old: RunRecord | None, distributed: DistributedContext
 ) -> PretrainingRun:
-    chosen: RunConfig = recipe if old is None else old.recipe  # type: ignore[assignment]
-    seed_all(chosen.training.seed)
-    network, record = first_network(chosen, PLAN, request.weights, request.out, old)
+    seed_all(recipe.training.seed)
+    network, record = first_network(recipe, PLAN, request.weights, request.out, old)
     validation = make_validation(
-        request.out / "validation", VALIDATION_VOLUMES, network.encoder.image_size, chosen.training.seed
+        request.out / "validation", VALIDATION_VOLUMES, network.encoder.image_size, recipe.training.seed
     )
-    predictor = make_predictor(network, record, precision=chosen.training.precision)
+    predictor = make_predictor(network, record, precision=recipe.training.precision)
     return PretrainingRun(record, predictor, [], validation, request.out, distributed)

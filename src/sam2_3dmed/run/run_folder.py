@@ -13,7 +13,7 @@ runs/NAME/
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -66,11 +66,24 @@ def read_sam2_record(folder: Path, what: str) -> Sam2Record:
     return cast(Sam2Record, record)
 
 
-def remember_data(folder: Path, data: Path, unlabelled: Path | None = None) -> None:
-    """Write where the data set is, in a file of its own, which need not be given away with the model."""
+def remember_data(folder: Path, data: Path, unlabelled: Path | None = None, names: Sequence[str] = ()) -> None:
+    """Write where the data set is, in a file of its own, which need not be given away with the model.
+
+    unlabelled, names: the folder of further scans without labels, and the names of all scans without labels.
+    """
     places = {"folder": data, "unlabelled": unlabelled}
-    content = {name: str(place.resolve()) for name, place in places.items() if place is not None}
+    content: dict[str, Any] = {name: str(place.resolve()) for name, place in places.items() if place is not None}
+    content |= {"without_labels": list(names)} if names else {}
     write_text(folder / DATA_FILE, json.dumps(content, ensure_ascii=False) + "\n")
+
+
+def remembered_without_labels(folder: Path) -> list[str]:
+    """The names of the scans without labels that a run learns from."""
+    path = folder / DATA_FILE
+    names = read_object(path).get("without_labels", []) if path.is_file() else []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: without_labels: expected a list of names")
+    return names
 
 
 def remembered_data(folder: Path, name: str = "folder") -> Path | None:

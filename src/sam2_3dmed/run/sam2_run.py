@@ -55,7 +55,13 @@ class Sam2Run(TrainingRun):
         """The network with its slabs. training: the recipe's, perhaps with epochs for minutes."""
         recipe = self.record.recipe.model_copy(update={"training": training})
         return assemble_slabs(
-            *(self.predictor, self.training, self.validation, recipe, self.folder, self.distributed, self.unlabelled)
+            self.predictor,
+            self.training,
+            self.validation,
+            recipe,
+            self.folder,
+            self.distributed,
+            unlabelled=self.unlabelled,
         )
 
 

@@ -43,7 +43,9 @@ class Sam2System(System):
         return recipe.training.unlabelled_fraction > 0
 
     def require_labels(self, labels: LabelScheme, recipe: RunConfig) -> None:
-        """An ignore label is left out of the losses, and regions have a mask each; but boxes are of single values."""
+        """An ignore label is left out of the losses, and regions have masks of their own; but boxes need neither."""
+        if labels.ignore is not None and recipe.model.box_every:
+            raise ConfigError("model.box_every draws boxes around whole labels, and this data set has an ignore label")
         if labels.regions and recipe.model.box_every:
             raise ConfigError("model.box_every draws boxes around single values, and this data set has regions")
 

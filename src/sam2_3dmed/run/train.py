@@ -4,7 +4,7 @@ import errno
 import logging
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,6 +37,7 @@ from sam2_3dmed.run.run_folder import (
     remember_codes,
     remember_data,
     remembered_data,
+    remembered_without_labels,
 )
 from sam2_3dmed.run.systems import OURS, Preparation, TrainingRun, find_system, require_recipe
 from sam2_3dmed.training.distributed import DistributedContext
@@ -118,7 +119,7 @@ def _help_to_train(request: TrainRequest, distributed: DistributedContext) -> No
     dataset = read_dataset(request.data)
     folder = request.out or default_folder(dataset)
     with suppress(Terminated, TrainingError), raising_terminated():  # the first process reports the same
-        run, _ = _start(request, None, dataset, folder, read_record(folder), distributed)
+        run, *_ = _start(request, None, dataset, folder, read_record(folder), distributed)
         run.fit(resume=request.resume)
 
 
@@ -128,13 +129,12 @@ def _train(
     described = request.data / "dataset.json"
     codes = read_codes(described) if described.is_file() else {}  # before the cases are read, which takes minutes
     old = read_record(folder) if request.resume else None
-    run, split = _start(request, recipe, dataset, folder, old, distributed)
+    run, split, unlabelled = _start(request, recipe, dataset, folder, old, distributed)
+    remember_data(folder, request.data, _folder_without_labels(request, folder), [case.name for case in unlabelled])
+    remember_codes(folder, codes)
     if old is None:
         split.write(folder / SPLIT_FILE)
         run.record.write(folder)  # last: it makes the folder a run
-    if old is None:
-        remember_data(folder, request.data, request.unlabelled)
-    remember_codes(folder, codes)
     distributed.start_barrier()
     log_result(run.fit(resume=request.resume))
     run.save()
@@ -152,6 +152,13 @@ def _checked_recipe(request: TrainRequest) -> Any:
     recipe = system.recipe(from_scratch=request.weights == "none") if request.recipe is None else request.recipe
     require_recipe(system, recipe)
     system.check(recipe, weights=request.weights, gpu_memory=request.gpu_memory)
+    if request.unlabelled is not None and not system.learns_without_labels(recipe):
+        raise ConfigError(
+            f"--unlabelled: {system.name} learns from no scans without labels"
+            + (" unless training.unlabelled_fraction is above 0" if system.name == OURS else "")
+        )
+    if request.unlabelled is not None and not request.unlabelled.is_dir():
+        raise DataError(f"{request.unlabelled}: no such folder")
     return recipe
 
 
@@ -162,8 +169,11 @@ def _start(
     folder: Path,
     old: RunRecord | None,
     distributed: DistributedContext,
-) -> tuple[TrainingRun, Split]:
-    """A run that is ready to train. old: of the run that is resumed, or that another process has begun."""
+) -> tuple[TrainingRun, Split, tuple[Case, ...]]:
+    """A run that is ready to train, with its scans without labels.
+
+    old: of the run that is resumed, or that another process has begun.
+    """
     recipe = old.recipe if old else recipe
     system = find_system(old.system if old else request.system)
     system.require_labels(dataset.labels, recipe)  # before the cases are read
@@ -175,12 +185,10 @@ def _start(
     opened = dataset.subset({*split.train, *split.validation})  # the test cases stay closed
     unlabelled: tuple[Case, ...] = ()
     if system.learns_without_labels(recipe):
-        unlabelled = _without_labels(
-            dataset, split, remembered_data(folder, "unlabelled") if old else request.unlabelled
-        )
+        unlabelled = _without_labels(dataset, split, _folder_without_labels(request, folder))
+        if old:
+            unlabelled = _the_same(unlabelled, remembered_without_labels(folder))
         plan = plan.with_ignore_label()
-    elif request.unlabelled is not None:
-        raise ConfigError("--unlabelled: no such scans are learnt from unless training.unlabelled_fraction is above 0")
     system.require_labels(plan.scheme, recipe)
     logger.info(
         "%s: %d cases to train on, %d to validate, %d to test; %s slices",
@@ -203,7 +211,22 @@ def _start(
         resumed=old,
         unlabelled=unlabelled,
     )
-    return system.start(preparation), split
+    return system.start(preparation), split, unlabelled
+
+
+def _folder_without_labels(request: TrainRequest, folder: Path) -> Path | None:
+    """The folder of further scans that is asked for, or that the run has had so far."""
+    return request.unlabelled or remembered_data(folder, "unlabelled")
+
+
+def _the_same(found: Sequence[Case], names: Sequence[str]) -> tuple[Case, ...]:
+    """The scans with which a run began, without those that have come since. Raises DataError if some are gone."""
+    if missing := sorted(set(names) - {case.name for case in found}):
+        raise DataError(
+            f"{shown(missing[0])}: the run learns from this scan without a label, and it is no longer there; "
+            "--unlabelled DIR names the folder, if it has moved"
+        )
+    return tuple(case for case in found if case.name in names)
 
 
 def _without_labels(dataset: MedicalDataset, split: Split, folder: Path | None) -> tuple[Case, ...]:
@@ -213,7 +236,9 @@ def _without_labels(dataset: MedicalDataset, split: Split, folder: Path | None) 
     """
     used = {*split.train, *split.validation, *split.test}
     left = [replace(case, label=None) for case in dataset.cases if case.name not in used]
-    found = [*left, *dataset.unlabelled, *(read_unlabelled(folder) if folder else ())]
+    num_channels = len(dataset.cases[0].images)
+    further = read_unlabelled(folder, num_channels) if folder else []
+    found = [*left, *dataset.unlabelled, *further]
     counts = Counter([*used, *(case.name for case in found)])
     if twice := [case for case in found if counts[case.name] > 1]:
         raise DataError(f"{twice[0].images[0]}: another case has its name, {shown(twice[0].name)}")
@@ -233,7 +258,7 @@ def choose_split_and_plan(
 
     The test cases stay closed, so that nothing leaks from them.
     """
-    split = split_cases(dataset.names, options, fold)
+    split = split_cases(dataset.names, options.model_copy(update={"training_cases": None}), fold)
     opened = dataset.subset({*split.train, *split.validation})
     with progress_bar("Reading cases") as progress:
         if path is None:
@@ -269,7 +294,7 @@ def find_learning_rate(request: TrainRequest) -> tuple[float, Path]:
     folder = request.out or default_folder(dataset)
     recipe = _checked_recipe(request)
     with _writing(folder), locked(folder):
-        run, _ = _start(request, recipe, dataset, folder, None, DistributedContext())
+        run, *_ = _start(request, recipe, dataset, folder, None, DistributedContext())
         test = run.try_rates()
         test.write(folder)
     return test.suggestion, folder

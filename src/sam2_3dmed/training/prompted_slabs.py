@@ -124,9 +124,11 @@ def _points(rng: np.random.Generator, plane: NDArray[np.uint8]) -> Tensor:
     for row, kind in enumerate(kinds):
         points[row, 2] = kind
         places = np.argwhere(plane == (kind == POSITIVE))
-        if kind != NOTHING and len(places):
-            y, x = (places[rng.integers(len(places))] + 0.5) / plane.shape
-            points[row, :2] = x, y
+        if kind == NOTHING or not len(places):  # an object may fill the slice
+            points[row, 2] = NOTHING
+            continue
+        y, x = (places[rng.integers(len(places))] + 0.5) / plane.shape
+        points[row, :2] = x, y
     return torch.from_numpy(points)
 
 

@@ -75,12 +75,21 @@ def term(name: str) -> Callable[[Term], Term]:
 def segmentation_term(name: str) -> Callable[[SegmentationLoss], SegmentationLoss]:
     """Register a loss between the upsampled logits of the segmentation and its masks.
 
-    Where voxels are to be ignored, both are those of certain background. A loss that divides by the number of voxels
+    Where voxels are to be ignored, both are those of certain background, and samples in which all are do not count. A
+    loss that divides by the number of voxels
     should take `LossInputs` instead, and `mean_of_annotated`.
     """
 
     def register(function: SegmentationLoss) -> SegmentationLoss:
-        TERMS[name] = lambda inputs: function(inputs.segmentation, inputs.masks)
+        def of_inputs(inputs: LossInputs) -> Tensor:
+            if inputs.annotated is None:
+                return function(inputs.segmentation, inputs.masks)
+            known = inputs.annotated.flatten(1).any(1)
+            if not known.any():
+                return inputs.segmentation.sum() * 0
+            return function(inputs.segmentation[known], inputs.masks[known])
+
+        TERMS[name] = of_inputs
         return function
 
     return register
