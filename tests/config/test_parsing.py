@@ -47,7 +47,9 @@ def test_all_mistakes_at_once_a_line_each():
 
 def test_a_key_like_no_other_gets_the_list_of_what_is_known():
     (line,) = lines({"split": {"xyzzy": 1}})
-    assert line.endswith("no such key 'split.xyzzy'; known are seed, test_fraction, validation_fraction")
+    assert line.endswith(
+        "no such key 'split.xyzzy'; known are seed, test_fraction, validation_fraction, training_cases"
+    )
 
 
 def test_an_unknown_key_of_a_channel_gets_the_nearest_key_of_a_channel():

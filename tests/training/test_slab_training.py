@@ -55,7 +55,7 @@ def test_single_slices_need_no_memory(make_module: MakeModule) -> None:
     for part in (network.encoder, network.segmentation.mask_decoder, network.boundary.decoder.mask_decoder):
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
     slices = slab(3, 0).single_slices()
-    assert [tuple(part.shape) for part in slices] == [(3, 1, 1, 64, 64), (3, 1, 64, 64), (3, 1)]
+    assert [tuple(part.shape) for part in slices[:3]] == [(3, 1, 1, 64, 64), (3, 1, 64, 64), (3, 1)]
     assert loss.item() == pytest.approx(module(collate([slices])).item(), rel=1e-5)
 
 

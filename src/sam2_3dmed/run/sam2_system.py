@@ -44,10 +44,10 @@ class Sam2System(System):
 
     def require_labels(self, labels: LabelScheme, recipe: RunConfig) -> None:
         """An ignore label is left out of the losses, and regions have masks of their own; but boxes need neither."""
-        if labels.ignore is not None and recipe.model.box_every:
-            raise ConfigError("model.box_every draws boxes around whole labels, and this data set has an ignore label")
         if labels.regions and recipe.model.box_every:
             raise ConfigError("model.box_every draws boxes around single values, and this data set has regions")
+        if labels.ignore is not None and recipe.model.box_every:
+            raise ConfigError("model.box_every draws boxes around whole labels, and this data set has an ignore label")
 
     def start(self, preparation: Preparation) -> TrainingRun:
         from sam2_3dmed.run.sam2_run import start_run

@@ -194,17 +194,13 @@ def _start(
         "%s: %d cases to train on, %d to validate, %d to test; %s slices",
         *(dataset.name, len(split.train), len(split.validation), len(split.test), plan.slicing_axis),
     )
-    prepared_by = f"{plan.preprocessing} {plan.label_values}"
-    if plan.regions or plan.ignore_label is not None:
-        prepared_by += f" {plan.regions} {plan.ignore_label}"
-    key = sha256(f"{request.data.resolve()} {prepared_by}".encode()).hexdigest()[:12]
     preparation = Preparation(
         recipe=recipe,
         plan=plan,
         split=split,
         dataset=opened,
         folder=folder,
-        cache_folder=request.cache or folder.parent / ".cache" / key,
+        cache_folder=request.cache or folder.parent / ".cache" / _cache_key(request.data, plan),
         distributed=distributed,
         weights=request.weights,
         gpu_memory=None if old else request.gpu_memory,
@@ -212,6 +208,14 @@ def _start(
         unlabelled=unlabelled,
     )
     return system.start(preparation), split, unlabelled
+
+
+def _cache_key(data: Path, plan: Plan) -> str:
+    """Names the folder for prepared cases of a data set, one for each way to prepare them."""
+    prepared_by = f"{plan.preprocessing} {plan.label_values}"
+    if plan.regions or plan.ignore_label is not None:
+        prepared_by += f" {plan.regions} {plan.ignore_label}"
+    return sha256(f"{data.resolve()} {prepared_by}".encode()).hexdigest()[:12]
 
 
 def _folder_without_labels(request: TrainRequest, folder: Path) -> Path | None:
