@@ -49,7 +49,7 @@ def real_peak(step: Step, example: Slabs) -> int:
             parameter.grad = torch.zeros_like(parameter)
         step(example)
     step.zero_grad()
-    return sum(tensor.nbytes for tensor in (*weights, *example)) + live.peak
+    return sum(tensor.nbytes for tensor in (*weights, *example[:3])) + live.peak
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
