@@ -142,7 +142,11 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
             axes.plot(*means, color=side.colour, label=side.title)
         axes.scatter([row["seconds"] for row in rows], [row["dice"] for row in rows], color=side.colour)
     axes.set(xscale="log", xlabel="processor seconds of training", ylabel="mean Dice, validation cases")
-    ticks = sorted({row["budget"] for row in found if row["budget"]})
+    save_curves(figure, axes, sorted({row["budget"] for row in found if row["budget"]}), path)
+
+
+def save_curves(figure: Any, axes: Any, ticks: list[float], path: Path) -> None:
+    """Write a picture of curves over a logarithmic axis with these ticks."""
     axes.set_xticks(ticks, [f"{tick:,.0f}" for tick in ticks])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from accuracy_screen import add_row, read_rows
-from against_unet import OURS, SIDES, Side, plan_steps, train_side
+from against_unet import OURS, SIDES, Side, plan_steps, save_curves, train_side
 
 UNLABELLED = [
     *("training.unlabelled_fraction=0.5", "training.ema_decay=0.99"),
@@ -40,15 +40,22 @@ def measure(side: Side, cases: int, seed: int, steps: int, data: Path, folder: P
     """Train on so many volumes, and score the test cases."""
     from sam2_3dmed.run.train import test_run
 
-    run, seconds = train_side(with_cases(side, cases), steps, seed, data, folder)
+    run, seconds = train_side(with_cases(side, cases, data), steps, seed, data, folder)
     scored = test_run(run, data).cases
     dice = {case.name: next(row.scores["dice"] for row in case.rows if row.kind == "mean") for case in scored}
     return {"steps": steps, "seconds": round(seconds), "dice": {name: round(value, 4) for name, value in dice.items()}}
 
 
-def with_cases(side: Side, cases: int) -> Side:
+def with_cases(side: Side, cases: int, data: Path) -> Side:
     """A side with at most so many training volumes. With all of them, none is left to be unlabelled."""
-    return side._replace(settings=[*side.settings, f"split.training_cases={cases}"])
+    from sam2_3dmed.config import SplitConfig
+    from sam2_3dmed.data.dataset import read_dataset
+    from sam2_3dmed.data.splits import split_cases
+
+    settings = [*side.settings, f"split.training_cases={cases}"]
+    if cases >= len(split_cases(read_dataset(data).names, SplitConfig()).train) and side.system == "sam2_3dmed":
+        settings.append("training.unlabelled_fraction=0")
+    return side._replace(settings=settings)
 
 
 def main() -> None:
@@ -79,9 +86,8 @@ def main() -> None:
             mine = [(cases, seed) for side, cases, seed in wanted if side == name and (name, cases, seed) not in done]
             weights = arguments.pretrained if name in ("pretrained", "frozen") else "none"
             side = ALL_SIDES[name]._replace(weights=weights)
-            steps_of = (
-                plan_steps(with_cases(side, min(arguments.cases)), arguments.data, Path(folder)) if mine else None
-            )
+            fewest = with_cases(side, min(arguments.cases), arguments.data)
+            steps_of = plan_steps(fewest, arguments.data, Path(folder)) if mine else None
             for cases, seed in mine:
                 assert steps_of is not None
                 row = measure(side, cases, seed, steps_of(arguments.seconds), arguments.data, Path(folder))
@@ -130,12 +136,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
         dots = [np.mean([*row["dice"].values()]) for row in rows]
         axes.scatter([row["cases"] for row in rows], dots, color=side.colour, s=12)
     axes.set(xscale="log", xlabel="labelled volumes", ylabel="mean Dice, test cases")
-    numbers = sorted({row["cases"] for row in found})
-    axes.set_xticks(numbers, [str(number) for number in numbers])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
-    figure.savefig(path, dpi=150)
+    save_curves(figure, axes, sorted({row["cases"] for row in found}), path)
 
 
 if __name__ == "__main__":

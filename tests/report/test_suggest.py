@@ -90,7 +90,8 @@ def run(blob_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def suggested(run: Path, blobs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("suggested") / "out"
-    order = suggest(run, sorted((blobs / "imagesTr").iterdir())[:3], out, slices=2, data=blobs)
+    order, failures = suggest(run, sorted((blobs / "imagesTr").iterdir())[:3], out, slices=2, data=blobs)
+    assert not failures
     assert sorted(found.name for found in order) == ["blob_00", "blob_01", "blob_02"]
     return out
 
@@ -123,7 +124,7 @@ def test_without_the_data_set_scans_are_compared_with_each_other(
     run: Path, blobs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     scans = sorted((blobs / "imagesTr").iterdir())[:2]
-    assert next(found.distance for found in suggest(run, scans, tmp_path)) == 1
+    assert suggest(run, scans, tmp_path)[0][0].distance == 1
     assert "compared with each other only" in caplog.text
 
 
@@ -143,3 +144,14 @@ def test_mistakes_are_told(run: Path, blobs: Path, tmp_path: Path) -> None:
         assert words in str(command(*arguments, "-o", tmp_path / "out"))
     (tmp_path / "broken.nii.gz").write_bytes(b"no image")
     assert "broken.nii.gz" in str(command(run, tmp_path / "broken.nii.gz", "-o", tmp_path / "out"))
+
+
+def test_a_scan_that_cannot_be_read_does_not_end_the_others(run: Path, blobs: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.nii.gz").write_bytes(b"no image")
+    scans = [tmp_path / "broken.nii.gz", blobs / "imagesTr" / "blob_00.nii.gz"]
+    result = CliRunner().invoke(app, ["suggest", str(run), *map(str, scans), "-o", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "1 failed" in result.output
+    assert "broken" in result.output
+    (line,) = [line for _, line in read_csv(tmp_path / "out" / "suggestions.csv").lines]
+    assert line["case"] == "blob_00"

@@ -16,6 +16,7 @@ from sam2_3dmed.run.run_folder import (
     load_model,
     read_record,
     read_weights,
+    remember_data,
     remembered_data,
     remembered_without_labels,
 )
@@ -113,6 +114,16 @@ def test_a_resumed_run_has_the_scans_with_which_it_began(blobs: Path, further: P
     (moved / "more_1.nii.gz").unlink()
     with pytest.raises(DataError, match="'more_1': the run learns from this scan"):
         train(TrainRequest(blobs, run, resume=True, cache=cache, unlabelled=moved))
+
+
+def test_what_a_failed_start_has_left_is_not_taken(blobs: Path, further: Path, tmp_path: Path) -> None:
+    """A run that never began had a folder of scans; the new one is not asked for any."""
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    run.mkdir()
+    remember_data(run, blobs, further, ["more_0"])
+    train(TrainRequest(blobs, run, recipe=recipe(TERMS), weights="none", cache=cache))
+    assert not {"more_0", "more_1"} & {*remembered_without_labels(run)}
+    assert remembered_data(run, "unlabelled") is None
 
 
 def test_few_training_cases_leave_the_other_parts_as_they_are(blobs: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from sam2_3dmed.cli.options import examples
+from sam2_3dmed.cli.options import end_with, examples
 
 commands = typer.Typer(rich_markup_mode="rich")
 
@@ -136,7 +136,8 @@ def suggest(
     from sam2_3dmed.report.suggest import suggest as ranked
 
     with progress_bar("Examining scans") as progress:
-        order = ranked(run, scans, out, slices=slices, data=data, device=device, progress=progress)
+        order, failures = ranked(run, scans, out, slices=slices, data=data, device=device, progress=progress)
     for number, scan in enumerate(order[:10], start=1):
         typer.echo(f"{number}. {scan.name}: slices {', '.join(map(str, scan.slices))}")
     typer.echo(f"{out / 'suggestions.html'} shows all {len(order)}")
+    end_with(failures)

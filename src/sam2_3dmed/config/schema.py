@@ -328,7 +328,8 @@ class SplitConfig(Frozen):
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the other cases in the validation set."""
     training_cases: Annotated[int, Field(ge=1)] | None = None
-    """At most so many cases to train on, to see what few labels are worth; the others take no part. None: all."""
+    """At most so many cases to train on, to see what few labels are worth. The others take no part, or they are
+    taken without their labels (`training.unlabelled_fraction`). None: all."""
 
 
 class InferenceConfig(Frozen):

@@ -31,7 +31,7 @@ class LabelledSlices:
 
     Args:
         axis: along which slices are counted, from 0 as in the file.
-        every: the first is half as many from the end.
+        every: the first one is half as many slices from the beginning.
         listed: by the name of a case; all slices of a case that is not listed are labelled.
     """
 

@@ -1,8 +1,7 @@
 """Which scan, and which of its slices, to label next: where two views disagree, and unlike what is labelled already."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from sam2_3dmed.data.splits import Split
 from sam2_3dmed.errors import ConfigError, DataError, UserError
 from sam2_3dmed.evaluation.masks import Floats
 from sam2_3dmed.files.tables import csv_text
-from sam2_3dmed.inference.inputs import Input, find_inputs, require_unique_names
+from sam2_3dmed.inference.inputs import find_inputs, require_unique_names
 from sam2_3dmed.inference.logits_to_mask import slice_mask
 from sam2_3dmed.inference.predictor import Predictor, empty_like, slice_logits
 from sam2_3dmed.inference.tta import Forward
@@ -198,7 +197,7 @@ def suggest(
     data: Path | None = None,
     device: str | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Suggestion]:
+) -> tuple[list[Suggestion], dict[str, str]]:
     """Rank scans without labels, and write `suggestions.csv`, `slices.csv` and the page `suggestions.html` into `out`.
 
     Args:
@@ -206,7 +205,8 @@ def suggest(
         slices: so many slices of each scan.
         data: the folder of the data set that the run was trained on; none for where it was then.
 
-    Raises: UserError for no such run, scans that cannot be read, or files that cannot be written.
+    Returns: the scans in their order, and the reason for each scan that failed.
+    Raises: UserError for no such run, no scan that can be used, or files that cannot be written.
     """
     record = read_sam2_record(run, "suggest")
     if record.needs_reference:
@@ -217,28 +217,26 @@ def suggest(
     make_folder(out)
     known = _known_features(run, predictor, data)
     examined: dict[str, Examined] = {}
+    failures: dict[str, str] = {}
     panels: dict[str, list[Panel]] = {}
     places: dict[str, list[int]] = {}
     for done, item in enumerate(inputs, start=1):
-        with _naming(item):
+        try:
             volume = item.read()
-            examined[item.name], *masks = examine(predictor, volume)
-        urgent = urgent_slices(examined[item.name].disagreement, slices)
-        panels[item.name] = _panels(predictor, volume, masks, urgent)
-        places[item.name] = [_in_file(volume, predictor, index) for index in urgent]
+            found, *masks = examine(predictor, volume)
+        except UserError as error:
+            failures[item.name] = str(error)
+        else:
+            examined[item.name] = found
+            urgent = urgent_slices(found.disagreement, slices)
+            panels[item.name] = _panels(predictor, volume, masks, urgent)
+            places[item.name] = [_in_file(volume, predictor, index) for index in urgent]
         progress(done, len(inputs))
+    if not examined:
+        raise DataError("\n".join(f"{name}: {reason}" for name, reason in failures.items()))
     order = rank(examined, known, places)
     _write(order, {item.name: item.source for item in inputs}, panels, predictor, run, out)
-    return order
-
-
-@contextmanager
-def _naming(item: Input) -> Iterator[None]:
-    """Errors about a scan name it."""
-    try:
-        yield
-    except UserError as error:
-        raise DataError(f"{item.source}: {str(error).removeprefix(f'{item.source}: ')}") from None
+    return order, failures
 
 
 def _known_features(run: Path, predictor: Predictor, data: Path | None) -> list[Floats]:

@@ -5,7 +5,8 @@ runs/NAME/
                *.onnx                by `export`, instead of model.safetensors
   split.json   curves.csv   log.txt   tensorboard/   checkpoints/   pictures/
                schedule.json         the epochs of `train --minutes`
-  data.json                          where the data set was when training began
+  data.json                          where the data set was when training began, and the scans without labels
+  validation/                        by `pretrain`: the volumes that it is validated on
   codes.json                         the DICOM codes of its classes, if its dataset.json has any
   predictions/  evaluation/          of the test set, by `train --test`
   report.html  figures/  auxiliary/  by `report`

@@ -130,7 +130,9 @@ def _train(
     codes = read_codes(described) if described.is_file() else {}  # before the cases are read, which takes minutes
     old = read_record(folder) if request.resume else None
     run, split, unlabelled = _start(request, recipe, dataset, folder, old, distributed)
-    remember_data(folder, request.data, _folder_without_labels(request, folder), [case.name for case in unlabelled])
+    remember_data(
+        folder, request.data, _folder_without_labels(request, folder, old), [case.name for case in unlabelled]
+    )
     remember_codes(folder, codes)
     if old is None:
         split.write(folder / SPLIT_FILE)
@@ -185,7 +187,7 @@ def _start(
     opened = dataset.subset({*split.train, *split.validation})  # the test cases stay closed
     unlabelled: tuple[Case, ...] = ()
     if system.learns_without_labels(recipe):
-        unlabelled = _without_labels(dataset, split, _folder_without_labels(request, folder))
+        unlabelled = _without_labels(dataset, split, _folder_without_labels(request, folder, old))
         if old:
             unlabelled = _the_same(unlabelled, remembered_without_labels(folder))
         plan = plan.with_ignore_label()
@@ -218,9 +220,9 @@ def _cache_key(data: Path, plan: Plan) -> str:
     return sha256(f"{data.resolve()} {prepared_by}".encode()).hexdigest()[:12]
 
 
-def _folder_without_labels(request: TrainRequest, folder: Path) -> Path | None:
-    """The folder of further scans that is asked for, or that the run has had so far."""
-    return request.unlabelled or remembered_data(folder, "unlabelled")
+def _folder_without_labels(request: TrainRequest, folder: Path, old: RunRecord | None) -> Path | None:
+    """The folder of further scans that is asked for, or that a run which goes on has had so far."""
+    return request.unlabelled or (remembered_data(folder, "unlabelled") if old else None)
 
 
 def _the_same(found: Sequence[Case], names: Sequence[str]) -> tuple[Case, ...]:

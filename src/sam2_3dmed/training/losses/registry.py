@@ -75,9 +75,8 @@ def term(name: str) -> Callable[[Term], Term]:
 def segmentation_term(name: str) -> Callable[[SegmentationLoss], SegmentationLoss]:
     """Register a loss between the upsampled logits of the segmentation and its masks.
 
-    Where voxels are to be ignored, both are those of certain background, and samples in which all are do not count. A
-    loss that divides by the number of voxels
-    should take `LossInputs` instead, and `mean_of_annotated`.
+    Where voxels are to be ignored, both are those of certain background. Samples of which all voxels are to be ignored
+    do not count. A loss that divides by the number of voxels should take `LossInputs` instead, and `mean_of_annotated`.
     """
 
     def register(function: SegmentationLoss) -> SegmentationLoss:
