@@ -4,12 +4,13 @@
     python benchmarks/few_labels.py Task04_Hippocampus --sides scratch unet --cases 8 --seeds 0 --seconds 100
     python benchmarks/few_labels.py Task04_Hippocampus --sides pretrained frozen --pretrained runs/pretrained
 
-Sides: `scratch` is the preset, `unlabelled` takes the other training volumes without their labels, `pretrained` starts
-from a run of `pretrain`, `frozen` also keeps its encoder as it is, and `unet` is the 3D U-Net of against_unet.py. The
-volumes of a smaller number are among those of a larger one. Each run has as many steps as fit into the seconds; test
-cases are scored once, by the best weights on validation cases. With `--results`, rows of a file are not measured again.
-The table has the mean over cases and seeds, and the difference to the U-Net case by case with its bootstrap interval.
-Without arguments it says what it needs, and measures nothing.
+Sides: `scratch` is the preset `few_labels` without weights, `unlabelled` takes the other training volumes without their
+labels, `pretrained` starts from `nano` or from a run of `pretrain`, `frozen` also keeps its encoder as it is, `sparse`
+has labels on every fifth slice, and `unet` is the 3D U-Net of against_unet.py. Volumes of a smaller number are among
+those of a larger one. Each run has as many steps as fit into the seconds. Test cases are scored once, by the best
+weights on validation cases. With `--results`, rows of a file are not measured again. The table has the mean over cases
+and seeds, and the difference to the U-Net case by case with its bootstrap interval. Without arguments it says what it
+needs, and measures nothing.
 """
 
 import argparse
@@ -21,29 +22,39 @@ import numpy as np
 from accuracy_screen import add_row, read_rows
 from against_unet import OURS, SIDES, Side, plan_steps, save_curves, train_side
 
-UNLABELLED = [
-    *("training.unlabelled_fraction=0.5", "training.ema_decay=0.99"),
-    "loss.terms={dice: 1, bce: 1, consistency: 1}",
-]
+UNLABELLED = ["training.unlabelled_fraction=0.5", "loss.terms={dice: 1, bce: 1, consistency: 1}"]
+
+
+def ours(title: str, colour: str, *settings: str) -> Side:
+    return Side(title, colour, "sam2_3dmed", "few_labels", [*OURS, *settings], samples=2)
+
+
 ALL_SIDES = {
-    "scratch": SIDES["ours"]._replace(title="from scratch"),
-    "unlabelled": Side("and unlabelled volumes", "tab:green", "sam2_3dmed", "scratch", [*OURS, *UNLABELLED], samples=2),
-    "pretrained": Side("pre-trained", "tab:purple", "sam2_3dmed", "scratch", OURS, samples=2),
-    "frozen": Side(
-        "pre-trained, frozen", "tab:pink", "sam2_3dmed", "scratch", [*OURS, "training.encoder=frozen"], samples=2
-    ),
+    "scratch": ours("from scratch", "tab:blue"),
+    "unlabelled": ours("and unlabelled volumes", "tab:green", *UNLABELLED),
+    "pretrained": ours("pre-trained", "tab:purple"),
+    "frozen": ours("pre-trained, frozen", "tab:pink", "training.encoder=frozen"),
+    "sparse": ours("every fifth slice labelled", "tab:brown"),
     "unet": SIDES["unet"],
 }
 
 
-def measure(side: Side, cases: int, seed: int, steps: int, data: Path, folder: Path) -> dict[str, Any]:
-    """Train on so many volumes, and score the test cases."""
+def measure(side: Side, cases: int, seed: int, steps: int, source: Path, data: Path, folder: Path) -> dict[str, Any]:
+    """Train on so many volumes of `source`, and score the test cases by the labels in `data`."""
     from sam2_3dmed.run.train import test_run
 
-    run, seconds = train_side(with_cases(side, cases, data), steps, seed, data, folder)
+    run, seconds = train_side(with_cases(side, cases, data), steps, seed, source, folder)
     scored = test_run(run, data).cases
     dice = {case.name: next(row.scores["dice"] for row in case.rows if row.kind == "mean") for case in scored}
     return {"steps": steps, "seconds": round(seconds), "dice": {name: round(value, 4) for name, value in dice.items()}}
+
+
+def sparse(data: Path, folder: Path) -> Path:
+    """A copy of the data set with labels on every fifth slice."""
+    from sam2_3dmed.data.sparse import LabelledSlices, make_sparse
+
+    make_sparse(data, folder / "sparse", LabelledSlices(every=5))
+    return folder / "sparse"
 
 
 def with_cases(side: Side, cases: int, data: Path) -> Side:
@@ -65,15 +76,13 @@ def main() -> None:
     parser.add_argument("--sides", nargs="+", default=["scratch", "unet"], choices=ALL_SIDES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--seconds", type=float, default=600)
-    parser.add_argument("--pretrained", help="a run of `pretrain`")
+    parser.add_argument("--pretrained", default="nano", help="a run of `pretrain`, or nano")
     parser.add_argument("--picture", type=Path, help="a PNG of Dice over the number of volumes")
     parser.add_argument("--results", type=Path, help="a file of rows, one JSON object a line")
     arguments = parser.parse_args()
     if arguments.data is None:
         print("nothing measured: it needs DATA, the folder of a data set; see --help")
         return
-    if {"pretrained", "frozen"} & {*arguments.sides} and not arguments.pretrained:
-        parser.error("--pretrained RUN: the sides pretrained and frozen start from it")
 
     import torch
 
@@ -87,10 +96,12 @@ def main() -> None:
             weights = arguments.pretrained if name in ("pretrained", "frozen") else "none"
             side = ALL_SIDES[name]._replace(weights=weights)
             fewest = with_cases(side, min(arguments.cases), arguments.data)
-            steps_of = plan_steps(fewest, arguments.data, Path(folder)) if mine else None
+            source = sparse(arguments.data, Path(folder)) if mine and name == "sparse" else arguments.data
+            steps_of = plan_steps(fewest, source, Path(folder)) if mine else None
             for cases, seed in mine:
                 assert steps_of is not None
-                row = measure(side, cases, seed, steps_of(arguments.seconds), arguments.data, Path(folder))
+                steps = steps_of(arguments.seconds)
+                row = measure(side, cases, seed, steps, source, arguments.data, Path(folder))
                 found.append({"side": name, "cases": cases, "seed": seed} | row)
                 add_row(arguments.results, found[-1])
     report(found)

@@ -12,6 +12,7 @@ from sam2_3dmed.config import (
     PRESETS,
     RunConfig,
     auto,
+    few_labels,
     paper,
     read_recipe,
     scratch,
@@ -282,3 +283,12 @@ def test_auto_is_scratch_without_pretrained_weights_and_paper_with_them():
     assert read_recipe("auto", from_scratch=True) == scratch()
     assert read_recipe("auto") == paper()
     assert read_recipe("paper", from_scratch=True) == paper()
+
+
+def test_few_labels_is_scratch_with_more_augmentation_and_an_average():
+    assert changed(few_labels(), scratch()) == {
+        "augmentation.scale": 0.2,
+        "augmentation.elastic": 0.06,
+        "augmentation.intensity": 0.3,
+        "training.ema_decay": 0.99,
+    }

@@ -21,7 +21,15 @@ from sam2_3dmed.encoders.image_encoder import ImageEncoder
 
 NOTHING = {"horizontal_flip": 0, "affine": 0, "noise": 0, "blur": 0, "mosaic": 0, "intensity": 0}
 EVERYTHING = AugmentationConfig(
-    horizontal_flip=0.5, affine=1, scale=0.2, noise=1, blur=1, mosaic=0.3, intensity=0.2, blur_sigma=(0.1, 2)
+    horizontal_flip=0.5,
+    affine=1,
+    scale=0.2,
+    elastic=0.05,
+    noise=1,
+    blur=1,
+    mosaic=0.3,
+    intensity=0.2,
+    blur_sigma=(0.1, 2),
 )
 
 
@@ -78,6 +86,18 @@ class TestGeometry:
         overlap = 2 * (drawn & (moved > 0)).sum() / (drawn.sum() + (moved > 0).sum())
         assert overlap > 0.97
         assert moved.dtype == labels.dtype
+
+    @pytest.mark.parametrize("seed", range(4))
+    @pytest.mark.parametrize("affine", [0, 1])
+    def test_an_elastic_deformation_moves_image_and_label_together(self, seed, affine):
+        labels = disc(70, 50, 12, 22, centre=(4, -8)).expand(3, -1, -1)
+        config = {"affine": affine, "rotation_degrees": 0, "shear_degrees": 0}
+        plain = augment(64, as_image(labels), labels, seed, **config)[1]
+        image, moved = augment(64, as_image(labels), labels, seed, **config, elastic=0.1)
+        drawn = image[:, 0] > 0.5
+        assert 2 * (drawn & (moved > 0)).sum() / (drawn.sum() + (moved > 0).sum()) > 0.97
+        assert (moved != plain).any()
+        assert (moved == moved[:1]).all()  # the same for all slices
         assert set(moved.unique().tolist()) == {0, 1}
 
     @pytest.mark.parametrize("shape", [(20, 31), (100, 70)])

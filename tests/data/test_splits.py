@@ -1,5 +1,6 @@
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -203,6 +204,14 @@ class TestFewTrainingCases:
         assert set(few[1].train) < set(few[4].train) < set(few[8].train) < set(whole.train)
         assert all((s.validation, s.test) == (whole.validation, whole.test) for s in few.values())
         assert few[500] == whole
+
+    def test_they_may_be_named(self) -> None:
+        whole = make_split(_names(40))
+        wanted = whole.train[1:7:2]
+        few = make_split(_names(40), training_cases=wanted)
+        assert few == replace(whole, train=wanted)
+        with pytest.raises(DataError, match=f"'{whole.test[0]}' is not among the {len(whole.train)} training cases"):
+            make_split(_names(40), training_cases=(*wanted, whole.test[0]))
 
     @given(st.integers(1, 30), st.sets(st.integers(0, 39), min_size=2))
     def test_they_have_their_share_of_foreground(self, count: int, with_foreground: set[int]) -> None:

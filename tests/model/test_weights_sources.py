@@ -88,7 +88,8 @@ def test_a_hub_that_cannot_be_reached_gets_one_line(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     line = assert_one_line("facebook/sam2.1-hiera-tiny", "cannot be downloaded")
-    assert "--weights none" in line
+    assert "nano for the small network" in line
+    assert "none to train from scratch" in line
     assert ("no route" if str(error) else "RuntimeError") in line
 
 

@@ -7,7 +7,11 @@ import typer
 
 Data = Annotated[Path, typer.Argument(help="MSD or nnU-Net folder, or a folder with images/ and labels/.")]
 Weights = Annotated[
-    str, typer.Option(help="auto (SAM2.1 tiny from the hub), hub id, HF folder, Meta .pt, none, or a run of ours.")
+    str,
+    typer.Option(
+        help="auto (SAM2.1 tiny from the hub, else none), hub id, HF folder, Meta .pt, nano (in the package), none, "
+        "or a run of ours."
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="One option of the recipe, section.key=value; may be repeated.")

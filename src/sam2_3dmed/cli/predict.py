@@ -67,7 +67,7 @@ Slurm = Annotated[
 def predict(
     *,
     inputs: Inputs = None,
-    model: Annotated[Path, typer.Option("--model", "-m", help="Run folder of a trained model.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Run folder of a trained model, or nano, with boxes.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masks, each NAME.nii.gz or as --format.")],
     list_file: ListFile = None,
     settings: Settings = None,

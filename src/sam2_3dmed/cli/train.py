@@ -35,6 +35,7 @@ Devices = Annotated[
     epilog=examples(
         "sam2-3dmed train Task09_Spleen --out runs/spleen --test",
         "sam2-3dmed train Task09_Spleen --weights sam2.1_hiera_tiny.pt --recipe paper",
+        "sam2-3dmed train Task09_Spleen --weights nano --minutes 30",
         "sam2-3dmed train Task09_Spleen --weights none --minutes 30 --set model.size=nano",
         "sam2-3dmed train Task09_Spleen --set training.epochs=50 --set 'training.loggers=[tensorboard, wandb]'",
         "sam2-3dmed train Task09_Spleen --out runs/spleen --resume",
@@ -137,9 +138,8 @@ def find_rate(
 
     from sam2_3dmed.run.train import TrainRequest, find_learning_rate
 
-    rate, folder = find_learning_rate(TrainRequest(data, out, **options))
+    rate, present, folder = find_learning_rate(TrainRequest(data, out, **options))
     typer.echo(f"{folder / 'learning_rates.png'} shows how the loss answers to each; the recipe has ", nl=False)
-    present = options["recipe"].training.learning_rate
     typer.echo(f"{present:g}, and the suggestion is:\n--set training.learning_rate={rate:.1e}")
 
 
@@ -160,14 +160,12 @@ def _options(
     system: str, recipe: str, weights: str, plan: Path | None, fold: str | None, settings: list[str]
 ) -> dict[str, Any]:
     """Fields of a TrainRequest; mistakes are found before the imports that take seconds."""
-    from sam2_3dmed.run.run_config import is_without_memory
+    from sam2_3dmed.run.first_weights import recipe_for_weights
     from sam2_3dmed.run.systems import find_system
 
-    preset, *changes = recipe.split("+")
-    if preset == "auto" and is_without_memory(weights):
-        recipe = "+".join(["scratch", *changes])
-    chosen = find_system(system).recipe(recipe, settings, from_scratch=weights == "none")
-    return {"system": system, "recipe": chosen, "weights": weights, "plan": plan, "fold": _fold(fold)}
+    recipe_for_weights(find_system(system), weights, recipe, settings)
+    options = {"system": system, "recipe": recipe, "settings": settings, "weights": weights}
+    return options | {"plan": plan, "fold": _fold(fold)}
 
 
 def _fold(text: str | None) -> tuple[int, int] | None:

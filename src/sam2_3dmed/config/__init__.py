@@ -12,6 +12,7 @@ from sam2_3dmed.config.presets import (
     BASELINES,
     PRESETS,
     auto,
+    few_labels,
     paper,
     paper_scratch,
     read_recipe,

@@ -142,9 +142,18 @@ def scratch() -> RunConfig:
     return config.model_copy(update={"slab_slices": 24})
 
 
+def few_labels() -> RunConfig:
+    """For a few labelled scans: `scratch` with more augmentation and a moving average of the weights.
+
+    The figures are in `docs/how_to/few_labels.md`.
+    """
+    config = _change(scratch(), "augmentation", scale=0.2, elastic=0.06, intensity=0.3)
+    return _change(config, "training", ema_decay=0.99)
+
+
 def pretrain() -> RunConfig:
     """For `pretrain`: the network of `scratch`, promptable and with memory, which carries a prompt to all slices."""
-    config = _change(scratch(), "model", promptable=True, memory="recent")
+    config = _change(scratch(), "model", promptable=True, prompt_maps=True, memory="recent")
     config = _change(config, "inference", flips=False, shifts=False)
     return _change(config, "training", epochs=100, samples_per_epoch=400, validate_every=5)
 
@@ -159,6 +168,7 @@ PRESETS: Mapping[str, Callable[[bool], RunConfig]] = {
     "paper": lambda from_scratch: paper(),
     "scratch": lambda from_scratch: scratch(),
     "paper_scratch": lambda from_scratch: paper_scratch(),
+    "few_labels": lambda from_scratch: few_labels(),
     "pretrain": lambda from_scratch: pretrain(),
 }
 """By name. The argument is whether training starts from scratch."""

@@ -162,6 +162,9 @@ class NetworkConfig(Frozen):
     0: no boxes."""
     promptable: bool = False
     """The network takes points, boxes and masks as prompts, as SAM2 does, for its one class: what `pretrain` trains."""
+    prompt_maps: bool = False
+    """Prompts are also drawn as maps, which are added to the features of the decoder. A network from scratch learns
+    what a prompt means from these, long before it does from tokens."""
     pointer_time: bool | None = None
     """Object pointers carry their distance in slices. None: as the weights were trained (SAM 2.1: true, SAM 2.0:
     false); true from scratch."""
@@ -202,6 +205,9 @@ class AugmentationConfig(Frozen):
     """Largest shear in either direction."""
     scale: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """In-plane zoom, uniform in 1 - scale to 1 + scale. The paper has none."""
+    elastic: Annotated[float, Field(ge=0, le=0.2)] = 0.0
+    """Smooth in-plane deformation, the same for all slices of a slab. Its strength is uniform in 0 to this, the
+    standard deviation of the displacement as a share of the width. The paper has none."""
     noise: Fraction = 0.5
     """Chance of Gaussian noise."""
     noise_std: Annotated[float, Field(ge=0)] = 0.1
@@ -327,9 +333,9 @@ class SplitConfig(Frozen):
     """Share of the labelled cases in the test set."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the other cases in the validation set."""
-    training_cases: Annotated[int, Field(ge=1)] | None = None
-    """At most so many cases to train on, to see what few labels are worth. The others take no part, or they are
-    taken without their labels (`training.unlabelled_fraction`). None: all."""
+    training_cases: Annotated[int, Field(ge=1)] | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """At most so many cases to train on, or their names, to see what few labels are worth. The others take no part, or
+    they are taken without their labels (`training.unlabelled_fraction`). None: all."""
 
 
 class InferenceConfig(Frozen):

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from sam2_3dmed.config import AugmentationConfig
 
+_KNOTS = 5
+"""Of an elastic deformation, along each side."""
 _STRONG = {"noise": 0.8, "blur": 0.5, "intensity": 0.5}
 """UniMatch: Yang et al., CVPR 2023, which jitters colours by half and blurs half of the images."""
 
@@ -36,6 +38,7 @@ class Draw(NamedTuple):
 
     flip: bool
     affine: NDArray[np.float64] | None  # of `affine_matrix`; None leaves every pixel where it is
+    elastic: NDArray[np.float32] | None  # (2, n, n): displacements at knots, x and y, as shares of the width
     gamma: float
     contrast: float
     noise_std: float  # 0 for none
@@ -78,6 +81,8 @@ class SlabAugmentation:
             math.radians(rng.uniform(-limit, limit)) for limit in (c.rotation_degrees, c.shear_degrees, 0.0)
         )
         affine = affine_matrix(angle, shear_x, shear_y, rng.uniform(1 - c.scale, 1 + c.scale))
+        strength = rng.uniform(0, c.elastic) if c.elastic > 0 else 0.0
+        elastic = strength * rng.standard_normal((2, _KNOTS, _KNOTS), dtype=np.float32) if strength > 0 else None
         gamma, contrast = rng.uniform(1 - c.intensity, 1 + c.intensity, size=2) if c.intensity > 0 else (1.0, 1.0)
         noise, noise_std = None, 0.0
         if rng.random() < c.noise:
@@ -85,7 +90,7 @@ class SlabAugmentation:
             noise_std = rng.uniform(0, c.noise_std)
         blur_sigma = rng.uniform(*c.blur_sigma) if rng.random() < c.blur else None
         tiled = bool(rng.random() < c.mosaic)
-        return Draw(flip, affine if moved else None, gamma, contrast, noise_std, blur_sigma, tiled), noise
+        return Draw(flip, affine if moved else None, elastic, gamma, contrast, noise_std, blur_sigma, tiled), noise
 
     def image(self, draw: Draw, image: Tensor, noise: Tensor | None, middle: float | None = None) -> Tensor:
         """Slices (D, C, H0, W0) augmented with `draw`: (D, C, size, size).
@@ -107,11 +112,10 @@ class SlabAugmentation:
     def labels(self, draw: Draw, labels: Tensor) -> Tensor:
         """Class indices (D, H0, W0) augmented with `draw`: (D, size, size)."""
         moved = labels.flip(-1) if draw.flip else labels
-        if draw.affine is None:
+        grid = self._grid(draw, labels)
+        if grid is None:
             moved = resize_labels(moved, self.size)
         else:
-            height, width = labels.shape[-2:]
-            grid = sampling_grid(draw.affine, height, width, self.size)
             planes = F.grid_sample(moved.unsqueeze(0).float(), grid, mode="nearest", align_corners=False)
             moved = planes.squeeze(0).to(labels.dtype)
         return mosaic(moved.unsqueeze(1)).squeeze(1) if draw.mosaic else moved
@@ -119,15 +123,27 @@ class SlabAugmentation:
     def _move(self, draw: Draw, image: Tensor) -> Tensor:
         if draw.flip:
             image = image.flip(-1)
-        if draw.affine is None:
+        grid = self._grid(draw, image)
+        if grid is None:
             return resize(image, self.size)
-        height, width = image.shape[-2:]
-        grid = sampling_grid(draw.affine, height, width, self.size).to(image.device)
-        if max(height, width) > self.size:  # shrink with antialiasing first; the grid is in relative coordinates
+        if max(image.shape[-2:]) > self.size:  # shrink with antialiasing first; the grid is in relative coordinates
             image = resize(image, self.size)
         # all slices and channels as channels of one picture: one grid, one pass
         planes = F.grid_sample(image.flatten(0, 1).unsqueeze(0), grid, mode="bilinear", align_corners=False)
         return planes.view(*image.shape[:2], self.size, self.size)
+
+    def _grid(self, draw: Draw, planes: Tensor) -> Tensor | None:
+        """Where each pixel of the result comes from, see `sampling_grid`; None if every pixel stays where it is."""
+        if draw.affine is None and draw.elastic is None:
+            return None
+        matrix = np.eye(2) if draw.affine is None else draw.affine
+        height, width = planes.shape[-2:]
+        grid = sampling_grid(matrix, height, width, self.size)
+        if draw.elastic is not None:
+            knots = torch.from_numpy(draw.elastic).unsqueeze(0)
+            shift = F.interpolate(knots, (self.size, self.size), mode="bicubic", align_corners=True)
+            grid = grid + 2 * shift.permute(0, 2, 3, 1)  # a width is 2 in relative coordinates
+        return grid.to(planes.device)
 
 
 def strong(augmentation: SlabAugmentation) -> SlabAugmentation:

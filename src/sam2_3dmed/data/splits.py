@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from sam2_3dmed.config import SplitConfig
-from sam2_3dmed.errors import DataError
+from sam2_3dmed.errors import DataError, shown
 from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.processes.atomic import write_text
 
@@ -83,7 +83,8 @@ def split_cases(
             least one each if there are two. The test set does not depend on it.
 
     Raises:
-        DataError: a name occurs twice, fewer than 2 folds, or too few cases to train, select and test.
+        DataError: a name occurs twice, fewer than 2 folds, too few cases to train, select and test, or a name in
+            `training_cases` that is none of the training cases.
     """
     _require_distinct(names)
     ranked = _shuffled(names, str(options.seed))
@@ -110,12 +111,17 @@ def split_cases(
         rest = _shuffled(set(names) - set(test), f"{options.seed}/fold {number - 1}")
     count = _share(len(rest), options.validation_fraction)
     validation = rest[:count] if foreground is None else _stratified(rest, count, foreground)
-    training = _few(options.training_cases, [name for name in rest if name not in set(validation)], foreground)
+    training = _few(options, [name for name in rest if name not in set(validation)], foreground)
     return Split(*(tuple(sorted(part)) for part in (training, validation, test)))
 
 
-def _few(count: int | None, training: list[str], foreground: Collection[str] | None) -> list[str]:
-    """At most so many of the training cases, with their share of foreground."""
+def _few(options: SplitConfig, training: list[str], foreground: Collection[str] | None) -> list[str]:
+    """The training cases that are named, or at most so many of them, with their share of foreground."""
+    count = options.training_cases
+    if isinstance(count, tuple):
+        if others := sorted(set(count) - set(training)):
+            raise DataError(f"split.training_cases: {shown(others[0])} is not among the {len(training)} training cases")
+        return [name for name in training if name in count]
     if count is None or count >= len(training):
         return training
     return _stratified(training, count, foreground or training, left=0)

@@ -23,6 +23,7 @@ from sam2_3dmed.experiments.planning import Run, shared_plan
 from sam2_3dmed.experiments.resource_meter import ResourceUsage, count_flops, hardware, measure_resources
 from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.inference.workers import limit_threads, ray_cluster
+from sam2_3dmed.model.hub import DEFAULT_HUB_ID
 from sam2_3dmed.processes.atomic import write_text
 from sam2_3dmed.processes.slurm import SECONDS_BETWEEN_LOOKS, how_it_ended, submit
 from sam2_3dmed.run.run_config import CONFIG_FILE
@@ -126,7 +127,7 @@ def _train(run: Run, status: RunStatus, out: Path) -> None:
         run.task.folder,
         status.folder,
         recipe=run.config,
-        weights=run.weights,
+        weights=DEFAULT_HUB_ID if run.weights == "auto" else run.weights,  # a table is about SAM2's, or fails
         plan=shared_plan(out, run.task, run.config.split),
         resume=(status.folder / CONFIG_FILE).is_file(),
         system=run.system,

@@ -119,6 +119,7 @@ def _slice_decoder(config: NetworkConfig, sam2: Any, num_classes: int) -> SliceD
         predicts_iou=self_sorting,
         takes_points=config.box_every > 0 or config.promptable,
         takes_masks=config.promptable,
+        prompt_maps=config.promptable and config.prompt_maps,
         slice_mixing=config.slice_mixing,
     )
     return SliceDecoder(
@@ -147,7 +148,7 @@ def initialise(module: nn.Module) -> None:
             nn.init.trunc_normal_(parameter, std=0.02)
         elif re.search(r"memory_fuser\.layers\.\d\.scale$", name):
             nn.init.constant_(parameter, 0.1)
-        elif name.endswith("class_memory.weight"):  # the class path of the memory starts at zero (reading 4)
+        elif "prompt_maps." in name or name.endswith("class_memory.weight"):  # as slice mixing, they start at zero
             nn.init.zeros_(parameter)
     if isinstance(module, SliceDecoder) and module.no_memory_token:
         nn.init.normal_(module.no_memory_embedding, std=0.5)

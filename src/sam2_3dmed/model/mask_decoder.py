@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
+from sam2_3dmed.model.prompt_maps import PromptMaps
 from sam2_3dmed.model.prompts import ABSENT, NOTHING, Prompts
 from sam2_3dmed.model.slice_mixing import Chunk, SliceMixer, SliceMixers
 
@@ -65,6 +66,7 @@ class MaskDecoder(nn.Module):
         predicts_iou: whether it has SAM2's head for the confidence of masks.
         takes_points: whether it has embeddings of points and corners.
         takes_masks: whether it has layers for masks as prompts, for one class.
+        prompt_maps: whether prompts are also drawn as maps, for one class.
         slice_mixing: whether it has mixers for `mixed_logits`.
     """
 
@@ -78,6 +80,7 @@ class MaskDecoder(nn.Module):
         predicts_iou: bool = False,
         takes_points: bool = False,
         takes_masks: bool = False,
+        prompt_maps: bool = False,
         slice_mixing: bool = False,
     ) -> None:
         from transformers.models.sam2_video import modeling_sam2_video as upstream
@@ -104,6 +107,7 @@ class MaskDecoder(nn.Module):
         self.class_box_embed = nn.Embedding(num_classes - 1, channels) if takes_points and num_classes > 1 else None
         self.class_absent_embed = nn.Embedding(1, channels) if takes_points else None
         self.mask_embed = upstream.Sam2VideoMaskEmbedding(sam2.prompt_encoder_config) if takes_masks else None
+        self.prompt_maps = PromptMaps(channels) if prompt_maps else None
         self.iou_prediction_head = None
         if predicts_iou:
             widths = channels, config.iou_head_hidden_dim, num_masks, config.iou_head_depth
@@ -119,6 +123,9 @@ class MaskDecoder(nn.Module):
         The prompts have points (B, K, P, 3) and perhaps masks (B, K, 4h, 4w); None: no prompt for any class.
         """
         batch, channels, height, width = features.shape
+        if self.prompt_maps is not None and prompts is not None:
+            added = self.prompt_maps(prompts, height, width)
+            features, stride8, stride4 = (x + y for x, y in zip((features, stride8, stride4), added, strict=True))
         tokens, image = self.transformer(
             point_embeddings=self._tokens(batch, prompts).unsqueeze(1),
             image_embeddings=features + self._dense_prompt(prompts),

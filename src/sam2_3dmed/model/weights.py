@@ -14,10 +14,9 @@ from torch import Tensor
 
 from sam2_3dmed.encoders.hiera import HIERA_SIZES
 from sam2_3dmed.errors import WeightsError
+from sam2_3dmed.model.hub import download
 from sam2_3dmed.model.network import SAM2For3dMed
 from sam2_3dmed.model.slice_decoder import SliceDecoder
-
-DEFAULT_HUB_ID = "facebook/sam2.1-hiera-tiny"
 
 # Parts of SAM2 for prompts, for the choice among masks and for absent objects. A self-sorting memory uses the head of
 # predicted IoUs after all, and a network with boxes the embeddings of corners.
@@ -88,7 +87,7 @@ def read_sam2(source: str | Path) -> Sam2Weights:
     elif path.suffix in {".pt", ".pth"}:
         state = _read_meta(path)
     elif re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) and not path.exists():
-        state = _read_folder(_download(str(source)))
+        state = _read_folder(download(str(source)))
     else:
         raise WeightsError(
             f"{source}: no such weights; expected a hub id, a Hugging Face folder, or a .pt file of Meta's"
@@ -157,7 +156,9 @@ def _name_in_decoder(upstream: str) -> str:
 
 def _shared_with_sam2(decoder: SliceDecoder) -> dict[str, Tensor]:
     """The tensors of a decoder by SAM2's names; of the hypernetworks, views of the first class's."""
-    shared = {name: tensor for name, tensor in decoder.state_dict().items() if not re.search("class_|mixer", name)}
+    shared = {
+        name: tensor for name, tensor in decoder.state_dict().items() if not re.search("class_|mixer|prompt_maps", name)
+    }
     hypernetworks = decoder.mask_decoder.class_hypernetworks
     layers = ("proj_in", "layers.0", "proj_out")
     for layer, weight, bias in zip(layers, hypernetworks.weights, hypernetworks.biases, strict=True):
@@ -245,18 +246,6 @@ def require_finite(state: Mapping[str, Tensor], source: Path | str) -> None:
     if bad:
         more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
         raise WeightsError(f"{source}: damaged weights: {bad[0][:80]}{more} hold numbers that are NaN or infinite")
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(hub_id, "model.safetensors")).parent
-    except Exception as error:  # offline, unknown id, gated, no space: the hub has an exception for each
-        raise WeightsError(
-            f"{hub_id}: no such folder, and it cannot be downloaded from the hub ({_first_line(error)}). Offline: give "
-            "--weights a folder or a .pt file that you downloaded elsewhere, or --weights none to train from scratch"
-        ) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -13,8 +13,9 @@ from sam2_3dmed.encoders.registry import find_encoder
 from sam2_3dmed.errors import ConfigError, WeightsError
 from sam2_3dmed.model.build import SIZES, build_network, complete
 from sam2_3dmed.model.network import SAM2For3dMed
-from sam2_3dmed.model.weights import DEFAULT_HUB_ID, load_sam2, read_sam2
-from sam2_3dmed.run.run_config import CONFIG_FILE, Sam2Record
+from sam2_3dmed.model.weights import load_sam2, read_sam2
+from sam2_3dmed.run.first_weights import find_weights, run_of_weights
+from sam2_3dmed.run.run_config import Sam2Record
 from sam2_3dmed.run.run_folder import MODEL_FILE, fill_network, read_sam2_record, read_weights
 from sam2_3dmed.training.loggers import require_loggers
 from sam2_3dmed.training.losses import TotalLoss
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 def make_model(recipe: RunConfig, plan: Plan, weights: str) -> tuple[SAM2For3dMed, Sam2Record]:
     """Build the network of a recipe with its first weights, ready to train.
 
-    weights: `auto`, a hub id, a Hugging Face folder, a `.pt` file of Meta's, `none`, or the folder of a run.
+    weights: `auto`, a hub id, a Hugging Face folder, a `.pt` file of Meta's, `nano`, `none`, or the folder of a run.
 
     Returns:
         The network, and its record with the complete recipe: `auto` and none in its section `model` are filled in.
@@ -33,11 +34,11 @@ def make_model(recipe: RunConfig, plan: Plan, weights: str) -> tuple[SAM2For3dMe
     Raises: as `check_model`; WeightsError if the weights cannot be read, or belong to another network.
     """
     check_model(recipe, weights)
-    source = DEFAULT_HUB_ID if weights == "auto" else weights
+    source = find_weights(weights)
     if source == "none":
         network, config, encoder = _from_scratch(recipe.model, plan)
-    elif (Path(source) / CONFIG_FILE).is_file():
-        network, config, encoder = _from_run(recipe.model, plan, Path(source))
+    elif (folder := run_of_weights(source)) is not None:
+        network, config, encoder = _from_run(recipe.model, plan, folder, source)
     else:
         network, config, encoder = _from_sam2(recipe.model, plan, source)
     training = recipe.training
@@ -82,7 +83,7 @@ def check_recipe(recipe: RunConfig, weights: str) -> None:
 def check_model(recipe: RunConfig, weights: str) -> None:
     """Raise ConfigError for no such encoder, no weights for it, none to adapt, or a package that is missing."""
     name, how = recipe.model.encoder, recipe.training.encoder
-    if not (find_encoder(name).has_sam2_weights or weights == "none" or (Path(weights) / CONFIG_FILE).is_file()):
+    if not (find_encoder(name).has_sam2_weights or weights == "none" or run_of_weights(weights)):
         raise ConfigError(
             f"--weights {weights}: SAM2's weights do not fit model.encoder={name}; give none, or a run that has it"
         )
@@ -125,26 +126,37 @@ def _from_sam2(wanted: NetworkConfig, plan: Plan, source: str) -> tuple[SAM2For3
     return network, config, "frozen"
 
 
-def _from_run(wanted: NetworkConfig, plan: Plan, folder: Path) -> tuple[SAM2For3dMed, NetworkConfig, str]:
-    """As `_from_scratch`, with the weights of a run. Parts that it lacks start fresh, and so do those of the classes if
-    their number differs."""
+def _from_run(wanted: NetworkConfig, plan: Plan, folder: Path, name: str) -> tuple[SAM2For3dMed, NetworkConfig, str]:
+    """As `_from_scratch`, with the weights of a run, which messages call by this name.
+
+    Parts that it lacks start fresh, and so do those of the classes if their number differs. Of a promptable network
+    only the encoder is taken, since the rest has learnt to follow prompts.
+    """
     record = read_sam2_record(folder, "--weights")
     old = record.recipe.model
-    dictated = {key: getattr(old, key) for key in ("encoder", "size", "channels", "pointer_time", "no_memory_token")}
+    follows_prompts = old.promptable and not wanted.promptable
+    dictated = {key: getattr(old, key) for key in ("encoder", "size", "channels")}
+    if not follows_prompts:
+        dictated |= {key: getattr(old, key) for key in ("pointer_time", "no_memory_token")}
+    elif wanted.no_memory_token is None:
+        dictated["no_memory_token"] = wanted.memory != "none"
     if wanted.image_size is None:
         wanted = wanted.model_copy(update={"image_size": old.image_size})
-    config = _of_weights(wanted, str(folder), **dictated)
+    config = _of_weights(wanted, name, **dictated)
     network = build_network(config, plan.num_classes)
     state = read_weights(folder / MODEL_FILE)
     before, now = record.plan.num_classes, plan.num_classes
-    if before != now:
-        logger.info("%s has %d classes, this data %d: their parts start fresh", folder, before, now)
+    if follows_prompts:
+        logger.info("%s follows prompts: its encoder is taken, and the rest starts fresh", name)
+        state = network.state_dict() | {key: tensor for key, tensor in state.items() if key.startswith("encoder.")}
+    elif before != now:
+        logger.info("%s has %d classes, this data %d: their parts start fresh", name, before, now)
         fresh = {name: tensor for name, tensor in network.state_dict().items() if "class_" in name}
         state = {name: tensor for name, tensor in state.items() if "class_" not in name} | fresh
     others = [f"model.{key}={value}" for key, value in old if getattr(config, key) != value]
     fresh = network.state_dict()
     if others and state.keys() != fresh.keys():
-        logger.info("%s has %s: parts that it lacks start fresh, and others are left out", folder, ", ".join(others))
+        logger.info("%s has %s: parts that it lacks start fresh, and others are left out", name, ", ".join(others))
         state = fresh | {name: tensor for name, tensor in state.items() if name in fresh}
     fill_network(network, state, folder / MODEL_FILE)
     return network, config, "train" if record.recipe.training.encoder == "train" else "frozen"

@@ -22,6 +22,7 @@ from sam2_3dmed.inference.output import MaskFormat
 from sam2_3dmed.inference.workers import assign_devices, in_processes, on_ray, on_slurm
 from sam2_3dmed.processes.journal import checksum
 from sam2_3dmed.processes.lock import locked
+from sam2_3dmed.run.run_config import find_run
 from sam2_3dmed.run.run_folder import load_model, model_files, read_record, remembered_codes
 from sam2_3dmed.run.systems import Backend
 from sam2_3dmed.volume.volume import Volume
@@ -38,7 +39,8 @@ class PredictRequest:
     """The volumes to segment, the model, and where the masks go. Most fields are options of `sam2-3dmed predict`."""
 
     model: str | Path | Segmenter
-    """A run folder, or a loaded model. A loaded model takes no settings, device, backend, workers and cluster."""
+    """A run folder, `nano` for the promptable network of this package, or a loaded model. A loaded model takes no
+    settings, device, backend, workers and cluster."""
     inputs: Sequence[Source]
     """Paths as on the command line, open .nii or .nii.gz files, arrays (X, Y, Z) or (X, Y, Z, C), and volumes.
     Outcomes come in this order, paths first. Inputs without a name are called input_1, input_2, ..."""
@@ -149,7 +151,7 @@ def _job_of_loaded(request: PredictRequest) -> tuple[Job, list[Input]]:
 
 
 def _job_of_run(request: PredictRequest) -> tuple[Job, list[Input]]:
-    run = Path(str(request.model))
+    run = find_run(str(request.model))
     record = read_record(run)
     if request.save_auxiliary and not record.has_auxiliary:
         raise ConfigError(f"--save-auxiliary is for SAM2-3dMed, and {run} is {record.about}")

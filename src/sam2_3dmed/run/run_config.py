@@ -10,11 +10,18 @@ import yaml
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from sam2_3dmed.config import Plan, RunConfig
-from sam2_3dmed.files.structured import read_yaml
 from sam2_3dmed.processes.atomic import write_text
 
 CONFIG_FILE = "config.yaml"
 FORMAT: Final = 2
+NANO = "nano"
+"""The name of the promptable network that comes with the package, pre-trained on made-up anatomy."""
+_SHIPPED = Path(__file__).parent.parent / "pretrained"
+
+
+def find_run(run: str | Path) -> Path:
+    """The folder of a run; that of `nano` is in the package."""
+    return _SHIPPED / NANO if str(run) == NANO else Path(run)
 
 
 class RunRecord(BaseModel, ABC):
@@ -90,17 +97,3 @@ class Sam2Record(RunRecord):
     @property
     def needs_reference(self) -> bool:
         return self.recipe.model.box_every > 0 or self.recipe.model.promptable
-
-
-def is_without_memory(weights: str) -> bool:
-    """Whether weights are the folder of a run without memory: `auto` is then `scratch`, which goes on with its network.
-
-    Raises: ConfigError for a broken config.yaml.
-    """
-    file = Path(weights) / CONFIG_FILE
-    if not file.is_file():
-        return False
-    record: Any = read_yaml(file)
-    for key in ("recipe", "model", "memory"):
-        record = record.get(key) if isinstance(record, dict) else None
-    return bool(record == "none")

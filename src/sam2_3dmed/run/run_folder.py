@@ -28,7 +28,7 @@ from sam2_3dmed.errors import ConfigError, DataError, WeightsError
 from sam2_3dmed.files.structured import read_object, read_yaml
 from sam2_3dmed.inference.interface import Segmenter
 from sam2_3dmed.processes.atomic import naming, replacing, require_path, write_text
-from sam2_3dmed.run.run_config import CONFIG_FILE, FORMAT, RunRecord, Sam2Record
+from sam2_3dmed.run.run_config import CONFIG_FILE, FORMAT, RunRecord, Sam2Record, find_run
 from sam2_3dmed.run.systems import OURS, Backend, find_system
 
 MODEL_FILE = "model.safetensors"
@@ -164,6 +164,7 @@ def load_model(
     """The trained model of a run folder, whatever its system, ready to predict.
 
     Args:
+        folder: of the run; `nano` is the promptable network that comes with the package.
         device: none takes the GPU if there is one.
         backend: `onnxruntime` runs what `export` wrote, on the CPU.
         settings: of the recipe's section `inference`, instead of the run's.
@@ -172,7 +173,7 @@ def load_model(
         WeightsError: not a finished run folder, or broken weights.
         ConfigError: a broken config.yaml, a setting or device that does not exist, or a backend that the system lacks.
     """
-    folder = Path(folder)
+    folder = find_run(folder)
     record = read_record(folder)
     system = find_system(record.system)
     if backend in get_args(Backend) and backend not in system.backends:

@@ -27,6 +27,7 @@ from sam2_3dmed.processes.atomic import require_path
 from sam2_3dmed.processes.lock import locked
 from sam2_3dmed.processes.map_cases import progress_bar
 from sam2_3dmed.processes.signals import Terminated, raising_terminated
+from sam2_3dmed.run.first_weights import find_weights, recipe_for_weights
 from sam2_3dmed.run.run_config import CONFIG_FILE, RunRecord
 from sam2_3dmed.run.run_folder import (
     MODEL_FILE,
@@ -58,8 +59,9 @@ class TrainRequest:
     Args:
         data: the data set's folder.
         out: the run folder; none for runs/NAME of the data set.
-        recipe: of the system (`find_system(system).recipe(name, settings)`); none for its own.
-        weights: `auto`, a hub id, a Hugging Face folder, a Meta `.pt`, `none`, or one of our run folders.
+        recipe: a name, as for `train --recipe`, or a recipe of the system (`find_system(system).recipe(...)`).
+        settings: changes of a named recipe, such as `training.epochs=50`.
+        weights: `auto`, a hub id, a Hugging Face folder, a Meta `.pt`, `nano`, `none`, or one of our run folders.
         plan: a YAML file instead of the proposed plan.
         fold: (i, n), 1 <= i <= n: fold i of n is the test set.
         resume: go on with the run in `out`, with the recipe, plan and split that it has.
@@ -72,7 +74,8 @@ class TrainRequest:
 
     data: Path
     out: Path | None = None
-    recipe: Any = None
+    recipe: Any = "auto"
+    settings: Sequence[str] = ()
     weights: str = "auto"
     plan: Path | None = None
     fold: tuple[int, int] | None = None
@@ -103,7 +106,10 @@ def train(request: TrainRequest) -> Path | None:
         dataset = read_dataset(request.data)
         folder = request.out or default_folder(dataset)
         if new_or_resumed(folder, request.resume):
-            recipe = None if request.resume else _checked_recipe(request)
+            recipe = None
+            if not request.resume:
+                recipe, weights = _checked_recipe(request, len(dataset.cases))
+                request = replace(request, weights=weights)
             with writing_run(folder):
                 _train(request, recipe, dataset, folder, distributed)
         return folder
@@ -148,12 +154,20 @@ def log_result(result: FitResult) -> None:
     logger.info(text, result.steps, result.epochs, result.best_dice)
 
 
-def _checked_recipe(request: TrainRequest) -> Any:
-    """The recipe of a new run; a ConfigError for options that do not go together."""
+def _checked_recipe(request: TrainRequest, cases: int) -> tuple[Any, str]:
+    """The recipe and the weights of a new run; a ConfigError for options that do not go together.
+
+    cases: the number of labelled ones.
+    """
     system = find_system(request.system)
-    recipe = system.recipe(from_scratch=request.weights == "none") if request.recipe is None else request.recipe
+    weights = find_weights(request.weights) if system.name == OURS else request.weights
+    recipe = request.recipe
+    if isinstance(recipe, str):
+        recipe = recipe_for_weights(system, weights, recipe, request.settings, cases)
+    elif request.settings:
+        raise ConfigError("settings change a recipe that is named; this one is whole")
     require_recipe(system, recipe)
-    system.check(recipe, weights=request.weights, gpu_memory=request.gpu_memory)
+    system.check(recipe, weights=weights, gpu_memory=request.gpu_memory)
     if request.unlabelled is not None and not system.learns_without_labels(recipe):
         raise ConfigError(
             f"--unlabelled: {system.name} learns from no scans without labels"
@@ -161,7 +175,7 @@ def _checked_recipe(request: TrainRequest) -> Any:
         )
     if request.unlabelled is not None and not request.unlabelled.is_dir():
         raise DataError(f"{request.unlabelled}: no such folder")
-    return recipe
+    return recipe, weights
 
 
 def _start(
@@ -290,20 +304,21 @@ def _log_empty_cases(split: Split, holding: Collection[str]) -> None:
         logger.info(text, empty[0], len(split.train), empty[1], len(split.validation))
 
 
-def find_learning_rate(request: TrainRequest) -> tuple[float, Path]:
+def find_learning_rate(request: TrainRequest) -> tuple[float, float, Path]:
     """Try learning rates on the weights that training would begin with, and keep nothing but a table and a picture.
 
-    Returns: the rate to begin with, and the run folder, which has learning_rates.csv and learning_rates.png.
+    Returns: the rate to begin with, that of the recipe, and the run folder with learning_rates.csv and its picture.
     Raises: as `train`; TrainingError if no rate makes the loss fall.
     """
     dataset = read_dataset(request.data)
     folder = request.out or default_folder(dataset)
-    recipe = _checked_recipe(request)
+    recipe, weights = _checked_recipe(request, len(dataset.cases))
+    request = replace(request, weights=weights)
     with _writing(folder), locked(folder):
         run, *_ = _start(request, recipe, dataset, folder, None, DistributedContext())
         test = run.try_rates()
         test.write(folder)
-    return test.suggestion, folder
+    return test.suggestion, recipe.training.learning_rate, folder
 
 
 def test_run(folder: Path, data: Path) -> Evaluation:
