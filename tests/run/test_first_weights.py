@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from sam2_3dmed import TrainRequest, load_model, train
+from sam2_3dmed import PredictRequest, TrainRequest, load_model, predict, train
 from sam2_3dmed.config import few_labels, read_recipe, scratch, with_settings
 from sam2_3dmed.errors import ConfigError, WeightsError
+from sam2_3dmed.evaluation.metrics import dice
 from sam2_3dmed.model.hub import DEFAULT_HUB_ID
 from sam2_3dmed.run.build_model import make_model
 from sam2_3dmed.run.first_weights import find_weights, recipe_for_weights, run_of_weights
@@ -16,6 +18,7 @@ from sam2_3dmed.run.pretrain import PLAN
 from sam2_3dmed.run.run_config import NANO, find_run
 from sam2_3dmed.run.run_folder import read_weights, save_model
 from sam2_3dmed.run.systems import OURS, find_system
+from sam2_3dmed.volume.label import read_label
 
 MOST_BYTES = 8_000_000
 FEW_STEPS = ["training.epochs=1", "training.samples_per_epoch=2", "training.validate_every=1", "slab_slices=4"]
@@ -116,3 +119,20 @@ def test_settings_are_for_a_recipe_that_is_named(blobs: Path, tmp_path: Path) ->
     request = TrainRequest(blobs, tmp_path / "run", recipe=scratch(), settings=FEW_STEPS, weights="none")
     with pytest.raises(ConfigError, match="settings change a recipe that is named"):
         train(request)
+
+
+def test_nano_segments_from_a_box_on_one_slice(blobs: Path, tmp_path: Path) -> None:
+    """The box of a bright blob: the mask is about that blob, and messages call the network by its name."""
+    scan, drawn = blobs / "imagesTr" / "blob_00.nii.gz", tmp_path / "drawn"
+    label = read_label(blobs / "labelsTr" / "blob_00.nii.gz")
+    blob = label.array == 1
+    best = int(blob.sum(axis=(0, 1)).argmax())
+    one = np.zeros(blob.shape, dtype=np.uint8)
+    one[..., best] = blob[..., best]
+    drawn.mkdir()
+    label.with_array(one).write(drawn / "blob_00.nii.gz")
+    (outcome,) = predict(PredictRequest(NANO, [scan], out=tmp_path / "masks", boxes_from=drawn))
+    assert outcome.error is None
+    assert dice(read_label(tmp_path / "masks" / "blob_00.nii.gz").array == 1, blob) > 0.5
+    with pytest.raises(ConfigError, match=r"^nano takes boxes"):
+        predict(PredictRequest(NANO, [scan], out=tmp_path / "masks"))

@@ -26,11 +26,12 @@ def find_weights(weights: str) -> str:
     """
     if weights != "auto":
         return weights
+    logger.info("weights are auto: looking for %s here and on the hub", DEFAULT_HUB_ID)
     try:
         download(DEFAULT_HUB_ID)
     except WeightsError as error:
         logger.info("%s", error)
-        logger.info("weights are auto, and SAM2's are not to be had: training starts from scratch")
+        logger.info("SAM2's weights are not to be had, so training starts from scratch")
         return "none"
     return DEFAULT_HUB_ID
 

@@ -151,15 +151,16 @@ def _job_of_loaded(request: PredictRequest) -> tuple[Job, list[Input]]:
 
 
 def _job_of_run(request: PredictRequest) -> tuple[Job, list[Input]]:
-    run = find_run(str(request.model))
+    name = str(request.model)
+    run = find_run(name)
     record = read_record(run)
     if request.save_auxiliary and not record.has_auxiliary:
-        raise ConfigError(f"--save-auxiliary is for SAM2-3dMed, and {run} is {record.about}")
+        raise ConfigError(f"--save-auxiliary is for SAM2-3dMed, and {name} is {record.about}")
     if record.needs_reference != (request.boxes_from is not None):
         raise ConfigError(
-            f"{run} takes boxes ({record.about}): --boxes-from has the masks to draw them around"
+            f"{name} takes boxes ({record.about}): --boxes-from has the masks to draw them around"
             if record.needs_reference
-            else f"--boxes-from is for a model trained with model.box_every or by pretrain; {run} is {record.about}"
+            else f"--boxes-from is for a model trained with model.box_every or by pretrain; {name} is {record.about}"
         )
     config = with_settings(record.recipe, request.settings).inference
     codes = read_codes(request.codes) if request.codes else remembered_codes(run)
@@ -173,7 +174,7 @@ def _job_of_run(request: PredictRequest) -> tuple[Job, list[Input]]:
         folders = {"auxiliary": request.save_auxiliary, "probabilities": request.probabilities}
         options |= {name: True for name, wanted in folders.items() if wanted}
         files = checksum(model_files(run, backend))
-        manifest = Manifest(request.out, str(run), files, options, per_host=request.cluster is not None)
+        manifest = Manifest(request.out, name, files, options, per_host=request.cluster is not None)
         job = replace(job, manifest=manifest)
     return job, _inputs(request, len(record.plan.channels))
 
