@@ -40,16 +40,20 @@ def test_live_bytes_by_hand() -> None:
     assert halves.shape == (2, 125)
 
 
+def present(slabs: Slabs) -> list[torch.Tensor]:
+    return [tensor for tensor in slabs if tensor is not None]
+
+
 def real_peak(step: Step, example: Slabs) -> int:
     """Of all tensors that live at a time while a real step is taken."""
     weights = [*step.parameters(), *step.buffers()]
     gc.collect()
-    with LiveBytes([*weights, *example[:3]]) as live:
+    with LiveBytes([*weights, *present(example)]) as live:
         for parameter in step.parameters():
             parameter.grad = torch.zeros_like(parameter)
         step(example)
     step.zero_grad()
-    return sum(tensor.nbytes for tensor in (*weights, *example[:3])) + live.peak
+    return sum(tensor.nbytes for tensor in (*weights, *present(example))) + live.peak
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -57,6 +61,16 @@ def test_counted_is_what_a_real_step_takes(step: Step, checkpointing: bool) -> N
     step.network.save_memory(activation_checkpointing=checkpointing, slices_at_once=None)
     example = slabs(2, 2)
     assert counted_bytes(step, example) == real_peak(step, example)
+
+
+def test_a_teachers_pass_is_counted(step: Step) -> None:
+    step.network.save_memory(activation_checkpointing=True, slices_at_once=None)
+    taught = Step(step.network, TotalLoss(LossConfig(terms={"bce": 1.0, "consistency": 1.0})), 2)
+    example = slabs(2, 2)
+    example = example._replace(weak=example.slices.clone())
+    counted = counted_bytes(taught, example)
+    assert counted == real_peak(taught, example)
+    assert counted > counted_bytes(taught, example._replace(weak=None))
 
 
 def test_counting_leaves_no_trace(step: Step) -> None:

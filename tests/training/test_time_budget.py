@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from sam2_3dmed.config import TrainingConfig, paper_scratch, with_settings
 from sam2_3dmed.errors import DataError
+from sam2_3dmed.training.slab_training import SlabTraining
 from sam2_3dmed.training.trials import SCHEDULE_FILE, Costs, Schedule, fitting_schedule, read_schedule
 
 MARGIN = 0.97
@@ -90,3 +92,19 @@ def test_a_run_measures_once_and_keeps_to_it(fit_on_balls, short, tmp_path: Path
     (tmp_path / SCHEDULE_FILE).write_text(json.dumps({"epochs": result.epochs + 1, "batches": written["batches"]}))
     _, resumed = fit_on_balls(config, tmp_path, resume=True)
     assert resumed.epochs == result.epochs + 1
+
+
+def test_the_pass_of_a_teacher_is_measured_too(fit_on_balls, short, tmp_path: Path, monkeypatch) -> None:
+    steps = []
+    teach = SlabTraining._teach
+
+    def noting(self: SlabTraining, weak: torch.Tensor) -> torch.Tensor:
+        steps.append(self.progress.step)
+        return teach(self, weak)
+
+    monkeypatch.setattr(SlabTraining, "_teach", noting)
+    taught = ["loss.terms={dice: 1, consistency: 1}", "training.ema_decay=0.9", "training.single_slice_fraction=0"]
+    _, result = fit_on_balls(short("training.minutes=0.01", *taught), tmp_path)
+    whole = 2 * 2  # epochs of the recipe, of two steps
+    assert steps[:3] == [whole, whole + 1, whole + 2]
+    assert steps[-1] == result.steps - 1  # the run itself began anew

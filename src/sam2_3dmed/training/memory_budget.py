@@ -24,7 +24,7 @@ from sam2_3dmed.encoders.precision import use_bf16
 from sam2_3dmed.errors import ConfigError
 from sam2_3dmed.inference.free_memory import free_bytes, is_out_of_memory
 from sam2_3dmed.inference.predictor import Predictor
-from sam2_3dmed.model.network import SAM2For3dMed
+from sam2_3dmed.model.network import Prediction, SAM2For3dMed
 from sam2_3dmed.training.losses import TotalLoss
 from sam2_3dmed.training.slab_training import training_step
 
@@ -98,6 +98,8 @@ def fit_to_memory(config: RunConfig, plan: Plan, predictor: Predictor, gigabytes
     def bytes_of(way: MemoryStrategy, slices: int = slab_slices) -> float:
         network.save_memory(activation_checkpointing=way.checkpointing, slices_at_once=way.encoder_slices)
         slabs = empty_slabs(way.slabs, slices, len(plan.channels), network.encoder.image_size)
+        if config.loss.has_teacher:
+            slabs = slabs._replace(weak=slabs.slices)
         kinds = [slabs, slabs.single_slices()] if training.single_slice_fraction > 0 else [slabs]
         return kept + max(seen_bytes(step, kind, bf16=bf16) if gpu else counted_bytes(step, kind) for kind in kinds)
 
@@ -148,8 +150,13 @@ class Step(nn.Module):
         self.num_classes = num_classes
 
     def forward(self, slabs: Slabs) -> None:
-        """Leave the gradients of Eq. 6 in the weights."""
-        training_step(self.network, self.loss, [slabs], self.num_classes)["total"].backward()
+        """Leave the gradients of Eq. 6 in the weights. For weak views there is a teacher, as large as the network."""
+        training_step(self.network, self.loss, [slabs], self.num_classes, teach=self._teach)["total"].backward()
+
+    @torch.no_grad()
+    def _teach(self, weak: Tensor) -> Tensor:
+        prediction: Prediction = self.network(weak)
+        return prediction.segmentation
 
 
 def seen_bytes(step: Step, slabs: Slabs, *, bf16: bool) -> float:

@@ -17,7 +17,7 @@ from sam2_3dmed.config import TrainingConfig
 from sam2_3dmed.errors import DataError, TrainingError
 from sam2_3dmed.files.structured import read_object
 from sam2_3dmed.processes.atomic import replacing, write_csv, write_text
-from sam2_3dmed.training.optimizer import trained_weights
+from sam2_3dmed.training.optimizer import EMA, trained_weights
 from sam2_3dmed.training.trainable import Learner, Progress, Trainable, check_gradients
 
 _LOWEST, _HIGHEST = 1e-7, 1.0
@@ -232,7 +232,7 @@ def _measure(trainable: Trainable, fabric: Fabric) -> Costs:
         with trial(trainable, fabric, check_gradients) as passes:
             first = seconds_a_pass(passes, limit, fabric)
     single_slice_steps = trainable.single_slice_steps
-    with trial(trainable, fabric, check_gradients) as passes:
+    with trial(trainable, fabric, check_gradients) as passes, _late_in_the_run(trainable):
         trainable.single_slice_steps = 0
         slabs = single = seconds_a_pass(passes, limit, fabric)
         if single_slice_steps:
@@ -249,6 +249,21 @@ def _measure(trainable: Trainable, fabric: Fabric) -> Costs:
         first_times=features.num_slices / slices_a_batch,
         refresh=features.config.refresh,
     )
+
+
+@contextmanager
+def _late_in_the_run(trainable: Trainable) -> Iterator[None]:
+    """If the average of the weights teaches, it does so now, as in all of a run but its first steps."""
+    decay = trainable.config.ema_decay
+    if not trainable.has_teacher or decay is None:
+        yield
+        return
+    trainable.teacher = EMA(trainable, decay)
+    trainable.progress.step = trainable.config.epochs * len(trainable.division)
+    try:
+        yield
+    finally:
+        trainable.teacher = None
 
 
 def seconds_a_pass(passes: Iterator[None], limit_seconds: float, fabric: Fabric) -> float:
