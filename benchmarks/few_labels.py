@@ -8,9 +8,9 @@ Sides: `scratch` is the preset `few_labels` without weights, `unlabelled` takes 
 labels, `pretrained` starts from `nano` or from a run of `pretrain`, `frozen` also keeps its encoder as it is, `sparse`
 has labels on every fifth slice, and `unet` is the 3D U-Net of against_unet.py. Volumes of a smaller number are among
 those of a larger one. Each run has as many steps as fit into the seconds. Test cases are scored once, by the best
-weights on validation cases. With `--results`, rows of a file are not measured again. The table has the mean over cases
-and seeds, and the difference to the U-Net case by case with its bootstrap interval. Without arguments it says what it
-needs, and measures nothing.
+weights on validation cases. With `--results`, rows of a file are not measured again; few_labels.jsonl beside this file
+has what was measured so far. The table has the mean over cases and seeds, and the difference to the U-Net case by case
+with its bootstrap interval. Without arguments it says what it needs, and measures nothing.
 """
 
 import argparse
