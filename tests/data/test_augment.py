@@ -86,6 +86,7 @@ class TestGeometry:
         overlap = 2 * (drawn & (moved > 0)).sum() / (drawn.sum() + (moved > 0).sum())
         assert overlap > 0.97
         assert moved.dtype == labels.dtype
+        assert set(moved.unique().tolist()) == {0, 1}
 
     @pytest.mark.parametrize("seed", range(4))
     @pytest.mark.parametrize("affine", [0, 1])

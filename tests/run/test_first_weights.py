@@ -1,6 +1,5 @@
 """What `auto` stands for among the weights, the network that comes with the package, and the recipe that fits."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +24,11 @@ FEW_STEPS = ["training.epochs=1", "training.samples_per_epoch=2", "training.vali
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> str:
         raise OSError("no route to the host")
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
-    return
 
 
 def test_auto_is_sam2_where_it_is_to_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ Codes = Annotated[
 ]
 BoxesFrom = Annotated[
     Path | None,
-    typer.Option("--boxes-from", help="Masks to draw boxes around, for a model trained with model.box_every."),
+    typer.Option("--boxes-from", help="Masks to draw boxes around, for nano, a run of pretrain or of model.box_every."),
 ]
 Probabilities = Annotated[
     bool, typer.Option("--probabilities", help="Also OUT/probabilities/NAME_CLASS.nii.gz for every class.")
